@@ -1,0 +1,76 @@
+# One target per thing people do. Each makes what it needs, on a machine with Python 3.10+ and make.
+#
+#   make setup PYTHON=python3.12              another interpreter (before .venv exists)
+#   make setup PIP_FLAGS="--find-links DIR"  anything else that pip should know
+#   make test PYTEST_FLAGS="-k layout"        any pytest option; -m slow runs the long tests
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+BENCH_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
+TREE := build/types/fxrebasin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types bench docs clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## make .venv with the pinned versions and the project, editable
+	@echo "$(VENV) is ready."
+
+# The stamp is written last: an interrupted set-up is taken up again by the next call. The build
+# tool comes first and from the pins too, so that a set-up with nothing new needs no network.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "There is no '$(PYTHON)'; name a Python 3.10 or newer: make setup PYTHON=python3.12" >&2; \
+		exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "fxrebasin needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Name another interpreter: make setup PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/pip || { \
+		echo "Making $(VENV); the first time this downloads torch and what it needs."; \
+		$(PYTHON) -m venv $(VENV); }
+	$(PIP) setuptools
+	$(PIP) --no-build-isolation --editable '.[demo,models,test,dev]'
+	@touch $@
+
+demo: $(READY) ## rebasin two small models, verify on onnxruntime, draw the barrier
+	$(BIN)/fxrebasin demo --overwrite
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(READY) ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## mend style and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy knows modules by their place, so it gets a tree of links in the shape of the installed package.
+types: $(READY) ## check types, strictly
+	@rm -rf $(TREE) && mkdir -p $(TREE)
+	@cd $(TREE) && ln -s ../../../fxrebasin/* ../../../passes ../../../exporters .
+	cd $(TREE)/.. && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
+		--cache-dir ../../.mypy_cache -p fxrebasin
+
+bench: $(READY) ## measure torchvision's models
+	$(BIN)/python -m benchmarks.equivalence $(BENCH_FLAGS)
+
+docs: $(READY) ## write the API pages to build/docs
+	$(BIN)/python -m pdoc --output-directory build/docs \
+		fxrebasin fxrebasin.passes fxrebasin.exporters
+	@echo "Open build/docs/index.html"
+
+clean: ## remove what the other targets wrote, except .venv
+	rm -rf build dist fxrebasin.egg-info fxrebasin-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find fxrebasin passes exporters tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf $(VENV)

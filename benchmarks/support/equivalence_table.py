@@ -1,0 +1,123 @@
+"""The figures of the equivalence benchmark, as CSV, Markdown and a table for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from fxrebasin.files import publish
+
+NOT_FINISHED = "not finished"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model. Figures are None where a stage was not reached; errors are relative.
+
+    `smallest_tolerance` is the smallest tolerance on onnxruntime that would have passed,
+    `tolerance` the one that was allowed, a multiple of float32's own error in this model.
+    `control_error` is the float64 error with one tensor left unpermuted. `reason` says why the
+    model fails; it is empty if it passes.
+    """
+
+    model: str
+    parameters: int | None = None
+    classes: int | None = None
+    log10_order: float | None = None
+    coverage: float | None = None
+    unknown_operators: str = ""
+    build_seconds: float | None = None
+    analyse_seconds: float | None = None
+    apply_seconds: float | None = None
+    float64_seconds: float | None = None
+    onnx_seconds: float | None = None
+    float64_error: float | None = None
+    control_error: float | None = None
+    onnx_error: float | None = None
+    smallest_tolerance: float | None = None
+    tolerance: float | None = None
+    reason: str = NOT_FINISHED
+
+    @property
+    def passed(self) -> bool:
+        """Whether all stages ran and found nothing wrong."""
+        return not self.reason
+
+
+# Title and format of the columns for people; CSV has all of them at full precision.
+_COLUMNS = (
+    ("model", "model", ""),
+    ("parameters", "parameters", ","),
+    ("classes", "classes", "d"),
+    ("log10_order", "log10 order", ".3f"),
+    ("coverage", "coverage", ".2%"),
+    ("unknown_operators", "unknown operators", ""),
+    ("analyse_seconds", "analyse s", ".2f"),
+    ("apply_seconds", "apply s", ".2f"),
+    ("float64_seconds", "float64 s", ".1f"),
+    ("onnx_seconds", "ONNX s", ".1f"),
+    ("float64_error", "float64 error", ".1e"),
+    ("control_error", "control error", ".1e"),
+    ("onnx_error", "onnxruntime error", ".1e"),
+    ("smallest_tolerance", "smallest tolerance", ".1e"),
+    ("tolerance", "tolerance", ".1e"),
+    ("reason", "verdict", ""),
+)
+
+
+def write_tables(out: Path, label: str, rows: Sequence[Row]) -> None:
+    """Write `<out>/<label>.csv` and `<out>/<label>.md`, replacing those that are there."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(asdict(rows[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    publish(out / f"{label}.csv", buffer.getvalue().encode(), overwrite=True)
+    publish(out / f"{label}.md", _markdown(rows).encode(), overwrite=True)
+
+
+def console_table(rows: Sequence[Row]) -> Table:
+    """The columns for people."""
+    table = Table()
+    for key, title, _ in _COLUMNS:
+        table.add_column(title, justify="left" if key in ("model", "reason") else "right")
+    for row in rows:
+        table.add_row(*_cells(row), style=None if row.passed else "red")
+    return table
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    passed = sum(row.passed for row in rows)
+    titles = [title for _, title, _ in _COLUMNS]
+    lines = [
+        "# A random element of the symmetry group, applied to torchvision's classifiers",
+        "",
+        f"{passed} of {len(rows)} pass. {_environment()}",
+        "",
+        f"| {' | '.join(titles)} |",
+        f"|{' --- |' * len(titles)}",
+    ]
+    for row in rows:
+        cells = (cell.replace("|", "\\|").replace("\n", " ") for cell in _cells(row))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row) -> list[str]:
+    values = {**asdict(row), "reason": row.reason or "pass"}
+    return [
+        "–" if values[key] is None else format(values[key], style) for key, _, style in _COLUMNS
+    ]
+
+
+def _environment() -> str:
+    names = ("torch", "torchvision", "onnx")
+    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    return f"Made with {versions}, {torch.get_num_threads()} threads of {os.cpu_count()} cores."

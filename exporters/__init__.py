@@ -1,0 +1,1 @@
+"""Everything that leaves PyTorch: ONNX, onnxruntime checks, checkpoints."""

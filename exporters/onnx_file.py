@@ -1,0 +1,155 @@
+"""Make an ONNX file with torch's exporter: quiet, named after the model, and well-formed."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import onnx
+import torch
+from fxrebasin.exporters.input_names import named_inputs
+from fxrebasin.exporters.input_sets import InputSet, is_batched
+from fxrebasin.exporters.onnx_names import BATCH_NAME, tidy
+from fxrebasin.exporters.outputs import named_tensors
+from fxrebasin.passes.preserve import preserve
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from fxrebasin.blame import first_lines
+from fxrebasin.errors import ExportError
+
+# A protobuf message holds less than 2 GiB, and the graph itself takes some of that.
+EMBEDDED_BYTES = 1_800_000_000
+
+_LOGGERS = ("torch", "onnxscript", "onnx_ir")
+
+
+def data_name(path: Path) -> str:
+    """Name of the file beside `path` that holds the weights if there are too many.
+
+    Example:
+        >>> data_name(Path("models/net.onnx"))
+        'net.onnx.data'
+    """
+    return f"{path.name}.data"
+
+
+def write_onnx(
+    model: nn.Module,
+    path: Path,
+    inputs: InputSet,
+    *,
+    batch: int | None = None,
+    opset: int | None = None,
+    optimize: bool = True,
+) -> None:
+    """Export with torch's exporter, name everything, write the file and check it; print nothing.
+
+    Args:
+        model: left as it was; exported in eval mode.
+        path: where to write; weights beyond `EMBEDDED_BYTES` go to a second file beside it.
+        inputs: the call to export.
+        batch: size, in these inputs, of the axis to be dynamic (the first axis of every tensor
+            that has this size there); None for no dynamic axis.
+        opset: version of the operator set; the exporter's default when left out.
+        optimize: run onnxscript's optimizer.
+
+    Raises:
+        ExportError: the exporter or `onnx.checker` refuses.
+    """
+    outputs: list[str] = []
+    flat = _Flat(model, inputs, lambda names: outputs.__setitem__(slice(None), names))
+    tensors = flat.tensors()
+    axis = torch.export.Dim(BATCH_NAME)
+    shapes = [{0: axis} if batch and is_batched(tensor, batch) else {} for tensor in tensors]
+    try:
+        with preserve(model), _quiet():
+            program = torch.onnx.export(
+                flat,
+                tensors,
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                optimize=optimize,
+                dynamic_shapes=(tuple(shapes),) if batch else None,
+            )
+    except Exception as error:
+        raise ExportError(
+            f"torch.onnx.export cannot export {type(model).__name__}: {_root(error)}"
+        ) from error
+    if program is None or not outputs:
+        raise ExportError(f"{type(model).__name__} returns no tensor")
+    names = list(named_inputs(model, inputs.args, inputs.kwargs))
+    tidy(program.model, inputs=names, outputs=outputs, scope="model.", batch=batch is not None)
+    _save(program, path, model, opset)
+
+
+class _Flat(nn.Module):
+    """The model as a function from a tuple of tensors to a tuple of tensors.
+
+    Keyword inputs, inputs that are no tensors, and returned dataclasses, caches, numbers and None
+    are all beyond torch's exporter in one combination or another.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: InputSet, record: Callable[[list[str]], None]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.training = False  # `eval()` would also be called on the model
+        self._leaves, self._spec = tree_flatten((inputs.args, dict(inputs.kwargs)))
+        self._record = record
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The inputs; copies, since torch.export takes one tensor passed twice for one input."""
+        return tuple(leaf.clone() for leaf in self._leaves if isinstance(leaf, torch.Tensor))
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
+        args, kwargs = tree_unflatten(leaves, self._spec)
+        returned = named_tensors(self.model(*args, **kwargs))
+        self._record(list(returned))
+        return tuple(returned.values())
+
+
+def _save(program: torch.onnx.ONNXProgram, path: Path, model: nn.Module, opset: int | None) -> None:
+    written = program.model.opset_imports.get("")
+    if opset not in (None, written):
+        raise ExportError(f"the model needs opset {written}; opset {opset} was asked for")
+    initializers = program.model.graph.initializers.values()
+    size = sum(value.const_value.nbytes for value in initializers if value.const_value is not None)
+    program.save(path, external_data=size > EMBEDDED_BYTES)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(
+            f"onnx.checker refuses the exported {type(model).__name__}: {first_lines(error)}"
+        ) from error
+
+
+def _root(error: BaseException) -> str:
+    """The first line of the exception that started it; torch wraps it in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_lines(error, 1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's prints, warnings and log lines from the user's terminal."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,206 @@
+"""What models return: named tensors, and how far two of them are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from fxrebasin.exporters.report import OutputFigures
+
+
+def named_tensors(value: Any) -> dict[str, torch.Tensor]:
+    """The tensors inside what a model returned, by their place in it, in order.
+
+    Looks into mappings, tuples, lists, dataclasses and other objects with attributes (a cache of
+    keys and values). Whatever is no tensor is left out.
+
+    Example:
+        >>> list(named_tensors({"logits": torch.ones(1), "states": (torch.ones(1), None)}))
+        ['logits', 'states.0']
+    """
+    return dict(_leaves(value, (), frozenset()))
+
+
+def _leaves(
+    value: Any, place: tuple[str, ...], above: frozenset[int]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield ".".join(place) or "output", value
+    elif id(value) not in above:
+        for key, item in _items(value):
+            yield from _leaves(item, (*place, str(key)), above | {id(value)})
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, list | tuple):
+        return list(enumerate(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, type) or callable(value) or not hasattr(value, "__dict__"):
+        return []
+    return list(vars(value).items())
+
+
+def compare_tensors(
+    name: str,
+    reference: torch.Tensor,
+    candidate: torch.Tensor,
+    *,
+    tolerance: float,
+    noise_floor: float | None = None,
+) -> OutputFigures:
+    """Compare two tensors of any shape; floating-point values in float64, integers exactly.
+
+    Args:
+        name: name of the output, for the report.
+        reference: what is right by definition.
+        candidate: what is compared with it.
+        tolerance: largest accepted max |candidate - reference| / max |reference|, without unit.
+        noise_floor: carried into the result.
+
+    Non-finite values are looked for first: a NaN, or an infinity that the two do not share, fails
+    whatever the tolerance; the finite rest is compared.
+    """
+    exact = not (reference.is_floating_point() or reference.is_complex())
+    figures = OutputFigures(
+        name=name,
+        shape=tuple(reference.shape),
+        dtype=str(reference.dtype).removeprefix("torch."),
+        max_abs=math.nan,
+        max_rel=math.nan,
+        mean_abs=math.nan,
+        cosine=math.nan,
+        top1=None,
+        differing=None,
+        noise_floor=noise_floor,
+        tolerance=0.0 if exact else tolerance,
+        problems=_kind_problems(reference, candidate),
+    )
+    if figures.problems:
+        return figures
+    if exact:
+        return _with_exact_error(figures, reference, candidate)
+    return _with_float_error(figures, _wide(reference), _wide(candidate))
+
+
+def relative_error(reference: torch.Tensor, candidate: torch.Tensor) -> float:
+    """max |candidate - reference| / max |reference| in float64, where both are finite.
+
+    0 if both tensors are zero or empty, inf if only the reference is zero. Any one shape.
+
+    Example:
+        >>> relative_error(torch.tensor([4.0, 0.0]), torch.tensor([4.0, 1.0]))
+        0.25
+    """
+    left, right = _shared(_wide(reference), _wide(candidate))
+    return _ratio(_peak(right - left), _peak(left))
+
+
+def _shared(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both with zeros where either is not finite."""
+    finite = torch.isfinite(left) & torch.isfinite(right)
+    return left.where(finite, 0), right.where(finite, 0)
+
+
+def _kind_problems(reference: torch.Tensor, candidate: torch.Tensor) -> tuple[str, ...]:
+    problems = []
+    if reference.shape != candidate.shape:
+        problems.append(f"shape {tuple(candidate.shape)} instead of {tuple(reference.shape)}")
+    if _kind(reference) != _kind(candidate):
+        problems.append(f"dtype {candidate.dtype} instead of {reference.dtype}")
+    return tuple(problems)
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    if tensor.is_complex():
+        return "complex"
+    if tensor.is_floating_point():
+        return "real"
+    return "boolean" if tensor.dtype == torch.bool else "integer"
+
+
+def _with_exact_error(
+    figures: OutputFigures, reference: torch.Tensor, candidate: torch.Tensor
+) -> OutputFigures:
+    left, right = reference.cpu().to(torch.int64), candidate.cpu().to(torch.int64)
+    differing = int((left != right).sum())
+    problem = f"{differing} of {left.numel()} {_kind(reference)} values differ"
+    return replace(
+        _with_float_error(figures, left.double(), right.double()),
+        top1=None,
+        differing=differing,
+        problems=(problem,) if differing else (),
+    )
+
+
+def _with_float_error(
+    figures: OutputFigures, left: torch.Tensor, right: torch.Tensor
+) -> OutputFigures:
+    findings, problems = _non_finite(left, right)
+    left, right = _shared(left, right)
+    return replace(
+        figures,
+        max_abs=_peak(right - left),
+        max_rel=_ratio(_peak(right - left), _peak(left)),
+        mean_abs=float((right - left).abs().mean()) if left.numel() else 0.0,
+        cosine=_cosine(left, right),
+        top1=_top1(left, right),
+        non_finite=findings,
+        problems=problems,
+    )
+
+
+def _non_finite(left: torch.Tensor, right: torch.Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Findings (what there is) and problems (what fails) about values that are not finite."""
+    if torch.isfinite(left).all() and torch.isfinite(right).all():
+        return (), ()
+    findings = []
+    for role, tensor in (("reference", left), ("candidate", right)):
+        nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+        if nan or infinite:
+            findings.append(
+                f"{nan} NaN and {infinite} infinite among {tensor.numel()} values of the {role}"
+            )
+    masked = left.isinf() & (left == right)
+    finite = torch.isfinite(left) & torch.isfinite(right)
+    if (masked | finite).all() and finite.any():
+        return tuple(findings), ()
+    return tuple(findings), tuple(findings)
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    wide = torch.complex128 if tensor.is_complex() else torch.float64
+    return tensor.detach().to("cpu", wide)
+
+
+def _peak(tensor: torch.Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
+
+
+def _ratio(error: float, scale: float) -> float:
+    if error == 0:
+        return 0.0
+    return error / scale if scale else math.inf
+
+
+def _cosine(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Cosine of two finite tensors; 1 if both are zero, 0 if one is; scaled against overflow."""
+    scales = _peak(left), _peak(right)
+    if 0 in scales:
+        return float(scales[0] == scales[1])
+    left, right = left.flatten() / scales[0], right.flatten() / scales[1]
+    product = torch.vdot(left, right).real / (left.norm() * right.norm())
+    return min(1.0, float(product))
+
+
+def _top1(left: torch.Tensor, right: torch.Tensor) -> float | None:
+    if left.is_complex() or left.dim() < 2 or left.shape[-1] < 2 or not left.numel():
+        return None
+    return float((left.argmax(-1) == right.argmax(-1)).double().mean())

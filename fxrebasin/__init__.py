@@ -1,0 +1,41 @@
+"""Find the permutation symmetries of a PyTorch model and re-base it with proof that nothing changed."""
+
+from fxrebasin.api import Reference, analyze, apply, match, transform
+from fxrebasin.errors import (
+    ArchitectureMismatchError,
+    CheckpointError,
+    EquivalenceError,
+    ExportError,
+    FxRebasinError,
+    InputError,
+    TraceError,
+)
+from fxrebasin.exporters.equivalence import verify
+from fxrebasin.exporters.onnx import export_onnx
+from fxrebasin.exporters.report import EquivalenceReport
+from fxrebasin.layout import PermutationClass
+from fxrebasin.permutation import Permutation
+from fxrebasin.report import RebasinReport
+from fxrebasin.symmetry import Symmetry
+
+__all__ = [
+    "ArchitectureMismatchError",
+    "CheckpointError",
+    "EquivalenceError",
+    "EquivalenceReport",
+    "ExportError",
+    "FxRebasinError",
+    "InputError",
+    "Permutation",
+    "PermutationClass",
+    "RebasinReport",
+    "Reference",
+    "Symmetry",
+    "TraceError",
+    "analyze",
+    "apply",
+    "export_onnx",
+    "match",
+    "transform",
+    "verify",
+]

@@ -1,0 +1,69 @@
+"""Analysis: from a model to its symmetry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from fxrebasin.errors import InputError
+from fxrebasin.passes.group import group
+from fxrebasin.passes.propagate import propagate
+from fxrebasin.passes.tie_graph import tie_graph
+from fxrebasin.symmetry import Symmetry
+
+
+def symmetry_of(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    state_buffers: Sequence[str] = (),
+) -> Symmetry:
+    """The symmetry of one call of a model; see `fxrebasin.analyze`.
+
+    Raises:
+        InputError: `state_buffers` names no buffer, or the model does not run on the inputs.
+    """
+    buffers = [name for name, _ in model.named_buffers(remove_duplicate=False)]
+    unknown = [name for name in state_buffers if name not in buffers]
+    if unknown:
+        raise InputError(f"state_buffers: the model has no buffer {', '.join(unknown)}")
+    propagation = propagate(model, args, kwargs, state_buffers)
+    grouping = group(propagation)
+    names = _all_names(model)
+    parameters = [name for name, _ in model.named_parameters()]
+    kept = set(model.state_dict(keep_vars=True)) | {n for n, _ in model.named_parameters()}
+    return Symmetry(
+        classes=grouping.classes,
+        layout={
+            alias: groups
+            for name, groups in grouping.layout.items()
+            for alias in names[name]
+            if alias in kept
+        },
+        pins={
+            (alias, axis): reason
+            for (name, axis), reason in grouping.pins.items()
+            for alias in names[name]
+        },
+        unknown_operators=tuple(propagation.unknown),
+        shapes={
+            alias: shape for name, shape in propagation.shapes.items() for alias in names[name]
+        },
+        parameters=tuple(parameters),
+        operators=dict(propagation.operators),
+        _graph=partial(tie_graph, propagation, grouping.fields, parameters),
+    )
+
+
+def _all_names(model: nn.Module) -> dict[str, list[str]]:
+    """For the first name of each state tensor, all the names that it has."""
+    found: dict[int, list[str]] = {}
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]:
+        found.setdefault(id(tensor), []).append(name)
+    return {names[0]: names for names in found.values()}

@@ -1,0 +1,256 @@
+"""The public functions: analyze, match, apply, transform."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx, nn
+
+from fxrebasin.analysis import symmetry_of
+from fxrebasin.compare import check_usable, first_graph_difference, unwrap
+from fxrebasin.errors import ArchitectureMismatchError
+from fxrebasin.exporters.equivalence import compare_float64
+from fxrebasin.inputs import normalise_inputs
+from fxrebasin.passes.match import MatchResult, check_method, match_states
+from fxrebasin.passes.rewrite import rewrite
+from fxrebasin.passes.trace import TraceResult, trace
+from fxrebasin.permutation import Permutation
+from fxrebasin.reference import reference_state
+from fxrebasin.report import RebasinReport
+from fxrebasin.symmetry import Symmetry
+
+Reference: TypeAlias = nn.Module | Mapping[str, torch.Tensor] | str | PathLike[str]
+"""A module, a state dict, or the path of a safetensors or PyTorch file."""
+
+
+def analyze(
+    model: nn.Module,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    state_buffers: Sequence[str] = (),
+) -> Symmetry:
+    """Find the permutations of a model's units that leave its function unchanged.
+
+    The model is run once, in eval mode, on meta tensors; its weights are not looked at, and a model
+    on the meta device will do. It is left as it was.
+
+    Args:
+        model: any module or GraphModule.
+        example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
+        example_kwargs: keyword inputs by name.
+        state_buffers: buffers to treat as state that may be permuted. Running statistics of
+            normalisation layers always are; other buffers are constants.
+
+    Raises:
+        InputError: the model or its inputs cannot be used.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3))
+        >>> round(analyze(net).log10_order(), 3)  # log10 of 5!
+        2.079
+    """
+    module = unwrap(model)
+    check_usable(module, needs_weights=False)
+    args, kwargs = normalise_inputs(module, example_inputs, example_kwargs)
+    return symmetry_of(module, args, kwargs, state_buffers)
+
+
+def match(
+    model_b: nn.Module,
+    ref: Reference,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    method: str = "weight",
+    seed: int = 0,
+    **options: Any,
+) -> Permutation:
+    """Find the permutation of `model_b` that brings its weights closest to those of `ref`.
+
+    Args:
+        model_b: the model to be permuted.
+        ref: the reference: a module of the same architecture, its state dict, or a file of it.
+        example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
+        example_kwargs: keyword inputs by name.
+        method: `"weight"` is weight matching (Git Re-Basin, arXiv:2209.04836, algorithm 1).
+        seed: the same seed gives the same permutation.
+        **options: of the method.
+
+    Raises:
+        ArchitectureMismatchError: model and reference differ in names, shapes or graph.
+        InputError: model, reference, inputs, method or options cannot be used.
+        CheckpointError: the file of the reference cannot be read.
+
+    Example:
+        >>> a, b = (nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3)) for _ in "ab")
+        >>> match(b, ref=a).arrays["0.weight[0]"].shape
+        (5,)
+    """
+    return _Task(model_b, ref, example_inputs, example_kwargs, method, options).match(seed).permutation
+
+
+def apply(
+    model_b: nn.Module,
+    permutation: Permutation,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+) -> fx.GraphModule:
+    """Permute the units of a model; the result owns its weights, and `model_b` is left as it was.
+
+    Args:
+        model_b: the model; any module or GraphModule.
+        permutation: from `match`, `Symmetry.random`, or `Permutation.load`.
+        example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
+        example_kwargs: keyword inputs by name.
+
+    Returns:
+        A GraphModule in eval mode with the same state dict keys, shapes and dtypes.
+
+    Raises:
+        ArchitectureMismatchError: the permutation belongs to another architecture.
+        InputError: the model or its inputs cannot be used.
+        TraceError: no graph can be made of the model; `permutation.permute_state_dict` works.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3))
+        >>> permuted = apply(net, analyze(net).random(seed=0))
+        >>> x = torch.ones(1, 2)
+        >>> torch.allclose(permuted(x), net(x), atol=1e-6)
+        True
+    """
+    module = unwrap(model_b)
+    check_usable(module)
+    args, kwargs = normalise_inputs(module, example_inputs, example_kwargs)
+    return rewrite(module, permutation, args, kwargs)
+
+
+def transform(
+    model_b: nn.Module,
+    ref: Reference,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    method: str = "weight",
+    seed: int = 0,
+    verify: bool = True,
+    **options: Any,
+) -> fx.GraphModule:
+    """Re-base `model_b` onto `ref`: match, permute, and prove that the function is unchanged.
+
+    Args:
+        model_b: the model to be permuted; left as it was.
+        ref: the reference: a module of the same architecture, its state dict, or a file of it.
+        example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
+        example_kwargs: keyword inputs by name.
+        method: see `match`.
+        seed: the same seed gives the same permutation.
+        verify: compare result and model in float64 (relative error at most 1e-10).
+        **options: of the method.
+
+    Returns:
+        A GraphModule in eval mode with the state dict keys, shapes and dtypes of `model_b`;
+        `meta["fxrebasin"]` is a `RebasinReport`.
+
+    Raises:
+        ArchitectureMismatchError: model and reference differ in names, shapes or graph.
+        EquivalenceError: the result does not compute what the model computes.
+        InputError: model, reference, inputs, method or options cannot be used.
+        CheckpointError: the file of the reference cannot be read.
+        TraceError: no graph can be made of the model; `match` and `permute_state_dict` work.
+
+    Example:
+        >>> a, b = (nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3)) for _ in "ab")
+        >>> g = transform(b, ref=a)
+        >>> g.meta["fxrebasin"].equivalence.passed
+        True
+    """
+    task = _Task(model_b, ref, example_inputs, example_kwargs, method, options)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "trace"):
+        traced = task.trace()
+    with _timed(seconds, "analyze"):
+        symmetry = task.analyze()
+    with _timed(seconds, "match"):
+        found = task.match(seed, symmetry)
+    with _timed(seconds, "rewrite"):
+        result = rewrite(task.model, found.permutation, task.args, task.kwargs, traced=traced)
+    equivalence = None
+    if verify:
+        with _timed(seconds, "verify"):
+            equivalence = compare_float64(task.model, result, task.args, task.kwargs)
+        equivalence.raise_if_failed()
+    result.meta["fxrebasin"] = RebasinReport(
+        method=method,
+        objective_before=found.objective_before,
+        objective_after=found.objective_after,
+        distance_before=found.distance_before,
+        distance_after=found.distance_after,
+        sweeps=found.sweeps,
+        seconds=seconds,
+        tracer=traced.tracer,
+        notes=traced.notes,
+        equivalence=equivalence,
+        certificate=found.permutation,
+        log10_order=symmetry.log10_order(),
+        unknown_operators=symmetry.unknown_operators,
+    )
+    return result
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - began
+
+
+class _Task:
+    """A model and a reference that have been checked, before any work."""
+
+    def __init__(
+        self,
+        model_b: nn.Module,
+        ref: Reference,
+        example_inputs: Any,
+        example_kwargs: Mapping[str, Any] | None,
+        method: str,
+        options: Mapping[str, Any],
+    ) -> None:
+        check_method(method, options)
+        self.model = unwrap(model_b)
+        check_usable(self.model)
+        self.reference = unwrap(ref) if isinstance(ref, nn.Module) else None
+        self.state_a = reference_state(ref, self.model)
+        self.args, self.kwargs = normalise_inputs(self.model, example_inputs, example_kwargs)
+        self.method, self.options = method, dict(options)
+
+    def trace(self) -> TraceResult:
+        """The graph of the model; refuses a reference with another graph."""
+        traced = trace(self.model, self.args, self.kwargs)
+        if isinstance(self.reference, fx.GraphModule) and isinstance(self.model, fx.GraphModule):
+            difference = first_graph_difference(traced.graph_module, self.reference)
+            if difference is not None:
+                raise ArchitectureMismatchError(
+                    f"model and reference have the same weights but other graphs: {difference}"
+                )
+        return traced
+
+    def analyze(self) -> Symmetry:
+        return symmetry_of(self.model, self.args, self.kwargs)
+
+    def match(self, seed: int, symmetry: Symmetry | None = None) -> MatchResult:
+        own = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+        names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+        return match_states(
+            symmetry or self.analyze(),
+            own,
+            self.state_a,
+            method=self.method,
+            seed=seed,
+            parameters=names,
+            **self.options,
+        )

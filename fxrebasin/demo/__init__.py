@@ -1,0 +1,1 @@
+"""The demonstration that `fxrebasin demo` runs on digits."""

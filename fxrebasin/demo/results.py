@@ -1,0 +1,126 @@
+"""What the demo finds out, and the table it is printed as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from fxrebasin.demo.barrier import Curve
+from fxrebasin.demo.plot import Line, Panel
+from fxrebasin.demo.subjects import Subject
+from fxrebasin.exporters.report import EquivalenceReport
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The way from A to B, and the way from A to rebased B."""
+
+    before: Curve
+    after: Curve
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the demo found out about one pair of networks.
+
+    Attributes:
+        subject: what was trained.
+        parameters: number of parameter elements of one network.
+        classes: number of permutation classes.
+        log10_order: log10 of the number of permutations that leave the function unchanged.
+        distances: Euclidean distance of A's parameters to B's, before and after.
+        plain: losses and accuracies on the way from A to B.
+        recomputed: the same with recomputed BatchNorm statistics; None without BatchNorm.
+        float64: B against rebased B in float64.
+        onnxruntime: B in PyTorch against the ONNX file of rebased B on onnxruntime.
+        onnx_file: the file that was written.
+    """
+
+    subject: Subject
+    parameters: int
+    classes: int
+    log10_order: float
+    distances: tuple[float, float]
+    plain: Comparison
+    recomputed: Comparison | None
+    float64: EquivalenceReport
+    onnxruntime: EquivalenceReport
+    onnx_file: Path
+
+    def panel(self) -> Panel:
+        """The curves as the picture shows them."""
+        lines = [Line(self.plain.before, rebased=False), Line(self.plain.after, rebased=True)]
+        if self.recomputed is not None:
+            lines.append(Line(self.recomputed.before, rebased=False, recomputed=True))
+            lines.append(Line(self.recomputed.after, rebased=True, recomputed=True))
+        return Panel(self.subject.title, tuple(lines))
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Everything that the demo found and wrote; `seconds` is wall-clock time."""
+
+    outcomes: tuple[Outcome, ...]
+    picture: Path
+    seconds: float
+
+
+def results_table(outcomes: Sequence[Outcome]) -> Table:
+    """One column per pair of networks; an arrow leads from before to after rebasing."""
+    table = Table(title="A and B, trained from different seeds: before → after rebasing B")
+    table.add_column("")
+    for outcome in outcomes:
+        table.add_column(outcome.subject.title, justify="right")
+    for label, cell in _ROWS:
+        table.add_row(label, *(cell(outcome) for outcome in outcomes))
+    table.add_section()
+    _add_comparison(table, [outcome.plain for outcome in outcomes])
+    recomputed = [outcome.recomputed for outcome in outcomes]
+    if any(recomputed):
+        table.add_section()
+        table.add_row("with BatchNorm statistics")
+        table.add_row("recomputed on training data")
+        _add_comparison(table, recomputed)
+    table.add_section()
+    for label, cell in _CHECKS:
+        table.add_row(label, *(cell(outcome) for outcome in outcomes))
+    return table
+
+
+def _add_comparison(table: Table, pairs: Sequence[Comparison | None]) -> None:
+    for label, cell in _CURVE_ROWS:
+        table.add_row(label, *("–" if pair is None else cell(pair) for pair in pairs))
+
+
+def _change(cell: Callable[[Curve], str]) -> Callable[[Comparison], str]:
+    return lambda pair: f"{cell(pair.before)} → {cell(pair.after)}"
+
+
+def _verdict(report: EquivalenceReport) -> str:
+    return f"{report.max_rel:.1e} ({'pass' if report.passed else 'FAIL'})"
+
+
+_ROWS: tuple[tuple[str, Callable[[Outcome], str]], ...] = (
+    ("parameters", lambda o: f"{o.parameters:,}"),
+    ("permutation classes", lambda o: str(o.classes)),
+    ("log10 of the group's order", lambda o: f"{o.log10_order:.1f}"),
+    ("distance of A and B", lambda o: f"{o.distances[0]:.2f} → {o.distances[1]:.2f}"),
+)
+_CURVE_ROWS: tuple[tuple[str, Callable[[Comparison], str]], ...] = (
+    ("loss of A, of B", lambda p: f"{p.before.losses[0]:.3f}, {p.before.losses[-1]:.3f}"),
+    ("midpoint loss", _change(lambda curve: f"{curve.midpoint()[0]:.3f}")),
+    (
+        "accuracy of A, of B",
+        lambda p: f"{p.before.accuracies[0]:.1%}, {p.before.accuracies[-1]:.1%}",
+    ),
+    ("midpoint accuracy", _change(lambda curve: f"{curve.midpoint()[1]:.1%}")),
+    ("barrier", _change(lambda curve: f"{curve.barrier():.3f}")),
+)
+_CHECKS: tuple[tuple[str, Callable[[Outcome], str]], ...] = (
+    ("float64 relative error", lambda o: _verdict(o.float64)),
+    ("onnxruntime relative error", lambda o: _verdict(o.onnxruntime)),
+    ("tolerance on onnxruntime", lambda o: f"{o.onnxruntime.tolerance:.1e}"),
+)

@@ -1,0 +1,31 @@
+"""The error family: every refusal of the package is an `FxRebasinError`."""
+
+from __future__ import annotations
+
+
+class FxRebasinError(Exception):
+    """Base of all errors raised on purpose by fxrebasin."""
+
+
+class InputError(FxRebasinError, ValueError):
+    """The model, its example inputs or an option cannot be used."""
+
+
+class TraceError(FxRebasinError):
+    """No tracer could turn the model into a graph, or the model did not run."""
+
+
+class ArchitectureMismatchError(FxRebasinError, ValueError):
+    """Model and reference do not have the same parameters, buffers or graph."""
+
+
+class CheckpointError(FxRebasinError, ValueError):
+    """A file of weights, a certificate or an ONNX file cannot be read or written."""
+
+
+class EquivalenceError(FxRebasinError):
+    """The rewritten model does not compute what the original computes."""
+
+
+class ExportError(FxRebasinError):
+    """The model could not be exported, checked or run outside PyTorch."""

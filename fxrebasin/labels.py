@@ -1,0 +1,181 @@
+"""The axis algebra: which unit sits at which position of a tensor.
+
+Every tensor of a traced model carries *fields*. A field names, for each position of the tensor,
+the unit that the position belongs to; a permutation of units then moves positions. Operators that
+only move data are run on the fields themselves, so sums of axes (`cat`, `chunk`), products of axes
+(`view`), cases (`unbind` of a stacked axis) and any interleaving of them need no notation of their
+own: they are what the arrays of labels look like afterwards.
+
+A label is an int64. Labels >= 0 are units that may turn out to be free. Labels < 0 are rigid
+positions that no permutation moves; `NONE` marks positions that a field says nothing about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+NONE = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """A materialised field.
+
+    Attributes:
+        values: int64, as many dimensions as the tensor; size 1 along axes where it is constant.
+        axes: the axes along which it varies.
+        injective: no label occurs twice in `values`.
+        rigid: all labels are negative.
+        reason: for rigid fields, why its positions cannot move.
+    """
+
+    values: Tensor
+    axes: tuple[int, ...]
+    injective: bool
+    rigid: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Elements:
+    """The field of a state tensor in which every element is a unit of its own.
+
+    It is never materialised: `view` is an int8 tensor on the meta device whose strides address the
+    elements of the (contiguous) state tensor, so that view operators can be run on it.
+    """
+
+    state: str
+    view: Tensor
+    axes: tuple[int, ...]
+
+
+Field: TypeAlias = Labels | Elements
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A tensor as the analysis sees it: its shape and its fields.
+
+    Two positions with the same labels in all fields hold equal values, whatever the parameters.
+    """
+
+    shape: tuple[int, ...]
+    fields: tuple[Field, ...] = ()
+
+
+def varying_axes(values: Tensor) -> tuple[int, ...]:
+    return tuple(axis for axis, size in enumerate(values.shape) if size > 1)
+
+
+def labels_of(values: Tensor, like: Labels | None = None, injective: bool = False) -> Labels | None:
+    """Wrap label values as a field; None when they vary along no axis and hence say nothing."""
+    axes = varying_axes(values)
+    if not axes:
+        return None
+    if like is None:
+        return Labels(values, axes, injective)
+    return Labels(values, axes, injective, like.rigid, like.reason)
+
+
+def elements_of(state: str, view: Tensor) -> Elements | None:
+    axes = tuple(
+        axis
+        for axis, (size, stride) in enumerate(zip(view.shape, view.stride(), strict=True))
+        if size > 1 and stride != 0
+    )
+    return Elements(state, view, axes) if axes else None
+
+
+@lru_cache(maxsize=4096)
+def _iota(size: int) -> Tensor:
+    return -torch.arange(2, size + 2)
+
+
+def positions(ndim: int, axis: int, size: int, reason: str) -> Labels:
+    """The rigid field that pins every position along one axis."""
+    shape = [1] * ndim
+    shape[axis] = size
+    return Labels(_iota(size).view(shape), (axis,), injective=True, rigid=True, reason=reason)
+
+
+def pinned_value(shape: Sequence[int], reason: str) -> Value:
+    """A tensor none of whose axes can be permuted."""
+    size = tuple(shape)
+    return Value(
+        size,
+        tuple(positions(len(size), axis, n, reason) for axis, n in enumerate(size) if n > 1),
+    )
+
+
+def place(field: Field, target: Sequence[int], ndim: int) -> Field:
+    """Move a field's axes to the given axes of a space with `ndim` dimensions."""
+    order = sorted(range(len(target)), key=lambda axis: target[axis])
+    wanted = [target[axis] for axis in order]
+    if isinstance(field, Labels):
+        shape = [1] * ndim
+        for axis, position in zip(order, wanted, strict=True):
+            shape[position] = field.values.shape[axis]
+        values = field.values.permute(order).reshape(shape)
+        axes = tuple(sorted(target[axis] for axis in field.axes))
+        return Labels(values, axes, field.injective, field.rigid, field.reason)
+    view = field.view.permute(order)
+    for position in range(ndim):
+        if position not in wanted:
+            view = view.unsqueeze(position)
+    return Elements(field.state, view, tuple(sorted(target[axis] for axis in field.axes)))
+
+
+def reshape_groups(
+    before: Sequence[int], after: Sequence[int]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Split a reshape into the smallest groups of axes that are reshaped among themselves."""
+    groups = []
+    i = j = 0
+    while i < len(before) or j < len(after):
+        start_i, start_j = i, j
+        left = before[i] if i < len(before) else 1
+        right = after[j] if j < len(after) else 1
+        i, j = min(i + 1, len(before)), min(j + 1, len(after))
+        while left != right:
+            if (left < right and i < len(before)) or j >= len(after):
+                left *= before[i]
+                i += 1
+            else:
+                right *= after[j]
+                j += 1
+        groups.append((tuple(range(start_i, i)), tuple(range(start_j, j))))
+    return groups
+
+
+def reshape_labels(field: Labels, before: Sequence[int], after: Sequence[int]) -> Labels | None:
+    """Run a reshape on a field, expanding only the groups of axes it varies along."""
+    expanded, shape = [], []
+    recheck = []
+    for axes_in, axes_out in reshape_groups(before, after):
+        if any(axis in field.axes for axis in axes_in):
+            expanded += [before[axis] for axis in axes_in]
+            shape += [after[axis] for axis in axes_out]
+            if len(axes_in) != 1 or len(axes_out) != 1:
+                recheck += list(axes_out)
+        else:
+            expanded += [1] * len(axes_in)
+            shape += [1] * len(axes_out)
+    values = squeeze_constant(field.values.expand(expanded).reshape(shape), recheck)
+    same_count = values.numel() == field.values.numel()
+    return labels_of(values, field, field.injective and same_count)
+
+
+def squeeze_constant(values: Tensor, axes: Iterable[int]) -> Tensor:
+    """Reduce to size 1 those of the given axes along which the labels do not vary."""
+    for axis in axes:
+        if values.shape[axis] > 1:
+            first = values.narrow(axis, 0, 1)
+            if values.stride(axis) == 0 or bool((values == first).all()):
+                values = first
+    return values

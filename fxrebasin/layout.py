@@ -1,0 +1,74 @@
+"""Where the units of each permutation class sit inside each state tensor.
+
+A layout is what the analysis hands to matching and rewriting: it no longer knows about
+operators or graphs, only about index arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PermutationClass:
+    """A set of units that one permutation acts on, possibly in several independent copies.
+
+    A *dependent* class has one permutation per index of the classes in `within` (one per head
+    for the dimensions inside a head), so that its permutation is an array of shape
+    `(*sizes of within, size)`; an ordinary class has `within == ()` and shape `(size,)`.
+    """
+
+    name: str
+    size: int
+    within: tuple[str, ...] = ()
+    count: int = 1
+    axes: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One coordinate of a piece: the index of a unit in a class, or a rigid index.
+
+    `class_name` is None for a rigid coordinate, which never moves. `within` holds the positions,
+    in the piece's own slots, of the coordinates that select the copy, in the order of
+    `PermutationClass.within`.
+    """
+
+    class_name: str | None
+    size: int
+    within: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A set of positions of an axis group that is addressed by slot coordinates.
+
+    `positions` has the slots' sizes as its shape and holds flat positions (row-major over the
+    group's axes).
+    """
+
+    slots: tuple[Slot, ...]
+    positions: IntArray
+
+
+@dataclass(frozen=True)
+class AxisGroup:
+    """Axes of a tensor that move together, independently of the tensor's other axes.
+
+    Nearly always one axis. Two or more where the position along one axis depends on another:
+    the input channels of a grouped convolution are permuted per group of output channels.
+    Positions that no piece names never move.
+    """
+
+    axes: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+Layout: TypeAlias = Mapping[str, tuple[AxisGroup, ...]]

@@ -1,0 +1,312 @@
+"""An element of a model's symmetry group: it inverts, composes, is stored and is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fxrebasin import _certificate
+from fxrebasin._gather import permuted, storage_identity
+from fxrebasin.errors import ArchitectureMismatchError, InputError
+from fxrebasin.indexing import (
+    Arrays,
+    check_classes,
+    check_layout,
+    gather_index,
+    identity_arrays,
+    open_grids,
+)
+from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Permutation:
+    """One permutation per class (and per copy of a dependent class), with the layout it acts on.
+
+    An array is indexed by the coordinates of the *result* and names where its units come from: the
+    unit at `(P, i)` comes from `(source of P, arrays[name][P, i])`, where P are the coordinates in
+    the classes that the class is `within`.
+
+    Args:
+        classes: the permutation classes.
+        arrays: int64, by class name, of shape `(*sizes of within, size)`.
+        layout: where the units sit, by state tensor name.
+
+    Raises:
+        InputError: an array is missing, has another shape or is no permutation; or the layout
+            does not fit the classes.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from fxrebasin.layout import AxisGroup, PermutationClass, Piece, Slot
+        >>> units = PermutationClass("hidden", 3)
+        >>> group = AxisGroup((0,), (Piece((Slot("hidden", 3),), np.arange(3)),))
+        >>> p = Permutation((units,), {"hidden": np.array([2, 0, 1])}, {"bias": (group,)})
+        >>> p.permute_state_dict({"bias": torch.tensor([10, 11, 12])})
+        {'bias': tensor([12, 10, 11])}
+        >>> p.compose(p.inverse()).is_identity
+        True
+    """
+
+    classes: tuple[PermutationClass, ...]
+    arrays: Arrays
+    layout: Layout = field(repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        check_classes(self.classes)
+        check_layout(self.classes, self.layout)
+        arrays = {c.name: _checked_array(c, self.classes, self.arrays) for c in self.classes}
+        unknown = [name for name in self.arrays if name not in arrays]
+        if unknown:
+            raise InputError(f"arrays name classes that do not exist: {', '.join(unknown)}")
+        object.__setattr__(self, "arrays", arrays)
+
+    @classmethod
+    def identity(cls, classes: Sequence[PermutationClass], layout: Layout) -> Permutation:
+        """The element that moves nothing.
+
+        Args:
+            classes: the permutation classes.
+            layout: where their units sit.
+
+        Raises:
+            InputError: the classes and the layout do not fit each other.
+        """
+        return cls(tuple(classes), identity_arrays(classes), layout)
+
+    @classmethod
+    def random(cls, classes: Sequence[PermutationClass], layout: Layout, seed: int) -> Permutation:
+        """An element drawn uniformly from the group, the same for the same seed.
+
+        Args:
+            classes: the permutation classes.
+            layout: where their units sit.
+            seed: for `numpy.random.default_rng`.
+
+        Raises:
+            InputError: the classes and the layout do not fit each other.
+        """
+        generator = np.random.default_rng(seed)
+        arrays = identity_arrays(classes)
+        shuffled = {name: generator.permuted(array, axis=-1) for name, array in arrays.items()}
+        return cls(tuple(classes), shuffled, layout)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether no unit moves."""
+        return self._moved() == 0
+
+    def inverse(self) -> Permutation:
+        """The element that undoes this one."""
+        sizes = _sizes(self.classes)
+        inverted = {}
+        for c in self.classes:
+            *copy, _ = coordinates = open_grids([sizes[name] for name in c.within] + [c.size])
+            source = self._sources(c.within, copy)
+            array = np.empty_like(self.arrays[c.name])
+            array[(*source, self.arrays[c.name])] = coordinates[-1]
+            inverted[c.name] = array
+        return Permutation(self.classes, inverted, self.layout)
+
+    def compose(self, other: Permutation) -> Permutation:
+        """The element that acts as `other` first and then as this one.
+
+        Args:
+            other: an element over the same classes.
+
+        Raises:
+            InputError: the classes differ.
+        """
+        if _signature(self.classes) != _signature(other.classes):
+            raise InputError(
+                "these permutations belong to different symmetry groups: "
+                f"{_difference(self.classes, other.classes)}"
+            )
+        sizes = _sizes(self.classes)
+        composed = {}
+        for c in self.classes:
+            copy = open_grids([sizes[name] for name in c.within] + [1])[:-1]
+            source = self._sources(c.within, copy)
+            composed[c.name] = other.arrays[c.name][(*source, self.arrays[c.name])]
+        return Permutation(self.classes, composed, self.layout)
+
+    def permute_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Permuted copies of the tensors that the layout names; the others as they are.
+
+        Values are moved bit for bit, whatever the dtype. Device and strides are kept, and so are
+        ties: keys that share one tensor share one in the result.
+
+        Args:
+            state_dict: by name, of the shapes that the layout was made for. It is not changed.
+
+        Returns:
+            A new dict with the keys in the same order.
+
+        Raises:
+            ArchitectureMismatchError: tensors of the layout are missing or have too small a shape;
+                all of them are listed.
+        """
+        self._check_state(state_dict)
+        copies: dict[tuple[object, ...], tuple[list[IntArray], torch.Tensor]] = {}
+        result = {}
+        for name, tensor in state_dict.items():
+            if name not in self.layout:
+                result[name] = tensor
+                continue
+            groups = self.layout[name]
+            indices = self._indices(groups, tensor)
+            key = storage_identity(tensor)
+            earlier = copies.get(key)
+            if earlier is None or not _all_equal(earlier[0], indices):
+                earlier = (indices, permuted(tensor.detach(), groups, indices))
+                copies[key] = earlier
+            result[name] = earlier[1]
+        return result
+
+    def permute_tensor(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A permuted copy of one state tensor; the tensor itself if the layout does not name it.
+
+        Args:
+            name: of the tensor in the state.
+            tensor: its value. It is not changed.
+
+        Raises:
+            ArchitectureMismatchError: its shape is too small.
+        """
+        if name not in self.layout:
+            return tensor
+        faults = _misfits(self.layout[name], tensor)
+        if faults:
+            raise ArchitectureMismatchError(f"{name} {'; '.join(faults)}")
+        groups = self.layout[name]
+        return permuted(tensor.detach(), groups, self._indices(groups, tensor))
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the permutation to a safetensors file, which appears only when it is complete.
+
+        Args:
+            path: of the file.
+            overwrite: replace a file that exists.
+
+        Raises:
+            CheckpointError: the file exists, or cannot be written.
+        """
+        _certificate.write(Path(path), self.classes, self.arrays, self.layout, overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Permutation:
+        """Read what `save` wrote, and check all of it.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, of another format or version, or what
+                it holds is no permutation.
+        """
+        with _certificate.naming(Path(path)):
+            return cls(*_certificate.read(Path(path)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Permutation):
+            return NotImplemented
+        return _signature(self.classes) == _signature(other.classes) and all(
+            np.array_equal(array, other.arrays[name]) for name, array in self.arrays.items()
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # equality is by value, and arrays have no hash
+
+    def __repr__(self) -> str:
+        units = sum(array.size for array in self.arrays.values())
+        return f"Permutation({len(self.classes)} classes, {self._moved()} of {units} units moved)"
+
+    def _indices(self, groups: tuple[AxisGroup, ...], tensor: torch.Tensor) -> list[IntArray]:
+        """Where the positions of each group come from."""
+        return [gather_index(g, _extent(g, tensor), self.arrays) for g in groups]
+
+    def _moved(self) -> int:
+        """How many units do not stay where they are, over all copies."""
+        return sum(int(np.count_nonzero(a != np.arange(a.shape[-1]))) for a in self.arrays.values())
+
+    def _sources(self, names: tuple[str, ...], copy: Sequence[IntArray]) -> list[IntArray]:
+        """Where the coordinates `copy` in the classes `names` come from."""
+        at = dict(zip(names, copy, strict=True))
+        within = {c.name: c.within for c in self.classes}
+        return [self.arrays[n][(*(at[w] for w in within[n]), at[n])] for n in names]
+
+    def _check_state(self, state_dict: Mapping[str, torch.Tensor]) -> None:
+        """Refuse a state that the layout cannot act on, with everything that does not fit."""
+        faults = [f"{name}: missing" for name in self.layout if name not in state_dict]
+        for name, groups in self.layout.items():
+            if name in state_dict:
+                faults += [f"{name}: {fault}" for fault in _misfits(groups, state_dict[name])]
+        if faults:
+            raise ArchitectureMismatchError(
+                "the state does not fit the permutation, which was made for another model:\n  "
+                + "\n  ".join(faults)
+            )
+
+
+def _checked_array(
+    c: PermutationClass, classes: Sequence[PermutationClass], arrays: Arrays
+) -> IntArray:
+    """The array of one class as a read-only int64 copy, or the reason why it is none."""
+    if c.name not in arrays:
+        raise InputError(f"class {c.name!r} has no array")
+    array = np.asarray(arrays[c.name])
+    sizes = _sizes(classes)
+    shape = (*(sizes[name] for name in c.within), c.size)
+    if array.shape != shape or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(
+            f"class {c.name!r} needs integers of shape {shape}, got {array.dtype} {array.shape}"
+        )
+    if not np.array_equal(np.sort(array, axis=-1), np.broadcast_to(np.arange(c.size), shape)):
+        raise InputError(f"the array of class {c.name!r} is no permutation of 0 to {c.size - 1}")
+    array = array.astype(np.int64)
+    array.setflags(write=False)
+    return array
+
+
+def _extent(group: AxisGroup, tensor: torch.Tensor) -> int:
+    """Number of flat positions of the group in this tensor."""
+    return int(np.prod([tensor.shape[axis] for axis in group.axes], dtype=np.int64))
+
+
+def _misfits(groups: tuple[AxisGroup, ...], tensor: torch.Tensor) -> list[str]:
+    """Axes that a tensor lacks, or that are too short for the positions in use."""
+    faults = []
+    for group in groups:
+        needed = max((int(p.positions.max()) for p in group.pieces if p.positions.size), default=-1)
+        if max(group.axes) >= tensor.dim():
+            faults.append(f"has shape {tuple(tensor.shape)}, no axis {max(group.axes)}")
+        elif needed >= _extent(group, tensor):
+            faults.append(
+                f"has shape {tuple(tensor.shape)}; axes {group.axes} need {needed + 1} positions"
+            )
+    return faults
+
+
+def _all_equal(first: list[IntArray], second: list[IntArray]) -> bool:
+    return len(first) == len(second) and all(map(np.array_equal, first, second))
+
+
+def _sizes(classes: Sequence[PermutationClass]) -> dict[str, int]:
+    return {c.name: c.size for c in classes}
+
+
+def _signature(classes: Sequence[PermutationClass]) -> dict[str, tuple[int, tuple[str, ...]]]:
+    return {c.name: (c.size, c.within) for c in classes}
+
+
+def _difference(first: Sequence[PermutationClass], second: Sequence[PermutationClass]) -> str:
+    """Classes that are not the same in both, in a few words."""
+    mine, theirs = _signature(first), _signature(second)
+    names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    shown = [f"{name!r} {mine.get(name)} and {theirs.get(name)}" for name in names[:5]]
+    more = [f"and {len(names) - 5} more"] if len(names) > 5 else []
+    return "; ".join(shown + more)

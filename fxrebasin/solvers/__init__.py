@@ -1,0 +1,1 @@
+"""Solvers for the assignment problems that matching poses."""

@@ -1,0 +1,144 @@
+"""Linear assignment: the permutation that collects the most gain, with ties settled for good."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from fxrebasin.layout import IntArray
+
+Gains: TypeAlias = npt.NDArray[np.floating[Any]]
+
+# Up to this size all permutations are tried at once, which is faster than a call for each matrix.
+_TRY_ALL = 4
+# Gains are sums of float32 products: what differs by less than this share of them is a tie.
+ROUNDING = 8 * float(np.finfo(np.float32).eps)
+
+
+def assign(gains: Gains, prefer: IntArray | None = None) -> IntArray:
+    """The permutation p that maximises the sum of `gains[i, p[i]]`.
+
+    Args:
+        gains: floats of shape (n, n), finite.
+        prefer: int64 of shape (n,), the permutation to keep to where several are equally good (up
+            to rounding); the identity by default.
+
+    Returns:
+        int64 of shape (n,).
+
+    Example:
+        >>> import numpy as np
+        >>> assign(np.array([[0.0, 5.0, 1.0], [4.0, 0.0, 2.0], [0.0, 0.0, 3.0]]))
+        array([1, 0, 2])
+        >>> assign(np.zeros((3, 3)))
+        array([0, 1, 2])
+    """
+    solved = assign_batch(gains[None], None if prefer is None else prefer[None])
+    return np.asarray(solved[0])
+
+
+def assign_batch(gains: Gains, prefer: IntArray | None = None) -> IntArray:
+    """Solve many assignments of one size.
+
+    Args:
+        gains: floats of shape (count, n, n), finite.
+        prefer: int64 of shape (count, n); the identity by default.
+
+    Returns:
+        int64 of shape (count, n).
+    """
+    count, n, _ = gains.shape
+    if prefer is None:
+        prefer = np.broadcast_to(np.arange(n), (count, n))
+    if n <= _TRY_ALL:
+        return _best_of_all(gains, prefer)
+    solved = np.empty((count, n), dtype=np.int64)
+    for k in range(count):
+        solved[k] = linear_sum_assignment(gains[k], maximize=True)[1]
+    return _settled(gains, solved, prefer)
+
+
+def collected(gains: Gains, chosen: IntArray) -> npt.NDArray[np.float64]:
+    """What each of many permutations collects, summed in float64.
+
+    Args:
+        gains: floats of shape (..., n, n).
+        chosen: int64 of shape (..., n).
+
+    Returns:
+        float64 of shape (...).
+    """
+    entries = np.take_along_axis(gains, chosen[..., None], axis=-1)[..., 0]
+    return np.asarray(entries.sum(axis=-1, dtype=np.float64))
+
+
+def improves(gains: Gains, chosen: IntArray, current: IntArray) -> npt.NDArray[np.bool_]:
+    """Whether `chosen` collects more than `current`, by more than rounding explains.
+
+    Only units that move are compared, so that a small gain is not lost beside large sums.
+
+    Args:
+        gains: floats of shape (..., n, n).
+        chosen: int64 of shape (..., n).
+        current: int64 of shape (..., n).
+
+    Returns:
+        Booleans of shape (...).
+    """
+    after = np.take_along_axis(gains, chosen[..., None], axis=-1)[..., 0].astype(np.float64)
+    before = np.take_along_axis(gains, current[..., None], axis=-1)[..., 0].astype(np.float64)
+    moved = chosen != current
+    scale = np.where(moved, np.abs(after) + np.abs(before), 0.0).sum(axis=-1)
+    return np.asarray(np.where(moved, after - before, 0.0).sum(axis=-1) > ROUNDING * scale)
+
+
+def _best_of_all(gains: Gains, prefer: IntArray) -> IntArray:
+    """Try every permutation; among the best, the one with most units where `prefer` has them."""
+    n = gains.shape[-1]
+    every = np.array(list(permutations(range(n))), dtype=np.int64)
+    entries = gains[:, np.arange(n), every].astype(np.float64)
+    totals = entries.sum(axis=-1)
+    slack = ROUNDING * np.abs(entries).sum(axis=-1).max(axis=-1, initial=0.0)
+    tied = totals >= (totals.max(axis=-1) - slack)[:, None]
+    kept = (every == prefer[:, None]).sum(axis=-1)
+    return np.asarray(every[np.where(tied, kept, -1).argmax(axis=-1)])
+
+
+def _settled(gains: Gains, solved: IntArray, prefer: IntArray) -> IntArray:
+    """Put units where `prefer` has them as long as an exchange of two costs nothing."""
+    which = np.arange(len(gains))[:, None]
+    unit = np.arange(gains.shape[-1])
+    inverse = np.argsort(solved, axis=-1)
+    other = np.take_along_axis(inverse, prefer, axis=-1)
+    free = _exchange_is_free(
+        gains[which, unit, solved],
+        gains[which, unit, prefer],
+        gains[which, other, solved],
+        gains[which, other, prefer],
+    )
+    for k in np.flatnonzero((free & (solved != prefer)).any(axis=-1)):
+        _settle_one(gains[k], solved[k], inverse[k], prefer[k])
+    return solved
+
+
+def _settle_one(gains: Gains, solved: IntArray, inverse: IntArray, prefer: IntArray) -> None:
+    """Exchange in place, one unit after the other."""
+    for i in range(len(solved)):
+        mine, wanted = solved[i], prefer[i]
+        j = inverse[wanted]
+        if mine != wanted and _exchange_is_free(
+            gains[i, mine], gains[i, wanted], gains[j, mine], gains[j, wanted]
+        ):
+            solved[i], solved[j] = wanted, mine
+            inverse[wanted], inverse[mine] = i, j
+
+
+def _exchange_is_free(here: Any, wanted: Any, there: Any, given: Any) -> Any:
+    """Whether `wanted + there` is no less than `here + given`, up to rounding."""
+    parts = [np.asarray(part, dtype=np.float64) for part in (wanted, there, here, given)]
+    slack = ROUNDING * sum(np.abs(part) for part in parts)
+    return parts[0] + parts[1] - parts[2] - parts[3] >= -slack

@@ -1,0 +1,196 @@
+"""Coordinate descent over permutation classes (Git Re-Basin, algorithm 1, arXiv:2209.04836).
+
+One class at a time is solved exactly with all others held, until nothing changes. What is new
+against the paper: classes within classes are solved together with the outer one; only classes whose
+neighbours changed are visited, and only gains that changed are computed; and a start that decides
+one class after the other, each by what is decided already.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from fxrebasin.layout import IntArray
+from fxrebasin.solvers.assignment import ROUNDING, Gains, assign_batch, improves
+from fxrebasin.solvers.blocks import Block, focus
+from fxrebasin.solvers.families import Family
+from fxrebasin.solvers.nested import Pairing, Problem, match_pairs, solve
+from fxrebasin.solvers.pairs import Pair
+from fxrebasin.solvers.placement import Placement
+
+# With less evidence than this many times what chance brings, open weights are looked at as well.
+_CLEAR = 1.5
+
+
+class Descent:
+    """The state of a descent: what is decided, and which families have to be looked at again.
+
+    Args:
+        families: of all classes that may move.
+        placement: where to start from; changed in place.
+        report: called after each step with how many families wait.
+    """
+
+    def __init__(
+        self,
+        families: Sequence[Family],
+        placement: Placement,
+        report: Callable[[int], None] = lambda waiting: None,
+    ) -> None:
+        self.families = families
+        self.placement = placement
+        self.sweeps = 0
+        self._report = report
+        self._neighbours = [family.neighbours() for family in families]
+        self._stale = set(range(len(families)))
+
+    def decide(self) -> None:
+        """Give every class a permutation, the clearest first, each by what is decided already."""
+        self._stale = set()
+        waiting = list(range(len(self.families)))
+        evidence: dict[int, float] = {}
+        while waiting:
+            for k in waiting:
+                if k not in evidence:
+                    evidence[k] = self.families[k].evidence(self.placement)
+            k = max(waiting, key=lambda w: evidence[w])
+            waiting.remove(k)
+            clear = _CLEAR * math.sqrt(2 * math.log(max(2, self.families[k].size)))
+            news = self._step(k, use_outline=evidence[k] < clear)
+            evidence = {w: e for w, e in evidence.items() if self._neighbours[w].isdisjoint(news)}
+            self._report(len(waiting))
+        self._note(self.placement.decide_rest())
+
+    def descend(self, generator: np.random.Generator, most_sweeps: int) -> None:
+        """Sweep over the families in random order until nothing changes.
+
+        Args:
+            generator: for the order.
+            most_sweeps: when to stop in any case.
+        """
+        while self._stale and self.sweeps < most_sweeps:
+            self.sweeps += 1
+            for k in generator.permutation(len(self.families)):
+                if k in self._stale:
+                    self._step(int(k))
+                    self._report(len(self._stale))
+
+    def _step(self, k: int, use_outline: bool = False) -> set[str]:
+        """Solve for one family; returns the classes that changed."""
+        self._stale.discard(k)
+        family = self.families[k]
+        news = _solved(family, self.placement, use_outline)
+        known = self.placement.stamps
+        if family.is_coupled() and all(n in known for n in (*news, *self._neighbours[k])):
+            changed = self._set_if_it_pays(family, news)
+        else:
+            changed = self.placement.set(news)
+        self._note(changed)
+        return changed
+
+    def _set_if_it_pays(self, family: Family, news: dict[str, IntArray]) -> set[str]:
+        """Take a step only if the objective grows, as gains do not tell for classes that meet."""
+        pairs, placement = family.pairs(), self.placement
+        before = total_agreement(pairs, placement)
+        old = {name: placement.arrays[name] for name in news}
+        changed = placement.set(news)
+        if not changed:
+            return changed
+        after = total_agreement(pairs, placement)
+        if after - before > ROUNDING * (abs(after) + abs(before)):
+            return changed
+        placement.set(old)
+        return set()
+
+    def _note(self, changed: set[str]) -> None:
+        """Remember which families a change concerns."""
+        for k, names in enumerate(self._neighbours):
+            if not names.isdisjoint(changed):
+                self._stale.add(k)
+
+
+def _solved(family: Family, placement: Placement, use_outline: bool) -> dict[str, IntArray]:
+    """The best permutations of a family with everything else as it is."""
+    own = None if family.own is None else family.own.update(placement)
+    grams = {name: gram.update(placement) for name, gram in family.grams.items()}
+    if use_outline:
+        own = None if family.own is None or own is None else own + family.own.outline(placement)
+        grams = {n: gram + family.grams[n].outline(placement) for n, gram in grams.items()}
+    now = placement.arrays[family.root] if family.root in placement.stamps else None
+    if not family.inner:
+        return {} if own is None else {family.root: _assigned(own.cpu().numpy(), now)}
+    n = family.size
+    linear = {
+        name: gram.cpu().numpy().reshape(1, n, len(gram) // n, n, len(gram) // n).swapaxes(2, 3)
+        for name, gram in grams.items()
+    }
+    blocks = [(o.block(placement), o.at) for o in family.occurrences]
+    if not family.is_free:
+        return _solved_inside(family, placement, linear, blocks)
+    return _solved_pairs(
+        family, placement, None if own is None else own.cpu().numpy()[None], linear, blocks
+    )
+
+
+def _assigned(gains: Gains, now: IntArray | None) -> IntArray:
+    """The best permutation; the present one if that is as good."""
+    chosen = assign_batch(gains[None], None if now is None else now[None])[0]
+    return chosen if now is None or improves(gains, chosen, now) else now
+
+
+def _solved_pairs(
+    family: Family,
+    placement: Placement,
+    own: Gains | None,
+    linear: dict[str, Gains],
+    blocks: list[tuple[Block, int]],
+) -> dict[str, IntArray]:
+    """Pair the outer units, each pair at its best inside."""
+    known = {name: array[None] for name, array in placement.known_arrays().items()}
+    owned = {name for block, _ in blocks for name in block.names()}
+    parts = [focus(block, at, known, owned) for block, at in blocks]
+    current = None
+    if all(name in known for name in family.members):
+        inner = {n: np.moveaxis(placement.arrays[n], at, 0)[None] for n, at in family.inner.items()}
+        current = Pairing(placement.arrays[family.root][None], inner)
+    found = match_pairs(
+        (1, family.size), [part for part in parts if part is not None], own, linear, current
+    )
+    news = {
+        name: np.moveaxis(found.inner[name][0], 0, at)
+        for name, at in family.inner.items()
+        if name in found.inner
+    }
+    return {family.root: found.chosen[0], **news}
+
+
+def _solved_inside(
+    family: Family,
+    placement: Placement,
+    linear: dict[str, Gains],
+    blocks: list[tuple[Block, int]],
+) -> dict[str, IntArray]:
+    """Match what is inside the outer units, which stay as they are."""
+    root = placement.arrays[family.root]
+    problem = Problem(
+        1,
+        tuple(family.inner),
+        {name: gains[:, np.arange(family.size), root] for name, gains in linear.items()},
+        [block.with_rigid(family.root) for block, _ in blocks],
+    )
+    known = {name: array[None] for name, array in placement.known_arrays().items()}
+    found = solve(problem, known)
+    return {name: found[name][0] for name in family.inner if name in found}
+
+
+def total_agreement(pairs: Sequence[Pair], placement: Placement) -> float:
+    """The objective: the inner product of the reference and the arranged model.
+
+    Args:
+        pairs: the tensors.
+        placement: in which all classes are known.
+    """
+    return sum(pair.agreement(placement) for pair in pairs)

@@ -1,0 +1,224 @@
+"""What is updated together: a class that is within no other, and all classes within it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from fxrebasin.layout import AxisGroup, Layout, PermutationClass, Piece, Slot
+from fxrebasin.solvers.blocks import Block
+from fxrebasin.solvers.gram import Gram, Operand, held_axis
+from fxrebasin.solvers.pairs import Pair
+from fxrebasin.solvers.placement import Placement
+
+
+@dataclass
+class Occurrence:
+    """A piece that holds a class together with several classes within it.
+
+    Args:
+        pair: the tensors.
+        dim: which of their groups the piece is on.
+        piece: the piece.
+        at: the slot of the class that is within no other.
+    """
+
+    pair: Pair
+    dim: int
+    piece: Piece
+    at: int
+
+    def beside(self) -> set[str]:
+        """Classes of the piece's other slots that are not within the outer class."""
+        slots = self.piece.slots
+        beside = (s for k, s in enumerate(slots) if k != self.at and self.at not in s.within)
+        return {s.class_name for s in beside if s.class_name is not None}
+
+    def block(self, placement: Placement) -> Block:
+        """The weights over all columns that are decided, as a batch of one problem.
+
+        Args:
+            placement: what is decided.
+        """
+        operand = Operand(self.pair, self.dim, self.piece.positions.reshape(-1, 1))
+        sources = [axis.source(placement) for _, axis in operand.axes]
+        picks = [np.flatnonzero(source >= 0) for source in sources]
+        taken = [source[pick] for source, pick in zip(sources, picks, strict=True)]
+        a = operand.matrix(self.pair.a, picks)
+        b = operand.matrix(self.pair.b, taken)
+        shape = (1, *self.piece.positions.shape, -1)
+        return Block(a.reshape(shape), b.reshape(shape), self.piece.slots)
+
+
+@dataclass
+class Family:
+    """A class that is within no other, the classes within it, and where their gains come from.
+
+    Args:
+        root: name of the outer class.
+        size: of the outer class.
+        is_free: whether the outer class may move; if not, only those within it are matched.
+        inner: classes within it that may move, and which axis of their arrays it is.
+        own: gains of the outer class by itself.
+        grams: gains of an inner class by itself, for all pairs of outer units, by class name.
+        occurrences: weights that hold several classes of the family.
+    """
+
+    root: str
+    size: int
+    is_free: bool
+    inner: dict[str, int]
+    own: Gram | None = None
+    grams: dict[str, Gram] = field(default_factory=dict)
+    occurrences: list[Occurrence] = field(default_factory=list)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of all classes of the family that may move."""
+        return (self.root, *self.inner) if self.is_free else tuple(self.inner)
+
+    def all_grams(self) -> list[Gram]:
+        """Gains that are kept up to date."""
+        return ([] if self.own is None else [self.own]) + list(self.grams.values())
+
+    def neighbours(self) -> frozenset[str]:
+        """Classes that the gains depend on; members among them meet themselves in a tensor."""
+        names = {name for gram in self.all_grams() for name in gram.names}
+        for occurrence in self.occurrences:
+            axes = [a for d, a in enumerate(occurrence.pair.axes) if d != occurrence.dim]
+            names |= {name for axis in axes for name in axis.names}
+            names |= occurrence.beside()
+        return frozenset(names)
+
+    def is_coupled(self) -> bool:
+        """Whether a member meets itself, so that a step may fall short of what its gains say."""
+        return not self.neighbours().isdisjoint(self.members)
+
+    def pairs(self) -> list[Pair]:
+        """All tensors that hold the outer class."""
+        operands = [operand.pair for gram in self.all_grams() for operand in gram.operands]
+        found = {id(p): p for p in [*operands, *(o.pair for o in self.occurrences)]}
+        return list(found.values())
+
+    def evidence(self, placement: Placement) -> float:
+        """How clearly what is decided tells one outer unit from another.
+
+        For independent normal weights, the expected gain of a right pair over the standard
+        deviation of a wrong one's.
+
+        Args:
+            placement: what is decided.
+        """
+        signal = noise = 0.0
+        for pair, elements in self._included(placement):
+            signal += elements * pair.spread
+            noise += elements * pair.spread**2
+        return signal / math.sqrt(noise) if noise > 0 else 0.0
+
+    def _included(self, placement: Placement) -> Iterator[tuple[Pair, float]]:
+        """Decided elements per outer unit, tensor by tensor."""
+        for gram in self.all_grams():
+            for operand in gram.operands:
+                for _, axis in operand.axes:
+                    axis.source(placement)
+                yield operand.pair, operand.included() * gram.rows / self.size
+        for occurrence in self.occurrences:
+            elements = occurrence.piece.positions.size * occurrence.pair.a.shape[-1] / self.size
+            for dim, axis in enumerate(occurrence.pair.axes):
+                if dim != occurrence.dim:
+                    axis.source(placement)
+                    elements *= axis.included
+            yield occurrence.pair, elements
+
+
+def make_families(
+    classes: Sequence[PermutationClass], pairs: Sequence[Pair], free: Collection[str]
+) -> list[Family]:
+    """Families of all classes that may move and that some tensor holds.
+
+    Args:
+        classes: all classes.
+        pairs: the tensors that are matched, of a layout made by `restricted`.
+        free: names of the classes that may move.
+    """
+    families = []
+    for c in classes:
+        within = [o for o in classes if c.name in o.within and o.name in free]
+        inner = {o.name: o.within.index(c.name) for o in within}
+        if c.within or not (inner or c.name in free):
+            continue
+        family = Family(c.name, c.size, c.name in free, inner)
+        _fill(family, pairs, {o.name: o.size for o in classes})
+        if family.all_grams() or family.occurrences:
+            families.append(family)
+    return families
+
+
+def restricted(
+    layout: Layout, classes: Sequence[PermutationClass], free: Collection[str]
+) -> Layout:
+    """The layout as it is for those who may only move some classes: the others are rigid slots.
+
+    Classes that a free one is within stay classes, so that their copies are told apart.
+
+    Args:
+        layout: by tensor name.
+        classes: all classes.
+        free: names of the classes that may move.
+    """
+    outer = {c.name for c in classes if not c.within}
+    kept = {*free, *(w for c in classes if c.name in free for w in c.within if w in outer)}
+
+    def slot(s: Slot) -> Slot:
+        return s if s.class_name is None or s.class_name in kept else Slot(None, s.size)
+
+    return {
+        name: tuple(
+            AxisGroup(
+                g.axes,
+                tuple(replace(p, slots=tuple(map(slot, p.slots))) for p in g.pieces),
+            )
+            for g in groups
+        )
+        for name, groups in layout.items()
+    }
+
+
+def _fill(family: Family, pairs: Sequence[Pair], sizes: Mapping[str, int]) -> None:
+    """Sort every occurrence of the outer class by what else moves with it."""
+    own: list[Operand] = []
+    single: dict[str, list[Operand]] = {}
+    for pair in pairs:
+        for dim, group in enumerate(pair.groups):
+            for piece in group.pieces:
+                for at, slot in enumerate(piece.slots):
+                    if slot.class_name == family.root:
+                        _sort_in(family, own, single, Occurrence(pair, dim, piece, at))
+    if own:
+        family.own = Gram(family.size, own)
+    for name, operands in single.items():
+        family.grams[name] = Gram(family.size * sizes[name], operands)
+
+
+def _sort_in(
+    family: Family, own: list[Operand], single: dict[str, list[Operand]], found: Occurrence
+) -> None:
+    """Put one occurrence where it belongs."""
+    slots, at = found.piece.slots, found.at
+    active = [k for k, s in enumerate(slots) if at in s.within and s.class_name in family.inner]
+    if len(active) > 1 or any(slots[k].within != (at,) for k in active):
+        family.occurrences.append(found)
+        return
+    held = [k for k in range(len(slots)) if k != at and k not in active]
+    rows = found.piece.positions.transpose([at, *active, *held])
+    renumbered = {k: new for new, k in enumerate(held)}
+    beside = [replace(slots[k], within=tuple(renumbered[w] for w in slots[k].within)) for k in held]
+    count = math.prod(rows.shape[: 1 + len(active)])
+    operand = Operand(found.pair, found.dim, rows.reshape(count, -1), held_axis(beside))
+    if active:
+        single.setdefault(slots[active[0]].class_name or "", []).append(operand)
+    else:
+        own.append(operand)

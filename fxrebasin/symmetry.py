@@ -1,0 +1,146 @@
+"""The symmetry of a model: its permutation classes, and why they are what they are."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import networkx as nx
+import numpy as np
+
+from fxrebasin.errors import InputError
+from fxrebasin.layout import Layout, PermutationClass
+from fxrebasin.permutation import Permutation
+
+AxisName = tuple[str, int]
+
+_LISTED = 12
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """All permutations of a model's state that leave its function unchanged, as far as found.
+
+    Attributes:
+        classes: the free classes.
+        layout: where their units sit in each state tensor.
+        pins: state tensors' axes that no class moves, with the reason.
+        unknown_operators: operators without a rule; they pinned every axis that they met.
+        shapes: of all state tensors, by name.
+        parameters: the names among them that are parameters.
+        operators: how often each ATen operator was called.
+
+    Example:
+        >>> import torch, fxrebasin
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+        >>> symmetry = fxrebasin.analyze(net)
+        >>> [(c.name, c.size, c.count) for c in symmetry.classes]
+        [('0.weight[0]', 5, 1)]
+    """
+
+    classes: tuple[PermutationClass, ...]
+    layout: Layout
+    pins: Mapping[AxisName, str]
+    unknown_operators: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    parameters: tuple[str, ...]
+    operators: Mapping[str, int]
+    _graph: Callable[[], nx.Graph] = field(repr=False, compare=False)
+
+    def log10_order(self) -> float:
+        """The decimal logarithm of the number of elements of the group."""
+        return sum(c.count * math.lgamma(c.size + 1) / math.log(10) for c in self.classes)
+
+    def coverage(self) -> float:
+        """The share of parameter elements, in [0, 1], that lie on at least one free axis."""
+        total = sum(math.prod(self.shapes[name]) for name in self.parameters)
+        covered = sum(self._covered(name) for name in self.parameters)
+        return covered / total if total else 0.0
+
+    def _covered(self, name: str) -> int:
+        shape = self.shapes[name]
+        fixed = math.prod(shape)
+        for group in self.layout.get(name, ()):
+            length = math.prod(shape[axis] for axis in group.axes)
+            moving = np.unique(np.concatenate([piece.positions.reshape(-1) for piece in group.pieces]))
+            fixed = fixed // length * (length - moving.size)
+        return math.prod(shape) - fixed
+
+    def identity(self) -> Permutation:
+        """The permutation that moves nothing."""
+        return Permutation.identity(self.classes, self.layout)
+
+    def random(self, seed: int) -> Permutation:
+        """A permutation drawn uniformly from the group."""
+        return Permutation.random(self.classes, self.layout, seed)
+
+    @cached_property
+    def graph(self) -> nx.Graph:
+        """Ties between axes.
+
+        Nodes are `(tensor, axis)`, with the attribute `kind`: `"parameter"`, `"buffer"` or
+        `"value"` (a tensor inside the model, named after the node that computes it). Edges have
+        the attributes `operator`, `node` and `source` of the call that ties their ends.
+        """
+        return self._graph()
+
+    def explain(self, tensor: str, axis: int) -> str:
+        """Say in words what moves an axis of a parameter or buffer, or why nothing does.
+
+        Args:
+            tensor: name of the parameter or buffer, as in the state dict.
+            axis: its axis; negative numbers count from the end.
+
+        Raises:
+            InputError: there is no such tensor or axis.
+        """
+        axis = self._checked(tensor, axis)
+        mine = [c for c in self.classes if (tensor, axis) in c.axes]
+        title = f"{tensor}, axis {axis} ({self.shapes[tensor][axis]} elements)"
+        if not mine:
+            return f"{title} is pinned.\n  {self.pins.get((tensor, axis), 'no reason was recorded')}"
+        return "\n".join([f"{title} is free."] + [self._explained(c, tensor, axis) for c in mine])
+
+    def _checked(self, tensor: str, axis: int) -> int:
+        if tensor not in self.shapes:
+            close = difflib.get_close_matches(tensor, list(self.shapes), n=3)
+            hint = f"; close to it: {', '.join(close)}" if close else ""
+            raise InputError(f"the model has no parameter or buffer {tensor!r}{hint}")
+        ndim = len(self.shapes[tensor])
+        if not -ndim <= axis < ndim:
+            raise InputError(f"{tensor} has shape {self.shapes[tensor]}: it has no axis {axis}")
+        return axis % ndim
+
+    def _explained(self, c: PermutationClass, tensor: str, axis: int) -> str:
+        copies = f", in {c.count} copies, one per index of {', '.join(c.within)}" if c.within else ""
+        lines = [f"  Class {c.name}: {c.size} units{copies}."]
+        others = [f"{name}[{i}]" for name, i in c.axes if (name, i) != (tensor, axis)]
+        if others:
+            more = f" and {len(others) - _LISTED} more" if len(others) > _LISTED else ""
+            lines.append(f"    With it move: {', '.join(others[:_LISTED])}{more}.")
+            lines += self._chain((tensor, axis), set(c.axes) - {(tensor, axis)})
+        else:
+            lines.append("    No other axis moves with it.")
+        return "\n".join(lines)
+
+    def _chain(self, start: AxisName, goals: set[AxisName]) -> list[str]:
+        """The operators on a shortest path to another axis of the class."""
+        if start not in self.graph:
+            return []
+        paths = nx.single_source_shortest_path(self.graph, start)
+        found = [paths[goal] for goal in sorted(goals) if goal in paths]
+        if not found:
+            return []
+        path = min(found, key=len)
+        lines = [f"    Tied to {path[-1][0]}[{path[-1][1]}] by:"]
+        for one, two in zip(path, path[1:], strict=False):
+            edge = self.graph.edges[one, two]
+            place = f", {edge['source']}" if edge["source"] else ""
+            lines.append(
+                f"      {one[0]}[{one[1]}] – {two[0]}[{two[1]}]: "
+                f"{edge['operator']} (node {edge['node']}{place})"
+            )
+        return lines

@@ -1,0 +1,73 @@
+"""Find out which module and which line of the model called an operator."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+
+_OWN = os.path.dirname(os.path.dirname(os.path.abspath(torch.__file__)))
+_TORCH = os.path.join(_OWN, "torch") + os.sep
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+class CallSite:
+    """Follows the running modules of a model, to name the place of each operator call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._stack: list[str] = []
+        self._counts: Counter[str] = Counter()
+        self._nodes: dict[str, fx.Node] = {}
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Keep track of the module that is running."""
+        enter = register_module_forward_pre_hook(self._enter)
+        leave = register_module_forward_hook(self._leave, always_call=True)
+        try:
+            yield
+        finally:
+            enter.remove()
+            leave.remove()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self._stack.append(self._paths.get(id(module), type(module).__name__))
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._stack:
+            self._stack.pop()
+
+    def describe(self) -> tuple[str, str]:
+        """A unique name for the call that is being made, and its line in the model's code."""
+        path = (self._stack[-1] if self._stack else "") or "forward"
+        self._counts[path] += 1
+        count = self._counts[path]
+        name = path if count == 1 else f"{path}#{count}"
+        return name, self._source()
+
+    def _source(self) -> str:
+        frame = sys._getframe(2)
+        found: FrameType | None = None
+        while frame is not None:
+            name = frame.f_code.co_filename
+            if not name.startswith((_TORCH, _HERE)) and not name.startswith("<"):
+                found = frame
+                break
+            frame = frame.f_back  # type: ignore[assignment]
+        if found is None:
+            return ""
+        line = linecache.getline(found.f_code.co_filename, found.f_lineno).strip()
+        return f"{found.f_code.co_filename}:{found.f_lineno}: {line}"

@@ -1,0 +1,91 @@
+"""Colour refinement: units of one colour have the same role in everything that was recorded.
+
+The one-dimensional Weisfeiler-Leman algorithm, with 64-bit hashes as colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fxrebasin.passes.ledger import Edge, Ints, Ledger
+from fxrebasin.passes.structure import Structure, Table
+
+Hashes = npt.NDArray[np.uint64]
+
+_ROUNDS = 64
+
+
+def _mix(values: npt.NDArray[np.generic], salt: int) -> Hashes:
+    """The finaliser of splitmix64, salted."""
+    with np.errstate(over="ignore"):
+        z = values.astype(np.int64, copy=False).view(np.uint64) if values.dtype != np.uint64 else (
+            values
+        )
+        z = z + np.uint64((salt * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & 0xFFFFFFFFFFFFFFFF)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return np.asarray(z ^ (z >> np.uint64(31)))
+
+
+def color(ledger: Ledger, structure: Structure, pinned: Ints) -> Hashes:
+    """The colour of every unit (of a tie, that of its representative)."""
+    roots = ledger.compress()
+    colors = _initial(ledger, roots, pinned)
+    tables = [table for table in structure.tables if (table >= 0).any()]
+    distinct = np.unique(colors[np.unique(roots)]).size
+    for _ in range(_ROUNDS):
+        colors = _refined(colors, tables, structure.edges)
+        now = np.unique(colors[np.unique(roots)]).size
+        if now == distinct:
+            break
+        distinct = now
+    return colors[roots]
+
+
+def marks(ledger: Ledger) -> Hashes:
+    """What sets units apart before any tie: their birth, and the selections they fell into."""
+    found = np.zeros(ledger.size, dtype=np.int64)
+    for index, (start, end) in enumerate(ledger.births):
+        found[start:end] = index
+    result = _mix(found, 1)
+    with np.errstate(over="ignore"):
+        for index, values in enumerate(ledger.members):
+            labels = values.reshape(-1).numpy()
+            labels = labels[labels >= 0]
+            np.add.at(result, labels, _mix(np.full(labels.size, index), 2))
+    return result
+
+
+def _initial(ledger: Ledger, roots: Ints, pinned: Ints) -> Hashes:
+    """The marks of all units tied to one; pinned units are all different."""
+    colors = np.zeros(ledger.size, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        np.add.at(colors, roots, _mix(marks(ledger), 3))
+        fixed = np.unique(roots[pinned])
+        np.add.at(colors, fixed, _mix(fixed, 4))
+    return colors
+
+
+def _refined(colors: Hashes, tables: Sequence[Table], edges: Iterable[Edge]) -> Hashes:
+    result = _mix(colors, 5)
+    with np.errstate(over="ignore"):
+        for index, table in enumerate(tables):
+            salts = [8 + 64 * index + column for column in range(table.shape[1])]
+            marks = np.zeros(table.shape[0], dtype=np.uint64)
+            for column, salt in zip(table.T, salts, strict=True):
+                marks = marks + _mix(_label_colors(colors, column), salt)
+            for column, salt in zip(table.T, salts, strict=True):
+                free = column >= 0
+                np.add.at(result, column[free], _mix(marks[free], salt + 31))
+        for index, edge in enumerate(edges):
+            np.add.at(result, edge.children, _mix(colors[edge.parents], -1 - 2 * index))
+            np.add.at(result, edge.parents, _mix(colors[edge.children], -2 - 2 * index))
+    return result
+
+
+def _label_colors(colors: Hashes, labels: Ints) -> Hashes:
+    """Colours of units; rigid labels are colours of their own."""
+    return np.where(labels >= 0, colors[np.maximum(labels, 0)], _mix(labels, 6))

@@ -1,0 +1,61 @@
+"""torch.export as a tracer: a graph of ATen operators that keeps the model's state names."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_leaves
+
+from fxrebasin.passes.graph_state import copy_graph
+
+
+def exported_graph(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, dynamic_batch: bool = True
+) -> fx.GraphModule:
+    """Trace `model(*args, **kwargs)` with torch.export into a module that shares its state.
+
+    With `dynamic_batch`, axis 0 of every input that is as long as that of the first (and not 1)
+    is left open; torch.export closes those that the model fixes. The checks of the input's shape
+    that torch.export adds are left out: they are about sizes that were not tried.
+
+    `torch.export` passes on what it or the model raises.
+    """
+    shapes = _dynamic_shapes(args, kwargs) if dynamic_batch else None
+    with _quiet():
+        program = torch.export.export(
+            model, tuple(args), dict(kwargs), dynamic_shapes=shapes, strict=False
+        )
+        module = program.module(check_guards=False)
+    # a plain GraphModule, without the hooks and the refusal of `eval` that module() adds
+    return fx.GraphModule(module, copy_graph(module.graph), type(model).__name__)
+
+
+def _dynamic_shapes(
+    args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Any:
+    """A `torch.export.ShapesCollection` (which export takes and does not declare), or None."""
+    leaves = tree_leaves((tuple(args), dict(kwargs)))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > 0]
+    if not tensors or tensors[0].shape[0] < 2:
+        return None
+    shapes = torch.export.ShapesCollection()
+    for tensor in tensors:
+        if tensor.shape[0] == tensors[0].shape[0]:
+            shapes[tensor] = {0: torch.export.Dim.AUTO}
+    return shapes
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's log of a failed export from the terminal: the error says the same."""
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(level)

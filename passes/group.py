@@ -1,0 +1,241 @@
+"""Solve the constraints that propagation recorded for the model's permutation classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import networkx as nx
+import numpy as np
+from torch import Tensor
+
+from fxrebasin.layout import AxisGroup, PermutationClass
+from fxrebasin.passes.classes import Classes, IrregularError, Motion, classify, motion
+from fxrebasin.passes.coloring import color, marks
+from fxrebasin.passes.ledger import Ints, Ledger
+from fxrebasin.passes.placing import (
+    Placement,
+    axis_groups,
+    check_closed,
+    group_columns,
+    named_group,
+    place,
+)
+from fxrebasin.passes.propagate import Propagation
+from fxrebasin.passes.state_fields import StateField, squeezed, state_fields
+from fxrebasin.passes.structure import Structure, derive, row_codes
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """The classes, and where their units sit in the state tensors."""
+
+    classes: tuple[PermutationClass, ...]
+    layout: dict[str, tuple[AxisGroup, ...]]
+    pins: dict[tuple[str, int], str]
+    fields: dict[str, list[StateField]]
+
+
+def group(propagation: Propagation) -> Grouping:
+    """Find all permutations of units that satisfy the recorded constraints."""
+    ledger = propagation.ledger
+    fields = state_fields(ledger, propagation.shapes)
+    relations = [_broadcast(relation) for relation in ledger.relations]
+    relations += _relations_of_state(propagation.shapes, fields)
+    structure = derive(ledger, relations)
+    classes, placements = _solve(propagation, structure, fields)
+    return _named(propagation, fields, classes, placements)
+
+
+def _broadcast(relation: Sequence[Tensor]) -> list[Ints]:
+    arrays = np.broadcast_arrays(*[item.numpy() for item in relation])
+    return [array.reshape(-1) for array in arrays]
+
+
+def _relations_of_state(
+    shapes: Mapping[str, Sequence[int]], fields: Mapping[str, list[StateField]]
+) -> list[list[Ints]]:
+    """Labels that meet on the elements of a state tensor."""
+    found = []
+    for state, items in fields.items():
+        for axes in axis_groups(items, len(shapes[state])):
+            columns = group_columns(items, axes, shapes[state])
+            if len(columns) > 1 and any((column >= 0).any() for column in columns):
+                found.append(columns)
+    return found
+
+
+def _solve(
+    propagation: Propagation, structure: Structure, fields: Mapping[str, list[StateField]]
+) -> tuple[Classes, dict[str, list[Placement]]]:
+    """Classes that all tables and tensors are closed under; what is irregular gets pinned."""
+    ledger = propagation.ledger
+    while True:
+        roots = ledger.compress()
+        pinned = [pin.units for pin in ledger.pins]
+        fixed = np.unique(np.concatenate(pinned)) if pinned else np.zeros(0, np.int64)
+        try:
+            classes = classify(structure, color(ledger, structure, fixed), roots)
+            for table in structure.tables:
+                check_closed(classes, table)
+            return classes, _placements(propagation, motion(classes), fields)
+        except IrregularError as error:
+            ledger.pin(error.units, error.reason)
+
+
+def _placements(
+    propagation: Propagation, moves: Motion, fields: Mapping[str, list[StateField]]
+) -> dict[str, list[Placement]]:
+    ledger = propagation.ledger
+    unit_marks = marks(ledger).view(np.int64)
+    found: dict[str, list[Placement]] = {}
+    for state, items in fields.items():
+        shape = propagation.shapes[state]
+        coded = [squeezed(replace(f, values=_coded(ledger, moves, f.values))) for f in items]
+        for axes in axis_groups(coded, len(shape)):
+            columns = group_columns(coded, axes, shape)
+            if not any((moves.kind_of(column) >= 0).any() for column in columns):
+                continue
+            raw = group_columns(items, axes, shape)
+            try:
+                placement = place(moves, _told_apart(columns, raw, unit_marks), axes)
+            except IrregularError as error:
+                units = np.concatenate([f.values.reshape(-1) for f in items])
+                raise IrregularError(np.unique(units[units >= 0]), error.reason) from error
+            if placement is not None:
+                found.setdefault(state, []).append(placement)
+    return found
+
+
+def _coded(ledger: Ledger, moves: Motion, values: Ints) -> Ints:
+    """Numbers of coordinates; all labels that cannot move stay rigid labels."""
+    labels = ledger.find(values)
+    codes = np.where(labels >= 0, moves.codes[np.maximum(labels, 0)], -1)
+    return np.where(codes >= 0, codes, np.where(labels >= 0, -2 - labels - _RIGID, labels))
+
+
+_RIGID = 1 << 40
+"""Keeps units that turned out to be fixed apart from labels that were rigid from the start."""
+
+
+def _told_apart(columns: list[Ints], raw: list[Ints], unit_marks: Ints) -> list[Ints]:
+    """The columns, with the marks of units where ties made two positions alike that differ."""
+    count = _count_tuples(columns)
+    if count == columns[0].size or not raw or count >= _count_tuples([*columns, *raw]):
+        return columns
+    seen = [np.where(column >= 0, unit_marks[np.maximum(column, 0)], column) for column in raw]
+    marked = [*columns, -2 - row_codes(seen)]
+    if _count_tuples(marked) < _count_tuples([*columns, *raw]):
+        raise IrregularError(np.zeros(0, np.int64), "two positions of an axis that are tied")
+    return marked
+
+
+def _count_tuples(columns: Sequence[Ints]) -> int:
+    return int(row_codes(columns).max(initial=-1)) + 1
+
+
+def _named(
+    propagation: Propagation,
+    fields: Mapping[str, list[StateField]],
+    classes: Classes,
+    placements: Mapping[str, list[Placement]],
+) -> Grouping:
+    axes = _axes_of_classes(propagation.shapes, placements)
+    used = [index for index in range(len(classes.sizes)) if axes.get(index)]
+    names = _names(used, axes, len(classes.sizes))
+    order = sorted(used, key=lambda index: (len(classes.within[index]), index))
+    found = tuple(
+        PermutationClass(
+            names[index],
+            classes.sizes[index],
+            tuple(names[outer] for outer in classes.within[index]),
+            classes.count(index),
+            tuple(axes[index]),
+        )
+        for index in order
+    )
+    layout = {
+        state: tuple(named_group(item, names) for item in items)
+        for state, items in placements.items()
+    }
+    free = {axis for items in axes.values() for axis in items}
+    return Grouping(found, layout, _pins(propagation, fields, free), dict(fields))
+
+
+def _axes_of_classes(
+    shapes: Mapping[str, Sequence[int]], placements: Mapping[str, list[Placement]]
+) -> dict[int, list[tuple[str, int]]]:
+    found: dict[int, dict[tuple[str, int], None]] = {}
+    for state in shapes:
+        for item in placements.get(state, []):
+            sizes = [shapes[state][axis] for axis in item.axes]
+            for columns, positions in item.pieces:
+                coordinates = np.unravel_index(positions, sizes)
+                for index, column in enumerate(columns):
+                    if column is None:
+                        continue
+                    for axis, coordinate in zip(item.axes, coordinates, strict=True):
+                        if (np.diff(coordinate, axis=index) != 0).any():
+                            found.setdefault(column.index, {}).setdefault((state, axis))
+    return {index: list(items) for index, items in found.items()}
+
+
+def _names(
+    used: Sequence[int], axes: Mapping[int, Sequence[tuple[str, int]]], total: int
+) -> list[str]:
+    """A class is named after its first parameter axis, numbered when several share that."""
+    names = [f"#{index}" for index in range(total)]
+    taken: dict[str, int] = {}
+    for index in used:
+        state, axis = axes[index][0]
+        name = f"{state}[{axis}]"
+        taken[name] = taken.get(name, 0) + 1
+        names[index] = name if taken[name] == 1 else f"{name}.{taken[name]}"
+    return names
+
+
+def _pins(
+    propagation: Propagation,
+    fields: Mapping[str, list[StateField]],
+    free: set[tuple[str, int]],
+) -> dict[tuple[str, int], str]:
+    """Why each axis that no class moves stays where it is."""
+    ledger = propagation.ledger
+    reasons: dict[int, str] = {}
+    for pin in ledger.pins:
+        for unit in ledger.find(pin.units).tolist():
+            reasons.setdefault(unit, _with_origin(ledger, pin.reason, pin.origin))
+    found = {}
+    for state, shape in propagation.shapes.items():
+        for axis, size in enumerate(shape):
+            if (state, axis) not in free:
+                found[(state, axis)] = _reason(ledger, fields[state], axis, size, reasons)
+    return found
+
+
+def _with_origin(ledger: Ledger, reason: str, origin: int) -> str:
+    return f"{reason}: {ledger.origins[origin]}" if 0 <= origin < len(ledger.origins) else reason
+
+
+def _reason(
+    ledger: Ledger,
+    fields: Sequence[StateField],
+    axis: int,
+    size: int,
+    reasons: Mapping[int, str],
+) -> str:
+    if size == 1:
+        return "has a single element"
+    if not fields:
+        return "not read by the forward pass, or only as a constant"
+    touching = [item for item in fields if axis in item.axes]
+    for item in touching:
+        for unit in ledger.find(np.unique(item.values)).tolist():
+            if unit in reasons:
+                return reasons[unit]
+    for item in touching:
+        if item.reason:
+            return _with_origin(ledger, item.reason, item.origin)
+    if touching:
+        return "each position has a role of its own"
+    return "no operator tells its positions apart"

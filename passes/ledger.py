@@ -1,0 +1,412 @@
+"""The book that propagation keeps: units, and everything that constrains their permutations.
+
+Five kinds of entry describe the constraints; `passes.group` solves for the permutations that
+satisfy all of them:
+
+- *tie*: two units always move alike (union-find);
+- *pin*: a unit never moves;
+- *edge*: a child unit moves inside its parent (a head and the dimensions in it);
+- *relation*: a set of label tuples that occur together at the positions of one tensor, and that a
+  permutation has to map onto itself;
+- *imposition*: labels laid onto the elements of a state tensor by an operator that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fxrebasin.labels import (
+    Elements,
+    Field,
+    Labels,
+    Value,
+    elements_of,
+    labels_of,
+    positions,
+    squeeze_constant,
+    varying_axes,
+)
+from fxrebasin.provenance import Origin
+
+Ints = npt.NDArray[np.int64]
+
+MATERIALISE_AT_MOST = 1 << 16
+"""Elements of a state tensor that may become units of their own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edge:
+    """Each child unit moves within the parent unit at the same index."""
+
+    children: Ints
+    parents: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Imposition:
+    """Labels on elements of a state tensor; `view` addresses them, `values` broadcasts to it."""
+
+    view: Tensor
+    values: Tensor
+    origin: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Pin:
+    units: Ints
+    reason: str
+    origin: int
+
+
+@dataclass
+class Ledger:
+    """All units and constraints met so far; `origin` is the operator being propagated."""
+
+    origins: list[Origin] = field(default_factory=list)
+    births: list[tuple[int, int]] = field(default_factory=list)
+    edges: list[Edge] = field(default_factory=list)
+    relations: list[tuple[Tensor, ...]] = field(default_factory=list)
+    members: list[Tensor] = field(default_factory=list)
+    impositions: dict[str, list[Imposition]] = field(default_factory=dict)
+    pins: list[Pin] = field(default_factory=list)
+    element_ties: list[tuple[Elements, Elements]] = field(default_factory=list)
+    _parent: Ints = field(default_factory=lambda: np.zeros(1024, np.int64))
+    _size: int = 0
+    _coarsened: dict[object, Labels] = field(default_factory=dict)
+    _seen: dict[object, Any] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> int:
+        return len(self.origins) - 1
+
+    # Units ------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def fresh(self, count: int) -> Tensor:
+        """New units, free until something constrains them; they share one birth."""
+        start, end = self._size, self._size + count
+        if end > len(self._parent):
+            grown = np.zeros(max(end, 2 * len(self._parent)), np.int64)
+            grown[:start] = self._parent[:start]
+            self._parent = grown
+        self._parent[start:end] = np.arange(start, end)
+        self._size = end
+        self.births.append((start, end))
+        return torch.arange(start, end)
+
+    def find(self, labels: Ints) -> Ints:
+        """Representatives of units; rigid labels are returned as they are."""
+        rigid = labels < 0
+        roots = np.where(rigid, 0, labels)
+        if not self._size:
+            return labels
+        while True:
+            above = self._parent[roots]
+            if np.array_equal(above, roots):
+                break
+            roots = self._parent[above]
+        return np.where(rigid, labels, roots)
+
+    def compress(self) -> Ints:
+        """The representative of every unit."""
+        roots = self.find(np.arange(self._size))
+        self._parent[: self._size] = roots
+        return roots
+
+    def tie(self, first: Ints, second: Ints) -> None:
+        """Make units move alike, pairwise; each side holds distinct, free representatives."""
+        different = first != second
+        first, second = first[different], second[different]
+        if np.intersect1d(first, second).size:
+            # A unit tied to another unit of the same axis, as in x + x.flip(0): only rare
+            # permutations commute with that, so we give all of them up.
+            self.pin(np.concatenate([first, second]), "order-dependent: tied to its own axis")
+            return
+        self._parent[np.maximum(first, second)] = np.minimum(first, second)
+
+    def pin(self, units: Ints, reason: str) -> None:
+        free = units[units >= 0]
+        if free.size:
+            self.pins.append(Pin(np.unique(free), reason, self.origin))
+
+    # Constraints ------------------------------------------------------------------------------
+
+    def relate(self, *columns: Labels) -> None:
+        """Record that these fields label the positions of one tensor together."""
+        if all(column.rigid for column in columns):
+            return
+        tensors = tuple(column.values for column in columns)
+        key = ("relation", *(_identity(values) for values in tensors))
+        if key in self._seen:
+            return
+        self._seen[key] = tensors
+        self.relations.append(tensors)
+
+    def remember(self, labels: Labels | None) -> None:
+        """Record a selection of units: those in it differ from those that are not."""
+        if labels is not None and not labels.rigid:
+            self.members.append(labels.values)
+
+    def impose(self, elements: Elements, labels: Labels) -> None:
+        """Lay labels onto the elements of a state tensor."""
+        key = (
+            elements.state,
+            elements.view.storage_offset(),
+            tuple(
+                (elements.view.shape[axis], elements.view.stride(axis)) for axis in elements.axes
+            ),
+            _identity(labels.values),
+        )
+        if key in self._seen:
+            return
+        self._seen[key] = labels.values
+        self.impositions.setdefault(elements.state, []).append(
+            Imposition(elements.view, labels.values, self.origin, labels.reason)
+        )
+
+    # Fields -----------------------------------------------------------------------------------
+
+    def materialise(self, elements: Elements) -> Labels:
+        """Units for every element of a (small) state tensor's view."""
+        return self._coarsen_elements(elements, elements.axes)
+
+    def separate(self, elements: Elements) -> list[Labels]:
+        """One field per axis: gives up permutations of one axis that depend on another."""
+        if elements.view.numel() <= MATERIALISE_AT_MOST:
+            return [self.materialise(elements)]
+        return [self._coarsen_elements(elements, (axis,)) for axis in elements.axes]
+
+    def coarsen(self, item: Field, kept: Collection[int]) -> Field | None:
+        """What is left of a field when only the kept axes are looked at (the others get size 1).
+
+        Where the field varies along kept and removed axes, the units at each kept position become
+        the children of a new unit. None when nothing is left.
+        """
+        inside = tuple(axis for axis in item.axes if axis in kept)
+        if not inside:
+            return None
+        if len(inside) == len(item.axes):
+            return item
+        if isinstance(item, Elements):
+            return self._coarsen_elements(item, inside)
+        key = ("coarsen", _identity(item.values), inside)
+        if key not in self._seen:
+            # The labels stay alive with the key, since their address is part of it.
+            self._seen[key] = (item.values, self._coarsen_labels(item, inside))
+        return self._seen[key][1]
+
+    def _coarsen_elements(self, item: Elements, kept: tuple[int, ...]) -> Labels:
+        view = item.view
+        by_stride = sorted(kept, key=lambda axis: -view.stride(axis))
+        removed = tuple(
+            sorted((view.stride(axis), view.shape[axis]) for axis in item.axes if axis not in kept)
+        )
+        key = (
+            item.state,
+            view.storage_offset(),
+            tuple((view.stride(axis), view.shape[axis]) for axis in by_stride),
+            removed,
+        )
+        labels = self._coarsened.get(key)
+        sizes = [view.shape[axis] for axis in by_stride]
+        if labels is None:
+            values = self.fresh(int(np.prod(sizes))).view(sizes)
+            labels = Labels(values, tuple(range(len(sizes))), injective=True)
+            self._coarsened[key] = labels
+        shape = [1] * view.ndim
+        for axis in kept:
+            shape[axis] = view.shape[axis]
+        order = [by_stride.index(axis) for axis in kept]
+        placed_key = (key, tuple(shape), tuple(order))
+        placed = self._coarsened.get(placed_key)
+        if placed is None:
+            placed = Labels(labels.values.permute(order).reshape(shape), kept, injective=True)
+            self._coarsened[placed_key] = placed
+        self.impose(item, placed)
+        return placed
+
+    def _coarsen_labels(self, item: Labels, kept: tuple[int, ...]) -> Labels | None:
+        values = item.values
+        removed = [axis for axis in item.axes if axis not in kept]
+        shape = [1 if axis in removed else size for axis, size in enumerate(values.shape)]
+        rows = values.permute([*kept, *removed, *self._others(values.ndim, item.axes)])
+        rows_np = rows.reshape(int(np.prod([values.shape[axis] for axis in kept])), -1).numpy()
+        sets, row_of = np.unique(np.sort(rows_np, axis=1), axis=0, return_inverse=True)
+        row_of = row_of.reshape(-1)
+        if len(sets) == 1:
+            return None
+        distinct = [np.unique(row[row >= 0]) for row in sets]
+        if sum(len(units) for units in distinct) != np.unique(sets[sets >= 0]).size:
+            self.pin(np.unique(rows_np), "sets of units that overlap")
+            labels = positions(1, 0, len(sets), "sets of units that overlap").values
+        else:
+            labels = positions(1, 0, len(sets), item.reason).values.clone()
+            free = np.array([bool(units.size) for units in distinct])
+            blocks = self.fresh(int(free.sum()))
+            labels[torch.from_numpy(free)] = blocks
+            self.edges.append(
+                Edge(
+                    np.concatenate([units for units in distinct if units.size] or [_EMPTY]),
+                    np.repeat(blocks.numpy(), [units.size for units in distinct if units.size]),
+                )
+            )
+        result = squeeze_constant(labels[torch.from_numpy(row_of)].view(shape), kept)
+        rigid = bool((labels < 0).all())
+        injective = len(sets) == result.numel()
+        return Labels(result, varying_axes(result), injective, rigid, item.reason)
+
+    @staticmethod
+    def _others(ndim: int, axes: Iterable[int]) -> list[int]:
+        return [axis for axis in range(ndim) if axis not in set(axes)]
+
+    def reduce(self, value: Value, kept: Collection[int]) -> list[Field]:
+        """The fields of a tensor whose other axes are summed, averaged or otherwise reduced."""
+        found = (self.coarsen(item, kept) for item in value.fields)
+        return [item for item in found if item is not None]
+
+    # Joining ----------------------------------------------------------------------------------
+
+    def join(self, fields: Iterable[Field]) -> tuple[Field, ...]:
+        """Let fields meet at the positions of one tensor.
+
+        Records everything that this forces, and returns a subset of the fields that still tells
+        apart all positions that the given ones tell apart: rather few fields along one axis each
+        than many along several.
+        """
+        unique = list({id(item): item for item in fields}.values())
+        labels = [item for item in unique if isinstance(item, Labels)]
+        elements = [item for item in unique if isinstance(item, Elements)]
+        kept: list[Labels] = []
+        identified: set[int] = set()
+        for item in sorted(labels, key=_preference):
+            if self._absorbed(item, kept, identified):
+                continue
+            kept.append(item)
+            if item.injective and len(item.axes) == 1:
+                identified.add(item.axes[0])
+            elif len(item.axes) == 1 and self._identify_together(item.axes[0], kept):
+                identified.add(item.axes[0])
+        result: list[Field] = [*kept]
+        result += self._join_elements(elements, kept, identified)
+        return tuple(result)
+
+    def _absorbed(self, item: Labels, kept: list[Labels], identified: set[int]) -> bool:
+        """Relate a field to those already kept; True when these make it superfluous."""
+        touching = [other for other in kept if set(other.axes) & set(item.axes)]
+        for other in touching:
+            if other.axes == item.axes and self._same(other, item):
+                return True
+        if touching:
+            if len(item.axes) == 1:
+                for other in touching:
+                    self._meet(other, item)
+            else:
+                self.relate(item, *touching)
+        return all(axis in identified for axis in item.axes)
+
+    def _same(self, first: Labels, second: Labels) -> bool:
+        if first.values is second.values:
+            return True
+        if first.values.shape != second.values.shape:
+            return False
+        return first.rigid == second.rigid and torch.equal(first.values, second.values)
+
+    def _meet(self, first: Labels, second: Labels) -> None:
+        """Two fields along the same single axis."""
+        if first.rigid and second.rigid:
+            return
+        if first.injective and second.injective:
+            one, two = first.values.reshape(-1).numpy(), second.values.reshape(-1).numpy()
+            one, two = self.find(one), self.find(two)
+            if np.array_equal(one, two):
+                return
+            if first.rigid or second.rigid:
+                self.pin(two if first.rigid else one, first.reason or second.reason)
+                return
+            free = (one >= 0) & (two >= 0)
+            if free.all() and self._distinct(one) and self._distinct(two):
+                self.tie(one, two)
+                return
+        self.relate(first, second)
+
+    @staticmethod
+    def _distinct(labels: Ints) -> bool:
+        return np.unique(labels).size == labels.size
+
+    def _identify_together(self, axis: int, kept: list[Labels]) -> bool:
+        columns = [item.values.reshape(-1).numpy() for item in kept if item.axes == (axis,)]
+        if len(columns) < 2:
+            return False
+        return len(np.unique(np.stack(columns), axis=1).T) == columns[0].size
+
+    def _join_elements(
+        self, elements: Sequence[Elements], kept: list[Labels], identified: set[int]
+    ) -> list[Field]:
+        result: list[Field] = []
+        open_ones: list[Elements] = []
+        for item in elements:
+            for other in kept:
+                self._impose_part(item, other)
+            if not all(axis in identified for axis in item.axes):
+                open_ones.append(item)
+        for index, item in enumerate(open_ones):
+            for other_item in open_ones[:index]:
+                self._join_open(other_item, item)
+        result += open_ones
+        return result
+
+    def _impose_part(self, item: Elements, labels: Labels) -> None:
+        part = self.coarsen(labels, item.axes)
+        if isinstance(part, Labels):
+            self.impose(item, part)
+
+    def _join_open(self, first: Elements, second: Elements) -> None:
+        """Two state tensors meet element by element, and no field tells the elements apart."""
+        small, large = sorted((first, second), key=lambda item: len(item.axes))
+        if small.view.numel() <= MATERIALISE_AT_MOST or len(small.axes) < len(large.axes):
+            self._impose_part(large, self.materialise(small))
+        else:
+            self.element_ties.append((first, second))
+
+
+def _preference(item: Labels) -> tuple[object, ...]:
+    """Few axes first, then fields that tell all positions apart, then rigid ones."""
+    return (len(item.axes), item.axes, not item.injective, not item.rigid)
+
+
+def _identity(values: Tensor) -> tuple[object, ...]:
+    """Equal for two views of the same labels; valid while one of them is alive."""
+    return (
+        values.data_ptr(),
+        tuple(
+            (axis, size, stride)
+            for axis, (size, stride) in enumerate(zip(values.shape, values.stride(), strict=True))
+            if size > 1
+        ),
+    )
+
+
+_EMPTY: Ints = np.zeros(0, np.int64)
+
+
+def elements_field(state: str, shape: Sequence[int]) -> tuple[Field, ...]:
+    """The field of a state tensor that nothing constrains yet."""
+    found = elements_of(state, torch.empty(tuple(shape), dtype=torch.int8, device="meta"))
+    return () if found is None else (found,)
+
+
+def free_labels(values: Tensor, like: Labels | None = None) -> Labels | None:
+    """Labels from any movement of a field, with `injective` decided by looking."""
+    flat = values.reshape(-1).numpy()
+    return labels_of(values, like, injective=np.unique(flat).size == flat.size)

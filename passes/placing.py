@@ -1,0 +1,177 @@
+"""Check that tables are closed under the classes' permutations, and lay classes onto tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+
+from fxrebasin.layout import AxisGroup, Piece, Slot
+from fxrebasin.passes.classes import Classes, Column, IrregularError, Motion, combine
+from fxrebasin.passes.ledger import Ints
+from fxrebasin.passes.state_fields import StateField
+from fxrebasin.passes.structure import Table, distinct_rows, row_codes
+
+
+def check_closed(classes: Classes, table: Table) -> None:
+    """A permutation of the classes maps the tuples of a relation onto tuples of it.
+
+    Raises:
+        IrregularError: the tuples are not the full grid over the coordinates they have.
+    """
+    for part in _parts(classes, table):
+        columns, rows = _coordinates(classes, part)
+        if not columns:
+            continue
+        tag = row_codes(list(np.where(_moving(classes, part), -1, part).T))
+        tags = int(tag.max()) + 1
+        distinct = distinct_rows([*rows.T, tag]).shape[0]
+        full = int(np.prod([column.size for column in columns], dtype=np.int64))
+        if distinct == full * tags:
+            continue
+        if any(
+            distinct_rows(list(rows[tag == value].T)).shape[0] != full for value in range(tags)
+        ):
+            free = part[_moving(classes, part)]
+            raise IrregularError(np.unique(free), "occurs together with others irregularly")
+
+
+def _moving(classes: Classes, table: Table) -> npt.NDArray[np.bool_]:
+    return (table >= 0) & (classes.colors[np.maximum(table, 0)] >= 0)
+
+
+def _parts(classes: Classes, table: Table) -> Iterator[Table]:
+    """Rows of a table by the colours of their labels."""
+    colors = np.where(table >= 0, classes.colors[np.maximum(table, 0)], -1)
+    if (colors == colors[:1]).all():
+        yield table
+        return
+    part = row_codes(list(colors.T))
+    for value in range(int(part.max()) + 1):
+        yield table[part == value]
+
+
+def _coordinates(classes: Classes, part: Table) -> tuple[tuple[Column, ...], Ints]:
+    """Coordinates of rows whose labels have the same colours in each column."""
+    blocks = []
+    for column in part.T:
+        color = int(classes.colors[column[0]]) if column[0] >= 0 else -1
+        if color >= 0:
+            place = classes.coordinates[color]
+            blocks.append((place.columns, place.of(column)))
+    return combine(blocks, part.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Axes of a state tensor that move together, before classes have names.
+
+    Each piece: its columns (class index or None, size, within) and flat positions.
+    """
+
+    axes: tuple[int, ...]
+    pieces: tuple[tuple[tuple[Column | None, ...], Ints], ...]
+
+
+def axis_groups(fields: Sequence[StateField], ndim: int) -> list[tuple[int, ...]]:
+    """Axes that some field varies along together."""
+    graph = nx.Graph()
+    graph.add_nodes_from(range(ndim))
+    for item in fields:
+        graph.add_edges_from(zip(item.axes, item.axes[1:], strict=False))
+    return sorted(tuple(sorted(group)) for group in nx.connected_components(graph))
+
+
+def group_columns(
+    fields: Sequence[StateField], axes: tuple[int, ...], shape: Sequence[int]
+) -> list[Ints]:
+    """The labels of all positions of some axes, one flat column per field."""
+    sizes = [shape[axis] for axis in axes]
+    columns = []
+    for item in fields:
+        if not set(item.axes) <= set(axes):
+            continue
+        expand = [shape[axis] if axis in item.axes else 1 for axis in axes]
+        columns.append(np.broadcast_to(item.values.reshape(expand), sizes).reshape(-1))
+    return columns
+
+
+def place(
+    moves: Motion, columns: Sequence[Ints], axes: tuple[int, ...]
+) -> Placement | None:
+    """Find which positions of some axes which coordinates move.
+
+    Args:
+        columns: for every position, numbers of coordinates (see `Motion`) or rigid labels.
+    """
+    kinds = [moves.kind_of(column) for column in columns]
+    part = row_codes(kinds)
+    pieces = []
+    for value in range(int(part.max()) + 1):
+        where = np.flatnonzero(part == value)
+        free, rows = _coordinates_of_codes(moves, [(k[where], c[where]) for k, c in zip(kinds, columns, strict=True)])
+        if free:
+            rigid = [c[where] for k, c in zip(kinds, columns, strict=True) if k[where[0]] < 0]
+            tag = row_codes(rigid) if rigid else np.zeros(where.size, np.int64)
+            pieces += _pieces(free, rows, tag, where)
+    return Placement(axes, tuple(pieces)) if pieces else None
+
+
+def _coordinates_of_codes(
+    moves: Motion, columns: Sequence[tuple[Ints, Ints]]
+) -> tuple[tuple[Column, ...], Ints]:
+    blocks = []
+    for kinds, codes in columns:
+        kind = int(kinds[0])
+        if kind >= 0:
+            blocks.append((moves.kinds[kind], moves.coordinates(kind, codes)))
+    return combine(blocks, columns[0][1].size)
+
+
+def _pieces(
+    free: tuple[Column, ...], rows: Ints, tag: Ints, where: Ints
+) -> list[tuple[tuple[Column | None, ...], Ints]]:
+    sizes = [column.size for column in free]
+    code = np.ravel_multi_index(tuple(rows.T), sizes)
+    full = int(np.prod(sizes, dtype=np.int64))
+    order = np.lexsort((where, tag, code))
+    counts = np.bincount(code, minlength=full)
+    if (counts == counts[0]).all():
+        tags = tag[order].reshape(full, -1)
+        if (tags == tags[0]).all():
+            return [_piece(free, where[order].reshape(*sizes, int(counts[0])))]
+    pieces = []
+    for value in np.unique(tag):
+        chosen = tag == value
+        order = np.lexsort((where[chosen], code[chosen]))
+        positions = where[chosen][order]
+        if positions.size % full or (np.bincount(code[chosen], minlength=full)
+                                     != positions.size // full).any():
+            raise IrregularError(np.zeros(0, np.int64), "positions that are not a full grid")
+        pieces.append(_piece(free, positions.reshape(*sizes, positions.size // full)))
+    return pieces
+
+
+def _piece(
+    free: tuple[Column, ...], positions: Ints
+) -> tuple[tuple[Column | None, ...], Ints]:
+    if positions.shape[-1] == 1:
+        return free, positions[..., 0]
+    return (*free, None), positions
+
+
+def named_group(placement: Placement, names: Sequence[str]) -> AxisGroup:
+    """The axis group with class names in place of indices."""
+    pieces = []
+    for columns, positions in placement.pieces:
+        slots = tuple(
+            Slot(None, positions.shape[index])
+            if column is None
+            else Slot(names[column.index], column.size, column.within)
+            for index, column in enumerate(columns)
+        )
+        pieces.append(Piece(slots, np.ascontiguousarray(positions, dtype=np.int64)))
+    return AxisGroup(placement.axes, tuple(pieces))

@@ -1,0 +1,264 @@
+"""Matrix products and convolutions: rules written as factors, in the style of einops.
+
+A factor names an index space that the operator loops over. Factors that appear in two operands tie
+those axes; factors that are missing from the output are summed over. `(g i)` is an axis that splits
+into two factors; a factor that starts with `!` is a position and cannot be permuted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+
+from fxrebasin.labels import (
+    Elements,
+    Field,
+    Labels,
+    Value,
+    elements_of,
+    place,
+    positions,
+    reshape_labels,
+)
+from fxrebasin.passes.ledger import Ledger
+from fxrebasin.passes.rules.registry import Call, Rule, rule
+
+Axes = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A parsed factor string: for each tensor, its axes as tuples of factors."""
+
+    inputs: tuple[Axes, ...]
+    output: Axes
+    factors: tuple[str, ...]
+
+
+@lru_cache(maxsize=1024)
+def parse(text: str) -> Pattern:
+    """Parse `"n (g i), (g o) i -> n (g o)"`."""
+    left, _, right = text.partition("->")
+    tensors = [_parse_axes(part) for part in [*left.split(","), right]]
+    factors = dict.fromkeys(name for axes in tensors for axis in axes for name in axis)
+    return Pattern(tuple(tensors[:-1]), tensors[-1], tuple(factors))
+
+
+def _parse_axes(text: str) -> Axes:
+    return tuple(tuple(word.strip("()").split()) for word in re.findall(r"\([^)]*\)|\S+", text))
+
+
+def factor_sizes(
+    pattern: Pattern, shapes: Sequence[Sequence[int]], known: Mapping[str, int]
+) -> dict[str, int]:
+    """Sizes of all factors from the tensors' shapes; of a split axis one may be unknown."""
+    sizes = dict(known)
+    for axes, shape in zip([*pattern.inputs, pattern.output], shapes, strict=True):
+        for names, size in zip(axes, shape, strict=True):
+            unknown = [name for name in names if name not in sizes]
+            for name in unknown[:1]:
+                for other in names:
+                    size //= sizes.get(other, 1)
+                sizes[name] = size
+    return sizes
+
+
+def contract(
+    ledger: Ledger,
+    text: str,
+    values: Sequence[Value],
+    out_shape: Sequence[int],
+    known: Mapping[str, int] | None = None,
+    reason: str = "position",
+) -> Value:
+    """Apply a factor string to the fields of its operands."""
+    pattern = parse(text)
+    shapes = [value.shape for value in values] + [tuple(out_shape)]
+    sizes = factor_sizes(pattern, shapes, known or {})
+    operands = [
+        _to_factors(ledger, value, axes, pattern, sizes, reason)
+        for value, axes in zip(values, pattern.inputs, strict=True)
+    ]
+    index = {name: axis for axis, name in enumerate(pattern.factors)}
+    inside = [{index[name] for axis in axes for name in axis} for axes in pattern.inputs]
+    for one, two in combinations(range(len(operands)), 2):
+        _tie_shared(ledger, operands[one], operands[two], inside[one] & inside[two])
+    out = {index[name] for axis in pattern.output for name in axis}
+    result: list[Field] = []
+    for fields, mine in zip(operands, inside, strict=True):
+        result += ledger.reduce(Value((), tuple(fields)), mine & out)
+    for name in pattern.factors:
+        if name.startswith("!") and index[name] in out and sizes[name] > 1:
+            result.append(positions(len(sizes), index[name], sizes[name], reason))
+    joined = ledger.join(result)
+    return Value(tuple(out_shape), _from_factors(ledger, joined, pattern, sizes))
+
+
+def _to_factors(
+    ledger: Ledger,
+    value: Value,
+    axes: Axes,
+    pattern: Pattern,
+    sizes: Mapping[str, int],
+    reason: str,
+) -> list[Field]:
+    names = [name for axis in axes for name in axis]
+    split = [sizes[name] if value.shape[i] != 1 else 1 for i, axis in enumerate(axes) for name in axis]
+    target = [pattern.factors.index(name) for name in names]
+    ndim = len(pattern.factors)
+    fields: list[Field] = []
+    for item in value.fields:
+        for part in reshape_field(ledger, item, value.shape, split):
+            fields.append(place(part, target, ndim))
+    rigid = []
+    for axis, name in zip(target, names, strict=True):
+        if name.startswith("!") and any(axis in item.axes for item in fields):
+            rigid.append(positions(ndim, axis, sizes[name], reason))
+    return list(ledger.join([*fields, *rigid])) if rigid else fields
+
+
+def reshape_field(
+    ledger: Ledger, item: Field, before: Sequence[int], after: Sequence[int]
+) -> list[Field]:
+    """Reshape one field; several come out when a state tensor's elements cannot be viewed so."""
+    if tuple(before) == tuple(after):
+        return [item]
+    if isinstance(item, Labels):
+        found = reshape_labels(item, before, after)
+        return [] if found is None else [found]
+    try:
+        viewed = elements_of(item.state, item.view.view(tuple(after)))
+    except RuntimeError:
+        parts = (reshape_labels(part, before, after) for part in ledger.separate(item))
+        return [part for part in parts if part is not None]
+    return [] if viewed is None else [viewed]
+
+
+def _tie_shared(
+    ledger: Ledger, first: Sequence[Field], second: Sequence[Field], shared: set[int]
+) -> None:
+    """Two operands agree on the factors that they share.
+
+    Labels of one operand are laid directly onto the elements of a state tensor on the other side,
+    so that its units need not be created only to be tied.
+    """
+    labels = [_labels_on(ledger, fields, shared) for fields in (first, second)]
+    elements = [[f for f in fields if isinstance(f, Elements)] for fields in (first, second)]
+    meeting: list[Field] = [*labels[0], *labels[1]]
+    for here, there in ((0, 1), (1, 0)):
+        for item in elements[there]:
+            if labels[here]:
+                ledger.join([*labels[here], item])
+            elif not labels[there]:
+                part = ledger.coarsen(item, shared)
+                meeting += [] if part is None else [part]
+    ledger.join(meeting)
+
+
+def _labels_on(ledger: Ledger, fields: Sequence[Field], shared: set[int]) -> list[Field]:
+    found = (ledger.coarsen(item, shared) for item in fields if isinstance(item, Labels))
+    return [item for item in found if item is not None]
+
+
+def _from_factors(
+    ledger: Ledger, fields: Sequence[Field], pattern: Pattern, sizes: Mapping[str, int]
+) -> tuple[Field, ...]:
+    names = [name for axis in pattern.output for name in axis]
+    order = [pattern.factors.index(name) for name in names]
+    split = [sizes[name] for name in names]
+    merged = []
+    for axis in pattern.output:
+        size = 1
+        for name in axis:
+            size *= sizes[name]
+        merged.append(size)
+    result: list[Field] = []
+    for item in fields:
+        picked = _pick_axes(item, order)
+        result += reshape_field(ledger, picked, split, merged)
+    return ledger.join(result) if tuple(split) != tuple(merged) else tuple(result)
+
+
+def _pick_axes(item: Field, order: Sequence[int]) -> Field:
+    """Keep only the given axes, in their order (the field varies along no other)."""
+    axes = tuple(sorted(order.index(axis) for axis in item.axes))
+    if isinstance(item, Labels):
+        drop = [axis for axis in range(item.values.ndim) if axis not in order]
+        values = item.values.permute([*order, *drop]).reshape([item.values.shape[a] for a in order])
+        return Labels(values, axes, item.injective, item.rigid, item.reason)
+    drop = [axis for axis in range(item.view.ndim) if axis not in order]
+    view = item.view.permute([*order, *drop])
+    for _ in drop:
+        view = view.select(-1, 0)
+    return Elements(item.state, view, axes)
+
+
+def contraction(text: str, *names: str) -> Rule:
+    """Rule of an operator whose tensor arguments, in order, are the operands of a pattern."""
+
+    def apply(call: Call) -> Sequence[Value]:
+        values = [call.lookup(tensor) for tensor in call.tensors()]
+        return [contract(call.ledger, text, values, call.shape)]
+
+    return rule(*names)(apply)
+
+
+contraction("n k, k m -> n m", "mm")
+contraction("b n k, b k m -> b n m", "bmm")
+contraction("n k, k -> n", "mv")
+contraction("k, k -> ", "dot", "vdot")
+contraction("n, m -> n m", "outer", "ger")
+
+
+def plus_contraction(text: str, first: str, second: str, *names: str) -> Rule:
+    """Rule of `self + first @ second`."""
+
+    def apply(call: Call) -> Sequence[Value]:
+        product = contract(call.ledger, text, [call.value(first), call.value(second)], call.shape)
+        bias = call.broadcast(call.value("self"), len(call.shape))
+        return [call.join([*product.fields, *bias])]
+
+    return rule(*names)(apply)
+
+
+plus_contraction("n k, k m -> n m", "mat1", "mat2", "addmm", "addmm_")
+plus_contraction("b n k, b k m -> b n m", "batch1", "batch2", "baddbmm", "baddbmm_")
+plus_contraction("n k, k -> n", "mat", "vec", "addmv")
+
+
+@rule("linear")
+def linear(call: Call) -> Sequence[Value]:
+    leading = " ".join(f"n{i}" for i in range(len(call.shape) - 1))
+    text = f"{leading} i, o i -> {leading} o"
+    product = contract(call.ledger, text, [call.value("input"), call.value("weight")], call.shape)
+    return [_plus_bias(call, product, axis=-1)]
+
+
+@rule("convolution", "_convolution", "mkldnn_convolution")
+def convolution(call: Call) -> Sequence[Value]:
+    """Dense, grouped, depthwise and transposed convolution, in one to three dimensions."""
+    value, weight = call.value("input"), call.value("weight")
+    spatial = range(len(weight.shape) - 2)
+    s, k, t = (" ".join(f"!{name}{axis}" for axis in spatial) for name in "skt")
+    groups = call.args["groups"]
+    transposed = call.args.get("transposed", False)
+    filters = f"(g i) o {k}" if transposed else f"(g o) i {k}"
+    batch = "n " if len(value.shape) == len(weight.shape) else ""
+    text = f"{batch}(g i) {s}, {filters} -> {batch}(g o) {t}"
+    reason = f"position of {call.op}"
+    product = contract(
+        call.ledger, text, [value, weight], call.shape, {"g": groups}, reason
+    )
+    return [_plus_bias(call, product, axis=len(call.shape) - len(weight.shape) + 1)]
+
+
+def _plus_bias(call: Call, product: Value, axis: int) -> Value:
+    bias = call.optional("bias")
+    if bias is None:
+        return product
+    ndim = len(product.shape)
+    placed = [place(item, [axis % ndim], ndim) for item in bias.fields]
+    return call.join([*product.fields, *placed])

@@ -1,0 +1,76 @@
+"""Sums, means, norms and extrema over axes; scans and searches, which depend on order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fxrebasin.labels import Value, positions
+from fxrebasin.passes.rules.contraction import _pick_axes
+from fxrebasin.passes.rules.registry import Call, block, rule
+
+
+def _reduced_axes(call: Call, ndim: int) -> set[int]:
+    dims = call.args.get("dim")
+    if dims is None or (isinstance(dims, (list, tuple)) and not dims):
+        return set(range(ndim))
+    return {dim % max(ndim, 1) for dim in (dims if isinstance(dims, (list, tuple)) else [dims])}
+
+
+def _reduce(call: Call, value: Value, axes: set[int]) -> list[Value]:
+    kept = [axis for axis in range(len(value.shape)) if axis not in axes]
+    fields = call.ledger.reduce(value, kept)
+    results = []
+    for out in call.outputs:
+        if out.ndim != len(value.shape):
+            results.append(Value(tuple(out.shape), tuple(_pick_axes(f, kept) for f in fields)))
+        else:
+            results.append(Value(tuple(out.shape), tuple(fields)))
+    return results
+
+
+@rule(
+    *("sum", "mean", "amax", "amin", "aminmax", "prod", "var", "std", "var_mean", "std_mean"),
+    *("nansum", "logsumexp", "linalg_vector_norm", "norm", "any", "all", "max.default"),
+    *("min.default", "count_nonzero"),
+)
+def symmetric_reduction(call: Call) -> Sequence[Value]:
+    """The result does not depend on the order of the elements that are reduced."""
+    value = call.value("self")
+    return _reduce(call, value, _reduced_axes(call, len(value.shape)))
+
+
+@rule("max.dim", "min.dim", "argmax", "argmin", "median.dim", "mode", "kthvalue")
+def positional_reduction(call: Call) -> Sequence[Value]:
+    """Gives back an index along the reduced axis, which thereby cannot be permuted."""
+    value = call.value("self")
+    axes = _reduced_axes(call, len(value.shape))
+    pinned = call.pin_axes(value, axes, "order-dependent operator")
+    return _reduce(call, pinned, axes)
+
+
+@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort", "cumsum_")
+def scan(call: Call) -> Sequence[Value]:
+    """Runs along an axis in order; the others are independent."""
+    value = call.value("self")
+    dim = call.args.get("dim", -1)
+    return [call.pin_axes(value, [dim], "order-dependent operator") for _ in call.outputs]
+
+
+@rule("topk")
+def top_k(call: Call) -> Sequence[Value]:
+    """As `sort`, and fewer positions come out."""
+    value = call.value("self")
+    ndim = len(value.shape)
+    dim = call.args["dim"] % max(ndim, 1)
+    pinned = call.pin_axes(value, [dim], "order-dependent operator")
+    fields = call.ledger.reduce(pinned, set(range(ndim)) - {dim})
+    out = positions(ndim, dim, call.shape[dim], f"order-dependent operator of {call.op}")
+    found = [*fields, out] if call.shape[dim] > 1 else fields
+    return [Value(tuple(item.shape), tuple(found)) for item in call.outputs]
+
+
+block(
+    "its result depends on the values in an order that no permutation preserves",
+    *("nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "bincount"),
+    *("histc", "searchsorted", "bucketize", "where.default", "nonzero_static"),
+)

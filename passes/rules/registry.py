@@ -1,0 +1,136 @@
+"""The table of operator rules: ATen overload -> how its axes correspond.
+
+A rule is a function from a `Call` to the values of the operator's tensor outputs. It is registered
+for overloads by name, `"addmm"` standing for all overloads of that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from fxrebasin.labels import Field, Value, pinned_value, place
+from fxrebasin.passes.ledger import Ledger
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One operator call.
+
+    Attributes:
+        ledger: where constraints are recorded.
+        op: the overload.
+        args: all arguments by their schema name, defaults included.
+        outputs: the tensor outputs, in order (of the right shapes; their data mean nothing).
+        lookup: the value of a tensor argument.
+        constant: the data of a tensor argument that depends on no parameter and no input, or None.
+        state: the value of a buffer read as running statistics.
+    """
+
+    ledger: Ledger
+    op: OpOverload
+    args: Mapping[str, Any]
+    outputs: Sequence[Tensor]
+    lookup: Callable[[Tensor], Value]
+    constant: Callable[[Tensor], Tensor | None]
+    state: Callable[[Tensor], Value]
+
+    def value(self, name: str) -> Value:
+        return self.lookup(self.args[name])
+
+    def optional(self, name: str) -> Value | None:
+        tensor = self.args.get(name)
+        return None if tensor is None else self.lookup(tensor)
+
+    def tensors(self) -> list[Tensor]:
+        """All tensor arguments, those in lists included."""
+        found: list[Tensor] = []
+        for item in self.args.values():
+            if isinstance(item, Tensor):
+                found.append(item)
+            elif isinstance(item, (list, tuple)):
+                found += [part for part in item if isinstance(part, Tensor)]
+        return found
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the first output."""
+        return tuple(self.outputs[0].shape)
+
+    def join(self, fields: Iterable[Field], shape: Sequence[int] | None = None) -> Value:
+        """Let fields meet in one tensor, by default the first output."""
+        size = self.shape if shape is None else tuple(shape)
+        return Value(size, self.ledger.join(fields))
+
+    def broadcast(self, value: Value, ndim: int) -> list[Field]:
+        """The fields of a value that is broadcast to `ndim` dimensions."""
+        offset = ndim - len(value.shape)
+        if offset == 0:
+            return list(value.fields)
+        target = range(offset, ndim)
+        return [place(item, target, ndim) for item in value.fields]
+
+    def pin_axes(self, value: Value, axes: Iterable[int], reason: str) -> Value:
+        """The value after giving up all freedom along some of its axes."""
+        pinned = pinned_value(value.shape, f"{reason} of {self.op}").fields
+        wanted = {axis % max(len(value.shape), 1) for axis in axes}
+        rigid = [item for item in pinned if set(item.axes) <= wanted]
+        touched = {axis for item in value.fields for axis in item.axes} & wanted
+        if not touched:
+            return value
+        met = [item for item in rigid if set(item.axes) <= touched]
+        return Value(value.shape, self.ledger.join([*value.fields, *met]))
+
+
+Rule: TypeAlias = Callable[[Call], Sequence[Value]]
+
+RULES: dict[OpOverload, Rule] = {}
+BLOCKED: dict[OpOverload, str] = {}
+
+
+def overloads(name: str) -> list[OpOverload]:
+    """The overloads a name stands for; none when this version of PyTorch does not have it."""
+    namespace, _, rest = name.rpartition("::")
+    packet_name, _, overload = rest.partition(".")
+    packet = getattr(getattr(torch.ops, namespace or "aten"), packet_name, None)
+    if packet is None:
+        return []
+    chosen = [overload] if overload else packet.overloads()
+    return [getattr(packet, item) for item in chosen if item in packet.overloads()]
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for ATen overloads."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            for overload in overloads(name):
+                RULES[overload] = function
+        return function
+
+    return register
+
+
+def block(reason: str, *names: str) -> None:
+    """Register operators that pin all axes on purpose, and say why."""
+    for name in names:
+        for overload in overloads(name):
+            BLOCKED[overload] = reason
+            RULES[overload] = pin_everything(reason)
+
+
+def pin_everything(reason: str) -> Rule:
+    """The rule of an operator about whose axes nothing is known."""
+
+    def apply(call: Call) -> Sequence[Value]:
+        for tensor in call.tensors():
+            value = call.lookup(tensor)
+            call.pin_axes(value, range(len(value.shape)), reason)
+        return [pinned_value(out.shape, f"{reason} of {call.op}") for out in call.outputs]
+
+    return apply

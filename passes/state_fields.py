@@ -1,0 +1,212 @@
+"""Bring what operators impose on a state tensor into the tensor's own axes.
+
+Operators read parameters through views: transposed, split into groups, cut into chunks. An
+imposition addresses elements through the strides of such a view; here it becomes an array of labels
+over some of the tensor's own axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from fxrebasin.labels import NONE, Elements, Labels, positions
+from fxrebasin.passes.ledger import Imposition, Ints, Ledger
+
+
+@dataclass(frozen=True, eq=False)
+class StateField:
+    """Labels over some axes of a state tensor; `values` has one dimension for each of `axes`.
+
+    `region` restricts other axes to some of their positions.
+    """
+
+    axes: tuple[int, ...]
+    values: Ints
+    region: tuple[tuple[int, tuple[int, ...]], ...]
+    reason: str
+    origin: int
+
+
+def state_fields(ledger: Ledger, shapes: Mapping[str, Sequence[int]]) -> dict[str, list[StateField]]:
+    """All fields of all state tensors, in the tensors' own axes."""
+    share_between_tied_elements(ledger)
+    return {
+        state: _merged(ledger, [_located(tuple(shape), item) for item in impositions], shape)
+        for state, shape in shapes.items()
+        for impositions in [ledger.impositions.get(state, [])]
+    }
+
+
+def share_between_tied_elements(ledger: Ledger) -> None:
+    """State tensors that are added element by element carry each other's labels."""
+    for first, second in ledger.element_ties:
+        if _whole(first) and _whole(second) and first.view.shape == second.view.shape:
+            ours = ledger.impositions.setdefault(first.state, [])
+            theirs = ledger.impositions.setdefault(second.state, [])
+            ours_before = list(ours)
+            ours += theirs
+            theirs += ours_before
+        else:
+            for item in (first, second):
+                for axis in item.axes:
+                    reason = "added element by element to another parameter"
+                    size = item.view.shape[axis]
+                    ledger.impose(item, positions(item.view.ndim, axis, size, reason))
+
+
+def _whole(item: Elements) -> bool:
+    return bool(item.view.is_contiguous()) and item.view.storage_offset() == 0
+
+
+def _located(shape: tuple[int, ...], item: Imposition) -> StateField:
+    """One imposition in the tensor's own axes."""
+    strides = torch.empty(shape, device="meta").stride()
+    inside: dict[int, list[int]] = {}
+    for axis, (size, stride) in enumerate(zip(item.view.shape, item.view.stride(), strict=True)):
+        if size == 1 or stride == 0:
+            continue
+        inner = owner(shape, size, stride)
+        if inner is None:
+            return _scattered(shape, item)
+        inside.setdefault(inner, []).append(axis)
+    start = np.unravel_index(item.view.storage_offset(), shape) if shape else ()
+    varying = {axis for axis, size in enumerate(item.values.shape) if size > 1}
+    axes = tuple(j for j in sorted(inside) if varying & set(inside[j]))
+    region = []
+    for j, size in enumerate(shape):
+        if j not in axes and size > 1:
+            covered = _covered(item, inside.get(j, []), strides[j], int(start[j]))
+            if covered.size < size:
+                region.append((j, tuple(int(p) for p in np.sort(covered.reshape(-1)))))
+    values = _values_on(item, shape, strides, axes, inside, start)
+    return StateField(axes, values, tuple(region), item.reason, item.origin)
+
+
+def owner(shape: Sequence[int], size: int, stride: int) -> int | None:
+    """The axis of a contiguous tensor that an axis of a view of it lies within, if just one."""
+    strides = torch.empty(tuple(shape), device="meta").stride()
+    for j, (length, step) in enumerate(zip(shape, strides, strict=True)):
+        if length > 1 and step <= stride < step * length and stride % step == 0:
+            return j if (size - 1) * stride < step * length else None
+    return None
+
+
+def _covered(item: Imposition, axes: Sequence[int], step: int, start: int) -> Ints:
+    """Positions along one tensor axis that the view reaches, one dimension per view axis."""
+    grid = np.array(start, dtype=np.int64)
+    for axis in axes:
+        offsets = np.arange(item.view.shape[axis]) * (item.view.stride(axis) // step)
+        grid = np.add.outer(grid, offsets)
+    return grid
+
+
+def _values_on(
+    item: Imposition,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    axes: Sequence[int],
+    inside: Mapping[int, Sequence[int]],
+    start: Sequence[int],
+) -> Ints:
+    """Labels over whole axes of the tensor, `NONE` where the view does not reach."""
+    order = [axis for j in axes for axis in inside[j]]
+    full = item.values.expand([s if a in order else 1 for a, s in enumerate(item.view.shape)])
+    rest = [axis for axis in range(full.ndim) if axis not in order]
+    labels = full.permute([*order, *rest]).reshape([item.view.shape[a] for a in order]).numpy()
+    grids = [_covered(item, inside[j], strides[j], int(start[j])).reshape(-1) for j in axes]
+    flat = labels.reshape([grid.size for grid in grids])
+    sizes = [shape[j] for j in axes]
+    if all(g.size == n and np.array_equal(g, np.arange(n)) for g, n in zip(grids, sizes, strict=True)):
+        return np.asarray(flat)
+    values = np.full(sizes, NONE, dtype=np.int64)
+    values[np.ix_(*grids)] = flat
+    return values
+
+
+def _scattered(shape: Sequence[int], item: Imposition) -> StateField:
+    """The general case: a view axis that runs across several axes of the tensor."""
+    address = np.array(item.view.storage_offset(), dtype=np.int64)
+    for size, stride in zip(item.view.shape, item.view.stride(), strict=True):
+        address = np.add.outer(address, np.arange(size) * stride)
+    values = np.full(int(np.prod(shape)), NONE, dtype=np.int64)
+    values[address.reshape(-1)] = item.values.expand(item.view.shape).reshape(-1).numpy()
+    return squeezed(
+        StateField(tuple(range(len(shape))), values.reshape(shape), (), item.reason, item.origin)
+    )
+
+
+def squeezed(item: StateField) -> StateField:
+    """Forget axes along which the labels do not vary."""
+    axes, values = list(item.axes), item.values
+    for index in reversed(range(values.ndim)):
+        first = values.take([0], axis=index)
+        if (values == first).all():
+            values = first.squeeze(index)
+            del axes[index]
+    return replace(item, axes=tuple(axes), values=values)
+
+
+def _merged(ledger: Ledger, found: list[StateField], shape: Sequence[int]) -> list[StateField]:
+    """Join pieces that cover different parts of the tensor."""
+    canonical = [replace(item, values=ledger.find(item.values)) for item in found if item.axes]
+    whole = [raw for raw, item in zip([f for f in found if f.axes], canonical, strict=True)
+             if not item.region]
+    parts = [item for item in found if item.axes and item.region]
+    groups: dict[object, list[StateField]] = {}
+    for item in parts:
+        key = (item.axes, tuple(j for j, _ in item.region), ledger.find(item.values).tobytes())
+        groups.setdefault(key, []).append(item)
+    for members in groups.values():
+        whole += _united(members, shape)
+    return _overlaid(whole)
+
+
+def _united(members: list[StateField], shape: Sequence[int]) -> list[StateField]:
+    """The same labels on several regions: one field, if the regions fill their axis."""
+    first = members[0]
+    if len(first.region) == 1:
+        axis = first.region[0][0]
+        covered = {p for item in members for p in item.region[0][1]}
+        if len(covered) == shape[axis]:
+            return [replace(first, region=())]
+    return [_spread(item, shape) for item in members]
+
+
+def _spread(item: StateField, shape: Sequence[int]) -> StateField:
+    """Turn a region into labels that are `NONE` outside it."""
+    extra = [j for j, _ in item.region]
+    axes = sorted([*item.axes, *extra])
+    values = np.full([shape[j] for j in axes], NONE, dtype=np.int64)
+    chosen = dict(item.region)
+    index = np.ix_(*[np.array(chosen[j]) if j in chosen else np.arange(shape[j]) for j in axes])
+    own = item.values.reshape([1 if j in chosen else shape[j] for j in axes])
+    values[index] = own
+    return StateField(tuple(axes), values, (), item.reason, item.origin)
+
+
+def _overlaid(found: list[StateField]) -> list[StateField]:
+    """Lay fields over the same axes on top of each other where they do not overlap."""
+    result: list[StateField] = []
+    for item in found:
+        for index, other in enumerate(result):
+            if other.axes != item.axes or not (other.values == NONE).any():
+                continue
+            if not ((other.values != NONE) & (item.values != NONE)).any():
+                values = np.where(other.values == NONE, item.values, other.values)
+                result[index] = replace(other, values=values)
+                break
+        else:
+            result.append(item)
+    return [squeezed(item) for item in result]
+
+
+def as_labels(item: StateField, ndim: int) -> Labels:
+    """A state field as an ordinary field of the tensor."""
+    shape = [1] * ndim
+    for axis, size in zip(item.axes, item.values.shape, strict=True):
+        shape[axis] = size
+    return Labels(torch.from_numpy(item.values).view(shape), item.axes, injective=False)

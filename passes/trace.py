@@ -1,0 +1,204 @@
+"""A model becomes a graph: torch.fx first, torch.export when that fails."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import fx, nn
+
+from fxrebasin.blame import attempt, describe, describe_call, first_lines, module_path
+from fxrebasin.compare import unwrap
+from fxrebasin.errors import TraceError
+from fxrebasin.inputs import check_inputs
+from fxrebasin.passes.dry_run import DryRun, dry_run, leaves_of
+from fxrebasin.passes.exported import exported_graph
+from fxrebasin.passes.graph_state import carry_state, named_state
+from fxrebasin.passes.preserve import preserve
+from fxrebasin.passes.symbolic import symbolic_graph
+
+_Trace: TypeAlias = Callable[[nn.Module, Sequence[Any], Mapping[str, Any]], fx.GraphModule]
+
+
+@dataclass(frozen=True)
+class TraceResult:
+    """A graph of a model.
+
+    `graph_module` holds the parameters and buffers of the model themselves, under the same names,
+    and some of its submodules: run it inside `preserve`. `notes` says in words what was tried
+    before and what is fixed in the graph.
+    """
+
+    graph_module: fx.GraphModule
+    tracer: Literal["fx", "export", "given"]
+    notes: tuple[str, ...] = ()
+
+
+def trace(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    check: bool = True,
+) -> TraceResult:
+    """Trace a call of `model` in eval mode, and make sure that the graph computes the same.
+
+    torch.fx is tried first, then torch.export with an open batch axis, then torch.export with
+    the shapes of the example. A graph counts when it applies the same operators to the same
+    parameters, buffers and values as the model does; where that cannot be seen on meta tensors
+    or is not so, when its outputs are the same with all parameters and buffers disturbed, so that
+    a graph into which a value of the state was folded does not pass. A GraphModule is returned
+    as it is.
+
+    Args:
+        model: the model, left as it is; wrappers of torch.compile and DataParallel are taken off.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        check: run model and graph to compare them; without, what a tracer returns is believed.
+
+    Raises:
+        InputError: the model is scripted, or does not run on these inputs.
+        TraceError: no tracer makes a graph that computes what the model computes.
+
+    Example:
+        >>> result = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), (torch.zeros(2, 3),))
+        >>> result.tracer, [node.name for node in result.graph_module.graph.nodes]
+        ('fx', ['input_1', '_0', '_1', 'output'])
+    """
+    model, kwargs = unwrap(model), dict(kwargs or {})
+    expected = check_inputs(model, args, kwargs) if check else None
+    if isinstance(model, fx.GraphModule):
+        return TraceResult(model, "given")
+    reasons: list[str] = []
+    for label, tracer, tracing in _TRACERS:
+        result = _try(tracing, model, args, kwargs)
+        if isinstance(result, fx.GraphModule):
+            problem = _difference(model, result, args, kwargs, expected) if check else None
+            if problem is None:
+                return TraceResult(result, tracer, (*reasons, *_notes(label)))
+            result = f"made a wrong graph: {problem}"
+        reasons.append(f"{label} {result}")
+    raise _untraceable(model, args, kwargs, reasons)
+
+
+_TRACERS: tuple[tuple[str, Literal["fx", "export"], _Trace], ...] = (
+    ("torch.fx", "fx", symbolic_graph),
+    ("torch.export with an open batch axis", "export", exported_graph),
+    ("torch.export", "export", partial(exported_graph, dynamic_batch=False)),
+)
+
+
+def _notes(label: str) -> tuple[str, ...]:
+    fixed = label == "torch.export"
+    return ("the graph is for the batch size of the example inputs only",) if fixed else ()
+
+
+def _try(
+    tracing: _Trace,
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> fx.GraphModule | str:
+    """The graph, or why there is none."""
+    made: list[fx.GraphModule] = []
+
+    def run() -> None:
+        graph_module = tracing(model, args, kwargs)
+        carry_state(graph_module, model)
+        made.append(graph_module)
+
+    with preserve(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        error = attempt(run)
+    if error is not None:
+        path = module_path(model, error)
+        return f"failed{f' in {path!r}' if path else ''}: {first_lines(error)}"
+    if list(model.state_dict()) != list(made[0].state_dict()):
+        return "made a graph whose state dict has other keys than the model's"
+    return made[0]
+
+
+def _difference(
+    model: nn.Module,
+    graph_module: fx.GraphModule,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    expected: DryRun | None,
+) -> str | None:
+    """What tells the graph from the model; None if they compute the same."""
+    found: list[DryRun] = []
+    error = attempt(lambda: found.append(dry_run(graph_module, args, kwargs)))
+    if expected is not None and found and found[0].program == expected.program:
+        return None
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return None if error is None else first_lines(error)
+    return _numeric_difference(model, graph_module, args, kwargs)
+
+
+def _numeric_difference(
+    model: nn.Module, graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str | None:
+    state = _disturbed(named_state(model))
+    outputs: list[list[Any]] = []
+    for module in (model, graph_module):
+        run = partial(_outputs, module, state, args, kwargs)
+        error = attempt(lambda run=run: outputs.append(run()))  # type: ignore[misc]
+        if error is not None:
+            return f"with other weights it raises {first_lines(error)}"
+    wanted, got = outputs
+    if len(wanted) != len(got):
+        return f"it has {len(got)} outputs, the model {len(wanted)}"
+    for index, (left, right) in enumerate(zip(wanted, got, strict=True)):
+        if not _agree(left, right):
+            return f"output {index} ({describe(right)}) differs from the model's ({describe(left)})"
+    return None
+
+
+def _outputs(
+    module: nn.Module,
+    state: dict[str, torch.Tensor],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> list[Any]:
+    with preserve(module):
+        torch.manual_seed(0)  # and not the state in which a graph may have folded a random draw
+        return leaves_of(torch.func.functional_call(module, state, tuple(args), dict(kwargs)))
+
+
+def _disturbed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every floating-point tensor times factors from 0.75 to 1.25; tied tensors stay tied."""
+    generator = torch.Generator().manual_seed(0)
+    made: dict[int, torch.Tensor] = {}
+    for tensor in state.values():
+        if id(tensor) not in made and tensor.is_floating_point() and tensor.dtype.itemsize > 1:
+            factors = torch.rand(tensor.shape, generator=generator).div_(2).add_(0.75)
+            made[id(tensor)] = tensor.detach() * factors.to(tensor.device, tensor.dtype)
+    return {name: made.get(id(tensor), tensor.detach()) for name, tensor in state.items()}
+
+
+def _agree(left: Any, right: Any) -> bool:
+    """Equal up to the rounding of the same operators in another order."""
+    if not isinstance(left, torch.Tensor) or not isinstance(right, torch.Tensor):
+        return isinstance(left, torch.Tensor) == isinstance(right, torch.Tensor)
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if not left.is_floating_point() or torch.equal(left, right):
+        return torch.equal(left, right)
+    scale = left.abs().nan_to_num(0, 0, 0).max().item() if left.numel() else 0.0
+    slack = 16 * torch.finfo(left.dtype).eps * scale
+    return torch.allclose(left, right, rtol=0, atol=slack, equal_nan=True)
+
+
+def _untraceable(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], reasons: Sequence[str]
+) -> TraceError:
+    tried = "\n".join(f"  {reason}" for reason in reasons)
+    return TraceError(
+        f"no tracer makes a graph of {describe_call(model, args, kwargs)}:\n{tried}\n"
+        "Without a graph there is nothing to rewrite or export, but the permuted weights are to "
+        "be had: load `permutation.permute_state_dict(model.state_dict())` into the model's class."
+    )

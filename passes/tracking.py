@@ -1,0 +1,170 @@
+"""Tensor objects and what is known of them; views and writes through views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from fxrebasin.labels import Field, Labels, Value, pinned_value
+from fxrebasin.passes.ledger import Ledger, free_labels
+from fxrebasin.passes.rules.movement import as_list, view_fields
+from fxrebasin.passes.rules.contraction import reshape_field
+
+_ATTRIBUTE = "_fxrebasin_track"
+
+
+@dataclass(eq=False)
+class Track:
+    """What is known of one tensor object.
+
+    A view remembers its base and how it was made, so that a write through either is seen by both.
+    `version` counts the writes to a base that its views have to catch up with.
+    """
+
+    value: Value
+    state: str = ""
+    name: str = ""
+    base: Track | None = None
+    replay: Replay | None = None
+    version: int = 0
+    seen: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """A view operator that can be run again on other tensors of the same shape."""
+
+    op: OpOverload
+    args: Mapping[str, Any]
+    argument: str
+    output: int
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        rest = {name: item for name, item in self.args.items() if name != self.argument}
+        return as_list(self.op(tensor, **rest))[self.output]
+
+    def fields(self, ledger: Ledger, value: Value, shape: tuple[int, ...]) -> tuple[Field, ...]:
+        if self.op._schema.name in ("aten::view", "aten::_unsafe_view", "aten::reshape"):
+            parts = (reshape_field(ledger, item, value.shape, shape) for item in value.fields)
+            return tuple(item for part in parts for item in part)
+        return view_fields(ledger, value, self, 1)[0]
+
+
+def get_track(tensor: Tensor) -> Track | None:
+    found: Track | None = getattr(tensor, _ATTRIBUTE, None)
+    return found
+
+
+def set_track(tensor: Tensor, track: Track) -> None:
+    setattr(tensor, _ATTRIBUTE, track)
+
+
+def refresh(track: Track, ledger: Ledger) -> Value:
+    """The current value of a tensor: a view of a base that was written to is made anew."""
+    if track.base is not None and track.replay is not None:
+        base = refresh(track.base, ledger)
+        if track.seen != track.base.version:
+            fields = track.replay.fields(ledger, base, track.value.shape)
+            track.value = Value(track.value.shape, fields)
+            track.seen = track.base.version
+            track.version += 1
+            track.state = ""
+    return track.value
+
+
+def write(track: Track, value: Value, ledger: Ledger) -> None:
+    """A tensor takes on new content; so do its base and all other views of that."""
+    track.value = value
+    track.state = ""
+    track.version += 1
+    if track.base is None or track.replay is None:
+        return
+    write(track.base, _scattered(track, ledger), ledger)
+    track.seen = track.base.version
+
+
+def _scattered(track: Track, ledger: Ledger) -> Value:
+    """The base of a view after the view was written to.
+
+    The base's fields come to tell apart the part that was written and the part that was not, in
+    the manner of a concatenation.
+    """
+    assert_base = track.base
+    if assert_base is None or track.replay is None:
+        return track.value
+    base = assert_base.value
+    places = track.replay(torch.arange(_count(base.shape)).view(base.shape)).reshape(-1)
+    if places.numel() == _count(base.shape):
+        fields = [_unviewed(item, track.value, base.shape, places) for item in _flat(track.value, ledger)]
+        return Value(base.shape, ledger.join([item for item in fields if item is not None]))
+    inside = torch.zeros(_count(base.shape), dtype=torch.int64)
+    inside[places] = 1
+    segment = free_labels(_squeezed((-2 - inside).view(base.shape)))
+    old, new = _flat(base, ledger), _flat(track.value, ledger)
+    fields = []
+    for index in range(max(len(old), len(new))):
+        full = torch.full((_count(base.shape),), -1)
+        if index < len(old):
+            full = old[index].values.expand(base.shape).reshape(-1).clone()
+        full[places] = -1
+        if index < len(new):
+            full[places] = new[index].values.expand(track.value.shape).reshape(-1)
+        fields.append(free_labels(_squeezed(full.view(base.shape))))
+    found = [_marked(item) for item in [*fields, segment] if item is not None]
+    return Value(base.shape, ledger.join(found))
+
+
+def _marked(item: Labels) -> Labels:
+    if bool((item.values < 0).all()):
+        return Labels(item.values, item.axes, item.injective, True, "part of a tensor written to")
+    return item
+
+
+def _unviewed(
+    item: Labels, value: Value, shape: Sequence[int], places: Tensor
+) -> Labels | None:
+    full = torch.empty(_count(shape), dtype=torch.int64)
+    full[places] = item.values.expand(value.shape).reshape(-1)
+    found = free_labels(_squeezed(full.view(tuple(shape))), item)
+    return found
+
+
+def _flat(value: Value, ledger: Ledger) -> list[Labels]:
+    found: list[Labels] = []
+    for item in value.fields:
+        found += [item] if isinstance(item, Labels) else ledger.separate(item)
+    return found
+
+
+def _squeezed(values: Tensor) -> Tensor:
+    for axis in range(values.ndim):
+        first = values.narrow(axis, 0, 1)
+        if bool((values == first).all()):
+            values = first
+    return values
+
+
+def _count(shape: Sequence[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def constant_value(tensor: Tensor) -> Value:
+    """A constant pins the axes along which it is not uniform."""
+    if tensor.device.type == "meta" or tensor.numel() <= 1:
+        return pinned_value(tensor.shape, "constant") if tensor.numel() > 1 else Value(tuple(tensor.shape))
+    varying = []
+    for axis, size in enumerate(tensor.shape):
+        if size > 1 and tensor.stride(axis) != 0:
+            first = tensor.narrow(axis, 0, 1)
+            if not bool(((tensor == first) | ((tensor != tensor) & (first != first))).all()):
+                varying.append(axis)
+    pinned = pinned_value(tensor.shape, "constant").fields
+    return Value(tuple(tensor.shape), tuple(f for f in pinned if f.axes[0] in varying))

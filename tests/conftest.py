@@ -1,0 +1,33 @@
+"""What holds for every test: no network, no display, one thread, the same random numbers."""
+
+from __future__ import annotations
+
+import os
+
+# Read when the libraries are imported, so these come before everything else.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+import hypothesis
+import pytest
+import torch
+
+from tests.support.torchvision_shim import ensure_torchvision
+
+# Results must not depend on how a machine splits a sum between its cores.
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+ensure_torchvision()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Give the layers that a test constructs the same weights in every run and order."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A generator of its own for a test that draws numbers."""
+    return torch.Generator().manual_seed(0)

@@ -1,0 +1,133 @@
+"""The equivalence benchmark: its figures, tables and exit code; and that it notices faults."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+from torchvision import models
+
+import fxrebasin
+from benchmarks import equivalence
+from benchmarks.equivalence import DEFAULT_MODELS, Settings, main, measure
+from benchmarks.support.equivalence_table import Row, write_tables
+from benchmarks.support.randomise import randomise
+from fxrebasin.errors import ExportError
+
+SMALL = Settings(size=64)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def row():
+    return measure("squeezenet1_1", SMALL)
+
+
+def test_the_figures_of_a_model(row):
+    assert row.passed, row.reason
+    assert row.parameters == 1_235_496
+    assert row.classes > 20
+    assert row.log10_order > 1000
+    assert 0.9 < row.coverage <= 1
+    assert row.float64_error <= 1e-10
+    assert row.control_error > 1e-6
+    assert 0 < row.onnx_error <= row.tolerance
+    assert row.smallest_tolerance <= row.tolerance
+    for seconds in ("build", "analyse", "apply", "float64", "onnx"):
+        assert getattr(row, f"{seconds}_seconds") > 0
+
+
+def test_the_tables_are_complete(tmp_path, row):
+    broken = Row("broken", reason="a | b\nc")
+    write_tables(tmp_path, "two", [row, broken])
+    with (tmp_path / "two.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert float(first["log10_order"]) == row.log10_order
+    assert second["parameters"] == ""
+    text = (tmp_path / "two.md").read_text()
+    assert "1 of 2 pass" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 4
+    assert "1,235,496" in lines[2]
+    assert lines[2].endswith("| pass |")
+    assert lines[3].endswith("| a \\| b c |")
+
+
+def test_a_run_goes_on_after_a_failure_and_exits_with_1(tmp_path, monkeypatch):
+    original = fxrebasin.export_onnx
+
+    def fail_once(*args, **kwargs):
+        monkeypatch.setattr(fxrebasin, "export_onnx", original)
+        raise ExportError("cannot be exported")
+
+    monkeypatch.setattr(fxrebasin, "export_onnx", fail_once)
+    models = "squeezenet1_1,shufflenet_v2_x0_5"
+    result = run("--models", models, "--out", tmp_path, "--size", 64)
+    assert result.exit_code == 1
+    assert "squeezenet1_1: ExportError: cannot be exported" in result.output
+    assert "1 of 2 pass" in result.output
+    with (tmp_path / "selected.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert first["float64_error"]
+    assert first["reason"] == "ExportError: cannot be exported"
+    assert second["reason"] == ""
+
+
+def test_a_good_run_exits_with_0(tmp_path):
+    result = run("--models", "squeezenet1_1", "--out", tmp_path, "--size", 64, "--skip-onnx")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"selected.csv", "selected.md"}
+
+
+def test_a_wrong_permutation_fails(monkeypatch):
+    def wrong(model, permutation, images):
+        return equivalence._with_a_fault(model, permutation)
+
+    monkeypatch.setattr(fxrebasin, "apply", wrong)
+    row = measure("squeezenet1_1", SMALL)
+    assert not row.passed
+    assert "EquivalenceError" in row.reason
+
+
+def test_a_comparison_that_sees_nothing_fails(monkeypatch):
+    monkeypatch.setattr(equivalence, "_with_a_fault", lambda model, permutation: model)
+    row = measure("squeezenet1_1", Settings(size=64, onnx=False))
+    assert "the comparison is blind" in row.reason
+
+
+def test_unknown_models_are_refused(tmp_path):
+    result = run("--models", "resnet18,resnet19", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "resnet19" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_sets_of_models():
+    known = models.list_models(module=models)
+    assert len(DEFAULT_MODELS) == 12
+    assert set(DEFAULT_MODELS) <= set(known)
+    assert equivalence._choose("all") == (known, "all")
+
+
+def test_randomised_state_leaves_no_two_units_alike(generator):
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LayerNorm(16)
+    )
+    model[1].momentum = 0.2
+    images = torch.randn(4, 3, 4, 4, generator=generator)
+    before = torch.get_rng_state()
+    randomise(model, images, seed=0)
+    assert torch.get_rng_state().equal(before)
+    for name, tensor in model.state_dict().items():
+        if tensor.dim():
+            units = tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None]
+            assert len(units.unique(dim=0)) == len(tensor), name
+    assert model[1].momentum == 0.2
+    assert not model.training
+    assert model[1].running_var.min() > 0
