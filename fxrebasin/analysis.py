@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from fxrebasin.errors import InputError
+from fxrebasin.layout import PermutationClass
 from fxrebasin.passes.group import group
 from fxrebasin.passes.propagate import propagate
 from fxrebasin.passes.tie_graph import tie_graph
@@ -36,7 +38,7 @@ def symmetry_of(
     parameters = [name for name, _ in model.named_parameters()]
     kept = set(model.state_dict(keep_vars=True)) | {n for n, _ in model.named_parameters()}
     return Symmetry(
-        classes=grouping.classes,
+        classes=tuple(_with_all_names(c, names) for c in grouping.classes),
         layout={
             alias: groups
             for name, groups in grouping.layout.items()
@@ -56,6 +58,11 @@ def symmetry_of(
         operators=dict(propagation.operators),
         _graph=partial(tie_graph, propagation, grouping.fields, parameters),
     )
+
+
+def _with_all_names(item: PermutationClass, names: Mapping[str, list[str]]) -> PermutationClass:
+    axes = tuple((alias, axis) for name, axis in item.axes for alias in names[name])
+    return replace(item, axes=axes)
 
 
 def _all_names(model: nn.Module) -> dict[str, list[str]]:

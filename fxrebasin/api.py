@@ -57,7 +57,7 @@ def analyze(
     """
     module = unwrap(model)
     check_usable(module, needs_weights=False)
-    args, kwargs = normalise_inputs(module, example_inputs, example_kwargs)
+    args, kwargs = normalise_inputs(module, example_inputs, example_kwargs, check=False)
     return symmetry_of(module, args, kwargs, state_buffers)
 
 
@@ -91,7 +91,9 @@ def match(
         >>> match(b, ref=a).arrays["0.weight[0]"].shape
         (5,)
     """
-    return _Task(model_b, ref, example_inputs, example_kwargs, method, options).match(seed).permutation
+    return (
+        _Task(model_b, ref, example_inputs, example_kwargs, method, options).match(seed).permutation
+    )
 
 
 def apply(
@@ -125,7 +127,7 @@ def apply(
     """
     module = unwrap(model_b)
     check_usable(module)
-    args, kwargs = normalise_inputs(module, example_inputs, example_kwargs)
+    args, kwargs = normalise_inputs(module, example_inputs, example_kwargs, check=False)
     return rewrite(module, permutation, args, kwargs)
 
 
@@ -225,7 +227,9 @@ class _Task:
         check_usable(self.model)
         self.reference = unwrap(ref) if isinstance(ref, nn.Module) else None
         self.state_a = reference_state(ref, self.model)
-        self.args, self.kwargs = normalise_inputs(self.model, example_inputs, example_kwargs)
+        self.args, self.kwargs = normalise_inputs(
+            self.model, example_inputs, example_kwargs, check=False
+        )
         self.method, self.options = method, dict(options)
 
     def trace(self) -> TraceResult:

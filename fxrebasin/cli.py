@@ -127,7 +127,7 @@ def inspect(
     import fxrebasin
     from fxrebasin.console import output_console
     from fxrebasin.models import build_model
-    from fxrebasin.symmetry_view import symmetry_document, symmetry_view
+    from fxrebasin.views import symmetry_document, symmetry_view
 
     module = build_model(model)
     inputs = _example_inputs(module, input_shapes)
@@ -165,8 +165,10 @@ def transform(
 ) -> None:
     """Permute the weights of one checkpoint of MODEL towards another's, and prove the result."""
     import fxrebasin
+    from fxrebasin.console import output_console
     from fxrebasin.exporters.checkpoint import save_state_dict
     from fxrebasin.files import refuse_existing
+    from fxrebasin.views import report_view
 
     refuse_existing([path for path in (out, onnx, certificate) if path], overwrite=overwrite)
     module = _load_model(model, model_b)
@@ -185,11 +187,11 @@ def transform(
         checked = fxrebasin.export_onnx(
             result, onnx, inputs.args, inputs.kwargs, overwrite=overwrite
         )
-        click.echo(f"onnxruntime: {checked}")
+        click.echo(str(checked))
     save_state_dict(out, result.state_dict(), overwrite=overwrite)
     if certificate is not None:
         report.certificate.save(certificate, overwrite=overwrite)
-    click.echo(str(report))
+    output_console().print(report_view(report))
     for path in (out, onnx, certificate):
         if path is not None:
             click.echo(f"wrote {path}")

@@ -22,7 +22,7 @@ def unwrap(model: Any) -> nn.Module:
     """The module inside wrappers of torch.compile, DataParallel and DistributedDataParallel.
 
     Raises:
-        InputError: `model` is scripted, or is no module at all.
+        InputError: `model` or a part of it is scripted, or it is no module at all.
 
     Example:
         >>> inner = nn.Linear(2, 2)
@@ -35,6 +35,7 @@ def unwrap(model: Any) -> nn.Module:
         elif "_orig_mod" in model._modules:  # what torch.compile makes; importing it is slow
             model = model._modules["_orig_mod"]
         else:
+            _refuse_scripted_parts(model)
             return model
     kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
@@ -43,6 +44,15 @@ def unwrap(model: Any) -> nn.Module:
             "gone. Pass the nn.Module that it was scripted or traced from."
         )
     raise InputError(f"the model is of type {kind}; expected a torch.nn.Module.")
+
+
+def _refuse_scripted_parts(model: nn.Module) -> None:
+    parts = [n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if parts:
+        raise InputError(
+            f"submodules are scripted: {_listed(parts)}. Their Python code, which the analysis "
+            "follows, is gone; put the modules there that they were scripted from."
+        )
 
 
 def check_usable(model: nn.Module, *, needs_weights: bool = True) -> None:

@@ -308,6 +308,9 @@ class _Maker:
         elif isinstance(layer, nn.Linear):
             yield self.floats(BATCH, layer.in_features)
             yield self._sequence(layer.in_features, batch_first=True)
+            if layer.in_features % 3 == 0:  # it may embed the patches of a colour image
+                for sizes in [*_stated_sizes(model, 2), *_usual_sizes(2)[:1]]:
+                    yield self.floats(BATCH, 3, *sizes)
 
     def _sequence(self, size: int, batch_first: bool) -> torch.Tensor:
         length = _LENGTHS[0]

@@ -167,8 +167,9 @@ def reshape_labels(field: Labels, before: Sequence[int], after: Sequence[int]) -
             expanded += [1] * len(axes_in)
             shape += [1] * len(axes_out)
     values = squeeze_constant(field.values.expand(expanded).reshape(shape), recheck)
-    same_count = values.numel() == field.values.numel()
-    return labels_of(values, field, field.injective and same_count)
+    if values.numel() == field.values.numel():
+        return labels_of(values, field, field.injective)
+    return labels_of(values, field, values.unique().numel() == values.numel())
 
 
 def squeeze_constant(values: Tensor, axes: Iterable[int]) -> Tensor:

@@ -65,7 +65,9 @@ class Symmetry:
         fixed = math.prod(shape)
         for group in self.layout.get(name, ()):
             length = math.prod(shape[axis] for axis in group.axes)
-            moving = np.unique(np.concatenate([piece.positions.reshape(-1) for piece in group.pieces]))
+            moving = np.unique(
+                np.concatenate([piece.positions.reshape(-1) for piece in group.pieces])
+            )
             fixed = fixed // length * (length - moving.size)
         return math.prod(shape) - fixed
 
@@ -101,7 +103,9 @@ class Symmetry:
         mine = [c for c in self.classes if (tensor, axis) in c.axes]
         title = f"{tensor}, axis {axis} ({self.shapes[tensor][axis]} elements)"
         if not mine:
-            return f"{title} is pinned.\n  {self.pins.get((tensor, axis), 'no reason was recorded')}"
+            return (
+                f"{title} is pinned.\n  {self.pins.get((tensor, axis), 'no reason was recorded')}"
+            )
         return "\n".join([f"{title} is free."] + [self._explained(c, tensor, axis) for c in mine])
 
     def _checked(self, tensor: str, axis: int) -> int:
@@ -115,7 +119,9 @@ class Symmetry:
         return axis % ndim
 
     def _explained(self, c: PermutationClass, tensor: str, axis: int) -> str:
-        copies = f", in {c.count} copies, one per index of {', '.join(c.within)}" if c.within else ""
+        copies = (
+            f", in {c.count} copies, one per index of {', '.join(c.within)}" if c.within else ""
+        )
         lines = [f"  Class {c.name}: {c.size} units{copies}."]
         others = [f"{name}[{i}]" for name, i in c.axes if (name, i) != (tensor, axis)]
         if others:

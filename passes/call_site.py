@@ -18,9 +18,8 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-_OWN = os.path.dirname(os.path.dirname(os.path.abspath(torch.__file__)))
-_TORCH = os.path.join(_OWN, "torch") + os.sep
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_PASSES = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 class CallSite:
@@ -59,15 +58,28 @@ class CallSite:
         return name, self._source()
 
     def _source(self) -> str:
-        frame = sys._getframe(2)
-        found: FrameType | None = None
-        while frame is not None:
-            name = frame.f_code.co_filename
-            if not name.startswith((_TORCH, _HERE)) and not name.startswith("<"):
-                found = frame
-                break
-            frame = frame.f_back  # type: ignore[assignment]
+        found = self._model_frame(sys._getframe(2))
         if found is None:
             return ""
         line = linecache.getline(found.f_code.co_filename, found.f_lineno).strip()
         return f"{found.f_code.co_filename}:{found.f_lineno}: {line}"
+
+    @staticmethod
+    def _model_frame(frame: FrameType | None) -> FrameType | None:
+        """The innermost frame of the model's own code: neither torch's nor that of the analysis.
+
+        Walks out of the analysis, through the model, and gives up on entering the analysis again:
+        what is beyond is the code that asked for it.
+        """
+        in_analysis = True
+        while frame is not None:
+            name = frame.f_code.co_filename
+            if name.startswith(_PASSES):
+                if not in_analysis:
+                    return None
+            else:
+                in_analysis = False
+                if not name.startswith((_TORCH, "<")):
+                    return frame
+            frame = frame.f_back
+        return None

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-
 from fxrebasin.passes.ledger import Edge, Ints, Ledger
 from fxrebasin.passes.structure import Structure, Table
 
@@ -21,8 +20,10 @@ _ROUNDS = 64
 def _mix(values: npt.NDArray[np.generic], salt: int) -> Hashes:
     """The finaliser of splitmix64, salted."""
     with np.errstate(over="ignore"):
-        z = values.astype(np.int64, copy=False).view(np.uint64) if values.dtype != np.uint64 else (
-            values
+        z = (
+            values.astype(np.int64, copy=False).view(np.uint64)
+            if values.dtype != np.uint64
+            else (values)
         )
         z = z + np.uint64((salt * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & 0xFFFFFFFFFFFFFFFF)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -9,11 +9,10 @@ from types import NoneType
 from typing import Any, TypeAlias
 
 import torch
+from fxrebasin.passes.preserve import preserve, written_tensors
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
-
-from fxrebasin.passes.preserve import preserve, written_tensors
 
 _Key: TypeAlias = tuple[Any, ...]
 

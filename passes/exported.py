@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from fxrebasin.passes.graph_state import copy_graph
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
-
-from fxrebasin.passes.graph_state import copy_graph
 
 
 def exported_graph(
@@ -35,9 +34,7 @@ def exported_graph(
     return fx.GraphModule(module, copy_graph(module.graph), type(model).__name__)
 
 
-def _dynamic_shapes(
-    args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
+def _dynamic_shapes(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """A `torch.export.ShapesCollection` (which export takes and does not declare), or None."""
     leaves = tree_leaves((tuple(args), dict(kwargs)))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > 0]

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
-
 from fxrebasin.passes.preserve import tensors_of
+from torch import fx, nn
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
@@ -45,7 +44,7 @@ def carry_state(graph_module: fx.GraphModule, model: nn.Module) -> None:
 
 
 def _carry_tensors(source: nn.Module, target: nn.Module) -> None:
-    names = [name for name in (*source._parameters, *source._buffers)]
+    names = [*source._parameters, *source._buffers]
     for name in names:
         for holder in (target._parameters, target._buffers, vars(target)):
             holder.pop(name, None)

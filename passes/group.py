@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import networkx as nx
 import numpy as np
-from torch import Tensor
-
-from fxrebasin.layout import AxisGroup, PermutationClass
 from fxrebasin.passes.classes import Classes, IrregularError, Motion, classify, motion
-from fxrebasin.passes.coloring import color, marks
+from fxrebasin.passes.coloring import Hashes, color, marks
 from fxrebasin.passes.ledger import Ints, Ledger
 from fxrebasin.passes.placing import (
     Placement,
@@ -24,6 +20,9 @@ from fxrebasin.passes.placing import (
 from fxrebasin.passes.propagate import Propagation
 from fxrebasin.passes.state_fields import StateField, squeezed, state_fields
 from fxrebasin.passes.structure import Structure, derive, row_codes
+from torch import Tensor
+
+from fxrebasin.layout import AxisGroup, PermutationClass
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,19 +74,23 @@ def _solve(
         pinned = [pin.units for pin in ledger.pins]
         fixed = np.unique(np.concatenate(pinned)) if pinned else np.zeros(0, np.int64)
         try:
-            classes = classify(structure, color(ledger, structure, fixed), roots)
+            colors = color(ledger, structure, fixed)
+            classes = classify(structure, colors, roots)
             for table in structure.tables:
                 check_closed(classes, table)
-            return classes, _placements(propagation, motion(classes), fields)
+            return classes, _placements(propagation, motion(classes), fields, colors)
         except IrregularError as error:
             ledger.pin(error.units, error.reason)
 
 
 def _placements(
-    propagation: Propagation, moves: Motion, fields: Mapping[str, list[StateField]]
+    propagation: Propagation,
+    moves: Motion,
+    fields: Mapping[str, list[StateField]],
+    colors: Hashes,
 ) -> dict[str, list[Placement]]:
     ledger = propagation.ledger
-    unit_marks = marks(ledger).view(np.int64)
+    unit_marks = (marks(ledger) ^ colors).view(np.int64)
     found: dict[str, list[Placement]] = {}
     for state, items in fields.items():
         shape = propagation.shapes[state]

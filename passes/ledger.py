@@ -195,6 +195,8 @@ class Ledger:
         """
         inside = tuple(axis for axis in item.axes if axis in kept)
         if not inside:
+            if isinstance(item, Elements):
+                self._mark_part(item)
             return None
         if len(inside) == len(item.axes):
             return item
@@ -205,6 +207,13 @@ class Ledger:
             # The labels stay alive with the key, since their address is part of it.
             self._seen[key] = (item.values, self._coarsen_labels(item, inside))
         return self._seen[key][1]
+
+    def _mark_part(self, item: Elements) -> None:
+        """A part of a state tensor that is reduced to a number differs from the rest of it."""
+        sizes = [item.view.shape[axis] for axis in item.axes]
+        if int(np.prod(sizes)) < item.view.untyped_storage().nbytes():
+            label = torch.full((1,) * item.view.ndim, -3 - self.origin)
+            self.impose(item, Labels(label, (), True, True, "a part of the tensor is reduced"))
 
     def _coarsen_elements(self, item: Elements, kept: tuple[int, ...]) -> Labels:
         view = item.view
@@ -293,9 +302,7 @@ class Ledger:
             if self._absorbed(item, kept, identified):
                 continue
             kept.append(item)
-            if item.injective and len(item.axes) == 1:
-                identified.add(item.axes[0])
-            elif len(item.axes) == 1 and self._identify_together(item.axes[0], kept):
+            if (item.injective and len(item.axes) == 1) or (len(item.axes) == 1 and self._identify_together(item.axes[0], kept)):
                 identified.add(item.axes[0])
         result: list[Field] = [*kept]
         result += self._join_elements(elements, kept, identified)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
-
-from fxrebasin.layout import AxisGroup, Piece, Slot
 from fxrebasin.passes.classes import Classes, Column, IrregularError, Motion, combine
 from fxrebasin.passes.ledger import Ints
 from fxrebasin.passes.state_fields import StateField
 from fxrebasin.passes.structure import Table, distinct_rows, row_codes
+
+from fxrebasin.layout import AxisGroup, Piece, Slot
 
 
 def check_closed(classes: Classes, table: Table) -> None:
@@ -32,9 +32,7 @@ def check_closed(classes: Classes, table: Table) -> None:
         full = int(np.prod([column.size for column in columns], dtype=np.int64))
         if distinct == full * tags:
             continue
-        if any(
-            distinct_rows(list(rows[tag == value].T)).shape[0] != full for value in range(tags)
-        ):
+        if any(distinct_rows(list(rows[tag == value].T)).shape[0] != full for value in range(tags)):
             free = part[_moving(classes, part)]
             raise IrregularError(np.unique(free), "occurs together with others irregularly")
 
@@ -99,9 +97,7 @@ def group_columns(
     return columns
 
 
-def place(
-    moves: Motion, columns: Sequence[Ints], axes: tuple[int, ...]
-) -> Placement | None:
+def place(moves: Motion, columns: Sequence[Ints], axes: tuple[int, ...]) -> Placement | None:
     """Find which positions of some axes which coordinates move.
 
     Args:
@@ -112,7 +108,9 @@ def place(
     pieces = []
     for value in range(int(part.max()) + 1):
         where = np.flatnonzero(part == value)
-        free, rows = _coordinates_of_codes(moves, [(k[where], c[where]) for k, c in zip(kinds, columns, strict=True)])
+        free, rows = _coordinates_of_codes(
+            moves, [(k[where], c[where]) for k, c in zip(kinds, columns, strict=True)]
+        )
         if free:
             rigid = [c[where] for k, c in zip(kinds, columns, strict=True) if k[where[0]] < 0]
             tag = row_codes(rigid) if rigid else np.zeros(where.size, np.int64)
@@ -148,16 +146,16 @@ def _pieces(
         chosen = tag == value
         order = np.lexsort((where[chosen], code[chosen]))
         positions = where[chosen][order]
-        if positions.size % full or (np.bincount(code[chosen], minlength=full)
-                                     != positions.size // full).any():
+        if (
+            positions.size % full
+            or (np.bincount(code[chosen], minlength=full) != positions.size // full).any()
+        ):
             raise IrregularError(np.zeros(0, np.int64), "positions that are not a full grid")
         pieces.append(_piece(free, positions.reshape(*sizes, positions.size // full)))
     return pieces
 
 
-def _piece(
-    free: tuple[Column, ...], positions: Ints
-) -> tuple[tuple[Column | None, ...], Ints]:
+def _piece(free: tuple[Column, ...], positions: Ints) -> tuple[tuple[Column | None, ...], Ints]:
     if positions.shape[-1] == 1:
         return free, positions[..., 0]
     return (*free, None), positions

@@ -10,17 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
-
 import fxrebasin.passes.rules  # noqa: F401  (importing it fills the registry)
-from fxrebasin.errors import InputError
-from fxrebasin.labels import Value, pinned_value
+import torch
 from fxrebasin.passes.call_site import CallSite
 from fxrebasin.passes.ledger import Ledger, elements_field
 from fxrebasin.passes.preserve import preserve
@@ -28,12 +22,22 @@ from fxrebasin.passes.rules.registry import RULES, Call, pin_everything
 from fxrebasin.passes.tracking import (
     Replay,
     Track,
+    begin_track,
     constant_value,
     get_track,
+    mark_view,
     refresh,
     set_track,
     write,
 )
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from fxrebasin.errors import FxRebasinError
+from fxrebasin.inputs import wrong_inputs
+from fxrebasin.labels import Value, pinned_value
 from fxrebasin.provenance import Origin
 
 _BUFFER = "_fxrebasin_buffer"
@@ -68,10 +72,6 @@ class Propagation:
     operators: dict[str, int] = field(default_factory=dict)
 
 
-class NeedsDataError(Exception):
-    """The model looks at values that meta tensors do not have."""
-
-
 def propagate(
     model: nn.Module,
     args: Sequence[Any],
@@ -85,13 +85,18 @@ def propagate(
     """
     try:
         return _run(model, args, kwargs, state_buffers, real=False)
-    except NeedsDataError as reason:
+    except FxRebasinError:
+        raise
+    except Exception as on_meta:
         if any(tensor.device.type == "meta" for tensor in model.state_dict().values()):
-            raise InputError(
-                f"{type(model).__name__} looks at the values of its activations ({reason}), which "
-                "a model on the meta device does not have; load it on a device to analyse it"
-            ) from reason
-        return _run(model, args, kwargs, state_buffers, real=True)
+            raise wrong_inputs(model, args, kwargs, on_meta) from on_meta
+    try:
+        with torch.backends.mkldnn.flags(enabled=False):
+            return _run(model, args, kwargs, state_buffers, real=True)
+    except FxRebasinError:
+        raise
+    except Exception as error:
+        raise wrong_inputs(model, args, kwargs, error) from error
 
 
 def _run(
@@ -168,7 +173,8 @@ class Propagator(TorchDispatchMode):
         return constant_value(tensor) if found is None else refresh(found, self.result.ledger)
 
     def constant(self, tensor: Tensor) -> Tensor | None:
-        return tensor if get_track(tensor) is None else None
+        known = get_track(tensor) is None and tensor.device.type != "meta"
+        return tensor if known else None
 
     def running_statistics(self, tensor: Tensor) -> Value:
         name = getattr(tensor, _BUFFER, None)
@@ -190,8 +196,24 @@ class Propagator(TorchDispatchMode):
             return func(_on_cpu(args[0]), *args[1:], **_constant_options(options))
         tensors = _tensors((args, options))
         if not any(get_track(item) is not None for item in tensors):
-            return func(*args, **_constant_options(options))
-        return self._tracked(func, args, options)
+            return self._untracked(func, args, options)
+        if func not in RULES:
+            with self:
+                decomposed = func.decompose(*args, **options)
+            if decomposed is not NotImplemented:
+                return decomposed
+        with _disable_current_modes():
+            return self._tracked(func, args, options)
+
+    def _untracked(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """An operator on constants is just run."""
+        result = func(*args, **_constant_options(options))
+        argument = _viewed(func)
+        if argument:
+            bound = _bind(func, args, options)
+            for index, tensor in enumerate(_tensors(result)):
+                mark_view(tensor, bound[argument], Replay(func, bound, argument, index))
+        return result
 
     def _tracked(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         result = self.result
@@ -200,17 +222,28 @@ class Propagator(TorchDispatchMode):
         result.ledger.origins.append(Origin(str(func), node, source))
         bound = _bind(func, args, options)
         written = _written(func, bound)
+        touched = [] if written else _touched(func, bound)
+        strides = [tensor.stride() for tensor in _tensors(list(bound.values()))]
         computed = self._execute(func, args, options)
         outputs = written or _tensors(computed)
         call = Call(
-            result.ledger, func, bound, outputs, self.lookup, self.constant, self.running_statistics
+            result.ledger,
+            func,
+            bound,
+            outputs,
+            self.lookup,
+            self.constant,
+            self.running_statistics,
+            strides,
         )
         inputs = tuple(self._named(tensor) for tensor in call.tensors())
         rule = RULES.get(func)
-        if rule is None:
+        if rule is None and (outputs or touched):
             rule = pin_everything("unknown operator")
             result.unknown.setdefault(str(func))
-        values = list(rule(call)) if outputs else []
+            for tensor in touched:
+                self._write(tensor, pinned_value(tensor.shape, "unknown operator"))
+        values = [] if rule is None else list(rule(call))
         if written:
             for tensor, value in zip(written, values, strict=True):
                 self._write(tensor, value)
@@ -225,10 +258,7 @@ class Propagator(TorchDispatchMode):
         meta_args, meta_options = pytree.tree_map_only(Tensor, _to_meta, (args, options))
         if meta_options.get("device") is not None:
             meta_options["device"] = torch.device("meta")
-        try:
-            return func(*meta_args, **meta_options)
-        except (NotImplementedError, RuntimeError) as error:
-            raise NeedsDataError(f"{func}: {error}") from error
+        return func(*meta_args, **meta_options)
 
     def _attach(
         self,
@@ -247,10 +277,7 @@ class Propagator(TorchDispatchMode):
             set_track(tensor, track)
 
     def _write(self, tensor: Tensor, value: Value) -> None:
-        track = get_track(tensor)
-        if track is None:
-            track = Track(constant_value(tensor))
-            set_track(tensor, track)
+        track = begin_track(tensor)
         if tuple(value.shape) != tuple(track.value.shape):
             track.value = value
             return
@@ -260,7 +287,9 @@ class Propagator(TorchDispatchMode):
         track = get_track(tensor)
         if track is None:
             name = getattr(tensor, _BUFFER, "constant")
-            return name, constant_value(tensor) if name == "constant" else Value(tuple(tensor.shape))
+            return name, constant_value(tensor) if name == "constant" else Value(
+                tuple(tensor.shape)
+            )
         return track.name, track.value
 
     def _record(
@@ -348,20 +377,33 @@ def _bind(func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> dict[st
     return bound
 
 
+def _touched(func: Any, bound: Mapping[str, Any]) -> list[Tensor]:
+    """All that an operator may write to, also without returning it."""
+    names = [
+        argument.name
+        for argument in func._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return _tensors([bound.get(name) for name in names])
+
+
+@cache
+def _written_names(func: Any) -> tuple[str, ...]:
+    """Arguments that an operator writes to; running statistics are written in training only."""
+    if not any(item.alias_info is not None for item in func._schema.returns):
+        return ()
+    return tuple(
+        str(argument.name)
+        for argument in func._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
 def _written(func: Any, bound: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors that an operator writes to, running statistics in training excepted."""
-    found = []
-    for argument in func._schema.arguments:
-        info = argument.alias_info
-        if info is not None and info.is_write and isinstance(bound.get(argument.name), Tensor):
-            found.append(bound[argument.name])
-    return found if func._schema.returns and _returns_alias(func) else []
+    return [bound[name] for name in _written_names(func) if isinstance(bound.get(name), Tensor)]
 
 
-def _returns_alias(func: Any) -> bool:
-    return any(item.alias_info is not None for item in func._schema.returns)
-
-
+@cache
 def _viewed(func: Any) -> str:
     """The name of the argument that the outputs are views of, if any."""
     for argument in func._schema.arguments:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from fxrebasin.passes.graph_state import copy_with_state, named_state
+from fxrebasin.passes.trace import TraceResult, trace
 from torch import fx, nn
 from torch.utils._pytree import tree_map
 
 from fxrebasin.inputs import EXAMPLE_KEY
-from fxrebasin.passes.graph_state import copy_with_state, named_state
-from fxrebasin.passes.trace import TraceResult, trace
 from fxrebasin.permutation import Permutation
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from fxrebasin.passes.ledger import Imposition, Ints, Ledger
 
 from fxrebasin.labels import NONE, Elements, Labels, positions
-from fxrebasin.passes.ledger import Imposition, Ints, Ledger
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,9 @@ class StateField:
     origin: int
 
 
-def state_fields(ledger: Ledger, shapes: Mapping[str, Sequence[int]]) -> dict[str, list[StateField]]:
+def state_fields(
+    ledger: Ledger, shapes: Mapping[str, Sequence[int]]
+) -> dict[str, list[StateField]]:
     """All fields of all state tensors, in the tensors' own axes."""
     share_between_tied_elements(ledger)
     return {
@@ -120,7 +122,9 @@ def _values_on(
     grids = [_covered(item, inside[j], strides[j], int(start[j])).reshape(-1) for j in axes]
     flat = labels.reshape([grid.size for grid in grids])
     sizes = [shape[j] for j in axes]
-    if all(g.size == n and np.array_equal(g, np.arange(n)) for g, n in zip(grids, sizes, strict=True)):
+    if all(
+        g.size == n and np.array_equal(g, np.arange(n)) for g, n in zip(grids, sizes, strict=True)
+    ):
         return np.asarray(flat)
     values = np.full(sizes, NONE, dtype=np.int64)
     values[np.ix_(*grids)] = flat
@@ -152,10 +156,8 @@ def squeezed(item: StateField) -> StateField:
 
 def _merged(ledger: Ledger, found: list[StateField], shape: Sequence[int]) -> list[StateField]:
     """Join pieces that cover different parts of the tensor."""
-    canonical = [replace(item, values=ledger.find(item.values)) for item in found if item.axes]
-    whole = [raw for raw, item in zip([f for f in found if f.axes], canonical, strict=True)
-             if not item.region]
-    parts = [item for item in found if item.axes and item.region]
+    whole = [item for item in found if item.axes and not item.region]
+    parts = [item for item in found if item.region]
     groups: dict[object, list[StateField]] = {}
     for item in parts:
         key = (item.axes, tuple(j for j, _ in item.region), ledger.find(item.values).tobytes())

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from fxrebasin.passes.ledger import Edge, Ints, Ledger
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-
-from fxrebasin.passes.ledger import Edge, Ints, Ledger
 
 Table = npt.NDArray[np.int64]
 """A relation: one row per distinct tuple of labels, one column per field."""
@@ -24,24 +23,39 @@ class Structure:
     edges: list[Edge]
 
 
+_MOST = 1 << 62
+
+
+def _joint_code(columns: Sequence[Ints]) -> Ints:
+    """One number per row, equal for equal rows."""
+    code = np.zeros(columns[0].size, dtype=np.int64)
+    span = 1
+    for column in columns:
+        if not column.size:
+            continue
+        low = int(column.min())
+        width = int(column.max()) - low + 1
+        values = column - low
+        if span * width >= _MOST:
+            code = np.unique(code, return_inverse=True)[1].reshape(-1)
+            span = int(code.max()) + 1
+        if span * width >= _MOST:
+            values = np.unique(values, return_inverse=True)[1].reshape(-1)
+            width = int(values.max()) + 1
+        code = code * width + values
+        span *= width
+    return code
+
+
 def row_codes(columns: Sequence[Ints]) -> Ints:
     """Number the rows of aligned columns so that equal rows get equal numbers, from 0 on."""
-    code: Ints | None = None
-    for column in columns:
-        index = np.unique(column, return_inverse=True)[1].reshape(-1)
-        if code is None:
-            code = index
-        else:
-            joint = code * (int(index.max(initial=0)) + 1) + index
-            code = np.unique(joint, return_inverse=True)[1].reshape(-1)
-    if code is None:
-        raise ValueError("no columns")
-    return np.asarray(code, dtype=np.int64)
+    code = np.unique(_joint_code(columns), return_inverse=True)[1]
+    return np.asarray(code.reshape(-1), dtype=np.int64)
 
 
 def distinct_rows(columns: Sequence[Ints]) -> Table:
     """The distinct tuples of aligned columns, sorted."""
-    _, first = np.unique(row_codes(columns), return_index=True)
+    _, first = np.unique(_joint_code(columns), return_index=True)
     return np.stack([column[first] for column in columns], axis=1)
 
 
@@ -84,6 +98,7 @@ class _Pairs:
         self.tables: list[Table] = []
         self.seen: set[bytes] = set()
         self.edges_of: dict[bytes, list[Edge]] = {}
+        self.untied: set[bytes] = set()
 
     def add_table(self, table: Table) -> None:
         for i in range(table.shape[1]):
@@ -116,29 +131,36 @@ class _Pairs:
         self.ledger.compress()
         found: dict[bytes, Table] = {}
         for table in self.tables:
-            labels = self.ledger.find(table)
-            if not np.array_equal(labels, table):
-                table = self._distinct(labels[:, 0], labels[:, 1])
-            if table.size:
-                found.setdefault(table.tobytes(), table)
+            current = self._current(table)
+            if current.size:
+                found.setdefault(current.tobytes(), current)
         self.tables = list(found.values())
         self.seen |= found.keys()
+
+    def _current(self, table: Table) -> Table:
+        labels = self.ledger.find(table)
+        if np.array_equal(labels, table):
+            return table
+        return self._distinct(labels[:, 0], labels[:, 1])
 
     def tie(self) -> None:
         """Tie all units that only occur with each other."""
         while True:
             self._refresh()
             for table in self.tables:
-                labels = self.ledger.find(table)
-                pairs = table
-                if not np.array_equal(labels, table):
-                    pairs = self._distinct(labels[:, 0], labels[:, 1])
-                left, right = pairs[:, 0], pairs[:, 1]
-                matched = (_partners(left) == 1) & (_partners(right) == 1)
-                if matched.any():
-                    self.ledger.tie(left[matched], right[matched])
+                self._tie_in(self._current(table))
             if not self.dirty():
                 return
+
+    def _tie_in(self, pairs: Table) -> None:
+        key = pairs.tobytes()
+        if key in self.untied:
+            return
+        left, right = pairs[:, 0], pairs[:, 1]
+        matched = (_partners(left) == 1) & (_partners(right) == 1)
+        if matched.any():
+            self.ledger.tie(left[matched], right[matched])
+        self.untied.add(key)
 
     def edges(self) -> list[Edge]:
         """Edges from units to the units that they move inside of."""

@@ -11,10 +11,10 @@ from types import FrameType
 from typing import Any
 
 import torch
+from fxrebasin.passes.graph_state import copy_graph
 from torch import fx, nn
 
 from fxrebasin.blame import has_tensor
-from fxrebasin.passes.graph_state import copy_graph
 
 _FX_FOLDER = str(Path(fx.__file__).parent)
 
@@ -39,9 +39,7 @@ def symbolic_graph(
 class _CallTracer(fx.Tracer):
     """Traces one call, and reads parameters and buffers as graph nodes wherever they are used."""
 
-    def __init__(
-        self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         super().__init__()
         self._args, self._kwargs = args, kwargs
         state = [*model.named_parameters(), *model.named_buffers()]
@@ -70,9 +68,7 @@ class _CallTracer(fx.Tracer):
         proxy = self.create_proxy("placeholder", name, (default,) if optional else (), {})
         return _with_structure(proxy, values[name])
 
-    def getattr(
-        self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]
-    ) -> Any:
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """Read a parameter or buffer through a node; other attributes have their values."""
         name = self._names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
         if name is None:
@@ -80,12 +76,6 @@ class _CallTracer(fx.Tracer):
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Scripted submodules cannot be traced through."""
-        return isinstance(m, torch.jit.ScriptModule) or super().is_leaf_module(
-            m, module_qualified_name
-        )
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Make a node that knows the lines of the model it comes from."""

@@ -7,13 +7,13 @@ from typing import TypeAlias
 
 import networkx as nx
 import numpy as np
+from fxrebasin.passes.ledger import Ints, Ledger
+from fxrebasin.passes.propagate import Propagation, Record
+from fxrebasin.passes.state_fields import StateField, owner
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from fxrebasin.labels import Field, Labels, Value
-from fxrebasin.passes.ledger import Ints, Ledger
-from fxrebasin.passes.propagate import Propagation, Record
-from fxrebasin.passes.state_fields import StateField, owner
 from fxrebasin.provenance import Origin
 
 AxisName = tuple[str, int]
@@ -71,9 +71,7 @@ class _Reader:
         ledger = propagation.ledger
         self.shapes = propagation.shapes
         self.family = _families(ledger)
-        self.of_state = {
-            state: _state_axes(self.family, items) for state, items in fields.items()
-        }
+        self.of_state = {state: _state_axes(self.family, items) for state, items in fields.items()}
 
     def axes(self, name: str, value: Value) -> dict[int, frozenset[int]]:
         """By axis; `name` is the state tensor's, if it is one."""

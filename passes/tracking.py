@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fxrebasin.passes.ledger import Ledger, free_labels
+from fxrebasin.passes.rules.movement import aligned, as_list, reshape_value, view_fields
 from torch import Tensor
 from torch._ops import OpOverload
 
-from fxrebasin.labels import Field, Labels, Value, pinned_value
-from fxrebasin.passes.ledger import Ledger, free_labels
-from fxrebasin.passes.rules.movement import as_list, view_fields
-from fxrebasin.passes.rules.contraction import reshape_field
+from fxrebasin.labels import NONE, Field, Labels, Value, pinned_value
 
 _ATTRIBUTE = "_fxrebasin_track"
+_VIEW_OF = "_fxrebasin_view_of"
 
 
 @dataclass(eq=False)
@@ -50,14 +50,40 @@ class Replay:
 
     def fields(self, ledger: Ledger, value: Value, shape: tuple[int, ...]) -> tuple[Field, ...]:
         if self.op._schema.name in ("aten::view", "aten::_unsafe_view", "aten::reshape"):
-            parts = (reshape_field(ledger, item, value.shape, shape) for item in value.fields)
-            return tuple(item for part in parts for item in part)
+            return reshape_value(ledger, value, shape).fields
         return view_fields(ledger, value, self, 1)[0]
 
 
 def get_track(tensor: Tensor) -> Track | None:
+    """What is known of a tensor; None for a constant."""
     found: Track | None = getattr(tensor, _ATTRIBUTE, None)
+    if found is None:
+        made: tuple[Tensor, Replay] | None = getattr(tensor, _VIEW_OF, None)
+        base = None if made is None else get_track(made[0])
+        if made is not None and base is not None:
+            found = Track(Value(tuple(tensor.shape)), base=base, replay=made[1], seen=-1)
+            set_track(tensor, found)
     return found
+
+
+def begin_track(tensor: Tensor) -> Track:
+    """Start to follow a constant that is going to be written to, and what it is a view of."""
+    found = get_track(tensor)
+    if found is None:
+        made: tuple[Tensor, Replay] | None = getattr(tensor, _VIEW_OF, None)
+        if made is None:
+            found = Track(constant_value(tensor))
+        else:
+            base = begin_track(made[0])
+            found = Track(constant_value(tensor), base=base, replay=made[1], seen=base.version)
+        set_track(tensor, found)
+    return found
+
+
+def mark_view(tensor: Tensor, base: Tensor, replay: Replay) -> None:
+    """Remember that one constant is a view of another."""
+    if tensor is not base:
+        setattr(tensor, _VIEW_OF, (base, replay))
 
 
 def set_track(tensor: Tensor, track: Track) -> None:
@@ -94,29 +120,41 @@ def _scattered(track: Track, ledger: Ledger) -> Value:
     The base's fields come to tell apart the part that was written and the part that was not, in
     the manner of a concatenation.
     """
-    assert_base = track.base
-    if assert_base is None or track.replay is None:
+    if track.base is None or track.replay is None:
         return track.value
-    base = assert_base.value
+    base = track.base.value
     places = track.replay(torch.arange(_count(base.shape)).view(base.shape)).reshape(-1)
     if places.numel() == _count(base.shape):
-        fields = [_unviewed(item, track.value, base.shape, places) for item in _flat(track.value, ledger)]
+        fields = [
+            _unviewed(item, track.value, base.shape, places) for item in _flat(track.value, ledger)
+        ]
         return Value(base.shape, ledger.join([item for item in fields if item is not None]))
     inside = torch.zeros(_count(base.shape), dtype=torch.int64)
     inside[places] = 1
     segment = free_labels(_squeezed((-2 - inside).view(base.shape)))
-    old, new = _flat(base, ledger), _flat(track.value, ledger)
+    known = ledger.size
+    before = _flat(base, ledger)
+    _give_up_unread(ledger, before, base.shape, places, known)
     fields = []
-    for index in range(max(len(old), len(new))):
-        full = torch.full((_count(base.shape),), -1)
-        if index < len(old):
-            full = old[index].values.expand(base.shape).reshape(-1).clone()
-        full[places] = -1
-        if index < len(new):
-            full[places] = new[index].values.expand(track.value.shape).reshape(-1)
+    for old, new in aligned([before, _flat(track.value, ledger)]):
+        full = torch.full((_count(base.shape),), NONE)
+        if old is not None:
+            full = old.values.expand(base.shape).reshape(-1).clone()
+        full[places] = NONE
+        if new is not None:
+            full[places] = new.values.expand(track.value.shape).reshape(-1)
         fields.append(free_labels(_squeezed(full.view(base.shape))))
     found = [_marked(item) for item in [*fields, segment] if item is not None]
     return Value(base.shape, ledger.join(found))
+
+
+def _give_up_unread(
+    ledger: Ledger, fields: Sequence[Labels], shape: Sequence[int], places: Tensor, known: int
+) -> None:
+    """Elements of a parameter that are overwritten before anything reads them belong to no class."""
+    for item in fields:
+        gone = item.values.expand(tuple(shape)).reshape(-1)[places].numpy()
+        ledger.pin(gone[gone >= known], "overwritten before it is read")
 
 
 def _marked(item: Labels) -> Labels:
@@ -125,9 +163,7 @@ def _marked(item: Labels) -> Labels:
     return item
 
 
-def _unviewed(
-    item: Labels, value: Value, shape: Sequence[int], places: Tensor
-) -> Labels | None:
+def _unviewed(item: Labels, value: Value, shape: Sequence[int], places: Tensor) -> Labels | None:
     full = torch.empty(_count(shape), dtype=torch.int64)
     full[places] = item.values.expand(value.shape).reshape(-1)
     found = free_labels(_squeezed(full.view(tuple(shape))), item)
@@ -159,7 +195,11 @@ def _count(shape: Sequence[int]) -> int:
 def constant_value(tensor: Tensor) -> Value:
     """A constant pins the axes along which it is not uniform."""
     if tensor.device.type == "meta" or tensor.numel() <= 1:
-        return pinned_value(tensor.shape, "constant") if tensor.numel() > 1 else Value(tuple(tensor.shape))
+        return (
+            pinned_value(tensor.shape, "constant")
+            if tensor.numel() > 1
+            else Value(tuple(tensor.shape))
+        )
     varying = []
     for axis, size in enumerate(tensor.shape):
         if size > 1 and tensor.stride(axis) != 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fxrebasin.demo.barrier import Curve
+from fxrebasin.demo.barrier import STATISTICS_IMAGES, Curve
 from fxrebasin.demo.plot import Line, Panel
 from fxrebasin.demo.subjects import Subject
 from fxrebasin.exporters.report import EquivalenceReport
@@ -82,7 +82,7 @@ def results_table(outcomes: Sequence[Outcome]) -> Table:
     if any(recomputed):
         table.add_section()
         table.add_row("with BatchNorm statistics")
-        table.add_row("recomputed on training data")
+        table.add_row(f"of {STATISTICS_IMAGES} training images")
         _add_comparison(table, recomputed)
     table.add_section()
     for label, cell in _CHECKS:

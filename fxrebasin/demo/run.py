@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -36,6 +37,9 @@ def run_demo(
 ) -> DemoResult:
     """Train, rebasin, export and verify every subject, and draw the barriers.
 
+    torch is held to one thread meanwhile: networks this small gain little from more, and the
+    figures do not depend on the number of cores.
+
     Args:
         out: folder for the picture and the ONNX files; made if it does not exist.
         seed: 0 or more; each seed gives other networks.
@@ -58,7 +62,7 @@ def run_demo(
     refuse_existing([out / name for name in names], overwrite=overwrite)
     digits = load_digits()
     out.mkdir(parents=True, exist_ok=True)
-    with progress_bar(console) as progress:
+    with _one_thread(), progress_bar(console) as progress:
         outcomes = tuple(
             _study(subject, digits, out / subject.file_name, seed, overwrite, progress)
             for subject in subjects
@@ -122,6 +126,16 @@ def _compare(
             )
 
         return Comparison(before=to(b), after=to(rebased))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ SUBJECTS = (
         title="ResNet with BatchNorm",
         file_name="resnet.onnx",
         build=DigitsResNet,
-        recipe=Recipe(epochs=8, learning_rate=1e-2, weight_decay=1.0),
+        recipe=Recipe(epochs=8, learning_rate=1e-2, weight_decay=2.0),
         batch_norm=True,
     ),
 )

@@ -8,21 +8,17 @@ one class after the other, each by what is decided already.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from fxrebasin.layout import IntArray
-from fxrebasin.solvers.assignment import ROUNDING, Gains, assign_batch, improves
+from fxrebasin.solvers.assignment import ROUNDING, Gains, assign, improves
 from fxrebasin.solvers.blocks import Block, focus
-from fxrebasin.solvers.families import Family
+from fxrebasin.solvers.families import Evidence, Family, Gathered, gather
 from fxrebasin.solvers.nested import Pairing, Problem, match_pairs, solve
 from fxrebasin.solvers.pairs import Pair
 from fxrebasin.solvers.placement import Placement
-
-# With less evidence than this many times what chance brings, open weights are looked at as well.
-_CLEAR = 1.5
 
 
 class Descent:
@@ -46,20 +42,20 @@ class Descent:
         self._report = report
         self._neighbours = [family.neighbours() for family in families]
         self._stale = set(range(len(families)))
+        self._prices: dict[int, Gains] = {}
 
     def decide(self) -> None:
         """Give every class a permutation, the clearest first, each by what is decided already."""
         self._stale = set()
         waiting = list(range(len(self.families)))
-        evidence: dict[int, float] = {}
+        evidence: dict[int, Evidence] = {}
         while waiting:
             for k in waiting:
                 if k not in evidence:
                     evidence[k] = self.families[k].evidence(self.placement)
-            k = max(waiting, key=lambda w: evidence[w])
+            k = max(waiting, key=lambda w: evidence[w].standardised)
             waiting.remove(k)
-            clear = _CLEAR * math.sqrt(2 * math.log(max(2, self.families[k].size)))
-            news = self._step(k, use_outline=evidence[k] < clear)
+            news = self._step(k, evidence[k])
             evidence = {w: e for w, e in evidence.items() if self._neighbours[w].isdisjoint(news)}
             self._report(len(waiting))
         self._note(self.placement.decide_rest())
@@ -78,11 +74,11 @@ class Descent:
                     self._step(int(k))
                     self._report(len(self._stale))
 
-    def _step(self, k: int, use_outline: bool = False) -> set[str]:
+    def _step(self, k: int, evidence: Evidence | None = None) -> set[str]:
         """Solve for one family; returns the classes that changed."""
         self._stale.discard(k)
         family = self.families[k]
-        news = _solved(family, self.placement, use_outline)
+        news = self._solved(k, evidence)
         known = self.placement.stamps
         if family.is_coupled() and all(n in known for n in (*news, *self._neighbours[k])):
             changed = self._set_if_it_pays(family, news)
@@ -90,6 +86,26 @@ class Descent:
             changed = self.placement.set(news)
         self._note(changed)
         return changed
+
+    def _solved(self, k: int, evidence: Evidence | None) -> dict[str, IntArray]:
+        """The best permutations of a family with everything else as it is."""
+        family, placement = self.families[k], self.placement
+        gathered = gather(family, placement, evidence)
+        own = None if gathered.own is None else gathered.own.cpu().numpy()
+        if not family.inner:
+            if own is None:
+                return {}
+            now = placement.arrays[family.root] if family.root in placement.stamps else None
+            # Prices help with the next gains of this family, unless these are on another scale.
+            prices = np.zeros(family.size, own.dtype)
+            if evidence is None:
+                prices = self._prices.setdefault(k, prices)
+            return {family.root: _assigned(own, now, prices)}
+        linear = _inner_gains(family, gathered)
+        if not family.is_free:
+            return _solved_inside(family, placement, linear, gathered.blocks)
+        constant = None if own is None else own[None]
+        return _solved_pairs(family, placement, constant, linear, gathered.blocks)
 
     def _set_if_it_pays(self, family: Family, news: dict[str, IntArray]) -> set[str]:
         """Take a step only if the objective grows, as gains do not tell for classes that meet."""
@@ -112,32 +128,19 @@ class Descent:
                 self._stale.add(k)
 
 
-def _solved(family: Family, placement: Placement, use_outline: bool) -> dict[str, IntArray]:
-    """The best permutations of a family with everything else as it is."""
-    own = None if family.own is None else family.own.update(placement)
-    grams = {name: gram.update(placement) for name, gram in family.grams.items()}
-    if use_outline:
-        own = None if family.own is None or own is None else own + family.own.outline(placement)
-        grams = {n: gram + family.grams[n].outline(placement) for n, gram in grams.items()}
-    now = placement.arrays[family.root] if family.root in placement.stamps else None
-    if not family.inner:
-        return {} if own is None else {family.root: _assigned(own.cpu().numpy(), now)}
+def _inner_gains(family: Family, gathered: Gathered) -> dict[str, Gains]:
+    """Gains of each inner class for all pairs of outer units: (1, n, n, size, size)."""
     n = family.size
-    linear = {
-        name: gram.cpu().numpy().reshape(1, n, len(gram) // n, n, len(gram) // n).swapaxes(2, 3)
-        for name, gram in grams.items()
-    }
-    blocks = [(o.block(placement), o.at) for o in family.occurrences]
-    if not family.is_free:
-        return _solved_inside(family, placement, linear, blocks)
-    return _solved_pairs(
-        family, placement, None if own is None else own.cpu().numpy()[None], linear, blocks
-    )
+    inner = {}
+    for name, gram in gathered.grams.items():
+        size = len(gram) // n
+        inner[name] = gram.cpu().numpy().reshape(1, n, size, n, size).swapaxes(2, 3)
+    return inner
 
 
-def _assigned(gains: Gains, now: IntArray | None) -> IntArray:
+def _assigned(gains: Gains, now: IntArray | None, prices: Gains) -> IntArray:
     """The best permutation; the present one if that is as good."""
-    chosen = assign_batch(gains[None], None if now is None else now[None])[0]
+    chosen = assign(gains, now, prices)
     return chosen if now is None or improves(gains, chosen, now) else now
 
 

@@ -7,12 +7,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from fxrebasin.layout import AxisGroup, Layout, PermutationClass, Piece, Slot
 from fxrebasin.solvers.blocks import Block
 from fxrebasin.solvers.gram import Gram, Operand, held_axis
 from fxrebasin.solvers.pairs import Pair
 from fxrebasin.solvers.placement import Placement
+
+# Evidence counts as clear from this many times what chance brings.
+_CLEAR = 1.5
 
 
 @dataclass
@@ -51,6 +55,39 @@ class Occurrence:
         b = operand.matrix(self.pair.b, taken)
         shape = (1, *self.piece.positions.shape, -1)
         return Block(a.reshape(shape), b.reshape(shape), self.piece.slots)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How far the gain of a right pair stands out from those of wrong pairs.
+
+    For independent normal weights: the expected gain of a right pair over the standard deviation
+    of a wrong pair's.
+
+    Args:
+        raw: with gains as they are.
+        standardised: with each tensor divided by its variance, so that none drowns the others.
+        chance: how far the best of all wrong pairs stands out.
+    """
+
+    raw: float
+    standardised: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Gains of a family at one moment.
+
+    Args:
+        own: of the outer class by itself, (n, n).
+        grams: of each inner class by itself, for all pairs of outer units, (n·size, n·size).
+        blocks: weights that hold several classes, with the slot of the outer one.
+    """
+
+    own: torch.Tensor | None
+    grams: dict[str, torch.Tensor]
+    blocks: list[tuple[Block, int]]
 
 
 @dataclass
@@ -103,20 +140,20 @@ class Family:
         found = {id(p): p for p in [*operands, *(o.pair for o in self.occurrences)]}
         return list(found.values())
 
-    def evidence(self, placement: Placement) -> float:
+    def evidence(self, placement: Placement) -> Evidence:
         """How clearly what is decided tells one outer unit from another.
-
-        For independent normal weights, the expected gain of a right pair over the standard
-        deviation of a wrong one's.
 
         Args:
             placement: what is decided.
         """
-        signal = noise = 0.0
-        for pair, elements in self._included(placement):
-            signal += elements * pair.spread
-            noise += elements * pair.spread**2
-        return signal / math.sqrt(noise) if noise > 0 else 0.0
+        signal = noise = elements = 0.0
+        for pair, number in self._included(placement):
+            if pair.spread > 0:
+                signal += number * pair.spread
+                noise += number * pair.spread**2
+                elements += number
+        raw = signal / math.sqrt(noise) if noise > 0 else 0.0
+        return Evidence(raw, math.sqrt(elements), math.sqrt(2 * math.log(max(2, self.size))))
 
     def _included(self, placement: Placement) -> Iterator[tuple[Pair, float]]:
         """Decided elements per outer unit, tensor by tensor."""
@@ -132,6 +169,33 @@ class Family:
                     axis.source(placement)
                     elements *= axis.included
             yield occurrence.pair, elements
+
+
+def gather(family: Family, placement: Placement, evidence: Evidence | None = None) -> Gathered:
+    """Collect the gains of a family.
+
+    Args:
+        family: whose gains.
+        placement: what is decided.
+        evidence: how much that says while other classes are open. If tensors with large weights
+            drown the others, all are standardised; if even that is no more than chance, what is
+            open is described by its outline.
+    """
+    standardise = evidence is not None and evidence.raw < _CLEAR * evidence.chance
+    outline = evidence is not None and evidence.standardised < _CLEAR * evidence.chance
+
+    def gains(gram: Gram) -> torch.Tensor:
+        total = gram.standardised(placement) if standardise else gram.update(placement)
+        return total + gram.outline(placement) if outline else total
+
+    blocks = []
+    for occurrence in family.occurrences:
+        block = occurrence.block(placement)
+        if standardise and occurrence.pair.spread > 0:
+            block = replace(block, a=block.a / occurrence.pair.spread)
+        blocks.append((block, occurrence.at))
+    own = None if family.own is None else gains(family.own)
+    return Gathered(own, {name: gains(gram) for name, gram in family.grams.items()}, blocks)
 
 
 def make_families(

@@ -134,8 +134,26 @@ class Gram:
             self._sum.addmm_(a, b.T)
         return self._sum
 
+    def standardised(self, placement: Placement) -> torch.Tensor:
+        """The same sum with every tensor divided by its variance, made anew.
+
+        Args:
+            placement: what is decided.
+
+        Returns:
+            Shape (rows, rows).
+        """
+        total = torch.zeros(self.rows, self.rows, dtype=self._dtype, device=self._device)
+        for operand in self.operands:
+            spread = operand.pair.spread
+            if spread > 0:
+                now = [axis.source(placement) for _, axis in operand.axes]
+                for a, b in _changes(operand, None, now):
+                    total.addmm_(a.to(self._dtype), b.to(self._dtype).T, alpha=1 / spread)
+        return total
+
     def outline(self, placement: Placement) -> torch.Tensor:
-        """Gains from what is still open, by features that its order cannot change.
+        """Standardised gains from what is still open, by features that its order cannot change.
 
         Each row is described by its open elements in ascending order. That says little, but it is
         all there is where nothing beside a class is decided yet.
@@ -149,14 +167,14 @@ class Gram:
         total = torch.zeros(self.rows, self.rows, dtype=self._dtype, device=self._device)
         for operand in self.operands:
             sources = [axis.source(placement) for _, axis in operand.axes]
-            if all((source >= 0).all() for source in sources):
+            if operand.pair.spread == 0 or all((source >= 0).all() for source in sources):
                 continue
             picks = [np.flatnonzero(s < 0) if (s < 0).any() else np.arange(len(s)) for s in sources]
             a, b = (
                 operand.matrix(side, picks).to(self._dtype).sort(dim=1).values
                 for side in (operand.pair.a, operand.pair.b)
             )
-            total.addmm_(a, b.T)
+            total.addmm_(a, b.T, alpha=1 / operand.pair.spread)
         return total
 
 

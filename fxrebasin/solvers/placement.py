@@ -24,8 +24,8 @@ class Placement:
 
     def __init__(self, arrays: Mapping[str, IntArray], known: Iterable[str]) -> None:
         self.arrays = dict(arrays)
-        self.clock = 1
-        self.stamps = dict.fromkeys(known, 1)
+        self.clock = next(_TICKS)
+        self.stamps = dict.fromkeys(known, self.clock)
 
     def known_arrays(self) -> dict[str, IntArray]:
         """The arrays that count."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxrebasin.labels import Value
 from fxrebasin.passes.rules.contraction import contract
 from fxrebasin.passes.rules.registry import Call, rule
+
+from fxrebasin.labels import Value
 
 
 @rule(
@@ -36,7 +37,9 @@ def scaled_dot_product_attention(call: Call) -> Sequence[Value]:
     if call.args.get("is_causal"):
         masked = call.pin_axes(Value(scores_shape, tuple(fields)), [-2, -1], "causal mask")
         fields = list(masked.fields)
-    fields += call.ledger.reduce(Value(scores_shape, tuple(fields)), set(range(len(scores_shape) - 1)))
+    fields += call.ledger.reduce(
+        Value(scores_shape, tuple(fields)), set(range(len(scores_shape) - 1))
+    )
     weights = call.join(fields, scores_shape)
     out = contract(
         call.ledger,

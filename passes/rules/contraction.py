@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
+from fxrebasin.passes.ledger import Ledger
+from fxrebasin.passes.rules.registry import Call, Rule, rule
+
 from fxrebasin.labels import (
     Elements,
     Field,
@@ -23,8 +26,6 @@ from fxrebasin.labels import (
     positions,
     reshape_labels,
 )
-from fxrebasin.passes.ledger import Ledger
-from fxrebasin.passes.rules.registry import Call, Rule, rule
 
 Axes = tuple[tuple[str, ...], ...]
 
@@ -106,7 +107,9 @@ def _to_factors(
     reason: str,
 ) -> list[Field]:
     names = [name for axis in axes for name in axis]
-    split = [sizes[name] if value.shape[i] != 1 else 1 for i, axis in enumerate(axes) for name in axis]
+    split = [
+        sizes[name] if value.shape[i] != 1 else 1 for i, axis in enumerate(axes) for name in axis
+    ]
     target = [pattern.factors.index(name) for name in names]
     ndim = len(pattern.factors)
     fields: list[Field] = []
@@ -206,8 +209,8 @@ def contraction(text: str, *names: str) -> Rule:
     return rule(*names)(apply)
 
 
-contraction("n k, k m -> n m", "mm")
-contraction("b n k, b k m -> b n m", "bmm")
+contraction("n k, k m -> n m", "mm.default")
+contraction("b n k, b k m -> b n m", "bmm.default")
 contraction("n k, k -> n", "mv")
 contraction("k, k -> ", "dot", "vdot")
 contraction("n, m -> n m", "outer", "ger")
@@ -224,8 +227,8 @@ def plus_contraction(text: str, first: str, second: str, *names: str) -> Rule:
     return rule(*names)(apply)
 
 
-plus_contraction("n k, k m -> n m", "mat1", "mat2", "addmm", "addmm_")
-plus_contraction("b n k, b k m -> b n m", "batch1", "batch2", "baddbmm", "baddbmm_")
+plus_contraction("n k, k m -> n m", "mat1", "mat2", "addmm.default", "addmm_")
+plus_contraction("b n k, b k m -> b n m", "batch1", "batch2", "baddbmm.default", "baddbmm_")
 plus_contraction("n k, k -> n", "mat", "vec", "addmv")
 
 
@@ -237,7 +240,7 @@ def linear(call: Call) -> Sequence[Value]:
     return [_plus_bias(call, product, axis=-1)]
 
 
-@rule("convolution", "_convolution", "mkldnn_convolution")
+@rule("convolution", "_convolution")
 def convolution(call: Call) -> Sequence[Value]:
     """Dense, grouped, depthwise and transposed convolution, in one to three dimensions."""
     value, weight = call.value("input"), call.value("weight")
@@ -249,9 +252,7 @@ def convolution(call: Call) -> Sequence[Value]:
     batch = "n " if len(value.shape) == len(weight.shape) else ""
     text = f"{batch}(g i) {s}, {filters} -> {batch}(g o) {t}"
     reason = f"position of {call.op}"
-    product = contract(
-        call.ledger, text, [value, weight], call.shape, {"g": groups}, reason
-    )
+    product = contract(call.ledger, text, [value, weight], call.shape, {"g": groups}, reason)
     return [_plus_bias(call, product, axis=len(call.shape) - len(weight.shape) + 1)]
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from fxrebasin.passes.rules.contraction import _pick_axes
+from fxrebasin.passes.rules.movement import _materialised, chosen_labels, move_labels
+from fxrebasin.passes.rules.registry import Call, pin_everything, rule
 from torch import Tensor
 
 from fxrebasin.labels import Field, Labels, Value, pinned_value, place, positions
-from fxrebasin.passes.ledger import free_labels
-from fxrebasin.passes.rules.contraction import _pick_axes
-from fxrebasin.passes.rules.movement import _materialised, move_labels
-from fxrebasin.passes.rules.registry import Call, pin_everything, rule
 
 
 @rule("embedding")
@@ -20,12 +19,21 @@ def embedding(call: Call) -> Sequence[Value]:
     table = call.pin_axes(call.value("weight"), [0], "row chosen by index")
     ndim = len(call.shape)
     features = call.ledger.reduce(table, {1})
-    fields: list[Field] = [
-        place(_pick_axes(item, [1]), [ndim - 1], ndim) for item in features
-    ]
+    fields: list[Field] = [place(_pick_axes(item, [1]), [ndim - 1], ndim) for item in features]
     for item in pinned_value(call.shape[:-1], f"row chosen by index of {call.op}").fields:
         fields.append(place(item, range(ndim - 1), ndim))
     return [call.join(fields)]
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(call: Call) -> Sequence[Value]:
+    """As `embedding`, with rows summed: [rows, features] -> [bags, features]."""
+    table = call.pin_axes(call.value("weight"), [0], "row chosen by index")
+    reason = f"row chosen by index of {call.op}"
+    bags = [positions(2, 0, call.shape[0], reason)] if call.shape[0] > 1 else []
+    first = call.join([*call.ledger.reduce(table, {1}), *bags])
+    rest = [pinned_value(out.shape, reason) for out in call.outputs[1:]]
+    return [first, *rest]
 
 
 @rule("index_select")
@@ -42,7 +50,9 @@ def _looked_up(call: Call, value: Value, dim: int) -> Value:
     pinned = call.pin_axes(value, [dim], "position chosen by data")
     kept = call.ledger.reduce(pinned, set(range(len(value.shape))) - {dim})
     reason = f"position chosen by data of {call.op}"
-    fresh = [positions(len(value.shape), dim, call.shape[dim], reason)] if call.shape[dim] > 1 else []
+    fresh = (
+        [positions(len(value.shape), dim, call.shape[dim], reason)] if call.shape[dim] > 1 else []
+    )
     return Value(call.shape, (*kept, *fresh))
 
 
@@ -81,8 +91,7 @@ def _indexed(
         first = full.narrow(axis, 0, 1)
         if bool((full == first).all()):
             full = first
-    moved = free_labels(full, item)
-    call.ledger.remember(moved)
+    moved = chosen_labels(call.ledger, full, item)
     return [] if moved is None else [moved]
 
 

@@ -6,12 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from fxrebasin.labels import NONE, Field, Labels, Value, elements_of, labels_of, positions
 from fxrebasin.passes.ledger import Ledger, free_labels
 from fxrebasin.passes.rules.contraction import reshape_field
 from fxrebasin.passes.rules.registry import Call, pin_everything, rule
+from torch import Tensor
+
+from fxrebasin.labels import (
+    NONE,
+    Field,
+    Labels,
+    Value,
+    elements_of,
+    labels_of,
+    positions,
+    reshape_groups,
+)
 
 
 def _strip(values: Tensor) -> Tensor:
@@ -33,42 +42,82 @@ def view_fields(
     found: list[list[Field]] = [[] for _ in range(outputs)]
     for item in value.fields:
         if isinstance(item, Labels):
-            for fields, moved in zip(found, as_list(move(_full(item, value.shape))), strict=True):
-                _add(ledger, fields, item, _strip(moved))
-        else:
-            for fields, moved in zip(found, as_list(move(item.view)), strict=True):
-                elements = elements_of(item.state, moved)
-                fields += [] if elements is None else [elements]
+            _view_labels(ledger, item, value.shape, move, found)
+            continue
+        views = as_list(move(item.view))
+        if any(_needs_labels(item.view, moved) for moved in views):
+            for part in ledger.separate(item):
+                _view_labels(ledger, part, value.shape, move, found)
+            continue
+        for fields, moved in zip(found, views, strict=True):
+            elements = elements_of(item.state, moved)
+            fields += [] if elements is None else [elements]
     return [tuple(fields) for fields in found]
+
+
+def _view_labels(
+    ledger: Ledger,
+    item: Labels,
+    shape: Sequence[int],
+    move: Callable[[Tensor], Any],
+    found: Sequence[list[Field]],
+) -> None:
+    for fields, moved in zip(found, as_list(move(_full(item, shape))), strict=True):
+        values = _strip(moved)
+        if values.numel() == item.values.numel() and not _overlaps(values):
+            labels = labels_of(values, item, item.injective)
+        else:
+            labels = chosen_labels(ledger, values, item)
+        fields += [] if labels is None else [labels]
+
+
+def _needs_labels(before: Tensor, moved: Tensor) -> bool:
+    """Whether a view of a state tensor cannot say what it holds by its strides.
+
+    One that holds a single element varies along no axis; of windows that overlap, an element is at
+    several positions.
+    """
+    single = moved.numel() < before.numel() and elements_of("", moved) is None
+    return single or _overlaps(moved)
+
+
+def _overlaps(view: Tensor) -> bool:
+    """Whether an element may be at several positions, other than by expansion."""
+    reached = 0
+    for stride, size in sorted(zip(view.stride(), view.shape, strict=True)):
+        if size > 1 and stride > 0:
+            if stride <= reached:
+                return True
+            reached += stride * (size - 1)
+    return False
 
 
 def _full(item: Labels, shape: Sequence[int]) -> Tensor:
     return item.values.expand(tuple(shape))
 
 
-def _add(ledger: Ledger, fields: list[Field], source: Labels, values: Tensor) -> None:
-    if values.numel() == source.values.numel():
-        moved = labels_of(values, source, source.injective)
-    else:
-        moved = free_labels(values, source) if not source.injective else labels_of(
-            values, source, injective=True
-        )
-        ledger.remember(moved)
-    fields += [] if moved is None else [moved]
+def chosen_labels(ledger: Ledger, values: Tensor, source: Labels) -> Labels | None:
+    """The labels of positions that were chosen from those of a field.
+
+    That they were chosen sets their units apart, even where only one is left.
+    """
+    chosen = free_labels(values, source)
+    ledger.remember(chosen or Labels(values, (), True, source.rigid, source.reason))
+    return chosen
 
 
 @rule(
     *("transpose.int", "t", "permute", "expand", "slice.Tensor", "select.int", "unsqueeze"),
     *("squeeze", "split.Tensor", "split_with_sizes", "unbind.int", "diagonal", "chunk"),
-    *("narrow", "movedim", "swapaxes", "numpy_T", "mT", "transpose_", "t_", "squeeze_"),
-    *("unsqueeze_", "unsafe_split.Tensor", "unsafe_split_with_sizes", "unsafe_chunk"),
+    *("narrow.default", "movedim", "swapaxes", "numpy_T.default", "mT.default", "transpose_", "t_"),
+    *("squeeze_", "unsqueeze_", "unsafe_split.Tensor", "unsafe_split_with_sizes", "unsafe_chunk"),
     *("permute_copy", "expand_copy", "slice_copy.Tensor", "select_copy.int", "unfold"),
 )
 def view(call: Call) -> Sequence[Value]:
     """Views: strides change, data do not. Run on labels that are expanded without a copy."""
     value = call.value("self")
     rest = {name: item for name, item in call.args.items() if name != "self"}
-    functional = _out_of_place(call.op)
+    functional = _as_view(call.op)
     moved = view_fields(
         call.ledger, value, lambda labels: functional(labels, **rest), len(call.outputs)
     )
@@ -77,28 +126,59 @@ def view(call: Call) -> Sequence[Value]:
     ]
 
 
-def _out_of_place(op: Any) -> Any:
-    name = op._schema.name.removeprefix("aten::")
-    if not name.endswith("_"):
-        return op
-    return getattr(getattr(torch.ops.aten, name.removesuffix("_")), op._overloadname)
+def _as_view(op: Any) -> Any:
+    """The operator that returns a view where this one copies or works in place."""
+    name = op._schema.name.removeprefix("aten::").removesuffix("_").removesuffix("_copy")
+    packet = getattr(torch.ops.aten, name)
+    return getattr(packet, op._overloadname if op._overloadname in packet.overloads() else "int")
 
 
-@rule("view.default", "_unsafe_view", "reshape", "_reshape_alias", "flatten.using_ints", "unflatten.int")
+@rule("view.default", "_unsafe_view", "reshape", "_reshape_alias", "flatten.using_ints")
 def reshape(call: Call) -> Sequence[Value]:
-    value = call.value("self")
-    fields = [
-        part
+    return [reshape_value(call.ledger, call.value("self"), call.shape)]
+
+
+def reshape_value(ledger: Ledger, value: Value, shape: Sequence[int]) -> Value:
+    """Reshape all fields; axes that only hold positions become axes that only hold positions."""
+    after = tuple(shape)
+    rigid, rest, opaque = _opaque_groups(value, after)
+    fields: list[Field] = []
+    for item in rest:
+        fields += reshape_field(ledger, item, value.shape, after)
+    for axes in opaque:
+        for axis in axes:
+            if after[axis] > 1:
+                fields.append(positions(len(after), axis, after[axis], rigid))
+    return Value(after, tuple(fields))
+
+
+def _opaque_groups(
+    value: Value, after: tuple[int, ...]
+) -> tuple[str, list[Field], list[tuple[int, ...]]]:
+    """Groups of axes, all of them pinned positions, that a reshape merges or splits."""
+    pinned = {
+        item.axes[0]: item
         for item in value.fields
-        for part in reshape_field(call.ledger, item, value.shape, call.shape)
-    ]
-    return [Value(call.shape, tuple(fields))]
+        if isinstance(item, Labels) and item.rigid and item.injective and len(item.axes) == 1
+    }
+    held = {axis for item in value.fields if item not in pinned.values() for axis in item.axes}
+    opaque, gone, reason = [], set(), ""
+    for axes_in, axes_out in reshape_groups(value.shape, after):
+        moving = [axis for axis in axes_in if value.shape[axis] > 1]
+        if len(axes_in) + len(axes_out) <= 2 or not moving:
+            continue
+        if all(axis in pinned and axis not in held for axis in moving):
+            opaque.append(axes_out)
+            gone |= set(moving)
+            reason = reason or pinned[moving[0]].reason
+    rest = [item for item in value.fields if not (set(item.axes) & gone)]
+    return reason, rest, opaque
 
 
 @rule(
     *("clone", "detach", "detach_", "alias", "contiguous", "lift_fresh", "lift", "lift_fresh_copy"),
-    *("positive", "view_as", "_to_cpu", "requires_grad_", "conj", "resolve_conj", "resolve_neg"),
-    *("fake_quantize_per_tensor_affine.none", "detach_copy", "alias_copy"),
+    *("positive", "view_as", "requires_grad_", "conj", "_conj", "resolve_conj", "resolve_neg"),
+    *("detach_copy", "alias_copy"),
 )
 def same(call: Call) -> Sequence[Value]:
     return [Value(tuple(out.shape), call.value("self").fields) for out in call.outputs]
@@ -106,9 +186,14 @@ def same(call: Call) -> Sequence[Value]:
 
 @rule("as_strided", "as_strided_")
 def restride(call: Call) -> Sequence[Value]:
-    """Other strides for the same storage; only the case of one axis that varies is understood."""
+    """Strides for the same storage; understood if they are the ones that the tensor has."""
     value = call.value("self")
-    if value.shape == call.shape and sum(size > 1 for size in value.shape) <= 1:
+    wanted = call.args["stride"]
+    same = all(
+        size == 1 or mine == stride
+        for size, mine, stride in zip(value.shape, call.strides[0], wanted, strict=False)
+    )
+    if value.shape == call.shape and same and call.args.get("storage_offset") is None:
         return [value]
     return pin_everything("strides")(call)
 
@@ -128,8 +213,7 @@ def move_labels(
             size if axis in wanted else item.values.shape[axis]
             for axis, size in enumerate(value.shape)
         ]
-        moved = free_labels(move(item.values.expand(shape)), item)
-        call.ledger.remember(moved)
+        moved = chosen_labels(call.ledger, move(item.values.expand(shape)), item)
         fields += [] if moved is None else [moved]
     return Value(call.shape, tuple(fields))
 
@@ -153,7 +237,10 @@ def rearrange(call: Call) -> Sequence[Value]:
     return [move_labels(call, value, lambda labels: call.op(labels, **rest), axes)]
 
 
-@rule("repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "repeat_interleave.self_int")
+@rule(
+    *("repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"),
+    *("repeat_interleave.self_int",),
+)
 def rearrange_all(call: Call) -> Sequence[Value]:
     """Positions that are copies of one another keep one label; new positions are told apart."""
     value = call.value("self")
@@ -166,8 +253,7 @@ def rearrange_all(call: Call) -> Sequence[Value]:
                 first = moved_values.narrow(axis, 0, 1)
                 if bool((moved_values == first).all()):
                     moved_values = first
-            moved = free_labels(moved_values, item)
-            call.ledger.remember(moved)
+            moved = chosen_labels(call.ledger, moved_values, item)
             fields += [] if moved is None else [moved]
     return [Value(call.shape, tuple(fields))]
 
@@ -178,7 +264,11 @@ def pad(call: Call) -> Sequence[Value]:
     value = call.value("self")
     padding = list(call.args["pad"])
     ndim = len(value.shape)
-    padded = [ndim - 1 - pair for pair in range(len(padding) // 2) if any(padding[2 * pair : 2 * pair + 2])]
+    padded = [
+        ndim - 1 - pair
+        for pair in range(len(padding) // 2)
+        if any(padding[2 * pair : 2 * pair + 2])
+    ]
     fields: list[Field] = []
     for item in _materialised(call.ledger, value, set(padded)):
         if not isinstance(item, Labels) or not set(item.axes) & set(padded):
@@ -186,8 +276,7 @@ def pad(call: Call) -> Sequence[Value]:
             continue
         mine = [0 if ndim - 1 - i // 2 not in item.axes else p for i, p in enumerate(padding)]
         values = torch.constant_pad_nd(item.values, mine, NONE)
-        moved = free_labels(values, item)
-        call.ledger.remember(moved)
+        moved = chosen_labels(call.ledger, values, item)
         fields += [] if moved is None else [moved]
     for axis in padded:
         fields.append(_inside(value, call.shape, axis, padding))
@@ -238,7 +327,7 @@ def concatenate_values(call: Call, values: Sequence[Value], dim: int) -> Value:
     labels = [[item for item in piece if isinstance(item, Labels)] for piece in pieces]
     common, rest = _split_common(call.ledger, labels, dim)
     fields: list[Field] = [*common]
-    for row in _aligned(rest, dim):
+    for row in aligned(rest, dim):
         fields.append(_concatenate_row(call.ledger, row, values, dim))
     sizes = [value.shape[dim] for value in values]
     if not any(isinstance(f, Labels) and f.axes == (dim,) and f.injective for f in fields):
@@ -271,7 +360,7 @@ def _equal(ledger: Ledger, first: Labels, second: Labels) -> bool:
     return bool((ledger.find(one) == ledger.find(two)).all())
 
 
-def _aligned(pieces: Sequence[list[Labels]], dim: int) -> list[list[Labels | None]]:
+def aligned(pieces: Sequence[Sequence[Labels]], dim: int = -1) -> list[list[Labels | None]]:
     """Rows of fields, one per piece, that vary along the same axes besides `dim`."""
     keys: dict[tuple[tuple[int, ...], int], None] = {}
     keyed: list[dict[tuple[tuple[int, ...], int], Labels]] = []
@@ -336,10 +425,25 @@ def unfold_image(call: Call) -> Sequence[Value]:
     fields: list[Field] = []
     for item in kept:
         fields += reshape_field(call.ledger, item, [*value.shape[:-2], 1, 1], [*split[:-2], 1, 1])
-    fields += [positions(ndim, axis, split[axis], reason) for axis in (-2 + ndim, -1 + ndim) if split[axis] > 1]
-    merged = [part for item in fields for part in reshape_field(call.ledger, item, split, call.shape)]
+    fields += [
+        positions(ndim, axis, split[axis], reason)
+        for axis in (-2 + ndim, -1 + ndim)
+        if split[axis] > 1
+    ]
+    merged = [
+        part for item in fields for part in reshape_field(call.ledger, item, split, call.shape)
+    ]
     return [call.join(merged)]
 
 
 def _leading(value: Value, trailing: int) -> set[int]:
     return set(range(len(value.shape) - trailing))
+
+
+@rule("glu")
+def gated_linear_unit(call: Call) -> Sequence[Value]:
+    """The first half of an axis, times the sigmoid of the second."""
+    value = call.value("self")
+    dim = call.args["dim"]
+    halves = view_fields(call.ledger, value, lambda labels: labels.chunk(2, dim), 2)
+    return [call.join([item for half in halves for item in half])]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from fxrebasin.labels import Field, Value, place
 from fxrebasin.passes.rules.contraction import reshape_field
 from fxrebasin.passes.rules.registry import Call, rule
+
+from fxrebasin.labels import Field, Value, place
 
 
 def with_statistics(call: Call, value: Value, kept: Collection[int]) -> list[Field]:
@@ -76,7 +77,9 @@ def group_norm(call: Call) -> Sequence[Value]:
     batch, channels, *spatial = value.shape
     split = [batch, call.args["group"], channels // call.args["group"], *spatial]
     grouped = [
-        part for item in value.fields for part in reshape_field(call.ledger, item, value.shape, split)
+        part
+        for item in value.fields
+        for part in reshape_field(call.ledger, item, value.shape, split)
     ]
     statistics = call.ledger.reduce(Value(tuple(split), tuple(grouped)), {0, 1})
     joined = call.ledger.join([*grouped, *statistics])

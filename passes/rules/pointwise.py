@@ -4,36 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fxrebasin.passes.rules.registry import Call, overloads, pin_everything, rule
+
 from fxrebasin.labels import Value
-from fxrebasin.passes.rules.registry import Call, rule
 
-_ONE_INPUT = """
-    abs acos acosh angle asin asinh atan atanh bitwise_not ceil celu clamp.default clip.default
-    conj_physical cos cosh deg2rad digamma elu erf erfc erfinv exp exp2 expm1 floor frac gelu
-    hardshrink hardsigmoid hardswish hardtanh i0 isfinite isinf isnan isneginf isposinf
-    leaky_relu lgamma log log10 log1p log2 logical_not logit mish nan_to_num neg polygamma positive
-    rad2deg reciprocal relu relu6 round rsqrt selu sgn sigmoid sign signbit silu sin sinc sinh
-    softplus softshrink special_entr special_erfcx special_i0e special_i1 special_i1e
-    special_log_ndtr special_ndtri sqrt square tan tanh threshold trunc log_sigmoid_forward
-    _to_copy clamp_max.default clamp_min.default _conj real imag view_as_real.none
-    alpha_dropout.none bitwise_left_shift.Tensor_Scalar bitwise_right_shift.Tensor_Scalar
-""".split()
+_ONE_INPUT = ["abs", "acos", "acosh", "angle", "asin", "asinh", "atan", "atanh", "bitwise_not", "ceil", "celu", "clamp.default", "clip.default", "conj_physical", "cos", "cosh", "deg2rad", "digamma", "elu", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "floor", "frac", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "i0", "isfinite", "isinf", "isnan", "isneginf", "isposinf", "leaky_relu", "lgamma", "log", "log10", "log1p", "log2", "logical_not", "logit", "mish", "nan_to_num", "neg", "polygamma", "rad2deg", "reciprocal", "relu", "relu6", "round", "rsqrt", "selu", "sgn", "sigmoid", "sign", "signbit", "silu", "sin", "sinc", "sinh", "softplus", "softshrink", "special_entr", "special_erfcx", "special_i0e", "special_i1", "special_i1e", "special_log_ndtr", "special_ndtri", "sqrt", "square", "tan", "tanh", "threshold", "trunc", "log_sigmoid_forward", "_to_copy", "clamp_max.default", "clamp_min.default"]
 
-_SEVERAL_INPUTS = """
-    add addcdiv addcmul atan2 bitwise_and bitwise_left_shift bitwise_or bitwise_right_shift
-    bitwise_xor clamp.Tensor clamp_max.Tensor clamp_min.Tensor clip.Tensor complex copysign div eq
-    float_power floor_divide fmax fmin fmod gcd ge gt heaviside hypot igamma igammac lcm ldexp le
-    lerp logaddexp logaddexp2 logical_and logical_or logical_xor lt masked_fill max.other maximum
-    min.other minimum mul ne nextafter polar pow remainder rsub special_xlog1py special_zeta sub
-    true_divide where.self where.ScalarOther where.ScalarSelf where.Scalar xlogy _prelu_kernel
-""".split()
+_SEVERAL_INPUTS = ["add", "addcdiv", "addcmul", "atan2", "bitwise_and", "bitwise_left_shift", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "clamp.Tensor", "clamp_max.Tensor", "clamp_min.Tensor", "clip.Tensor", "complex", "copysign", "div", "eq", "float_power", "floor_divide", "fmax", "fmin", "fmod", "gcd", "ge", "gt", "heaviside", "hypot", "igamma", "igammac", "lcm", "ldexp", "le", "lerp", "logaddexp", "logaddexp2", "logical_and", "logical_or", "logical_xor", "lt", "masked_fill", "max.other", "maximum", "min.other", "minimum", "mul", "ne", "nextafter", "polar", "pow", "remainder", "rsub", "special_xlog1py", "special_zeta", "sub", "true_divide", "where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar", "xlogy", "_prelu_kernel"]
 
 
 def _with_in_place(names: list[str]) -> list[str]:
+    """The names, and after each that of the operator that works in place, if there is one."""
     both = []
     for name in names:
         packet, dot, overload = name.partition(".")
-        both += [name, f"{packet}_{dot}{overload}"]
+        in_place = f"{packet}_{dot}{overload}"
+        both += [name, in_place] if overloads(in_place) else [name]
     return both
 
 
@@ -48,18 +34,13 @@ def pointwise(call: Call) -> Sequence[Value]:
     return [Value(shape, joined if len(shape) == ndim else ()) for shape in shapes]
 
 
-@rule("copy_", "copy")
+@rule("copy_.default", "copy.default")
 def overwrite(call: Call) -> Sequence[Value]:
     """The old content is gone; the source is broadcast to the destination."""
     return [call.join(call.broadcast(call.value("src"), len(call.shape)))]
 
 
-@rule(
-    *("zero_", "zero", "fill_.Scalar", "fill.Scalar"),
-    *("zeros_like", "ones_like", "full_like", "empty_like"),
-    *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"),
-    *("scalar_tensor", "fill_.Tensor", "fill.Tensor"),
-)
+@rule("zero_", "zero", "fill_.Scalar", "fill.Scalar", "fill_.Tensor", "fill.Tensor")
 def uniform(call: Call) -> Sequence[Value]:
     """One number everywhere: no axis is held by it."""
     return [Value(tuple(out.shape)) for out in call.outputs]
@@ -67,8 +48,8 @@ def uniform(call: Call) -> Sequence[Value]:
 
 @rule("native_dropout")
 def inactive_dropout(call: Call) -> Sequence[Value]:
-    """Models are analysed in eval mode, where this is the identity."""
+    """Models are analysed in eval mode, where this is the identity, with a mask of ones."""
     value = call.value("input")
     if call.args.get("train"):
-        value = call.pin_axes(value, range(len(value.shape)), "random mask")
-    return [value for _ in call.outputs]
+        return pin_everything("random mask")(call)
+    return [value, *(Value(tuple(out.shape)) for out in call.outputs[1:])]

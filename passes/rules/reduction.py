@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxrebasin.labels import Value, positions
 from fxrebasin.passes.rules.contraction import _pick_axes
 from fxrebasin.passes.rules.registry import Call, block, rule
+
+from fxrebasin.labels import Value, positions
 
 
 def _reduced_axes(call: Call, ndim: int) -> set[int]:
@@ -71,6 +72,6 @@ def top_k(call: Call) -> Sequence[Value]:
 
 block(
     "its result depends on the values in an order that no permutation preserves",
-    *("nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "bincount"),
+    *("nonzero", "masked_select", "_unique2", "unique_consecutive", "bincount"),
     *("histc", "searchsorted", "bucketize", "where.default", "nonzero_static"),
 )

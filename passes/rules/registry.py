@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
+from fxrebasin.passes.ledger import Ledger
 from torch import Tensor
 from torch._ops import OpOverload
 
 from fxrebasin.labels import Field, Value, pinned_value, place
-from fxrebasin.passes.ledger import Ledger
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +30,7 @@ class Call:
         lookup: the value of a tensor argument.
         constant: the data of a tensor argument that depends on no parameter and no input, or None.
         state: the value of a buffer read as running statistics.
+        strides: of the tensor arguments, in order, before the call.
     """
 
     ledger: Ledger
@@ -39,6 +40,7 @@ class Call:
     lookup: Callable[[Tensor], Value]
     constant: Callable[[Tensor], Tensor | None]
     state: Callable[[Tensor], Value]
+    strides: Sequence[tuple[int, ...]] = ()
 
     def value(self, name: str) -> Value:
         return self.lookup(self.args[name])
@@ -94,14 +96,28 @@ BLOCKED: dict[OpOverload, str] = {}
 
 
 def overloads(name: str) -> list[OpOverload]:
-    """The overloads a name stands for; none when this version of PyTorch does not have it."""
+    """The overloads a name stands for; none when this version of PyTorch does not have it.
+
+    A name without an overload stands for those that make tensors of tensors. Those that write to
+    an `out` argument are left out: that is an operand as well, of any shape and content.
+    """
     namespace, _, rest = name.rpartition("::")
     packet_name, _, overload = rest.partition(".")
     packet = getattr(getattr(torch.ops, namespace or "aten"), packet_name, None)
     if packet is None:
         return []
-    chosen = [overload] if overload else packet.overloads()
-    return [getattr(packet, item) for item in chosen if item in packet.overloads()]
+    if overload:
+        return [getattr(packet, overload)] if overload in packet.overloads() else []
+    return [item for item in map(packet.__getattr__, packet.overloads()) if _on_tensors(item)]
+
+
+def _on_tensors(overload: OpOverload) -> bool:
+    schema = overload._schema
+    return (
+        any("Tensor" in str(argument.type) for argument in schema.arguments)
+        and any("Tensor" in str(result.type) for result in schema.returns)
+        and not any(argument.is_out for argument in schema.arguments)
+    )
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
