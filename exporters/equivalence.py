@@ -21,6 +21,7 @@ from fxrebasin.exporters.runtime import OnnxModel
 from torch import nn
 
 from fxrebasin.compare import check_usable, unwrap
+from fxrebasin.errors import InputError
 from fxrebasin.inputs import normalise_inputs
 
 # Permuted sums differ by about 1e-16 per term; four orders of magnitude below float32's noise.
@@ -75,16 +76,24 @@ def verify(
     """
     model = unwrap(model)
     check_usable(model, needs_weights=False)
-    is_file = isinstance(other, str | PathLike)
-    candidate = OnnxModel(other) if is_file else unwrap(other)
+    candidate = _candidate(other)
     args, kwargs = normalise_inputs(model, example_inputs, example_kwargs)
-    if isinstance(candidate, nn.Module):
+    if not isinstance(candidate, OnnxModel):
         return compare_float64(model, candidate, args, kwargs)
     batch = batch_size(args, kwargs)
     if batch is None or not candidate.batch_is_dynamic(model, args, kwargs):
         return compare_onnxruntime(model, candidate, example_sets(args, kwargs))
     other_batch = with_batch(args, kwargs, batch + 1, required=False)
     return compare_onnxruntime(model, candidate, [InputSet("example", args, kwargs), other_batch])
+
+
+def _candidate(other: Any) -> nn.Module | OnnxModel:
+    if isinstance(other, str | PathLike):
+        return OnnxModel(other)
+    if isinstance(other, nn.Module):
+        return unwrap(other)
+    kind = type(other).__name__
+    raise InputError(f"other is of type {kind}; expected a torch.nn.Module or an ONNX path")
 
 
 def compare_float64(
@@ -112,9 +121,8 @@ def compare_float64(
     """
     sets = example_sets(args, kwargs)
     (references,), sets, notes = usable_runs(model, sets, run_float64(model, sets))
-    candidates = [
-        tensors_of(other, one, run) for one, run in zip(sets, run_float64(other, sets), strict=True)
-    ]
+    others = zip(sets, run_float64(other, sets), strict=True)
+    candidates = [tensors_of("the other model", other, one, run) for one, run in others]
     outputs, structure = _judge(references, candidates)
     return EquivalenceReport(
         backend="pytorch-float64",

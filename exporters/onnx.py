@@ -163,7 +163,7 @@ def _prove(job: _Job, dynamic_batch: bool) -> EquivalenceReport:
 
 def _prove_fixed(job: _Job) -> EquivalenceReport:
     _write(job, InputSet("example", job.args, job.kwargs), batch=None)
-    return _compare(job, OnnxModel(job.draft), example_sets(job.args, job.kwargs))
+    return _compare(job, _open(job), example_sets(job.args, job.kwargs))
 
 
 def _prove_dynamic(job: _Job, batch: int) -> EquivalenceReport:
@@ -171,7 +171,7 @@ def _prove_dynamic(job: _Job, batch: int) -> EquivalenceReport:
     if batch < _TRACED_BATCH:
         inputs = with_batch(job.args, job.kwargs, _TRACED_BATCH, required=True)
     _write(job, inputs, batch=max(batch, _TRACED_BATCH))
-    session = OnnxModel(job.draft)
+    session = _open(job)
     if not session.batch_is_dynamic(job.model, job.args, job.kwargs):
         raise ExportError("the graph of the model is specialised to one batch size")
     example = InputSet("example", job.args, job.kwargs)
@@ -181,6 +181,13 @@ def _prove_dynamic(job: _Job, batch: int) -> EquivalenceReport:
 
 def _write(job: _Job, inputs: InputSet, batch: int | None) -> None:
     write_onnx(job.model, job.draft, inputs, batch=batch, opset=job.opset, optimize=job.optimize)
+
+
+def _open(job: _Job) -> OnnxModel:
+    try:
+        return OnnxModel(job.draft, "the exported model")
+    except CheckpointError as error:  # not a file of the user's
+        raise ExportError(f"onnxruntime refuses what was exported: {error}") from error
 
 
 def _compare(job: _Job, session: OnnxModel, sets: Sequence[InputSet]) -> EquivalenceReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -17,6 +17,7 @@ from fxrebasin.exporters.onnx_names import BATCH_NAME, tidy
 from fxrebasin.exporters.outputs import named_tensors
 from fxrebasin.passes.preserve import preserve
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fxrebasin.blame import first_lines
@@ -62,12 +63,17 @@ def write_onnx(
         ExportError: the exporter or `onnx.checker` refuses.
     """
     outputs: list[str] = []
-    flat = _Flat(model, inputs, lambda names: outputs.__setitem__(slice(None), names))
+
+    def record(names: list[str]) -> None:  # from outside the module: torch.export guards its state
+        outputs[:] = names
+
+    flat = _Flat(model, inputs, record)
     tensors = flat.tensors()
     axis = torch.export.Dim(BATCH_NAME)
     shapes = [{0: axis} if batch and is_batched(tensor, batch) else {} for tensor in tensors]
     try:
-        with preserve(model), _quiet():
+        # what `preserve` watches writes with knows no loops, and export writes to fake tensors
+        with preserve(model), _disable_current_modes(), _quiet():
             program = torch.onnx.export(
                 flat,
                 tensors,
@@ -84,6 +90,7 @@ def write_onnx(
     if program is None or not outputs:
         raise ExportError(f"{type(model).__name__} returns no tensor")
     names = list(named_inputs(model, inputs.args, inputs.kwargs))
+    _check_ports(program, names, outputs, model)
     tidy(program.model, inputs=names, outputs=outputs, scope="model.", batch=batch is not None)
     _save(program, path, model, opset)
 
@@ -115,6 +122,20 @@ class _Flat(nn.Module):
         returned = named_tensors(self.model(*args, **kwargs))
         self._record(list(returned))
         return tuple(returned.values())
+
+
+def _check_ports(
+    program: torch.onnx.ONNXProgram,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    model: nn.Module,
+) -> None:
+    graph = program.model.graph
+    if (len(graph.inputs), len(graph.outputs)) != (len(inputs), len(outputs)):
+        raise ExportError(
+            f"torch.onnx.export made {len(graph.inputs)} inputs and {len(graph.outputs)} outputs "
+            f"of the inputs {', '.join(inputs)} and the outputs {', '.join(outputs)}"
+        )
 
 
 def _save(program: torch.onnx.ONNXProgram, path: Path, model: nn.Module, opset: int | None) -> None:

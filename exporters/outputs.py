@@ -143,7 +143,9 @@ def _with_exact_error(
 def _with_float_error(
     figures: OutputFigures, left: torch.Tensor, right: torch.Tensor
 ) -> OutputFigures:
-    findings, problems = _non_finite(left, right)
+    findings, fatal = _non_finite(left, right)
+    if fatal:
+        return replace(figures, non_finite=findings, problems=findings)
     left, right = _shared(left, right)
     return replace(
         figures,
@@ -153,26 +155,22 @@ def _with_float_error(
         cosine=_cosine(left, right),
         top1=_top1(left, right),
         non_finite=findings,
-        problems=problems,
     )
 
 
-def _non_finite(left: torch.Tensor, right: torch.Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Findings (what there is) and problems (what fails) about values that are not finite."""
-    if torch.isfinite(left).all() and torch.isfinite(right).all():
-        return (), ()
-    findings = []
-    for role, tensor in (("reference", left), ("candidate", right)):
-        nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
-        if nan or infinite:
-            findings.append(
-                f"{nan} NaN and {infinite} infinite among {tensor.numel()} values of the {role}"
-            )
+def _non_finite(left: torch.Tensor, right: torch.Tensor) -> tuple[tuple[str, ...], bool]:
+    """What there is that is not finite, in words, and whether it makes the comparison fail."""
+    counts = [(int(tensor.isnan().sum()), int(tensor.isinf().sum())) for tensor in (left, right)]
+    if counts == [(0, 0), (0, 0)]:
+        return (), False
+    words = [f"{nan} NaN and {infinite} infinite" for nan, infinite in counts]
+    if words[0] == words[1]:
+        findings = (f"{words[0]} among {left.numel()} values of both",)
+    else:
+        findings = (f"{words[0]} among {left.numel()} values, but {words[1]} in the candidate",)
     masked = left.isinf() & (left == right)
     finite = torch.isfinite(left) & torch.isfinite(right)
-    if (masked | finite).all() and finite.any():
-        return tuple(findings), ()
-    return tuple(findings), tuple(findings)
+    return findings, not (bool((masked | finite).all()) and bool(finite.any()))
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:

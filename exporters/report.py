@@ -197,8 +197,9 @@ class EquivalenceReport:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
-        lines += [f"non-finite: {finding}" for finding in self.non_finite]
         lines += [f"failure: {failure}" for failure in self.failures]
+        findings = [finding for finding in self.non_finite if finding not in self.failures]
+        lines += [f"non-finite: {finding}" for finding in findings]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 

@@ -68,7 +68,9 @@ def usable_runs(
             kept.append(index)
         else:
             notes.append(f"inputs left out ({one.label}): {fault}")
-    tensors = [[tensors_of(model, sets[index], run[index]) for index in kept] for run in runs]
+    tensors = [
+        [tensors_of("the model", model, sets[index], run[index]) for index in kept] for run in runs
+    ]
     return tensors, [sets[index] for index in kept], tuple(notes)
 
 
@@ -79,11 +81,15 @@ def _fault(run: Tensors | Exception) -> str | None:
     return "an output is NaN" if any(t.isnan().any() for t in run.values()) else None
 
 
-def tensors_of(model: nn.Module, inputs: InputSet, run: Tensors | Exception) -> Tensors:
-    """The tensors of a run, or the error that says why there are none."""
+def tensors_of(role: str, model: nn.Module, inputs: InputSet, run: Tensors | Exception) -> Tensors:
+    """The tensors of a run, or the error that says why there are none.
+
+    Raises:
+        InputError: `model`, which the message calls `role`, raised.
+    """
     if isinstance(run, Exception):
         raise InputError(
-            f"the model does not run on the inputs ({inputs.label}): "
+            f"{role} does not run on the inputs ({inputs.label}): "
             f"{describe_call(model, inputs.args, inputs.kwargs)} raised {first_lines(run)}\n"
             "Both models have to take the same inputs, in their own precision and in float64."
         ) from run

@@ -33,6 +33,11 @@ _TYPES: Mapping[torch.dtype, str] = {
     torch.bool: "tensor(bool)",
 }
 
+_UNREADABLE = (
+    *(_state.Fail, _state.InvalidArgument, _state.InvalidGraph),
+    *(_state.InvalidProtobuf, _state.NoModel),
+)
+
 # onnxruntime's exceptions have no base class of their own.
 ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
@@ -50,14 +55,16 @@ class OnnxModel:
 
     Args:
         path: the file; its external data, if any, is looked for beside it.
+        label: what messages call it; its path when left out.
 
     Raises:
         CheckpointError: there is no such file, or it holds no ONNX model.
         ExportError: it is an ONNX model that onnxruntime cannot prepare.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
+    def __init__(self, path: str | PathLike[str], label: str | None = None) -> None:
         self.path = Path(path)
+        self._label = label or str(path)
         if not self.path.is_file():
             raise CheckpointError(f"there is no ONNX file at {self.path}")
         options = onnxruntime.SessionOptions()
@@ -67,13 +74,15 @@ class OnnxModel:
             self._session = onnxruntime.InferenceSession(
                 str(self.path), options, providers=["CPUExecutionProvider"]
             )
-        except (_state.InvalidProtobuf, _state.InvalidGraph, _state.NoModel) as error:
+        except _UNREADABLE as error:
             raise CheckpointError(
-                f"{self.path} is no ONNX model that can be read: {first_lines(error)}"
+                f"{self._label} is no ONNX model that can be read: {first_lines(error)}"
             ) from error
         except ONNXRUNTIME_ERRORS as error:
             raise ExportError(
-                f"onnxruntime cannot prepare {self.path}: {first_lines(error)}"
+                f"onnxruntime cannot prepare {self._label}: {first_lines(error)}\n"
+                "Its CPU provider lacks operators for bfloat16 and some for float16; if the model "
+                "is in half precision, use model.float()."
             ) from error
 
     def feeds(
@@ -93,13 +102,13 @@ class OnnxModel:
         if not set(names) <= set(given):
             if len(names) != len(given):
                 raise InputError(
-                    f"{self.path} has the inputs {', '.join(names) or 'none'}, but the example "
+                    f"{self._label} has the inputs {', '.join(names) or 'none'}, but the example "
                     f"inputs are {', '.join(given) or 'none'}. Pass one tensor per input."
                 )
             given = dict(zip(names, given.values(), strict=True))
         faults = [fault for port in ports for fault in _faults(port, given[port.name])]
         if faults:
-            raise InputError(f"{self.path} does not take the example inputs: {'; '.join(faults)}")
+            raise InputError(f"{self._label} does not take the example inputs: {'; '.join(faults)}")
         return {name: given[name].detach().cpu().contiguous().numpy() for name in names}
 
     def batch_is_dynamic(
@@ -128,7 +137,7 @@ class OnnxModel:
         except ONNXRUNTIME_ERRORS as error:
             shapes = {name: value.shape for name, value in feeds.items()}
             raise ExportError(
-                f"onnxruntime cannot run {self.path} on inputs of shapes {shapes}: "
+                f"onnxruntime cannot run {self._label} on inputs of shapes {shapes}: "
                 f"{first_lines(error)}"
             ) from error
         names = [port.name for port in self._session.get_outputs()]
