@@ -118,6 +118,8 @@ def test_transform_writes_weights_certificate_and_onnx(folder):
     text = invoke("transform", "nets:Net", "--model-b", "b.pt", "--ref", "a.pt", *outputs).output
     assert names(folder) == {"r.safetensors", "r.onnx", "p.safetensors"}
     assert "wrote r.safetensors" in text
+    for words in ("distance", "→ 0", "equivalent (pytorch-float64", "equivalent (onnxruntime"):
+        assert words in text
     reference = torch.load("a.pt", weights_only=True)
     result = load_file("r.safetensors")
     assert all(result[key].equal(value) for key, value in reference.items())
@@ -213,7 +215,7 @@ def test_weights_that_do_not_fit_are_refused(folder):
 
 
 def test_the_demo_from_the_command_line(folder, monkeypatch):
-    monkeypatch.setattr(run, "run_demo", partial(run_demo, subjects=TINY))
+    monkeypatch.setattr(run, "run_demo", partial(run_demo, subjects=TINY[:1]))
     text = invoke("demo", "--out", "demo").output
     assert "permutation classes" in text
     assert "wrote demo/barrier.png" in text

@@ -160,6 +160,13 @@ def test_quantised_modules_are_refused() -> None:
         check_usable(model)
 
 
+def test_scripted_parts_are_refused() -> None:
+    with pytest.warns(DeprecationWarning, match="script"):
+        model = nn.Sequential(nn.ReLU(), torch.jit.script(nn.Linear(2, 2)))
+    with pytest.raises(InputError, match="submodules are scripted: 1"):
+        unwrap(model)
+
+
 def test_wrappers_are_taken_off() -> None:
     model = net()
     assert unwrap(model) is model

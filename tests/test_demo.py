@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from fxrebasin.demo.barrier import (
+    STATISTICS_IMAGES,
     Curve,
     evaluate,
     interpolate,
@@ -106,7 +107,7 @@ def test_a_walk_starts_at_a_and_ends_at_b(digits, recompute):
     for model, state, index in zip(models, states, (0, -1), strict=True):
         assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
         if recompute:
-            recompute_batch_norm(model, digits.train_images)
+            recompute_batch_norm(model, digits.train_images[:STATISTICS_IMAGES])
         loss, accuracy = evaluate(model, digits.test_images, digits.test_labels)
         assert curve.losses[index] == pytest.approx(loss, rel=1e-6)
         assert curve.accuracies[index] == accuracy

@@ -81,6 +81,10 @@ INFERRED = {
         (BATCH, 1, 8, 8),
     ),
     "stated size": (lambda: sized(image_size=(48, 40)), (BATCH, 3, 48, 40)),
+    "patches": (
+        lambda: nn.Sequential(nn.Unfold(16, stride=16), nn.Flatten(), nn.Linear(150528, 2)),
+        (BATCH, 3, 224, 224),
+    ),
     "signal": (lambda: nn.Conv1d(2, 3, 5), (BATCH, 2, 1024)),
     "noise": (lambda: nn.ConvTranspose2d(7, 3, 4), (BATCH, 7, 4, 4)),
     "ids": (lambda: nn.Embedding(50, 3), (BATCH, 16)),
