@@ -7,6 +7,10 @@ from os import PathLike
 from typing import Any
 
 import torch
+from torch import nn
+
+from fxrebasin.compare import check_usable, unwrap
+from fxrebasin.errors import InputError
 from fxrebasin.exporters.input_sets import (
     InputSet,
     batch_size,
@@ -18,10 +22,6 @@ from fxrebasin.exporters.outputs import compare_tensors, relative_error
 from fxrebasin.exporters.report import EquivalenceReport, OutputFigures
 from fxrebasin.exporters.runs import Tensors, run_float64, run_native, tensors_of, usable_runs
 from fxrebasin.exporters.runtime import OnnxModel
-from torch import nn
-
-from fxrebasin.compare import check_usable, unwrap
-from fxrebasin.errors import InputError
 from fxrebasin.inputs import normalise_inputs
 
 # Permuted sums differ by about 1e-16 per term; four orders of magnitude below float32's noise.

@@ -13,17 +13,17 @@ from typing import Any
 
 import onnx
 import torch
-from fxrebasin.exporters.equivalence import compare_onnxruntime
-from fxrebasin.exporters.input_sets import InputSet, batch_size, example_sets, with_batch
-from fxrebasin.exporters.onnx_file import EMBEDDED_BYTES, data_name, write_onnx
-from fxrebasin.exporters.report import EquivalenceReport
-from fxrebasin.exporters.runtime import OnnxModel
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from fxrebasin.blame import describe_call, first_lines
 from fxrebasin.compare import check_usable, unwrap
 from fxrebasin.errors import CheckpointError, EquivalenceError, ExportError, InputError
+from fxrebasin.exporters.equivalence import compare_onnxruntime
+from fxrebasin.exporters.input_sets import InputSet, batch_size, example_sets, with_batch
+from fxrebasin.exporters.onnx_file import EMBEDDED_BYTES, data_name, write_onnx
+from fxrebasin.exporters.report import EquivalenceReport
+from fxrebasin.exporters.runtime import OnnxModel
 from fxrebasin.inputs import normalise_inputs
 
 _OLDEST_OPSET = 18  # what torch's exporter writes natively
@@ -104,6 +104,8 @@ def _destination(model: nn.Module, path: str | PathLike[str], overwrite: bool) -
         raise CheckpointError(f"{target} is a directory; name the ONNX file to write in it")
     if not target.parent.is_dir():
         raise CheckpointError(f"the directory {target.parent} does not exist; create it first")
+    if not os.access(target.parent, os.W_OK):
+        raise CheckpointError(f"the directory {target.parent} is not writable")
     names = [target.name]
     if sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers())) > EMBEDDED_BYTES:
         names.append(data_name(target))

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
+from typing import Any, TextIO, cast
 
 import onnx
 import torch
-from fxrebasin.exporters.input_names import named_inputs
-from fxrebasin.exporters.input_sets import InputSet, is_batched
-from fxrebasin.exporters.onnx_names import BATCH_NAME, tidy
-from fxrebasin.exporters.outputs import named_tensors
-from fxrebasin.passes.preserve import preserve
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fxrebasin.blame import first_lines
 from fxrebasin.errors import ExportError
+from fxrebasin.exporters.input_names import named_inputs
+from fxrebasin.exporters.input_sets import InputSet, is_batched
+from fxrebasin.exporters.onnx_names import BATCH_NAME, tidy
+from fxrebasin.exporters.outputs import named_tensors
+from fxrebasin.exporters.runs import call_quietly
+from fxrebasin.passes.preserve import preserve
 
 # A protobuf message holds less than 2 GiB, and the graph itself takes some of that.
 EMBEDDED_BYTES = 1_800_000_000
@@ -119,7 +122,7 @@ class _Flat(nn.Module):
         given = iter(tensors)
         leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
         args, kwargs = tree_unflatten(leaves, self._spec)
-        returned = named_tensors(self.model(*args, **kwargs))
+        returned = named_tensors(call_quietly(self.model, args, kwargs))
         self._record(list(returned))
         return tuple(returned.values())
 
@@ -160,6 +163,21 @@ def _root(error: BaseException) -> str:
     return first_lines(error, 1)
 
 
+class _Mute:
+    """Drops what the thread that makes it writes; others (a progress bar's) write on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        muted = threading.get_ident() == self._thread
+        return len(text) if muted else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's prints, warnings and log lines from the user's terminal."""
@@ -168,7 +186,8 @@ def _quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        out, err = cast(TextIO, _Mute(sys.stdout)), cast(TextIO, _Mute(sys.stderr))
+        with warnings.catch_warnings(), redirect_stdout(out), redirect_stderr(err):
             warnings.simplefilter("ignore")
             yield
     finally:

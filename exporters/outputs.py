@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
+
 from fxrebasin.exporters.report import OutputFigures
 
 

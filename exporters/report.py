@@ -90,10 +90,9 @@ class EquivalenceReport:
         path: the ONNX file, if one was compared or written.
 
     Example:
-        >>> from torch import nn
-        >>> from fxrebasin.exporters.equivalence import compare_float64
-        >>> net = nn.Linear(3, 2)
-        >>> compare_float64(net, net, (torch.ones(4, 3),), {}).passed
+        >>> import torch, fxrebasin
+        >>> net = torch.nn.Linear(3, 2)
+        >>> fxrebasin.verify(net, net, torch.ones(4, 3)).passed
         True
     """
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
-from io import StringIO
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from fxrebasin.exporters.float64 import TrueFloat64, float64_copy, widened
-from fxrebasin.exporters.input_sets import InputSet
-from fxrebasin.exporters.outputs import named_tensors
-from fxrebasin.passes.preserve import preserve
 from torch import nn
 from torch.utils._pytree import tree_map
 
 from fxrebasin.blame import describe_call, first_lines
 from fxrebasin.errors import InputError
+from fxrebasin.exporters.float64 import TrueFloat64, float64_copy, widened
+from fxrebasin.exporters.input_sets import InputSet
+from fxrebasin.exporters.outputs import named_tensors
+from fxrebasin.passes.preserve import preserve
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
@@ -41,13 +39,17 @@ def _attempt(
 ) -> Tensors | Exception:
     args, kwargs = prepare((inputs.args, dict(inputs.kwargs)))
     try:
-        # a GraphModule prints where in its code an exception passed
-        with warnings.catch_warnings(), redirect_stderr(StringIO()):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            returned = model(*args, **kwargs)
+            returned = call_quietly(model, args, kwargs)
     except Exception as error:  # noqa: BLE001 - a model's forward may raise anything
         return error
     return {name: tensor.detach().clone() for name, tensor in named_tensors(returned).items()}
+
+
+def call_quietly(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call a module; a GraphModule would print on stderr where in its code an exception passed."""
+    return nn.Module.__call__(model, *args, **kwargs)
 
 
 def _cloned(value: Any) -> Any:

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
-from fxrebasin.exporters.input_names import named_inputs
-from fxrebasin.exporters.input_sets import batch_size
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from torch import nn
 
 from fxrebasin.blame import describe, first_lines
 from fxrebasin.errors import CheckpointError, ExportError, InputError
+from fxrebasin.exporters.input_names import named_inputs
+from fxrebasin.exporters.input_sets import batch_size
 
 _FATAL = 4  # onnxruntime's log level; errors reach the caller as exceptions
 

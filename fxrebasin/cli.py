@@ -1,8 +1,7 @@
 """The command line: `fxrebasin demo | inspect | transform | verify | export`.
 
 Exit codes: 0, all is well; 1, a check failed (two models are not equivalent, or an export cannot be
-run); 2, the command or its input cannot be used. torch and the rest of the package are imported by
-the commands that need them, so that help and errors of usage come at once.
+run); 2, the command or its input cannot be used. What a command needs is imported when it runs.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ BAD_INPUT = 2
 
 DEBUG = "fxrebasin.debug"
 
-FILE = click.Path(dir_okay=False, path_type=Path)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -81,6 +79,18 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
         "order. Inferred from the first layers when left out.",
     )
     return click.argument("model")(shape(debug_option(command)))
+
+
+def _output(name: str, suffix: str, **attributes: Any) -> Callable[..., Any]:
+    """An option for a file to write; another suffix is refused before any work."""
+
+    def check(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+        if path is not None and path.suffix != suffix:
+            raise click.BadParameter(f"{path} has to end in {suffix}", ctx, parameter)
+        return path
+
+    kind = click.Path(dir_okay=False, path_type=Path)
+    return click.option(name, type=kind, callback=check, metavar=f"FILE{suffix}", **attributes)
 
 
 def _overwrite_option(command: Callable[..., None]) -> Callable[..., None]:
@@ -145,9 +155,9 @@ def inspect(
 @_model_options
 @click.option("--model-b", type=EXISTING_FILE, required=True, help="Weights to permute.")
 @click.option("--ref", type=EXISTING_FILE, required=True, help="Weights to align them with.")
-@click.option("--out", type=FILE, required=True, help="Permuted weights, FILE.safetensors.")
-@click.option("--onnx", type=FILE, help="Also export the permuted model.")
-@click.option("--certificate", type=FILE, help="Also write the permutation.")
+@_output("--out", ".safetensors", required=True, help="Permuted weights.")
+@_output("--onnx", ".onnx", help="Also export the permuted model.")
+@_output("--certificate", ".safetensors", help="Also write the permutation.")
 @click.option("--method", default="weight", show_default=True, help="How units are matched.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @_overwrite_option
@@ -170,7 +180,10 @@ def transform(
     from fxrebasin.files import refuse_existing
     from fxrebasin.views import report_view
 
-    refuse_existing([path for path in (out, onnx, certificate) if path], overwrite=overwrite)
+    outputs = [path for path in (onnx, out, certificate) if path is not None]
+    if out == certificate:
+        raise click.UsageError("--out and --certificate name the same file")
+    refuse_existing(outputs, overwrite=overwrite)
     module = _load_model(model, model_b)
     inputs = _example_inputs(module, input_shapes)
     result = fxrebasin.transform(
@@ -182,6 +195,8 @@ def transform(
         seed=seed,
     )
     report = result.meta["fxrebasin"]
+    for path in outputs:
+        path.parent.mkdir(parents=True, exist_ok=True)
     # The file that can fail to be made comes first, so that a failure leaves none.
     if onnx is not None:
         checked = fxrebasin.export_onnx(
@@ -192,9 +207,8 @@ def transform(
     if certificate is not None:
         report.certificate.save(certificate, overwrite=overwrite)
     output_console().print(report_view(report))
-    for path in (out, onnx, certificate):
-        if path is not None:
-            click.echo(f"wrote {path}")
+    for path in outputs:
+        click.echo(f"wrote {path}")
 
 
 @main.command()
@@ -226,7 +240,7 @@ def verify(
 @main.command()
 @_model_options
 @click.option("--weights", type=EXISTING_FILE, required=True, help="Weights of MODEL.")
-@click.option("--out", type=FILE, required=True, help="FILE.onnx to write.")
+@_output("--out", ".onnx", required=True, help="File to write.")
 @_overwrite_option
 def export(
     model: str, input_shapes: tuple[str, ...], weights: Path, out: Path, overwrite: bool
@@ -238,6 +252,7 @@ def export(
     refuse_existing([out], overwrite=overwrite)
     module = _load_model(model, weights)
     inputs = _example_inputs(module, input_shapes)
+    out.parent.mkdir(parents=True, exist_ok=True)
     report = fxrebasin.export_onnx(module, out, inputs.args, inputs.kwargs, overwrite=overwrite)
     click.echo(f"{report}\n{report.table()}\nwrote {out}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,7 +154,10 @@ class Permutation:
         """
         self._check_state(state_dict)
         copies: dict[tuple[object, ...], tuple[list[IntArray], torch.Tensor]] = {}
-        result = {}
+        result: dict[str, torch.Tensor] = OrderedDict()
+        metadata = getattr(state_dict, "_metadata", None)
+        if metadata is not None:  # versions of modules, by which they load old layouts
+            result._metadata = metadata
         for name, tensor in state_dict.items():
             if name not in self.layout:
                 result[name] = tensor
@@ -255,7 +259,7 @@ class Permutation:
 def _checked_array(
     c: PermutationClass, classes: Sequence[PermutationClass], arrays: Arrays
 ) -> IntArray:
-    """The array of one class as a read-only int64 copy, or the reason why it is none."""
+    """The array of one class as an int64 copy, or the reason why it is none."""
     if c.name not in arrays:
         raise InputError(f"class {c.name!r} has no array")
     array = np.asarray(arrays[c.name])
@@ -267,9 +271,7 @@ def _checked_array(
         )
     if not np.array_equal(np.sort(array, axis=-1), np.broadcast_to(np.arange(c.size), shape)):
         raise InputError(f"the array of class {c.name!r} is no permutation of 0 to {c.size - 1}")
-    array = array.astype(np.int64)
-    array.setflags(write=False)
-    return array
+    return array.astype(np.int64)
 
 
 def _extent(group: AxisGroup, tensor: torch.Tensor) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
+
 from fxrebasin.passes.coloring import Hashes
 from fxrebasin.passes.ledger import Ints
 from fxrebasin.passes.structure import Structure, row_codes

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
 from fxrebasin.passes.ledger import Edge, Ints, Ledger
 from fxrebasin.passes.structure import Structure, Table
 
@@ -34,7 +35,7 @@ def _mix(values: npt.NDArray[np.generic], salt: int) -> Hashes:
 def color(ledger: Ledger, structure: Structure, pinned: Ints) -> Hashes:
     """The colour of every unit (of a tie, that of its representative)."""
     roots = ledger.compress()
-    colors = _initial(ledger, roots, pinned)
+    colors = _initial(ledger, structure, roots, pinned)
     tables = [table for table in structure.tables if (table >= 0).any()]
     distinct = np.unique(colors[np.unique(roots)]).size
     for _ in range(_ROUNDS):
@@ -60,11 +61,24 @@ def marks(ledger: Ledger) -> Hashes:
     return result
 
 
-def _initial(ledger: Ledger, roots: Ints, pinned: Ints) -> Hashes:
-    """The marks of all units tied to one; pinned units are all different."""
+def _initial(ledger: Ledger, structure: Structure, roots: Ints, pinned: Ints) -> Hashes:
+    """The marks of all units tied to one and of what they occur with; pinned units all differ.
+
+    What a unit occurs with is looked at before ties: units inside two parents that got tied
+    must not be exchanged across the tie.
+    """
     colors = np.zeros(ledger.size, dtype=np.uint64)
+    own = marks(ledger)
     with np.errstate(over="ignore"):
-        np.add.at(colors, roots, _mix(marks(ledger), 3))
+        for index, table in enumerate(structure.raw):
+            salts = [8 + 64 * index + column for column in range(table.shape[1])]
+            seen = np.zeros(table.shape[0], dtype=np.uint64)
+            for column, salt in zip(table.T, salts, strict=True):
+                seen = seen + _mix(_label_colors(own, column), salt)
+            for column, salt in zip(table.T, salts, strict=True):
+                free = column >= 0
+                np.add.at(colors, roots[column[free]], _mix(seen[free], salt + 31))
+        np.add.at(colors, roots, _mix(own, 3))
         fixed = np.unique(roots[pinned])
         np.add.at(colors, fixed, _mix(fixed, 4))
     return colors

@@ -9,10 +9,11 @@ from types import NoneType
 from typing import Any, TypeAlias
 
 import torch
-from fxrebasin.passes.preserve import preserve, written_tensors
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
+
+from fxrebasin.passes.preserve import preserve, written_tensors
 
 _Key: TypeAlias = tuple[Any, ...]
 
@@ -118,7 +119,7 @@ class _Recorder(TorchDispatchMode):
         written = list(written_tensors(func, args, kwargs))
         self._note_writes(written, unknown)
         _check_indices(func, args)
-        result = _on_meta(func, args, kwargs) if unknown else func(*args, **kwargs)
+        result = on_meta(func, args, kwargs) if unknown else func(*args, **kwargs)
         for leaf in (*_flat((result,)), *written):
             self._number(leaf)
         return result
@@ -213,11 +214,11 @@ def _as_meta(value: Any) -> Any:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
-def _on_meta(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def on_meta(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The operator on meta tensors; batch norm by hand, which torch decomposes in milliseconds."""
     args = [_as_meta(value) for value in args]
     kwargs = {name: _as_meta(value) for name, value in kwargs.items()}
-    if "device" in kwargs:
+    if kwargs.get("device") is not None:
         kwargs["device"] = torch.device("meta")
     if func is torch.ops.aten.native_batch_norm.default and not args[5]:
         empty = torch.empty(0, dtype=args[0].dtype, device="meta")

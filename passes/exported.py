@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from fxrebasin.passes.graph_state import copy_graph
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
+
+from fxrebasin.passes.graph_state import copy_graph
 
 
 def exported_graph(

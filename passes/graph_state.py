@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from fxrebasin.passes.preserve import tensors_of
 from torch import fx, nn
+
+from fxrebasin.passes.preserve import tensors_of
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from torch import Tensor
+
+from fxrebasin.layout import AxisGroup, PermutationClass
 from fxrebasin.passes.classes import Classes, IrregularError, Motion, classify, motion
 from fxrebasin.passes.coloring import Hashes, color, marks
 from fxrebasin.passes.ledger import Ints, Ledger
@@ -20,9 +23,6 @@ from fxrebasin.passes.placing import (
 from fxrebasin.passes.propagate import Propagation
 from fxrebasin.passes.state_fields import StateField, squeezed, state_fields
 from fxrebasin.passes.structure import Structure, derive, row_codes
-from torch import Tensor
-
-from fxrebasin.layout import AxisGroup, PermutationClass
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +69,7 @@ def _solve(
 ) -> tuple[Classes, dict[str, list[Placement]]]:
     """Classes that all tables and tensors are closed under; what is irregular gets pinned."""
     ledger = propagation.ledger
+    _pin_tied_alike(ledger)
     while True:
         roots = ledger.compress()
         pinned = [pin.units for pin in ledger.pins]
@@ -83,6 +84,15 @@ def _solve(
             ledger.pin(error.units, error.reason)
 
 
+def _pin_tied_alike(ledger: Ledger) -> None:
+    """Pin units that are tied to another of the same birth that nothing tells from them."""
+    roots = ledger.compress()
+    if roots.size:
+        code = row_codes([roots, marks(ledger).view(np.int64)])
+        alike = np.bincount(code)[code] > 1
+        ledger.pin(np.unique(roots[alike]), "tied to another unit of its own axis")
+
+
 def _placements(
     propagation: Propagation,
     moves: Motion,
@@ -92,6 +102,7 @@ def _placements(
     ledger = propagation.ledger
     unit_marks = (marks(ledger) ^ colors).view(np.int64)
     found: dict[str, list[Placement]] = {}
+    placed: dict[tuple[bytes, ...], Placement | None] = {}
     for state, items in fields.items():
         shape = propagation.shapes[state]
         coded = [squeezed(replace(f, values=_coded(ledger, moves, f.values))) for f in items]
@@ -99,20 +110,25 @@ def _placements(
             columns = group_columns(coded, axes, shape)
             if not any((moves.kind_of(column) >= 0).any() for column in columns):
                 continue
-            raw = group_columns(items, axes, shape)
             try:
-                placement = place(moves, _told_apart(columns, raw, unit_marks), axes)
+                columns = _told_apart(columns, group_columns(items, axes, shape), unit_marks)
+                key = tuple(column.tobytes() for column in columns)
+                if key not in placed:
+                    placed[key] = place(moves, columns, axes)
             except IrregularError as error:
                 units = np.concatenate([f.values.reshape(-1) for f in items])
                 raise IrregularError(np.unique(units[units >= 0]), error.reason) from error
+            placement = placed[key]
             if placement is not None:
-                found.setdefault(state, []).append(placement)
+                found.setdefault(state, []).append(replace(placement, axes=axes))
     return found
 
 
 def _coded(ledger: Ledger, moves: Motion, values: Ints) -> Ints:
     """Numbers of coordinates; all labels that cannot move stay rigid labels."""
     labels = ledger.find(values)
+    if not moves.codes.size:
+        return labels
     codes = np.where(labels >= 0, moves.codes[np.maximum(labels, 0)], -1)
     return np.where(codes >= 0, codes, np.where(labels >= 0, -2 - labels - _RIGID, labels))
 

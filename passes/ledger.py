@@ -124,16 +124,18 @@ class Ledger:
         self._parent[: self._size] = roots
         return roots
 
-    def tie(self, first: Ints, second: Ints) -> None:
-        """Make units move alike, pairwise; each side holds distinct, free representatives."""
+    def tie(self, first: Ints, second: Ints) -> bool:
+        """Make units move alike, pairwise; each side holds distinct, free representatives.
+
+        Nothing is done, and False returned, if a unit is on both sides, as in `x + x.flip(0)`:
+        a permutation then has to commute with an exchange, which no tie can say.
+        """
         different = first != second
         first, second = first[different], second[different]
         if np.intersect1d(first, second).size:
-            # A unit tied to another unit of the same axis, as in x + x.flip(0): only rare
-            # permutations commute with that, so we give all of them up.
-            self.pin(np.concatenate([first, second]), "order-dependent: tied to its own axis")
-            return
+            return False
         self._parent[np.maximum(first, second)] = np.minimum(first, second)
+        return True
 
     def pin(self, units: Ints, reason: str) -> None:
         free = units[units >= 0]
@@ -302,7 +304,9 @@ class Ledger:
             if self._absorbed(item, kept, identified):
                 continue
             kept.append(item)
-            if (item.injective and len(item.axes) == 1) or (len(item.axes) == 1 and self._identify_together(item.axes[0], kept)):
+            if (item.injective and len(item.axes) == 1) or (
+                len(item.axes) == 1 and self._identify_together(item.axes[0], kept)
+            ):
                 identified.add(item.axes[0])
         result: list[Field] = [*kept]
         result += self._join_elements(elements, kept, identified)
@@ -342,8 +346,7 @@ class Ledger:
                 self.pin(two if first.rigid else one, first.reason or second.reason)
                 return
             free = (one >= 0) & (two >= 0)
-            if free.all() and self._distinct(one) and self._distinct(two):
-                self.tie(one, two)
+            if free.all() and self._distinct(one) and self._distinct(two) and self.tie(one, two):
                 return
         self.relate(first, second)
 
@@ -396,6 +399,7 @@ def _identity(values: Tensor) -> tuple[object, ...]:
     """Equal for two views of the same labels; valid while one of them is alive."""
     return (
         values.data_ptr(),
+        values.ndim,
         tuple(
             (axis, size, stride)
             for axis, (size, stride) in enumerate(zip(values.shape, values.stride(), strict=True))

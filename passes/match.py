@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Collection, Mapping
 from contextlib import closing
@@ -108,7 +109,8 @@ def match_weights(
         classes: names of the only classes that may move; all when left out.
 
     Raises:
-        InputError: an option cannot be used, or a tensor has no values (it is on the meta device).
+        InputError: an option cannot be used, or a tensor has no values (it is on the meta device)
+            or values that are not finite.
         ArchitectureMismatchError: tensors are missing or differ in shape.
     """
     began = time.perf_counter()
@@ -117,12 +119,12 @@ def match_weights(
     compared = _compared(state_b, state_a, None if match_buffers else parameters)
     names = [name for name in symmetry.layout if name in compared]
     free = [c.name for c in symmetry.classes if classes is None or c.name in classes]
+    still = Permutation.identity(symmetry.classes, symmetry.layout)
+    before = _measures(compared, state_a, state_b, still)
     problem = WeightProblem(symmetry.classes, symmetry.layout, state_a, state_b, names, free)
     with closing(_LateBar()) as report:
         solution = solve_weights(problem, seed, max_sweeps, _STARTS[init], report)
     permutation = Permutation(symmetry.classes, solution.arrays, symmetry.layout)
-    still = Permutation.identity(symmetry.classes, symmetry.layout)
-    before = _measures(compared, state_a, state_b, still)
     after = _measures(compared, state_a, state_b, permutation)
     return MatchResult(
         permutation,
@@ -241,7 +243,7 @@ def _compared(
             parameters is not None and name not in parameters
         ):
             continue
-        tie = (storage_identity(a), storage_identity(b))
+        tie = storage_identity(b)
         if tie not in seen:
             seen.add(tie)
             names[name] = None
@@ -271,6 +273,8 @@ def _measures(
             x, y = x.to(dtype), y.to(x.device, dtype)
             product += float((x * y).sum(dtype=torch.float64))
             square += float((x - y).square().sum(dtype=torch.float64))
+        if not math.isfinite(product + square):
+            raise InputError(f"{name} holds values that are not finite, or too large to compare")
     return product, square**0.5
 
 

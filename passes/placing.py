@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
+
+from fxrebasin.layout import AxisGroup, Piece, Slot
 from fxrebasin.passes.classes import Classes, Column, IrregularError, Motion, combine
 from fxrebasin.passes.ledger import Ints
 from fxrebasin.passes.state_fields import StateField
 from fxrebasin.passes.structure import Table, distinct_rows, row_codes
-
-from fxrebasin.layout import AxisGroup, Piece, Slot
 
 
 def check_closed(classes: Classes, table: Table) -> None:

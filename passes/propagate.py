@@ -8,17 +8,28 @@ the data of its activations is run again on real tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any
 
-import fxrebasin.passes.rules  # noqa: F401  (importing it fills the registry)
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+import fxrebasin.passes.rules  # noqa: F401  (importing it fills the registry)
+from fxrebasin.errors import FxRebasinError, TraceError
+from fxrebasin.inputs import wrong_inputs
+from fxrebasin.labels import Value, pinned_value
 from fxrebasin.passes.call_site import CallSite
+from fxrebasin.passes.dry_run import on_meta
 from fxrebasin.passes.ledger import Ledger, elements_field
 from fxrebasin.passes.preserve import preserve
-from fxrebasin.passes.rules.registry import RULES, Call, pin_everything
+from fxrebasin.passes.rules.registry import RULES, Call, Rule, pin_everything
 from fxrebasin.passes.tracking import (
     Replay,
     Track,
@@ -30,14 +41,6 @@ from fxrebasin.passes.tracking import (
     set_track,
     write,
 )
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-
-from fxrebasin.errors import FxRebasinError
-from fxrebasin.inputs import wrong_inputs
-from fxrebasin.labels import Value, pinned_value
 from fxrebasin.provenance import Origin
 
 _BUFFER = "_fxrebasin_buffer"
@@ -50,6 +53,15 @@ _SHAPED_LIKE = frozenset(
     )
     for overload in [getattr(torch.ops.aten, name).default]
 )
+
+
+_OVERWRITING = frozenset(
+    overload
+    for name in ("copy_", "zero_", "fill_")
+    for packet in [getattr(torch.ops.aten, name)]
+    for overload in [getattr(packet, item) for item in packet.overloads()]
+)
+"""Operators that write without reading what was there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,16 +99,31 @@ def propagate(
         return _run(model, args, kwargs, state_buffers, real=False)
     except FxRebasinError:
         raise
-    except Exception as on_meta:
+    except Exception as error:
         if any(tensor.device.type == "meta" for tensor in model.state_dict().values()):
-            raise wrong_inputs(model, args, kwargs, on_meta) from on_meta
+            raise wrong_inputs(model, args, kwargs, error) from error
     try:
-        with torch.backends.mkldnn.flags(enabled=False):
+        with _without_mkldnn():
             return _run(model, args, kwargs, state_buffers, real=True)
     except FxRebasinError:
         raise
     except Exception as error:
         raise wrong_inputs(model, args, kwargs, error) from error
+
+
+@contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    """Recurrent layers come as ordinary operators and not as one of mkldnn's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        flags = torch.backends.mkldnn.flags(enabled=False)
+        flags.__enter__()
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            flags.__exit__(None, None, None)
 
 
 def _run(
@@ -242,23 +269,31 @@ class Propagator(TorchDispatchMode):
             rule = pin_everything("unknown operator")
             result.unknown.setdefault(str(func))
             for tensor in touched:
-                self._write(tensor, pinned_value(tensor.shape, "unknown operator"))
-        values = [] if rule is None else list(rule(call))
+                self._write(tensor, pinned_value(tensor.shape, "unknown operator"), False)
+        values = [] if rule is None else self._apply(rule, call)
         if written:
             for tensor, value in zip(written, values, strict=True):
-                self._write(tensor, value)
+                self._write(tensor, value, func in _OVERWRITING)
         else:
             self._attach(func, bound, outputs, values)
         self._record(inputs, outputs, values)
         return written[0] if written and isinstance(computed, Tensor) else computed
 
+    def _apply(self, rule: Rule, call: Call) -> list[Value]:
+        try:
+            return list(rule(call))
+        except Exception as error:
+            origin = self.result.ledger.origins[-1]
+            raise TraceError(
+                f"the rule of {origin} failed on shapes "
+                f"{[tuple(tensor.shape) for tensor in call.tensors()]}: "
+                f"{type(error).__name__}: {error}. This is a bug of fxrebasin; please report it."
+            ) from error
+
     def _execute(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if self.real:
             return func(*args, **options)
-        meta_args, meta_options = pytree.tree_map_only(Tensor, _to_meta, (args, options))
-        if meta_options.get("device") is not None:
-            meta_options["device"] = torch.device("meta")
-        return func(*meta_args, **meta_options)
+        return on_meta(func, args, options)
 
     def _attach(
         self,
@@ -276,12 +311,12 @@ class Propagator(TorchDispatchMode):
                 track.replay = Replay(func, bound, argument, index)
             set_track(tensor, track)
 
-    def _write(self, tensor: Tensor, value: Value) -> None:
+    def _write(self, tensor: Tensor, value: Value, overwritten: bool) -> None:
         track = begin_track(tensor)
         if tuple(value.shape) != tuple(track.value.shape):
             track.value = value
             return
-        write(track, value, self.result.ledger)
+        write(track, value, self.result.ledger, overwritten)
 
     def _named(self, tensor: Tensor) -> tuple[str, Value]:
         track = get_track(tensor)

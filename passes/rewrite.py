@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from fxrebasin.passes.graph_state import copy_with_state, named_state
-from fxrebasin.passes.trace import TraceResult, trace
 from torch import fx, nn
 from torch.utils._pytree import tree_map
 
 from fxrebasin.inputs import EXAMPLE_KEY
+from fxrebasin.passes.graph_state import copy_with_state, named_state
+from fxrebasin.passes.trace import TraceResult, trace
 from fxrebasin.permutation import Permutation
 
 
@@ -61,8 +61,11 @@ def rewrite(
     graph_module = (traced or trace(model, args, kwargs)).graph_module
     state = _owned(permutation, named_state(graph_module))
     result = copy_with_state(graph_module, state)
-    for module in result.modules():
+    versions = {name: module._version for name, module in model.named_modules()}
+    for name, module in result.named_modules():
         module.training = False
+        if name in versions:  # by which a module's class knows how to load the state dict
+            module._version = versions[name]
     result.meta[EXAMPLE_KEY] = tree_map(_cloned, (tuple(args), kwargs))
     return result
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from fxrebasin.passes.ledger import Imposition, Ints, Ledger
 
 from fxrebasin.labels import NONE, Elements, Labels, positions
+from fxrebasin.passes.ledger import Imposition, Ints, Ledger
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from fxrebasin.passes.ledger import Edge, Ints, Ledger
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+
+from fxrebasin.passes.ledger import Edge, Ints, Ledger
 
 Table = npt.NDArray[np.int64]
 """A relation: one row per distinct tuple of labels, one column per field."""
@@ -17,8 +18,15 @@ Table = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """Canonical relations, and the edges from units to the units that they move inside of."""
+    """What follows from the relations.
 
+    Attributes:
+        raw: the relations as recorded, before any tie.
+        tables: the same in terms of representatives.
+        edges: from units to the units that they move inside of.
+    """
+
+    raw: list[Table]
     tables: list[Table]
     edges: list[Edge]
 
@@ -78,7 +86,7 @@ def derive(ledger: Ledger, relations: Iterable[Sequence[Ints]]) -> Structure:
             continue
         added = [pairs.add(*columns) for columns in _shared_parents(edges)]
         if not any(added):
-            return Structure(_canonical(ledger, tables), edges)
+            return Structure(tables, _canonical(ledger, tables), edges)
 
 
 def _canonical(ledger: Ledger, tables: Iterable[Table]) -> list[Table]:

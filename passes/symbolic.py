@@ -11,10 +11,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from fxrebasin.passes.graph_state import copy_graph
 from torch import fx, nn
 
 from fxrebasin.blame import has_tensor
+from fxrebasin.passes.graph_state import copy_graph
 
 _FX_FOLDER = str(Path(fx.__file__).parent)
 

@@ -7,13 +7,13 @@ from typing import TypeAlias
 
 import networkx as nx
 import numpy as np
-from fxrebasin.passes.ledger import Ints, Ledger
-from fxrebasin.passes.propagate import Propagation, Record
-from fxrebasin.passes.state_fields import StateField, owner
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from fxrebasin.labels import Field, Labels, Value
+from fxrebasin.passes.ledger import Ints, Ledger
+from fxrebasin.passes.propagate import Propagation, Record
+from fxrebasin.passes.state_fields import StateField, owner
 from fxrebasin.provenance import Origin
 
 AxisName = tuple[str, int]

@@ -9,17 +9,17 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
-from fxrebasin.passes.dry_run import DryRun, dry_run, leaves_of
-from fxrebasin.passes.exported import exported_graph
-from fxrebasin.passes.graph_state import carry_state, named_state
-from fxrebasin.passes.preserve import preserve
-from fxrebasin.passes.symbolic import symbolic_graph
 from torch import fx, nn
 
 from fxrebasin.blame import attempt, describe, describe_call, first_lines, module_path
 from fxrebasin.compare import unwrap
 from fxrebasin.errors import TraceError
 from fxrebasin.inputs import check_inputs
+from fxrebasin.passes.dry_run import DryRun, dry_run, leaves_of
+from fxrebasin.passes.exported import exported_graph
+from fxrebasin.passes.graph_state import carry_state, named_state
+from fxrebasin.passes.preserve import preserve
+from fxrebasin.passes.symbolic import symbolic_graph
 
 _Trace: TypeAlias = Callable[[nn.Module, Sequence[Any], Mapping[str, Any]], fx.GraphModule]
 

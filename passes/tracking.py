@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fxrebasin.passes.ledger import Ledger, free_labels
-from fxrebasin.passes.rules.movement import aligned, as_list, reshape_value, view_fields
 from torch import Tensor
 from torch._ops import OpOverload
 
 from fxrebasin.labels import NONE, Field, Labels, Value, pinned_value
+from fxrebasin.passes.ledger import Ledger, free_labels
+from fxrebasin.passes.rules.movement import aligned, as_list, reshape_value, view_fields
 
 _ATTRIBUTE = "_fxrebasin_track"
 _VIEW_OF = "_fxrebasin_view_of"
@@ -103,18 +103,21 @@ def refresh(track: Track, ledger: Ledger) -> Value:
     return track.value
 
 
-def write(track: Track, value: Value, ledger: Ledger) -> None:
-    """A tensor takes on new content; so do its base and all other views of that."""
+def write(track: Track, value: Value, ledger: Ledger, overwritten: bool) -> None:
+    """A tensor takes on new content; so do its base and all other views of that.
+
+    With `overwritten`, what was there before was not read.
+    """
     track.value = value
     track.state = ""
     track.version += 1
     if track.base is None or track.replay is None:
         return
-    write(track.base, _scattered(track, ledger), ledger)
+    write(track.base, _scattered(track, ledger, overwritten), ledger, overwritten)
     track.seen = track.base.version
 
 
-def _scattered(track: Track, ledger: Ledger) -> Value:
+def _scattered(track: Track, ledger: Ledger, overwritten: bool) -> Value:
     """The base of a view after the view was written to.
 
     The base's fields come to tell apart the part that was written and the part that was not, in
@@ -134,7 +137,8 @@ def _scattered(track: Track, ledger: Ledger) -> Value:
     segment = free_labels(_squeezed((-2 - inside).view(base.shape)))
     known = ledger.size
     before = _flat(base, ledger)
-    _give_up_unread(ledger, before, base.shape, places, known)
+    if overwritten:
+        _give_up_unread(ledger, before, base.shape, places, known)
     fields = []
     for old, new in aligned([before, _flat(track.value, ledger)]):
         full = torch.full((_count(base.shape),), NONE)

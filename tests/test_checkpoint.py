@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from fxrebasin.exporters.checkpoint import load_state_dict, load_weights, save_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fxrebasin.errors import ArchitectureMismatchError, CheckpointError, InputError
+from fxrebasin.exporters.checkpoint import load_state_dict, load_weights, save_state_dict
 from fxrebasin.reference import reference_state
 
 KINDS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")

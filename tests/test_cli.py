@@ -38,6 +38,10 @@ class Net(nn.Module):
 """
 
 
+TRANSFORM = ("transform", "nets:Net", "--model-b", "b.pt", "--ref", "a.pt")
+SAME_FILE = ("--out", "x.safetensors", "--certificate", "x.safetensors")
+
+
 def invoke(*arguments: object, code: int = 0) -> Result:
     """Run a command in this process and check its exit code."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
@@ -115,7 +119,7 @@ def test_inspect_explains_a_tied_and_a_pinned_axis(folder):
 
 def test_transform_writes_weights_certificate_and_onnx(folder):
     outputs = ("--out", "r.safetensors", "--onnx", "r.onnx", "--certificate", "p.safetensors")
-    text = invoke("transform", "nets:Net", "--model-b", "b.pt", "--ref", "a.pt", *outputs).output
+    text = invoke(*TRANSFORM, *outputs).output
     assert names(folder) == {"r.safetensors", "r.onnx", "p.safetensors"}
     assert "wrote r.safetensors" in text
     for words in ("distance", "→ 0", "equivalent (pytorch-float64", "equivalent (onnxruntime"):
@@ -133,8 +137,7 @@ def test_transform_writes_weights_certificate_and_onnx(folder):
 
 def test_transform_replaces_nothing_unless_asked(folder):
     Path("r.safetensors").write_bytes(b"mine")
-    arguments = ("transform", "nets:Net", "--model-b", "b.pt", "--ref", "a.pt")
-    arguments += ("--out", "r.safetensors", "--onnx", "r.onnx")
+    arguments = (*TRANSFORM, "--out", "r.safetensors", "--onnx", "r.onnx")
     result = invoke(*arguments, code=2)
     assert "r.safetensors exists already" in result.output
     assert Path("r.safetensors").read_bytes() == b"mine"
@@ -149,9 +152,7 @@ def test_transform_leaves_nothing_behind_when_it_fails(folder, monkeypatch):
 
     monkeypatch.setattr(fxrebasin, "export_onnx", fail)
     arguments = ("--out", "r.safetensors", "--onnx", "r.onnx", "--certificate", "p.safetensors")
-    result = invoke(
-        "transform", "nets:Net", "--model-b", "b.pt", "--ref", "a.pt", *arguments, code=1
-    )
+    result = invoke(*TRANSFORM, *arguments, code=1)
     assert "Error: cannot be exported" in result.output
     assert names(folder) == set()
 
@@ -165,8 +166,9 @@ def test_verify_exits_with_1_if_the_two_differ(folder):
 
 
 def test_export_writes_a_file_that_verifies(folder):
-    text = invoke("export", "nets:Net", "--weights", "a.pt", "--out", "net.onnx").output
-    assert "wrote net.onnx" in text
+    text = invoke("export", "nets:Net", "--weights", "a.pt", "--out", "new/net.onnx").output
+    assert "wrote new/net.onnx" in text
+    Path("new/net.onnx").rename("net.onnx")
     invoke("verify", "nets:Net", "net.onnx", "--weights", "b.pt")
     invoke("verify", "nets:Net", "net.onnx", "--weights", "c.pt", code=1)
     again = invoke("export", "nets:Net", "--weights", "a.pt", "--out", "net.onnx", code=2)
@@ -199,6 +201,10 @@ def test_errors_become_a_message_and_an_exit_code(folder, monkeypatch, error, co
         (["inspect", "nets:Net", "--explain", "embed.weight", "7"], "embed.weight"),
         (["verify", "nets:Net", "missing.onnx"], "does not exist"),
         (["export", "nets:Net", "--out", "x.onnx"], "Missing option '--weights'"),
+        (["export", "nets:Net", "--weights", "a.pt", "--out", "x.pt"], "has to end in .onnx"),
+        ([*TRANSFORM, "--out", "x.pt"], "has to end in .safetensors"),
+        ([*TRANSFORM, *SAME_FILE], "name the same file"),
+        ([*TRANSFORM, "--out", "x.safetensors", "--method", "magic"], "magic"),
         (["demo", "--seed", "-1"], "not in the range"),
     ],
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -256,8 +256,8 @@ def test_t5(feed_forward: str) -> None:
 
 @pytest.mark.parametrize("sizes", [(3, 7, 2), (3, 7, 9, 2)])
 def test_inputs_are_inferred(sizes: tuple[int, ...]) -> None:
-    layers: list[Callable[[torch.Tensor], torch.Tensor]] = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU()]
     expected = sum(math.log10(math.factorial(n)) for n in sizes[1:-1])
     assert fxrebasin.analyze(nn.Sequential(*layers)).log10_order() == pytest.approx(expected)

@@ -10,6 +10,11 @@ from collections import namedtuple
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fxrebasin
+from fxrebasin.errors import EquivalenceError, InputError
 from fxrebasin.exporters.equivalence import compare_float64, verify
 from fxrebasin.exporters.float64 import TrueFloat64, float64_copy, widened
 from fxrebasin.exporters.input_sets import example_sets, with_batch
@@ -17,11 +22,6 @@ from fxrebasin.exporters.outputs import compare_tensors, named_tensors, relative
 from fxrebasin.exporters.report import EquivalenceReport
 from fxrebasin.exporters.runs import run_native
 from fxrebasin.passes.preserve import preserve
-from torch import nn
-from torch.nn import functional as F
-
-import fxrebasin
-from fxrebasin.errors import EquivalenceError, InputError
 from tests.support.small_nets import (
     CASES,
     IDS,

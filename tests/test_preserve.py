@@ -9,9 +9,10 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
-from fxrebasin.passes.preserve import preserve
 from torch import nn
 from torch.nn import functional as F
+
+from fxrebasin.passes.preserve import preserve
 
 
 class Vandal(nn.Module):

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from fxrebasin.passes.preserve import preserve
-from fxrebasin.passes.rewrite import rewrite
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from fxrebasin.errors import ArchitectureMismatchError
 from fxrebasin.inputs import normalise_inputs
 from fxrebasin.layout import AxisGroup, PermutationClass, Piece, Slot
+from fxrebasin.passes.preserve import preserve
+from fxrebasin.passes.rewrite import rewrite
 from fxrebasin.permutation import Permutation
 
 HIDDEN, WIDTH = 6, 4

@@ -11,6 +11,7 @@ from tests.support.randomise import assert_group_is_sound
 from tests.support.structures import STRUCTURES
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_the_group_is_complete_and_sound(name: str) -> None:
     structure = STRUCTURES[name]

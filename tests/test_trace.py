@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from fxrebasin.passes.preserve import preserve
-from fxrebasin.passes.trace import trace
 from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from fxrebasin.errors import InputError, TraceError
+from fxrebasin.passes.preserve import preserve
+from fxrebasin.passes.trace import trace
 
 
 class Block(nn.Module):

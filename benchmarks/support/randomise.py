@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,26 +15,35 @@ def randomise(model: nn.Module, images: Tensor, seed: int) -> None:
 
     Freshly built models hide errors: biases are zero, affine weights and running statistics are
     constant, layer scales are so small that their blocks do nothing. Parameters are redrawn with
-    their own standard deviation, constant ones around 1 (around 0 if they are zero). BatchNorm
-    statistics are taken from a forward pass in training mode on `images`, so that activations stay
-    in range in deep models, and then scaled and shifted per unit.
+    their own mean and standard deviation, constant ones around 1 (around 0 if they are zero).
+    BatchNorm statistics are those that each layer meets when the model runs on `images`, scaled
+    and shifted per unit. They are set layer by layer during that run, so that activations keep
+    their size in deep models; where they grow, float32 has no digits left to compare.
 
     Args:
-        model: its parameters, and the running statistics of BatchNorm, are overwritten.
+        model: its parameters, and the running statistics of BatchNorm, are overwritten; it is left
+            in eval mode.
         images: `[n, c, h, w]`, n at least 2.
         seed: of the draw; the global generator is left as it was.
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         _redraw(parameter, generator)
+
+    def set_statistics(layer: _BatchNorm, args: tuple[Any, ...]) -> None:
+        if layer.running_mean is None or layer.running_var is None:
+            return
+        features = args[0].transpose(0, 1).flatten(1)
+        variance = features.var(1)
+        shift = 0.2 * variance.sqrt() * _normal(variance, generator)
+        layer.running_mean.copy_(features.mean(1) + shift)
+        layer.running_var.copy_(variance * _around_one(variance, generator))
+
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
-    if layers:
-        _measure_statistics(model, layers, images)
-    for layer in layers:
-        if layer.running_mean is not None and layer.running_var is not None:
-            spread = layer.running_var.sqrt()
-            layer.running_mean += 0.2 * spread * _normal(layer.running_mean, generator)
-            layer.running_var *= _around_one(layer.running_var, generator)
+    hooks = [layer.register_forward_pre_hook(set_statistics) for layer in layers]
+    model.eval()(images)
+    for hook in hooks:
+        hook.remove()
 
 
 def _redraw(parameter: Tensor, generator: torch.Generator) -> None:
@@ -44,20 +55,6 @@ def _redraw(parameter: Tensor, generator: torch.Generator) -> None:
         parameter.copy_(0.1 * _normal(parameter, generator))
     else:
         parameter.copy_(_around_one(parameter, generator))
-
-
-def _measure_statistics(model: nn.Module, layers: list[_BatchNorm], images: Tensor) -> None:
-    """Only BatchNorm is in training mode: dropout and stochastic depth would change the scale."""
-    model.eval()
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None
-        layer.train()
-    model(images)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-        layer.eval()
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -132,35 +132,27 @@ def focus(block: Block, at: int, known: Arrays, owned: Collection[str]) -> Block
     return Block(folded[0], folded[1], remaining)
 
 
-def paired(block: Block, first: int, last: int) -> Block:
-    """Each unit a in [first, last) of the first slot beside each unit b, a problem for every pair.
+def paired(block: Block, problem: IntArray, unit_a: IntArray, unit_b: IntArray) -> Block:
+    """Units of the first slot beside each other, a problem for every pair.
 
     Args:
         block: with a class in front that is within nothing.
-        first: of the units of the reference.
-        last: of them, exclusive.
+        problem: int64 of shape (pairs,), which problem a pair belongs to.
+        unit_a: int64 of shape (pairs,), the unit of the reference.
+        unit_b: int64 of shape (pairs,), the unit of the model.
 
     Returns:
-        A block of `count · (last - first) · size` problems, without the first slot.
+        A block of as many problems as there are pairs, without the first slot.
     """
     size = block.slots[0].size
-    a = block.a[:, first:last, None].expand(-1, -1, size, *block.a.shape[2:])
-    b = block.b[:, None].expand(-1, last - first, *block.b.shape[1:])
-    return Block(a.flatten(0, 2), b.flatten(0, 2), _without_first(block.slots))
-
-
-def matched(block: Block, chosen: IntArray) -> Block:
-    """Each unit of the first slot beside the one chosen for it, a problem for every pair.
-
-    Args:
-        block: with a class in front that is within nothing.
-        chosen: int64 of shape (count, size).
-
-    Returns:
-        A block of `count · size` problems, without the first slot.
-    """
-    b = _gathered(block.b, chosen)
-    return Block(block.a.flatten(0, 1), b.flatten(0, 1), _without_first(block.slots))
+    sides = [
+        side.flatten(0, 1).index_select(0, torch.from_numpy(problem * size + unit).to(side.device))
+        for side, unit in ((block.a, unit_a), (block.b, unit_b))
+    ]
+    slots = tuple(
+        replace(slot, within=tuple(w - 1 for w in slot.within if w > 0)) for slot in block.slots[1:]
+    )
+    return Block(sides[0], sides[1], slots)
 
 
 def products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -219,10 +211,3 @@ def _gathered(tensor: torch.Tensor, index: IntArray) -> torch.Tensor:
     if len(index) == 1:
         return tensor.index_select(1, place[0])
     return tensor[torch.arange(len(index), device=tensor.device)[:, None], place]
-
-
-def _without_first(slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
-    """The slots behind the first, renumbered."""
-    return tuple(
-        replace(slot, within=tuple(w - 1 for w in slot.within if w > 0)) for slot in slots[1:]
-    )

@@ -27,7 +27,6 @@ from fxrebasin.solvers.blocks import (
     Block,
     agreement,
     focus,
-    matched,
     open_beside,
     paired,
     products,
@@ -38,7 +37,10 @@ Values: TypeAlias = npt.NDArray[np.float64]
 # Inner coordinate descent is repeated at most so often; it nearly always stops after two.
 _MOST_ROUNDS = 10
 # Elements of one side of a batch of pairs.
-_MOST_ELEMENTS = 2**23
+_MOST_ELEMENTS = 2**22
+# Up to so many outer units all pairs are looked at; beyond, those that seem good.
+_ALL_PAIRS_UP_TO = 16
+_MOST_LOOKS = 8
 
 
 @dataclass(frozen=True)
@@ -154,21 +156,23 @@ def match_pairs(
         The new pairing, which collects no less than `current` does.
     """
     count, n = shape
-    values = np.zeros((count, n, n)) if constant is None else constant.astype(np.float64)
+    base = np.zeros((count, n, n)) if constant is None else constant.astype(np.float64)
     gains = dict(linear or {})
     open_blocks = []
     for block in blocks:
         if len(block.slots) == 1:
-            values += products(block.a, block.b).cpu().numpy()
+            base += products(block.a, block.b).cpu().numpy()
         elif len(block.slots) == 2 and block.slots[1].class_name is not None:
             _add_linear(gains, block)
         else:
             open_blocks.append(block)
-    inner, inside = _inner_of_all_pairs(shape, open_blocks, gains)
+    table = _PairTable(base, gains, open_blocks)
     if current is None:
-        chosen = assign_batch(values + inside)
-        return Pairing(chosen, _picked(inner, chosen))
-    return _improved(open_blocks, gains, values, values + inside, inner, current)
+        return table.pairing(table.search())
+    table.look_from(current)
+    chosen = table.search(current.chosen)
+    better = improves(table.values, chosen, current.chosen)
+    return table.pairing(np.where(better[:, None], chosen, current.chosen))
 
 
 def _add_linear(gains: dict[str, Gains], block: Block) -> None:
@@ -180,79 +184,130 @@ def _add_linear(gains: dict[str, Gains], block: Block) -> None:
     gains[name] = gains[name] + gram if name in gains else gram
 
 
-def _inner_of_all_pairs(
-    shape: tuple[int, int], blocks: Sequence[Block], linear: Mapping[str, Gains]
-) -> tuple[dict[str, IntArray], Values]:
-    """Solve inside every pair.
+class _PairTable:
+    """What pairs of outer units are worth; each is solved inside when it is first looked at.
 
-    Returns int64 of shape (count, n, n, *copies, size) by class name, and what each pair is worth
-    inside, (count, n, n).
+    Args:
+        base: what pairs are worth without their inside, float64 of shape (count, n, n).
+        linear: gains that one inner class decides, (count, n, n, size, size) by name.
+        blocks: with the outer class in front.
     """
-    count, n = shape
-    values = np.zeros((count, n, n))
-    inside = (slot.class_name for block in blocks for slot in block.slots[1:])
-    names = tuple(dict.fromkeys([*linear, *(name for name in inside if name is not None)]))
-    if not names:
-        return {}, values
-    elements = max((block.per_problem for block in blocks), default=0)
-    step = max(1, min(n, _MOST_ELEMENTS // max(1, elements * count)))
-    parts: dict[str, list[IntArray]] = {name: [] for name in names}
-    for first in range(0, n, step):
-        last = min(n, first + step)
-        problem = Problem(
-            count * (last - first) * n,
-            names,
-            {k: g[:, first:last].reshape(-1, *g.shape[3:]) for k, g in linear.items()},
-            [paired(block, first, last) for block in blocks],
+
+    def __init__(self, base: Values, linear: Mapping[str, Gains], blocks: Sequence[Block]) -> None:
+        self._base = base
+        self._linear = linear
+        self._blocks = blocks
+        inside = (slot.class_name for block in blocks for slot in block.slots[1:])
+        self._names = tuple(dict.fromkeys([*linear, *(n for n in inside if n is not None)]))
+        # No more than the best of each row, and of each column, can be collected.
+        self._bound = base.copy()
+        for gains in linear.values():
+            rows, columns = (gains.max(axis=k).sum(axis=-1, dtype=np.float64) for k in (-1, -2))
+            self._bound += np.minimum(rows, columns)
+        self.values = self._bound.copy()
+        # Where the inside of a pair is found in `_arrays`; -1 as long as it was not looked at.
+        self._place = np.full(base.shape, -1)
+        self._arrays: dict[str, IntArray] = {}
+        if not self._names:
+            self._place[:] = 0
+        elif base.shape[-1] <= _ALL_PAIRS_UP_TO:
+            self._look(np.nonzero(self._place < 0))
+
+    def search(self, prefer: IntArray | None = None) -> IntArray:
+        """The best pairing of outer units, int64 of shape (count, n).
+
+        Pairs that were not looked at are taken for as good as their bound, less what the bound was
+        too high elsewhere; those that are chosen are looked at, until there are no more such.
+
+        Args:
+            prefer: int64 of shape (count, n), what to keep to where others are as good.
+        """
+        for _ in range(_MOST_LOOKS):
+            chosen = assign_batch(self._expected(), prefer)
+            here = self._at(chosen)
+            fresh = self._place[here] < 0
+            if not fresh.any():
+                return chosen
+            self._look(tuple(np.broadcast_to(index, fresh.shape)[fresh] for index in here))
+        never = self.values.min() - np.ptp(self.values) * self.values.shape[-1] - 1
+        return assign_batch(np.where(self._place < 0, never, self.values), prefer)
+
+    def look_from(self, current: Pairing) -> None:
+        """Look at the current pairs from their present inside, which is kept if nothing is better.
+
+        Args:
+            current: the present pairing.
+        """
+        count, n = current.chosen.shape
+        here = tuple(np.broadcast_to(x, (count, n)).ravel() for x in self._at(current.chosen))
+        start = {
+            name: current.inner[name].reshape(count * n, *current.inner[name].shape[2:])
+            for name in self._names
+        }
+        problem = self._problem(here)
+        warm = solve(problem, start)
+        kept = self._base[here] + problem.values(warm)
+        # Where classes inside work together, a fresh start can lead further than the present state.
+        if self._blocks:
+            missing = self._place[here] < 0
+            self._look(tuple(index[missing] for index in here))
+            found = self.values[here]
+            better = found > kept + ROUNDING * (np.abs(found) + np.abs(kept))
+        else:
+            better = np.zeros(count * n, dtype=bool)
+        place = self._stored(warm, count * n)
+        self._place[here] = np.where(better, self._place[here], place)
+        self.values[here] = np.where(better, self.values[here], kept)
+
+    def pairing(self, chosen: IntArray) -> Pairing:
+        """Chosen pairs with what was found inside.
+
+        Args:
+            chosen: int64 of shape (count, n), of pairs that were looked at.
+        """
+        place = self._place[self._at(chosen)]
+        return Pairing(chosen, {name: array[place] for name, array in self._arrays.items()})
+
+    def _at(self, chosen: IntArray) -> tuple[IntArray, ...]:
+        count, n = chosen.shape
+        return np.arange(count)[:, None], np.arange(n), chosen
+
+    def _expected(self) -> Values:
+        """What pairs are worth, as far as is known."""
+        seen = self._place >= 0
+        gaps = np.where(seen, self.values - self._bound, 0.0).sum(axis=(1, 2))
+        gap = gaps / np.maximum(seen.sum(axis=(1, 2)), 1)
+        return np.where(seen, self.values, self._bound + gap[:, None, None])
+
+    def _look(self, pairs: tuple[IntArray, ...]) -> None:
+        """Solve inside pairs: indices of the problem, of the unit of a, and of that of b."""
+        elements = max(
+            (block.per_problem // block.slots[0].size for block in self._blocks), default=1
         )
-        arrays = solve(problem)
-        values[:, first:last] = problem.values(arrays).reshape(count, -1, n)
-        for name in names:
-            parts[name].append(arrays[name].reshape(count, -1, n, *arrays[name].shape[1:]))
-    return {name: np.concatenate(part, axis=1) for name, part in parts.items()}, values
+        step = max(1, _MOST_ELEMENTS // elements)
+        for first in range(0, len(pairs[0]), step):
+            part = tuple(index[first : first + step] for index in pairs)
+            problem = self._problem(part)
+            arrays = solve(problem)
+            self.values[part] = self._base[part] + problem.values(arrays)
+            self._place[part] = self._stored(arrays, problem.count)
 
+    def _problem(self, pairs: tuple[IntArray, ...]) -> Problem:
+        return Problem(
+            len(pairs[0]),
+            self._names,
+            {name: gains[pairs] for name, gains in self._linear.items()},
+            [paired(block, *pairs) for block in self._blocks],
+        )
 
-def _improved(
-    blocks: Sequence[Block],
-    linear: Mapping[str, Gains],
-    base: Values,
-    values: Values,
-    inner: dict[str, IntArray],
-    current: Pairing,
-) -> Pairing:
-    """The best pairing, which is the current one where no other is better.
-
-    `base` is what pairs are worth without their inside, `values` with it.
-    """
-    count, n = current.chosen.shape
-    here = (np.arange(count)[:, None], np.arange(n), current.chosen)
-    problem = Problem(
-        count * n,
-        tuple(inner),
-        {name: g[here].reshape(-1, *g.shape[3:]) for name, g in linear.items()},
-        [matched(block, current.chosen) for block in blocks],
-    )
-    start = {name: current.inner[name].reshape(-1, *a.shape[3:]) for name, a in inner.items()}
-    warm = solve(problem, start)
-    kept = base[here] + problem.values(warm).reshape(count, n)
-    # Where classes inside work together a fresh start can lead further than the present state.
-    slack = ROUNDING * (np.abs(values[here]) + np.abs(kept))
-    fresh = values[here] > kept + slack if blocks else np.zeros((count, n), dtype=bool)
-    values[here] = np.where(fresh, values[here], kept)
-    for name, array in inner.items():
-        old = warm[name].reshape(count, n, *array.shape[3:])
-        array[here] = np.where(_wide(fresh, array.ndim - 1), array[here], old)
-    chosen = assign_batch(values, current.chosen)
-    better = improves(values, chosen, current.chosen)
-    chosen = np.where(better[:, None], chosen, current.chosen)
-    return Pairing(chosen, _picked(inner, chosen))
-
-
-def _picked(inner: Mapping[str, IntArray], chosen: IntArray) -> dict[str, IntArray]:
-    """What was solved inside the pairs that were chosen."""
-    count, n = chosen.shape
-    here = (np.arange(count)[:, None], np.arange(n), chosen)
-    return {name: array[here] for name, array in inner.items()}
+    def _stored(self, arrays: Arrays, count: int) -> IntArray:
+        """Keep arrays; returns where."""
+        first = 0
+        for name in self._names:
+            parts = [self._arrays[name], arrays[name]] if name in self._arrays else [arrays[name]]
+            self._arrays[name] = np.concatenate(parts)
+            first = len(self._arrays[name]) - count
+        return np.arange(first, first + count)
 
 
 def _step(problem: Problem, name: str, arrays: Arrays) -> dict[str, IntArray]:

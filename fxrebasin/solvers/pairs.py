@@ -101,7 +101,7 @@ def make_pairs(
     pairs = []
     for name in names:
         a, b = (view_of_reals(state[name].detach()) for state in (state_a, state_b))
-        tie = (storage_identity(state_a[name]), storage_identity(state_b[name]))
+        tie = storage_identity(state_b[name])
         if tie in seen or a.numel() == 0:
             continue
         seen.add(tie)

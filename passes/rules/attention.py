@@ -4,48 +4,59 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxrebasin.passes.rules.contraction import contract
-from fxrebasin.passes.rules.registry import Call, rule
+from torch import Tensor
 
-from fxrebasin.labels import Value
+from fxrebasin.labels import Field, Value, pinned_value
+from fxrebasin.passes.rules.contraction import contract, pick_axes
+from fxrebasin.passes.rules.normalization import with_statistics
+from fxrebasin.passes.rules.registry import Call, pin_everything, rule
 
 
 @rule(
-    *("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu"),
+    *("_scaled_dot_product_flash_attention.default", "_scaled_dot_product_flash_attention_for_cpu"),
     *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"),
     *("_scaled_dot_product_attention_math", "scaled_dot_product_attention"),
 )
 def scaled_dot_product_attention(call: Call) -> Sequence[Value]:
     """Heads are tied; the query's dims to the key's; the output has the value's dims."""
     query, key, value = (call.value(name) for name in ("query", "key", "value"))
+    if call.args.get("dropout_p") or len(query.shape) < 3:
+        return pin_everything("random mask, or no axis of heads")(call)
+    batch = " ".join(f"b{axis}" for axis in range(len(query.shape) - 3))
     groups = query.shape[-3] // key.shape[-3]
-    heads = "(h g)" if groups > 1 else "h"
-    lead = "b " if len(query.shape) == 4 else ""
+    many, few = (f"{batch} {heads}" for heads in ("(h g)" if groups > 1 else "h", "h"))
     known = {"g": groups} if groups > 1 else {}
-    scores_shape = (*query.shape[:-1], key.shape[-2])
-    scores = contract(
-        call.ledger,
-        f"{lead}{heads} q d, {lead}h k d -> {lead}{heads} q k",
-        [query, key],
-        scores_shape,
-        known,
-    )
+    shape = (*query.shape[:-1], key.shape[-2])
+    text = f"{many} q d, {few} k d -> {many} q k"
+    scores = contract(call.ledger, text, [query, key], shape, known)
+    masked = Value(shape, (*scores.fields, *_masks(call, shape)))
+    weights = call.join(with_statistics(call, masked, range(len(shape) - 1)), shape)
+    text = f"{many} q k, {few} k e -> {many} q e"
+    out = contract(call.ledger, text, [weights, value], call.shape, known)
+    return [out, *(_saved(call, extra, weights) for extra in call.outputs[1:])]
+
+
+def _saved(call: Call, extra: Tensor, weights: Value) -> Value:
+    """An output for the backward pass: the weights, their sums, or states of a generator."""
+    shape = tuple(extra.shape)
+    if shape == weights.shape:
+        return weights
+    if shape == weights.shape[:-1]:
+        kept = range(len(shape))
+        sums = call.ledger.reduce(weights, kept)
+        return Value(shape, tuple(pick_axes(item, kept) for item in sums))
+    if extra.numel() and extra.is_floating_point():
+        pin_everything("sums of scores in another layout")(call)
+    return pinned_value(shape, f"work space of {call.op}")
+
+
+def _masks(call: Call, shape: Sequence[int]) -> list[Field]:
+    """What is laid over the scores: a mask, and the order of the positions."""
+    fields: list[Field] = []
     mask = call.args.get("attn_mask", call.args.get("attn_bias"))
-    fields = list(scores.fields)
     if mask is not None:
-        fields += call.broadcast(call.lookup(mask), len(scores_shape))
+        fields += call.broadcast(call.lookup(mask), len(shape))
     if call.args.get("is_causal"):
-        masked = call.pin_axes(Value(scores_shape, tuple(fields)), [-2, -1], "causal mask")
-        fields = list(masked.fields)
-    fields += call.ledger.reduce(
-        Value(scores_shape, tuple(fields)), set(range(len(scores_shape) - 1))
-    )
-    weights = call.join(fields, scores_shape)
-    out = contract(
-        call.ledger,
-        f"{lead}{heads} q k, {lead}h k e -> {lead}{heads} q e",
-        [weights, value],
-        call.shape,
-        known,
-    )
-    return [out, *(Value(tuple(extra.shape)) for extra in call.outputs[1:])]
+        order = pinned_value(shape, f"causal mask of {call.op}").fields
+        fields += [item for item in order if item.axes[0] >= len(shape) - 2]
+    return fields

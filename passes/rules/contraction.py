@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 
-from fxrebasin.passes.ledger import Ledger
-from fxrebasin.passes.rules.registry import Call, Rule, rule
+from torch import Tensor
 
 from fxrebasin.labels import (
     Elements,
@@ -26,6 +25,8 @@ from fxrebasin.labels import (
     positions,
     reshape_labels,
 )
+from fxrebasin.passes.ledger import Ledger
+from fxrebasin.passes.rules.registry import Call, Rule, rule
 
 Axes = tuple[tuple[str, ...], ...]
 
@@ -133,11 +134,20 @@ def reshape_field(
         found = reshape_labels(item, before, after)
         return [] if found is None else [found]
     try:
-        viewed = elements_of(item.state, item.view.view(tuple(after)))
+        viewed = elements_of(item.state, whole_view(item, before).view(tuple(after)))
     except RuntimeError:
         parts = (reshape_labels(part, before, after) for part in ledger.separate(item))
         return [part for part in parts if part is not None]
     return [] if viewed is None else [viewed]
+
+
+def whole_view(item: Elements, shape: Sequence[int]) -> Tensor:
+    """The view of a field, expanded to the shape of the tensor that it is a field of."""
+    view = item.view
+    for axis in range(view.ndim):
+        if axis not in item.axes:
+            view = view.narrow(axis, 0, 1)
+    return view.expand(tuple(shape))
 
 
 def _tie_shared(
@@ -180,12 +190,12 @@ def _from_factors(
         merged.append(size)
     result: list[Field] = []
     for item in fields:
-        picked = _pick_axes(item, order)
+        picked = pick_axes(item, order)
         result += reshape_field(ledger, picked, split, merged)
     return ledger.join(result) if tuple(split) != tuple(merged) else tuple(result)
 
 
-def _pick_axes(item: Field, order: Sequence[int]) -> Field:
+def pick_axes(item: Field, order: Sequence[int]) -> Field:
     """Keep only the given axes, in their order (the field varies along no other)."""
     axes = tuple(sorted(order.index(axis) for axis in item.axes))
     if isinstance(item, Labels):
@@ -234,6 +244,7 @@ plus_contraction("n k, k -> n", "mat", "vec", "addmv")
 
 @rule("linear")
 def linear(call: Call) -> Sequence[Value]:
+    """`input @ weight.T + bias`, over any number of leading axes."""
     leading = " ".join(f"n{i}" for i in range(len(call.shape) - 1))
     text = f"{leading} i, o i -> {leading} o"
     product = contract(call.ledger, text, [call.value("input"), call.value("weight")], call.shape)

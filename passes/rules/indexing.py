@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from fxrebasin.passes.rules.contraction import _pick_axes
-from fxrebasin.passes.rules.movement import _materialised, chosen_labels, move_labels
-from fxrebasin.passes.rules.registry import Call, pin_everything, rule
 from torch import Tensor
 
 from fxrebasin.labels import Field, Labels, Value, pinned_value, place, positions
+from fxrebasin.passes.rules.contraction import pick_axes
+from fxrebasin.passes.rules.movement import chosen_labels, materialised, move_labels
+from fxrebasin.passes.rules.registry import Call, pin_everything, rule
 
 
 @rule("embedding")
@@ -19,7 +19,7 @@ def embedding(call: Call) -> Sequence[Value]:
     table = call.pin_axes(call.value("weight"), [0], "row chosen by index")
     ndim = len(call.shape)
     features = call.ledger.reduce(table, {1})
-    fields: list[Field] = [place(_pick_axes(item, [1]), [ndim - 1], ndim) for item in features]
+    fields: list[Field] = [place(pick_axes(item, [1]), [ndim - 1], ndim) for item in features]
     for item in pinned_value(call.shape[:-1], f"row chosen by index of {call.op}").fields:
         fields.append(place(item, range(ndim - 1), ndim))
     return [call.join(fields)]
@@ -38,6 +38,7 @@ def embedding_bag(call: Call) -> Sequence[Value]:
 
 @rule("index_select")
 def index_select(call: Call) -> Sequence[Value]:
+    """Positions along one axis, chosen by a constant or by data."""
     dim, index = call.args["dim"], call.constant(call.args["index"])
     value = call.value("self")
     if index is None:
@@ -77,7 +78,7 @@ def index_tensor(call: Call) -> Sequence[Value]:
     if any(constants[axis] is None for axis in axes):
         return _index_by_data(call, value, axes)
     fields: list[Field] = []
-    for item in _materialised(call.ledger, value, set(range(len(value.shape)))):
+    for item in materialised(call.ledger, value, set(range(len(value.shape)))):
         if isinstance(item, Labels):
             fields += _indexed(call, item, value, constants)
     return [call.join(fields)]
@@ -106,7 +107,7 @@ def _index_by_data(call: Call, value: Value, axes: Sequence[int]) -> list[Value]
     target = [other if other < axis else other - 1 + grown for other in kept]
     ndim = len(call.shape)
     fields = [
-        place(_pick_axes(item, kept), target, ndim) for item in call.ledger.reduce(pinned, kept)
+        place(pick_axes(item, kept), target, ndim) for item in call.ledger.reduce(pinned, kept)
     ]
     reason = f"position chosen by data of {call.op}"
     fresh = [

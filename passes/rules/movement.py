@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import networkx as nx
 import torch
-from fxrebasin.passes.ledger import Ledger, free_labels
-from fxrebasin.passes.rules.contraction import reshape_field
-from fxrebasin.passes.rules.registry import Call, pin_everything, rule
 from torch import Tensor
 
 from fxrebasin.labels import (
@@ -18,9 +16,15 @@ from fxrebasin.labels import (
     Value,
     elements_of,
     labels_of,
+    pinned_value,
+    place,
     positions,
     reshape_groups,
 )
+from fxrebasin.passes.ledger import Ledger, free_labels
+from fxrebasin.passes.rules.contraction import pick_axes, reshape_field, whole_view
+from fxrebasin.passes.rules.registry import Call, pin_everything, rule
+from fxrebasin.passes.structure import distinct_rows
 
 
 def _strip(values: Tensor) -> Tensor:
@@ -32,6 +36,7 @@ def _strip(values: Tensor) -> Tensor:
 
 
 def as_list(result: Any) -> list[Tensor]:
+    """The tensors that an operator returned, whether one or several."""
     return [result] if isinstance(result, Tensor) else list(result)
 
 
@@ -44,7 +49,7 @@ def view_fields(
         if isinstance(item, Labels):
             _view_labels(ledger, item, value.shape, move, found)
             continue
-        views = as_list(move(item.view))
+        views = as_list(move(whole_view(item, value.shape)))
         if any(_needs_labels(item.view, moved) for moved in views):
             for part in ledger.separate(item):
                 _view_labels(ledger, part, value.shape, move, found)
@@ -135,6 +140,7 @@ def _as_view(op: Any) -> Any:
 
 @rule("view.default", "_unsafe_view", "reshape", "_reshape_alias", "flatten.using_ints")
 def reshape(call: Call) -> Sequence[Value]:
+    """Axes are merged and split, which the labels say by themselves."""
     return [reshape_value(call.ledger, call.value("self"), call.shape)]
 
 
@@ -149,7 +155,35 @@ def reshape_value(ledger: Ledger, value: Value, shape: Sequence[int]) -> Value:
         for axis in axes:
             if after[axis] > 1:
                 fields.append(positions(len(after), axis, after[axis], rigid))
-    return Value(after, tuple(fields))
+    return Value(after, tuple(_with_plain_positions(fields, after)))
+
+
+def _with_plain_positions(fields: list[Field], shape: tuple[int, ...]) -> list[Field]:
+    """Replace rigid fields that tell apart all positions of some axes by one field per axis.
+
+    Cutting an image into windows makes rows and columns vary along two axes each; that none of
+    these positions can move is all that matters.
+    """
+    rigid = [item for item in fields if isinstance(item, Labels) and item.rigid]
+    if all(len(item.axes) == 1 for item in rigid):
+        return fields
+    free = {axis for item in fields if item not in rigid for axis in item.axes}
+    graph = nx.Graph()
+    for item in rigid:
+        nx.add_path(graph, item.axes)
+    for axes in map(sorted, nx.connected_components(graph)):
+        mine = [item for item in rigid if item.axes[0] in axes]
+        if len(axes) > 1 and not free & set(axes) and _tell_apart(mine, axes, shape):
+            fields = [item for item in fields if item not in mine]
+            fields += [positions(len(shape), axis, shape[axis], mine[0].reason) for axis in axes]
+    return fields
+
+
+def _tell_apart(fields: Sequence[Labels], axes: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether no two positions of the axes have the same labels in all fields."""
+    grid = [size if axis in axes else 1 for axis, size in enumerate(shape)]
+    columns = [item.values.expand(grid).reshape(-1).numpy() for item in fields]
+    return len(distinct_rows(columns)) == columns[0].size
 
 
 def _opaque_groups(
@@ -181,7 +215,27 @@ def _opaque_groups(
     *("detach_copy", "alias_copy"),
 )
 def same(call: Call) -> Sequence[Value]:
+    """The same numbers at the same positions."""
     return [Value(tuple(out.shape), call.value("self").fields) for out in call.outputs]
+
+
+@rule("view_as_real")
+def real_pairs(call: Call) -> Sequence[Value]:
+    """Real and imaginary part along a new last axis."""
+    value = call.value("self")
+    ndim = len(call.shape)
+    fields = [place(item, range(ndim - 1), ndim) for item in value.fields]
+    parts = positions(ndim, ndim - 1, 2, f"real and imaginary part of {call.op}")
+    return [Value(call.shape, (*fields, parts))]
+
+
+@rule("view_as_complex")
+def complex_numbers(call: Call) -> Sequence[Value]:
+    """The last axis holds real and imaginary part; one number comes of each pair."""
+    value = call.pin_axes(call.value("self"), [-1], "real and imaginary part")
+    kept = range(len(call.shape))
+    fields = (pick_axes(item, kept) for item in call.ledger.reduce(value, kept))
+    return [Value(call.shape, tuple(fields))]
 
 
 @rule("as_strided", "as_strided_")
@@ -205,7 +259,7 @@ def move_labels(
     ndim = len(value.shape)
     wanted = {axis % max(ndim, 1) for axis in axes}
     fields: list[Field] = []
-    for item in _materialised(call.ledger, value, wanted):
+    for item in materialised(call.ledger, value, wanted):
         if not isinstance(item, Labels) or not wanted & set(item.axes):
             fields.append(item)
             continue
@@ -218,7 +272,7 @@ def move_labels(
     return Value(call.shape, tuple(fields))
 
 
-def _materialised(ledger: Ledger, value: Value, axes: set[int]) -> list[Field]:
+def materialised(ledger: Ledger, value: Value, axes: set[int]) -> list[Field]:
     """The fields, with state tensors that vary along the given axes turned into labels."""
     fields: list[Field] = []
     for item in value.fields:
@@ -231,6 +285,7 @@ def _materialised(ledger: Ledger, value: Value, axes: set[int]) -> list[Field]:
 
 @rule("flip", "roll")
 def rearrange(call: Call) -> Sequence[Value]:
+    """Positions along some axes change places."""
     value = call.value("self")
     rest = {name: item for name, item in call.args.items() if name != "self"}
     axes = list(rest["dims"]) or list(range(len(value.shape)))
@@ -246,7 +301,7 @@ def rearrange_all(call: Call) -> Sequence[Value]:
     value = call.value("self")
     rest = {name: item for name, item in call.args.items() if name != "self"}
     fields: list[Field] = []
-    for item in _materialised(call.ledger, value, set(range(len(value.shape)))):
+    for item in materialised(call.ledger, value, set(range(len(value.shape)))):
         if isinstance(item, Labels):
             moved_values = call.op(_full(item, value.shape).contiguous(), **rest)
             for axis in range(moved_values.ndim):
@@ -270,7 +325,7 @@ def pad(call: Call) -> Sequence[Value]:
         if any(padding[2 * pair : 2 * pair + 2])
     ]
     fields: list[Field] = []
-    for item in _materialised(call.ledger, value, set(padded)):
+    for item in materialised(call.ledger, value, set(padded)):
         if not isinstance(item, Labels) or not set(item.axes) & set(padded):
             fields.append(item)
             continue
@@ -296,6 +351,7 @@ def _inside(value: Value, shape: Sequence[int], axis: int, padding: Sequence[int
 
 @rule("cat", "concat")
 def concatenate(call: Call) -> Sequence[Value]:
+    """Pieces along an axis that they all have; an empty vector is no piece."""
     tensors = [t for t in call.args["tensors"] if not (t.ndim == 1 and t.numel() == 0)]
     values = [call.lookup(tensor) for tensor in tensors]
     dim = call.args["dim"] % max(len(call.shape), 1)
@@ -304,6 +360,7 @@ def concatenate(call: Call) -> Sequence[Value]:
 
 @rule("stack")
 def stack(call: Call) -> Sequence[Value]:
+    """Pieces along a new axis."""
     tensors = call.args["tensors"]
     dim = call.args["dim"] % len(call.shape)
     values = []
@@ -323,7 +380,7 @@ def concatenate_values(call: Call, values: Sequence[Value], dim: int) -> Value:
     """
     if len(values) == 1:
         return Value(call.shape, values[0].fields)
-    pieces = [_materialised(call.ledger, value, set(range(len(value.shape)))) for value in values]
+    pieces = [materialised(call.ledger, value, set(range(len(value.shape)))) for value in values]
     labels = [[item for item in piece if isinstance(item, Labels)] for piece in pieces]
     common, rest = _split_common(call.ledger, labels, dim)
     fields: list[Field] = [*common]
@@ -356,6 +413,8 @@ def _split_common(
 def _equal(ledger: Ledger, first: Labels, second: Labels) -> bool:
     if first.values.shape != second.values.shape or first.rigid != second.rigid:
         return False
+    if first.rigid and first.injective and second.injective and len(first.axes) == 1:
+        return True  # positions along one axis, whatever they were called
     one, two = first.values.numpy(), second.values.numpy()
     return bool((ledger.find(one) == ledger.find(two)).all())
 
@@ -409,7 +468,9 @@ def _segments(sizes: Sequence[int], ndim: int, dim: int) -> Labels:
 @rule("tril", "triu", "tril_", "triu_")
 def triangle(call: Call) -> Sequence[Value]:
     """A mask over the last two axes."""
-    return [call.pin_axes(call.value("self"), [-2, -1], "mask by position")]
+    mask = pinned_value(call.shape, f"mask by position of {call.op}").fields
+    over = [item for item in mask if item.axes[0] >= len(call.shape) - 2]
+    return [call.join([*call.value("self").fields, *over])]
 
 
 @rule("im2col")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from fxrebasin.passes.rules.contraction import reshape_field
-from fxrebasin.passes.rules.registry import Call, rule
-
 from fxrebasin.labels import Field, Value, place
+from fxrebasin.passes.rules.contraction import pick_axes, reshape_field
+from fxrebasin.passes.rules.registry import Call, rule
 
 
 def with_statistics(call: Call, value: Value, kept: Collection[int]) -> list[Field]:
@@ -51,9 +50,7 @@ def _with_channel_statistics(call: Call, fields: list[Field], channel: int) -> l
 
 
 def _only(item: Field, axis: int) -> Field:
-    from fxrebasin.passes.rules.contraction import _pick_axes
-
-    return _pick_axes(item, [axis])
+    return pick_axes(item, [axis])
 
 
 @rule("native_layer_norm", "_fused_rms_norm")
@@ -92,13 +89,12 @@ def group_norm(call: Call) -> Sequence[Value]:
 
 
 def _drop(call: Call, fields: Sequence[Field], shape: tuple[int, ...]) -> Value:
-    from fxrebasin.passes.rules.contraction import _pick_axes
-
-    return Value(shape, tuple(_pick_axes(item, [0, 1]) for item in fields))
+    return Value(shape, tuple(pick_axes(item, [0, 1]) for item in fields))
 
 
 @rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
 def softmax(call: Call) -> Sequence[Value]:
+    """Each element over the sum along an axis, which does not depend on the order there."""
     value = call.value("self")
     dim = call.args["dim"] % max(len(value.shape), 1)
     kept = set(range(len(value.shape))) - {dim}
@@ -107,9 +103,9 @@ def softmax(call: Call) -> Sequence[Value]:
 
 @rule("_weight_norm_interface")
 def weight_norm(call: Call) -> Sequence[Value]:
-    """w = g * v / |v|, the norm over all axes but `dim`."""
+    """w = g * v / |v|, the norm over all axes but `dim`; gives back w and the norms."""
     direction, length = call.value("v"), call.value("g")
     dim = call.args["dim"]
     fields = with_statistics(call, direction, {dim})
-    fields += call.broadcast(length, len(direction.shape))
-    return [call.join(fields), Value(tuple(call.outputs[1].shape), length.fields)]
+    first = call.join([*fields, *call.broadcast(length, len(direction.shape))])
+    return [first, Value(tuple(call.outputs[1].shape), tuple(call.ledger.reduce(first, {dim})))]

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fxrebasin.labels import Value
 from fxrebasin.passes.rules.registry import Call, overloads, pin_everything, rule
 
-from fxrebasin.labels import Value
+_ONE_INPUT = [
+    *("abs", "acos", "acosh", "angle", "asin", "asinh", "atan", "atanh", "bitwise_not", "ceil"),
+    *("celu", "clamp.default", "clip.default", "conj_physical", "cos", "cosh", "deg2rad"),
+    *("digamma", "elu", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "floor", "frac", "gelu"),
+    *("hardshrink", "hardsigmoid", "hardswish", "hardtanh", "i0", "isfinite", "isinf", "isnan"),
+    *("isneginf", "isposinf", "leaky_relu", "lgamma", "log", "log10", "log1p", "log2"),
+    *("logical_not", "logit", "mish", "nan_to_num", "neg", "polygamma", "rad2deg", "reciprocal"),
+    *("relu", "relu6", "round", "rsqrt", "selu", "sgn", "sigmoid", "sign", "signbit", "silu"),
+    *("sin", "sinc", "sinh", "softplus", "softshrink", "special_entr", "special_erfcx"),
+    *("special_i0e", "special_i1", "special_i1e", "special_log_ndtr", "special_ndtri", "sqrt"),
+    *("square", "tan", "tanh", "threshold", "trunc", "log_sigmoid_forward", "_to_copy"),
+    *("clamp_max.default", "clamp_min.default"),
+]
 
-_ONE_INPUT = ["abs", "acos", "acosh", "angle", "asin", "asinh", "atan", "atanh", "bitwise_not", "ceil", "celu", "clamp.default", "clip.default", "conj_physical", "cos", "cosh", "deg2rad", "digamma", "elu", "erf", "erfc", "erfinv", "exp", "exp2", "expm1", "floor", "frac", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "i0", "isfinite", "isinf", "isnan", "isneginf", "isposinf", "leaky_relu", "lgamma", "log", "log10", "log1p", "log2", "logical_not", "logit", "mish", "nan_to_num", "neg", "polygamma", "rad2deg", "reciprocal", "relu", "relu6", "round", "rsqrt", "selu", "sgn", "sigmoid", "sign", "signbit", "silu", "sin", "sinc", "sinh", "softplus", "softshrink", "special_entr", "special_erfcx", "special_i0e", "special_i1", "special_i1e", "special_log_ndtr", "special_ndtri", "sqrt", "square", "tan", "tanh", "threshold", "trunc", "log_sigmoid_forward", "_to_copy", "clamp_max.default", "clamp_min.default"]
-
-_SEVERAL_INPUTS = ["add", "addcdiv", "addcmul", "atan2", "bitwise_and", "bitwise_left_shift", "bitwise_or", "bitwise_right_shift", "bitwise_xor", "clamp.Tensor", "clamp_max.Tensor", "clamp_min.Tensor", "clip.Tensor", "complex", "copysign", "div", "eq", "float_power", "floor_divide", "fmax", "fmin", "fmod", "gcd", "ge", "gt", "heaviside", "hypot", "igamma", "igammac", "lcm", "ldexp", "le", "lerp", "logaddexp", "logaddexp2", "logical_and", "logical_or", "logical_xor", "lt", "masked_fill", "max.other", "maximum", "min.other", "minimum", "mul", "ne", "nextafter", "polar", "pow", "remainder", "rsub", "special_xlog1py", "special_zeta", "sub", "true_divide", "where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar", "xlogy", "_prelu_kernel"]
+_SEVERAL_INPUTS = [
+    *("add", "addcdiv", "addcmul", "atan2", "bitwise_and", "bitwise_left_shift", "bitwise_or"),
+    *("bitwise_right_shift", "bitwise_xor", "clamp.Tensor", "clamp_max.Tensor", "clamp_min.Tensor"),
+    *("clip.Tensor", "complex", "copysign", "div", "eq", "float_power", "floor_divide", "fmax"),
+    *("fmin", "fmod", "gcd", "ge", "gt", "heaviside", "hypot", "igamma", "igammac", "lcm", "ldexp"),
+    *("le", "lerp", "logaddexp", "logaddexp2", "logical_and", "logical_or", "logical_xor", "lt"),
+    *("masked_fill", "max.other", "maximum", "min.other", "minimum", "mul", "ne", "nextafter"),
+    *("polar", "pow", "remainder", "rsub", "special_xlog1py", "special_zeta", "sub", "true_divide"),
+    *("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar", "xlogy"),
+    *("_prelu_kernel",),
+]
 
 
 def _with_in_place(names: list[str]) -> list[str]:
@@ -26,12 +47,12 @@ def _with_in_place(names: list[str]) -> list[str]:
 @rule(*_with_in_place(_ONE_INPUT + _SEVERAL_INPUTS))
 def pointwise(call: Call) -> Sequence[Value]:
     """Axes meet after broadcasting; a broadcast axis says nothing."""
+    if any(out.numel() and tuple(out.shape) != call.shape for out in call.outputs):
+        return pin_everything("work space")(call)
     values = [call.lookup(tensor) for tensor in call.tensors()]
-    shapes = [tuple(out.shape) for out in call.outputs]
-    ndim = len(shapes[0])
-    fields = [item for value in values for item in call.broadcast(value, ndim)]
-    joined = call.ledger.join(fields)
-    return [Value(shape, joined if len(shape) == ndim else ()) for shape in shapes]
+    ndim = len(call.shape)
+    joined = call.ledger.join(item for value in values for item in call.broadcast(value, ndim))
+    return [Value(tuple(out.shape), joined if out.numel() else ()) for out in call.outputs]
 
 
 @rule("copy_.default", "copy.default")

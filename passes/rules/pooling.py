@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxrebasin.passes.rules.registry import Call, rule
-
 from fxrebasin.labels import Value, positions
+from fxrebasin.passes.rules.registry import Call, rule
 
 
 def windowed(call: Call, value: Value, axes: Sequence[int]) -> list[Value]:

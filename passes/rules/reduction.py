@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxrebasin.passes.rules.contraction import _pick_axes
+from fxrebasin.labels import Value, pinned_value, positions
+from fxrebasin.passes.rules.contraction import pick_axes
+from fxrebasin.passes.rules.normalization import with_statistics
 from fxrebasin.passes.rules.registry import Call, block, rule
-
-from fxrebasin.labels import Value, positions
 
 
 def _reduced_axes(call: Call, ndim: int) -> set[int]:
@@ -23,7 +23,7 @@ def _reduce(call: Call, value: Value, axes: set[int]) -> list[Value]:
     results = []
     for out in call.outputs:
         if out.ndim != len(value.shape):
-            results.append(Value(tuple(out.shape), tuple(_pick_axes(f, kept) for f in fields)))
+            results.append(Value(tuple(out.shape), tuple(pick_axes(f, kept) for f in fields)))
         else:
             results.append(Value(tuple(out.shape), tuple(fields)))
     return results
@@ -51,10 +51,14 @@ def positional_reduction(call: Call) -> Sequence[Value]:
 
 @rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort", "cumsum_")
 def scan(call: Call) -> Sequence[Value]:
-    """Runs along an axis in order; the others are independent."""
+    """Runs along an axis in order, and everything there depends on each other."""
     value = call.value("self")
-    dim = call.args.get("dim", -1)
-    return [call.pin_axes(value, [dim], "order-dependent operator") for _ in call.outputs]
+    ndim = len(value.shape)
+    dim = call.args.get("dim", -1) % max(ndim, 1)
+    order = pinned_value(value.shape, f"order-dependent operator of {call.op}").fields
+    fields = with_statistics(call, value, set(range(ndim)) - {dim})
+    joined = call.ledger.join([*fields, *(item for item in order if item.axes == (dim,))])
+    return [Value(tuple(out.shape), joined) for out in call.outputs]
 
 
 @rule("topk")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from fxrebasin.passes.ledger import Ledger
 from torch import Tensor
 from torch._ops import OpOverload
 
 from fxrebasin.labels import Field, Value, pinned_value, place
+from fxrebasin.passes.ledger import Ledger
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +43,11 @@ class Call:
     strides: Sequence[tuple[int, ...]] = ()
 
     def value(self, name: str) -> Value:
+        """The value of a tensor argument."""
         return self.lookup(self.args[name])
 
     def optional(self, name: str) -> Value | None:
+        """The value of a tensor argument that may be left out."""
         tensor = self.args.get(name)
         return None if tensor is None else self.lookup(tensor)
 
@@ -108,7 +110,8 @@ def overloads(name: str) -> list[OpOverload]:
         return []
     if overload:
         return [getattr(packet, overload)] if overload in packet.overloads() else []
-    return [item for item in map(packet.__getattr__, packet.overloads()) if _on_tensors(item)]
+    found = (getattr(packet, item) for item in packet.overloads())
+    return [item for item in found if _on_tensors(item)]
 
 
 def _on_tensors(overload: OpOverload) -> bool:

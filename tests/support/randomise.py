@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from fxrebasin.passes.preserve import preserve
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import fxrebasin
+from fxrebasin.passes.preserve import preserve
 from fxrebasin.permutation import Permutation
 from fxrebasin.symmetry import Symmetry
 

@@ -82,8 +82,6 @@ def _draw(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 def image_size(name: str) -> int:
     """The smallest multiple of 32 at which the model runs and reads all of its parameters."""
-    if name.startswith("vit_h"):
-        return 518
     if name.startswith(("vit_", "maxvit")):
         return 224
     return 96 if name == "inception_v3" else 64

@@ -31,25 +31,26 @@ class Swap:
     axis: int
     where: tuple[int, int] | None = None
 
-    @lru_cache(maxsize=4096)
-    def index(self, at: int) -> Tensor:
-        """Where each element comes from when positions `at` and `at + 1` are exchanged."""
-        index = torch.arange(int(np.prod(self.shape))).view(self.shape)
-        order = list(range(self.shape[self.axis]))
-        order[at], order[at + 1] = order[at + 1], order[at]
-        swapped = index.index_select(self.axis, torch.tensor(order))
-        if self.where is None:
-            return swapped.reshape(-1)
-        partly = index.clone()
-        partly.narrow(*self.where, 1).copy_(swapped.narrow(*self.where, 1))
-        return partly.reshape(-1)
-
     def __str__(self) -> str:
         condition = "" if self.where is None else f" where [{self.where[0]}]={self.where[1]}"
         return f"{self.handle}[{self.axis}]{condition}"
 
 
 Swaps = tuple[Swap, ...]
+
+
+@lru_cache(maxsize=4096)
+def _index(swap: Swap, at: int) -> Tensor:
+    """Where each element comes from when positions `at` and `at + 1` are exchanged."""
+    index = torch.arange(int(np.prod(swap.shape))).view(swap.shape)
+    order = list(range(swap.shape[swap.axis]))
+    order[at], order[at + 1] = order[at + 1], order[at]
+    swapped = index.index_select(swap.axis, torch.tensor(order))
+    if swap.where is None:
+        return swapped.reshape(-1)
+    partly = index.clone()
+    partly.narrow(*swap.where, 1).copy_(swapped.narrow(*swap.where, 1))
+    return partly.reshape(-1)
 
 
 def missing(trial: Trial, symmetry: Symmetry) -> dict[str, str]:
@@ -140,7 +141,7 @@ class _Search:
 def _exchanged(old: Sequence[np.ndarray], swaps: Swaps, at: int) -> list[np.ndarray]:
     result = list(old)
     for swap in swaps:
-        index = swap.index(at).numpy()
+        index = _index(swap, at).numpy()
         result = [part.reshape(-1)[index].reshape(part.shape) for part in result]
     return result
 
@@ -186,7 +187,7 @@ def _moves(trial: Trial, swaps: Swaps, at: int) -> dict[str, Tensor]:
     """By state tensor, where each element comes from."""
     moves: dict[str, Tensor] = {}
     for swap in swaps:
-        index = swap.index(at)
+        index = _index(swap, at)
         names = [swap.handle] + [f"{swap.handle}_gain"] * trial.has_gain(swap.handle)
         for name in names:
             moves[name] = moves[name][index] if name in moves else index

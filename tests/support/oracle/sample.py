@@ -130,9 +130,10 @@ class Sample:
     def _run(self, operands: Mapping[str, Tensor], function: Any) -> list[Tensor]:
         leaves, tree = self._tree
         named = iter(self.operands)
-        filled = [operands[next(named)] if isinstance(leaf, Operand) else leaf for leaf in leaves]
-        if self._writes:
-            filled = [item.clone() if isinstance(item, Tensor) else item for item in filled]
+        filled = [
+            self._own(leaf, operands[next(named)]) if isinstance(leaf, Operand) else leaf
+            for leaf in leaves
+        ]
         args, kwargs = pytree.tree_unflatten(filled, tree)
         if self.overload is None:
             outputs = function(*args, **kwargs)
@@ -142,6 +143,10 @@ class Sample:
             with torch._C._AutoDispatchBelowAutograd():
                 outputs = function(*args, **kwargs)
         return [item for item in pytree.tree_leaves(outputs) if isinstance(item, Tensor)]
+
+    def _own(self, operand: Operand, tensor: Tensor) -> Tensor:
+        """A tensor that the operator may write to."""
+        return tensor.clone() if self._writes and operand.role == "parameter" else tensor
 
 
 def sample(overload: OpOverload, *args: Any, **options: Any) -> Sample:

@@ -207,12 +207,15 @@ def sum_over_heads() -> nn.Module:
 class Rotary(SeparateAttention):
     """Pairs of query and key dims are turned, each by an angle of its own: they are pinned."""
 
-    def keys(self, x: Tensor) -> Tensor:
-        half = self.dims // 2
+    def turned(self, x: Tensor) -> Tensor:
+        half = E // 2
         angles = torch.arange(x.shape[2])[:, None] * 100.0 ** -torch.arange(half)
         angles = torch.cat([angles, angles], -1).to(x.dtype)
-        turned = torch.cat([-x[..., half:], x[..., :half]], -1)
-        return x * angles.cos() + turned * angles.sin()
+        other = torch.cat([-x[..., half:], x[..., :half]], -1)
+        return x * angles.cos() + other * angles.sin()
+
+    def keys(self, x: Tensor) -> Tensor:
+        return self.turned(x)
 
 
 @structure(f(D, H) + H * f(E), SEQUENCE)
@@ -428,8 +431,9 @@ class EncoderDecoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.enter = nn.Linear(3, D)
-        self.transformer = nn.Transformer(D, H, 1, 1, 8, batch_first=True)
-        self.transformer.encoder.enable_nested_tensor = False
+        layer = nn.TransformerEncoderLayer(D, H, 8, batch_first=True)
+        encoder = nn.TransformerEncoder(layer, 1, nn.LayerNorm(D), enable_nested_tensor=False)
+        self.transformer = nn.Transformer(D, H, 1, 1, 8, batch_first=True, custom_encoder=encoder)
         self.leave = nn.Linear(D, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -573,3 +577,64 @@ def tied_embeddings() -> nn.Module:
 @structure(f(D) + HEADS, ids(11, 2, 5))
 def embeddings() -> nn.Module:
     return LanguageModel(tied=False)
+
+
+class PartlyRotary(Rotary):
+    """Only the first dims of a head are turned; the 5 others are free."""
+
+    def keys(self, x: Tensor) -> Tensor:
+        return torch.cat([self.turned(x[..., :E]), x[..., E:]], -1)
+
+
+@structure(f(D, H) + H * (f(5) + f(E)), SEQUENCE)
+def partly_rotary_embeddings() -> nn.Module:
+    return Around(D, PartlyRotary(dims=E + 5))
+
+
+class SlopesPerHead(SeparateAttention):
+    """A constant of its own for each head, as in ALiBi, gives the heads an order."""
+
+    def scores(self, scores: Tensor) -> Tensor:
+        slopes = 2.0 ** -torch.arange(1.0, H + 1)
+        at = torch.arange(scores.shape[-1])
+        return scores - slopes[:, None, None] * (at[:, None] - at[None, :]).abs()
+
+
+@structure(f(D) + 2 * H * f(E), SEQUENCE)
+def slopes_per_head() -> nn.Module:
+    return Around(D, SlopesPerHead())
+
+
+class LinearAttention(SeparateAttention):
+    """Keys meet values before they meet queries."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (F.elu(self.split(part(x), self.dims)) + 1 for part in (self.q, self.k))
+        v = self.split(self.v(x), E)
+        summary = torch.einsum("bhnd,bhne->bhde", k, v)
+        scale = 1 / (torch.einsum("bhnd,bhd->bhn", q, k.sum(2)) + 1)
+        return self.merge(torch.einsum("bhnd,bhde,bhn->bhne", q, summary, scale))
+
+
+@structure(f(D, H) + H * (f(6) + f(E)), SEQUENCE)
+def linear_attention() -> nn.Module:
+    return Around(D, LinearAttention(dims=6))
+
+
+class HeadsInALoop(SeparateAttention):
+    """Each head by itself: heads have an order, the dims in them do not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        found = []
+        for head in range(H):
+            part = slice(head * E, (head + 1) * E)
+            weights = (q[..., part] @ k[..., part].transpose(1, 2)).softmax(-1)
+            found.append(weights @ v[..., part])
+        return self.out(torch.cat(found, -1))
+
+
+# As a group, heads can be exchanged here as well; what is read one by one is told apart.
+@structure(f(D) + 2 * H * f(E), SEQUENCE)
+def heads_in_a_loop() -> nn.Module:
+    return Around(D, HeadsInALoop())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from fxrebasin.passes.rules.pointwise import pointwise
-from fxrebasin.passes.rules.registry import RULES
 from torch._ops import OpOverload
 
+from fxrebasin.passes.rules.pointwise import pointwise
+from fxrebasin.passes.rules.registry import RULES
 from tests.support.oracle.sample import (
     Operand,
     Sample,

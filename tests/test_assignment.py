@@ -1,0 +1,66 @@
+"""Linear assignments: optimal, with ties settled the same way every time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from fxrebasin.solvers import assignment
+from fxrebasin.solvers.assignment import assign, assign_batch, improves
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 17, 64, 159, 160, 161, 300])
+@pytest.mark.parametrize("kind", ["uniform", "gram", "planted", "low rank", "whole numbers"])
+def test_assignments_are_optimal(n: int, kind: str) -> None:
+    draw = np.random.default_rng(n)
+    if kind == "uniform":
+        gains = draw.random((n, n))
+    elif kind == "whole numbers":
+        gains = draw.integers(0, 4, (n, n)).astype(np.float64)
+    else:
+        a = draw.standard_normal((n, 2 if kind == "low rank" else 50)).astype(np.float32)
+        b = a[draw.permutation(n)] if kind == "planted" else draw.standard_normal(a.shape)
+        gains = (a @ b.T).astype(np.float32)
+    found = assign(gains)
+    assert sorted(found) == list(range(n))
+    rows, columns = linear_sum_assignment(gains, maximize=True)
+    here = gains[np.arange(n), found].sum(dtype=np.float64)
+    assert here == pytest.approx(gains[rows, columns].sum(dtype=np.float64), rel=1e-6)
+    prices = np.zeros(n, gains.dtype)
+    for changed in (gains, gains + 0.01 * draw.standard_normal((n, n)).astype(gains.dtype), -gains):
+        rows, columns = linear_sum_assignment(changed, maximize=True)
+        here = changed[np.arange(n), assign(changed, prices=prices)].sum(dtype=np.float64)
+        best = changed[rows, columns].sum(dtype=np.float64)
+        assert here == pytest.approx(best, rel=1e-6, abs=1e-6)
+
+
+def test_ties_are_settled_by_what_is_preferred() -> None:
+    draw = np.random.default_rng(0)
+    for n in (3, 8, 40, 200):
+        prefer = draw.permutation(n)
+        assert (assign(np.zeros((n, n))) == np.arange(n)).all()
+        assert (assign(np.full((n, n), 3.0), prefer) == prefer).all()
+        # Rows 0 to n/2 are alike, and so are columns.
+        gains = np.kron(np.eye(2), np.ones((n // 2, n // 2)))
+        assert (assign(gains) == np.arange(len(gains))).all()
+        batch = assign_batch(np.zeros((4, n, n)), np.stack([prefer] * 4))
+        assert (batch == prefer).all()
+
+
+def test_a_gain_is_told_from_rounding() -> None:
+    gains = np.diag(np.array([1e6, 1.0, 1.0])).astype(np.float32)
+    here, swapped = np.arange(3), np.array([0, 2, 1])
+    assert improves(gains, here, swapped)
+    assert not improves(gains, swapped, here)
+    assert not improves(gains, here, here)
+    gains[1, 2] = gains[2, 1] = np.nextafter(np.float32(1), np.float32(0))
+    assert not improves(gains, here, swapped)
+
+
+def test_an_auction_that_leads_nowhere_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(assignment, "_MOST_ROUNDS", 1)
+    gains = np.random.default_rng(0).standard_normal((200, 200))
+    rows, columns = linear_sum_assignment(gains, maximize=True)
+    prices = np.full(200, 1e3)
+    assert (assign(gains, prices=prices) == columns[rows]).all()
