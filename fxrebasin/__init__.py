@@ -1,4 +1,4 @@
-"""Find the permutation symmetries of a PyTorch model and re-base it with proof that nothing changed."""
+"""Permutation symmetries of PyTorch models, and re-basing with proof that nothing changed."""
 
 from fxrebasin.api import Reference, analyze, apply, match, transform
 from fxrebasin.errors import (

@@ -70,6 +70,7 @@ class Value:
 
 
 def varying_axes(values: Tensor) -> tuple[int, ...]:
+    """The axes of size above 1."""
     return tuple(axis for axis, size in enumerate(values.shape) if size > 1)
 
 
@@ -84,6 +85,7 @@ def labels_of(values: Tensor, like: Labels | None = None, injective: bool = Fals
 
 
 def elements_of(state: str, view: Tensor) -> Elements | None:
+    """The elements that a view of a state tensor addresses; None if it is one element."""
     axes = tuple(
         axis
         for axis, (size, stride) in enumerate(zip(view.shape, view.stride(), strict=True))

@@ -154,10 +154,10 @@ class Permutation:
         """
         self._check_state(state_dict)
         copies: dict[tuple[object, ...], tuple[list[IntArray], torch.Tensor]] = {}
-        result: dict[str, torch.Tensor] = OrderedDict()
+        result: OrderedDict[str, torch.Tensor] = OrderedDict()
         metadata = getattr(state_dict, "_metadata", None)
         if metadata is not None:  # versions of modules, by which they load old layouts
-            result._metadata = metadata
+            vars(result)["_metadata"] = metadata
         for name, tensor in state_dict.items():
             if name not in self.layout:
                 result[name] = tensor

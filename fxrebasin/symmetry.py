@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import networkx as nx
 import numpy as np
@@ -48,7 +49,7 @@ class Symmetry:
     shapes: Mapping[str, tuple[int, ...]]
     parameters: tuple[str, ...]
     operators: Mapping[str, int]
-    _graph: Callable[[], nx.Graph] = field(repr=False, compare=False)
+    _graph: Callable[[], nx.Graph[AxisName]] = field(repr=False, compare=False)
 
     def log10_order(self) -> float:
         """The decimal logarithm of the number of elements of the group."""
@@ -80,7 +81,7 @@ class Symmetry:
         return Permutation.random(self.classes, self.layout, seed)
 
     @cached_property
-    def graph(self) -> nx.Graph:
+    def graph(self) -> nx.Graph[AxisName]:
         """Ties between axes.
 
         Nodes are `(tensor, axis)`, with the attribute `kind`: `"parameter"`, `"buffer"` or
@@ -142,7 +143,7 @@ class Symmetry:
             return []
         path = min(found, key=len)
         lines = [f"    Tied to {path[-1][0]}[{path[-1][1]}] by:"]
-        for one, two in zip(path, path[1:], strict=False):
+        for one, two in pairwise(path):
             edge = self.graph.edges[one, two]
             place = f", {edge['source']}" if edge["source"] else ""
             lines.append(

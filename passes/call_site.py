@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,8 +19,8 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-_PASSES = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_PASSES = str(Path(__file__).parent) + os.sep
 
 
 class CallSite:

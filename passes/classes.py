@@ -36,6 +36,7 @@ class Coordinates:
     rows: Ints
 
     def of(self, units: Ints) -> Ints:
+        """Coordinates of units of this colour, one row each."""
         return np.asarray(self.rows[np.searchsorted(self.units, units)])
 
 
@@ -56,6 +57,7 @@ class Classes:
     colors: Ints
 
     def count(self, index: int) -> int:
+        """Number of copies of a class."""
         count = 1
         for outer in self.within[index]:
             count *= self.sizes[outer]
@@ -77,6 +79,7 @@ class Motion:
     starts: Ints
 
     def kind_of(self, codes: Ints) -> Ints:
+        """The kind that numbers belong to; -1 for what cannot move."""
         return np.where(codes >= 0, np.searchsorted(self.starts, codes, side="right") - 1, -1)
 
     def coordinates(self, kind: int, codes: Ints) -> Ints:
@@ -166,7 +169,7 @@ def _parent_edges(
 def _parents_first(
     members: Sequence[Ints], parents: dict[int, list[tuple[int, Ints]]]
 ) -> list[int]:
-    graph = nx.DiGraph()
+    graph: nx.DiGraph[int] = nx.DiGraph()
     graph.add_nodes_from(range(len(members)))
     graph.add_edges_from((above, item) for item, edges in parents.items() for above, _ in edges)
     try:

@@ -21,11 +21,8 @@ _ROUNDS = 64
 def _mix(values: npt.NDArray[np.generic], salt: int) -> Hashes:
     """The finaliser of splitmix64, salted."""
     with np.errstate(over="ignore"):
-        z = (
-            values.astype(np.int64, copy=False).view(np.uint64)
-            if values.dtype != np.uint64
-            else (values)
-        )
+        whole = values if values.dtype == np.uint64 else values.astype(np.int64).view(np.uint64)
+        z: Hashes = whole.astype(np.uint64, copy=False)
         z = z + np.uint64((salt * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & 0xFFFFFFFFFFFFFFFF)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -61,6 +61,8 @@ class Imposition:
 
 @dataclass(frozen=True, eq=False)
 class Pin:
+    """Units that do not move, why, and at which operator that was found."""
+
     units: Ints
     reason: str
     origin: int
@@ -85,12 +87,14 @@ class Ledger:
 
     @property
     def origin(self) -> int:
+        """Index of the operator being propagated."""
         return len(self.origins) - 1
 
     # Units ------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
+        """How many units there are."""
         return self._size
 
     def fresh(self, count: int) -> Tensor:
@@ -138,6 +142,7 @@ class Ledger:
         return True
 
     def pin(self, units: Ints, reason: str) -> None:
+        """Record that units never move; rigid labels are passed over."""
         free = units[units >= 0]
         if free.size:
             self.pins.append(Pin(np.unique(free), reason, self.origin))
@@ -208,7 +213,8 @@ class Ledger:
         if key not in self._seen:
             # The labels stay alive with the key, since their address is part of it.
             self._seen[key] = (item.values, self._coarsen_labels(item, inside))
-        return self._seen[key][1]
+        found: Field | None = self._seen[key][1]
+        return found
 
     def _mark_part(self, item: Elements) -> None:
         """A part of a state tensor that is reduced to a number differs from the rest of it."""
@@ -219,7 +225,7 @@ class Ledger:
 
     def _coarsen_elements(self, item: Elements, kept: tuple[int, ...]) -> Labels:
         view = item.view
-        by_stride = sorted(kept, key=lambda axis: -view.stride(axis))
+        by_stride = sorted(kept, key=lambda axis: -view.stride()[axis])
         removed = tuple(
             sorted((view.stride(axis), view.shape[axis]) for axis in item.axes if axis not in kept)
         )

@@ -76,7 +76,7 @@ class Placement:
 
 def axis_groups(fields: Sequence[StateField], ndim: int) -> list[tuple[int, ...]]:
     """Axes that some field varies along together."""
-    graph = nx.Graph()
+    graph: nx.Graph[int] = nx.Graph()
     graph.add_nodes_from(range(ndim))
     for item in fields:
         graph.add_edges_from(zip(item.axes, item.axes[1:], strict=False))

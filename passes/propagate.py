@@ -168,7 +168,7 @@ class Propagator(TorchDispatchMode):
     """Applies the rule of each operator as it is called."""
 
     def __init__(self, site: CallSite, real: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.result = Propagation()
         self.site = site
         self.real = real
@@ -191,19 +191,23 @@ class Propagator(TorchDispatchMode):
         return stand_in
 
     def add_input(self, tensor: Tensor) -> Tensor:
+        """A tracked stand-in for a model input, all of whose axes are pinned."""
         stand_in = tensor.detach().clone() if self.real else _to_meta(tensor.detach())
         set_track(stand_in, Track(pinned_value(tensor.shape, "model input"), name="input"))
         return stand_in
 
     def lookup(self, tensor: Tensor) -> Value:
+        """What is known of a tensor; of a constant, where it is not uniform."""
         found = get_track(tensor)
         return constant_value(tensor) if found is None else refresh(found, self.result.ledger)
 
     def constant(self, tensor: Tensor) -> Tensor | None:
+        """The tensor itself, if it is a constant whose values are known."""
         known = get_track(tensor) is None and tensor.device.type != "meta"
         return tensor if known else None
 
     def running_statistics(self, tensor: Tensor) -> Value:
+        """The value of a tensor that a normalisation reads: a buffer becomes state."""
         name = getattr(tensor, _BUFFER, None)
         if name is None:
             return self.lookup(tensor)

@@ -75,7 +75,7 @@ def _located(shape: tuple[int, ...], item: Imposition) -> StateField:
         if inner is None:
             return _scattered(shape, item)
         inside.setdefault(inner, []).append(axis)
-    start = np.unravel_index(item.view.storage_offset(), shape) if shape else ()
+    start = _unravel(int(item.view.storage_offset()), shape)
     varying = {axis for axis, size in enumerate(item.values.shape) if size > 1}
     axes = tuple(j for j in sorted(inside) if varying & set(inside[j]))
     region = []
@@ -86,6 +86,10 @@ def _located(shape: tuple[int, ...], item: Imposition) -> StateField:
                 region.append((j, tuple(int(p) for p in np.sort(covered.reshape(-1)))))
     values = _values_on(item, shape, strides, axes, inside, start)
     return StateField(axes, values, tuple(region), item.reason, item.origin)
+
+
+def _unravel(offset: int, shape: tuple[int, ...]) -> list[int]:
+    return [int(place) for place in np.unravel_index(offset, shape)] if shape else []
 
 
 def owner(shape: Sequence[int], size: int, stride: int) -> int | None:

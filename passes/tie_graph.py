@@ -20,10 +20,12 @@ AxisName = tuple[str, int]
 _Fields: TypeAlias = Mapping[str, Sequence[StateField]]
 
 
-def tie_graph(propagation: Propagation, fields: _Fields, parameters: Iterable[str]) -> nx.Graph:
+def tie_graph(
+    propagation: Propagation, fields: _Fields, parameters: Iterable[str]
+) -> nx.Graph[AxisName]:
     """Axes that one operator shows to hold the same units, joined by edges that name it."""
     kinds = dict.fromkeys(parameters, "parameter")
-    graph = nx.Graph()
+    graph: nx.Graph[AxisName] = nx.Graph()
     for state, shape in propagation.shapes.items():
         for axis in range(len(shape)):
             graph.add_node((state, axis), kind=kinds.get(state, "buffer"))
@@ -90,7 +92,7 @@ class _Reader:
         return frozenset() if own is None else self.of_state[item.state].get(own, frozenset())
 
 
-def _add_record(graph: nx.Graph, origin: Origin, reader: _Reader, record: Record) -> None:
+def _add_record(graph: nx.Graph[AxisName], origin: Origin, reader: _Reader, record: Record) -> None:
     last: dict[int, AxisName] = {}
     for name, value in (*record.inputs, *record.outputs):
         if name in ("", "constant"):

@@ -45,10 +45,12 @@ class Replay:
     output: int
 
     def __call__(self, tensor: Tensor) -> Tensor:
+        """Make the view of another tensor."""
         rest = {name: item for name, item in self.args.items() if name != self.argument}
         return as_list(self.op(tensor, **rest))[self.output]
 
     def fields(self, ledger: Ledger, value: Value, shape: tuple[int, ...]) -> tuple[Field, ...]:
+        """The view's fields, from those of its base."""
         if self.op._schema.name in ("aten::view", "aten::_unsafe_view", "aten::reshape"):
             return reshape_value(ledger, value, shape).fields
         return view_fields(ledger, value, self, 1)[0]
@@ -87,6 +89,7 @@ def mark_view(tensor: Tensor, base: Tensor, replay: Replay) -> None:
 
 
 def set_track(tensor: Tensor, track: Track) -> None:
+    """Attach what is known to a tensor object."""
     setattr(tensor, _ATTRIBUTE, track)
 
 
@@ -155,7 +158,7 @@ def _scattered(track: Track, ledger: Ledger, overwritten: bool) -> Value:
 def _give_up_unread(
     ledger: Ledger, fields: Sequence[Labels], shape: Sequence[int], places: Tensor, known: int
 ) -> None:
-    """Elements of a parameter that are overwritten before anything reads them belong to no class."""
+    """Elements that are overwritten before anything reads them belong to no class."""
     for item in fields:
         gone = item.values.expand(tuple(shape)).reshape(-1)[places].numpy()
         ledger.pin(gone[gone >= known], "overwritten before it is read")

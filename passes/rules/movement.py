@@ -168,7 +168,7 @@ def _with_plain_positions(fields: list[Field], shape: tuple[int, ...]) -> list[F
     if all(len(item.axes) == 1 for item in rigid):
         return fields
     free = {axis for item in fields if item not in rigid for axis in item.axes}
-    graph = nx.Graph()
+    graph: nx.Graph[int] = nx.Graph()
     for item in rigid:
         nx.add_path(graph, item.axes)
     for axes in map(sorted, nx.connected_components(graph)):
