@@ -45,7 +45,26 @@ def color(ledger: Ledger, structure: Structure, pinned: Ints) -> Hashes:
 
 
 def marks(ledger: Ledger) -> Hashes:
-    """What sets units apart before any tie: their birth, and the selections they fell into."""
+    """What sets units apart that may have been tied: their birth, the selections that they fell
+    into, and the same of the units that they were tied to directly.
+    """
+    own = _own_marks(ledger)
+    result = own
+    distinct = np.unique(result).size
+    for _ in range(_ROUNDS):
+        spread = _mix(own, 7)
+        with np.errstate(over="ignore"):
+            for one, two in ledger.ties:
+                np.add.at(spread, one, _mix(result[two], 8))
+                np.add.at(spread, two, _mix(result[one], 8))
+        now = np.unique(spread).size
+        if now <= distinct:
+            return result
+        result, distinct = spread, now
+    return result
+
+
+def _own_marks(ledger: Ledger) -> Hashes:
     found = np.zeros(ledger.size, dtype=np.int64)
     for index, (start, end) in enumerate(ledger.births):
         found[start:end] = index

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxrebasin.passes.graph_state import copy_graph
 
@@ -25,10 +25,14 @@ def exported_graph(
 
     `torch.export` passes on what it or the model raises.
     """
-    shapes = _dynamic_shapes(args, kwargs) if dynamic_batch else None
+    # torch.export takes one tensor object passed twice for one input: every input gets its own
+    own_args, own_kwargs = tree_map_only(
+        torch.Tensor, lambda tensor: tensor.detach().clone(), (tuple(args), dict(kwargs))
+    )
+    shapes = _dynamic_shapes(own_args, own_kwargs) if dynamic_batch else None
     with _quiet():
         program = torch.export.export(
-            model, tuple(args), dict(kwargs), dynamic_shapes=shapes, strict=False
+            model, own_args, own_kwargs, dynamic_shapes=shapes, strict=False
         )
         module = program.module(check_guards=False)
     # a plain GraphModule, without the hooks and the refusal of `eval` that module() adds

@@ -79,6 +79,7 @@ class Ledger:
     members: list[Tensor] = field(default_factory=list)
     impositions: dict[str, list[Imposition]] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
+    ties: list[tuple[Ints, Ints]] = field(default_factory=list)
     element_ties: list[tuple[Elements, Elements]] = field(default_factory=list)
     _parent: Ints = field(default_factory=lambda: np.zeros(1024, np.int64))
     _size: int = 0
@@ -344,8 +345,8 @@ class Ledger:
         if first.rigid and second.rigid:
             return
         if first.injective and second.injective:
-            one, two = first.values.reshape(-1).numpy(), second.values.reshape(-1).numpy()
-            one, two = self.find(one), self.find(two)
+            raw = first.values.reshape(-1).numpy(), second.values.reshape(-1).numpy()
+            one, two = self.find(raw[0]), self.find(raw[1])
             if np.array_equal(one, two):
                 return
             if first.rigid or second.rigid:
@@ -353,6 +354,7 @@ class Ledger:
                 return
             free = (one >= 0) & (two >= 0)
             if free.all() and self._distinct(one) and self._distinct(two) and self.tie(one, two):
+                self.ties.append(raw)
                 return
         self.relate(first, second)
 

@@ -87,7 +87,8 @@ def console_table(rows: Sequence[Row]) -> Table:
     """The columns for people."""
     table = Table()
     for key, title, _ in _COLUMNS:
-        table.add_column(title, justify="left" if key in ("model", "reason") else "right")
+        text = key in ("model", "reason")
+        table.add_column(title, justify="left" if text else "right", no_wrap=key == "model")
     for row in rows:
         table.add_row(*_cells(row), style=None if row.passed else "red")
     return table
@@ -111,7 +112,8 @@ def _markdown(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    values = {**asdict(row), "reason": row.reason or "pass"}
+    operators = "–" if row.classes is None else row.unknown_operators or "none"
+    values = {**asdict(row), "unknown_operators": operators, "reason": row.reason or "pass"}
     return [
         "–" if values[key] is None else format(values[key], style) for key, _, style in _COLUMNS
     ]

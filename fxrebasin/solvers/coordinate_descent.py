@@ -43,6 +43,8 @@ class Descent:
         self._neighbours = [family.neighbours() for family in families]
         self._stale = set(range(len(families)))
         self._prices: dict[int, Gains] = {}
+        # Gains are kept for the next visit in no more memory than the tensors of one family take.
+        self._budget = max((sum(p.a.nbytes for p in f.pairs()) for f in families), default=0)
 
     def decide(self) -> None:
         """Give every class a permutation, the clearest first, each by what is decided already."""
@@ -53,7 +55,7 @@ class Descent:
             for k in waiting:
                 if k not in evidence:
                     evidence[k] = self.families[k].evidence(self.placement)
-            k = max(waiting, key=lambda w: evidence[w].standardised)
+            k = max(waiting, key=lambda w: evidence[w].strength)
             waiting.remove(k)
             news = self._step(k, evidence[k])
             evidence = {w: e for w, e in evidence.items() if self._neighbours[w].isdisjoint(news)}
@@ -84,6 +86,9 @@ class Descent:
             changed = self._set_if_it_pays(family, news)
         else:
             changed = self.placement.set(news)
+        if sum(gram.kept_bytes for f in self.families for gram in f.all_grams()) > self._budget:
+            for gram in family.all_grams():
+                gram.forget()
         self._note(changed)
         return changed
 
@@ -96,10 +101,7 @@ class Descent:
             if own is None:
                 return {}
             now = placement.arrays[family.root] if family.root in placement.stamps else None
-            # Prices help with the next gains of this family, unless these are on another scale.
-            prices = np.zeros(family.size, own.dtype)
-            if evidence is None:
-                prices = self._prices.setdefault(k, prices)
+            prices = self._prices.setdefault(k, np.zeros(family.size, own.dtype))
             return {family.root: _assigned(own, now, prices)}
         linear = _inner_gains(family, gathered)
         if not family.is_free:

@@ -61,18 +61,21 @@ class Occurrence:
 class Evidence:
     """How far the gain of a right pair stands out from those of wrong pairs.
 
-    For independent normal weights: the expected gain of a right pair over the standard deviation
-    of a wrong pair's.
+    For independent normal weights, each tensor divided by its standard deviation: the expected gain
+    of a right pair over the standard deviation of a wrong pair's.
 
     Args:
-        raw: with gains as they are.
-        standardised: with each tensor divided by its variance, so that none drowns the others.
-        chance: how far the best of all wrong pairs stands out.
+        strength: of the right pair.
+        chance: what the best of all wrong pairs comes to.
     """
 
-    raw: float
-    standardised: float
+    strength: float
     chance: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether right pairs stand out."""
+        return self.strength >= _CLEAR * self.chance
 
 
 @dataclass(frozen=True)
@@ -146,14 +149,8 @@ class Family:
         Args:
             placement: what is decided.
         """
-        signal = noise = elements = 0.0
-        for pair, number in self._included(placement):
-            if pair.spread > 0:
-                signal += number * pair.spread
-                noise += number * pair.spread**2
-                elements += number
-        raw = signal / math.sqrt(noise) if noise > 0 else 0.0
-        return Evidence(raw, math.sqrt(elements), math.sqrt(2 * math.log(max(2, self.size))))
+        elements = sum(n for pair, n in self._included(placement) if pair.spread > 0)
+        return Evidence(math.sqrt(elements), math.sqrt(2 * math.log(max(2, self.size))))
 
     def _included(self, placement: Placement) -> Iterator[tuple[Pair, float]]:
         """Decided elements per outer unit, tensor by tensor."""
@@ -177,23 +174,16 @@ def gather(family: Family, placement: Placement, evidence: Evidence | None = Non
     Args:
         family: whose gains.
         placement: what is decided.
-        evidence: how much that says while other classes are open. If tensors with large weights
-            drown the others, all are standardised; if even that is no more than chance, what is
+        evidence: how much that says while other classes are open. Where it is not clear, what is
             open is described by its outline.
     """
-    standardise = evidence is not None and evidence.raw < _CLEAR * evidence.chance
-    outline = evidence is not None and evidence.standardised < _CLEAR * evidence.chance
 
     def gains(gram: Gram) -> torch.Tensor:
-        total = gram.standardised(placement) if standardise else gram.update(placement)
-        return total + gram.outline(placement) if outline else total
+        total = gram.update(placement)
+        clear = evidence is None or evidence.is_clear
+        return total if clear else total + gram.outline(placement)
 
-    blocks = []
-    for occurrence in family.occurrences:
-        block = occurrence.block(placement)
-        if standardise and occurrence.pair.spread > 0:
-            block = replace(block, a=block.a / occurrence.pair.spread)
-        blocks.append((block, occurrence.at))
+    blocks = [(occurrence.block(placement), occurrence.at) for occurrence in family.occurrences]
     own = None if family.own is None else gains(family.own)
     return Gathered(own, {name: gains(gram) for name, gram in family.grams.items()}, blocks)
 

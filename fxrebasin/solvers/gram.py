@@ -105,9 +105,13 @@ class Gram:
         self._seen: list[list[IntArray] | None] = [None] * len(self.operands)
 
     @property
-    def bytes(self) -> int:
-        """Size of the matrix."""
-        return self.rows**2 * (8 if self._dtype == torch.float64 else 4)
+    def kept_bytes(self) -> int:
+        """Memory that is held for the next update."""
+        return 0 if self._sum is None else self._sum.nbytes
+
+    def _like(self, operand: torch.Tensor) -> torch.Tensor:
+        """An operand on the device and in the dtype of the sum."""
+        return operand.to(self._device, self._dtype)
 
     def update(self, placement: Placement) -> torch.Tensor:
         """Bring the sum up to date.
@@ -125,35 +129,17 @@ class Gram:
             now = [axis.source(placement) for _, axis in operand.axes]
             for a, b in _changes(operand, self._seen[k], now):
                 if a.shape[1] < _NARROW:
-                    narrow.append((a.to(self._dtype), b.to(self._dtype)))
+                    narrow.append((self._like(a), self._like(b)))
                 else:
-                    self._sum.addmm_(a.to(self._dtype), b.to(self._dtype).T)
+                    self._sum.addmm_(self._like(a), self._like(b).T)
             self._seen[k] = now
         if narrow:
             a, b = (torch.cat(side, dim=1) for side in zip(*narrow, strict=True))
             self._sum.addmm_(a, b.T)
         return self._sum
 
-    def standardised(self, placement: Placement) -> torch.Tensor:
-        """The same sum with every tensor divided by its variance, made anew.
-
-        Args:
-            placement: what is decided.
-
-        Returns:
-            Shape (rows, rows).
-        """
-        total = torch.zeros(self.rows, self.rows, dtype=self._dtype, device=self._device)
-        for operand in self.operands:
-            spread = operand.pair.spread
-            if spread > 0:
-                now = [axis.source(placement) for _, axis in operand.axes]
-                for a, b in _changes(operand, None, now):
-                    total.addmm_(a.to(self._dtype), b.to(self._dtype).T, alpha=1 / spread)
-        return total
-
     def outline(self, placement: Placement) -> torch.Tensor:
-        """Standardised gains from what is still open, by features that its order cannot change.
+        """Gains from what is still open, by features that its order cannot change.
 
         Each row is described by its open elements in ascending order. That says little, but it is
         all there is where nothing beside a class is decided yet.
@@ -171,10 +157,10 @@ class Gram:
                 continue
             picks = [np.flatnonzero(s < 0) if (s < 0).any() else np.arange(len(s)) for s in sources]
             a, b = (
-                operand.matrix(side, picks).to(self._dtype).sort(dim=1).values
+                self._like(operand.matrix(side, picks)).sort(dim=1).values
                 for side in (operand.pair.a, operand.pair.b)
             )
-            total.addmm_(a, b.T, alpha=1 / operand.pair.spread)
+            total.addmm_(a, b.T)
         return total
 
 

@@ -28,12 +28,16 @@ def embedding(call: Call) -> Sequence[Value]:
 @rule("_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(call: Call) -> Sequence[Value]:
     """As `embedding`, with rows summed: [rows, features] -> [bags, features]."""
+    if call.outputs[3].ndim == 2:
+        return pin_everything("the index of a maximum")(call)
     table = call.pin_axes(call.value("weight"), [0], "row chosen by index")
+    factors = call.optional("per_sample_weights")
+    if factors is not None:
+        call.pin_axes(factors, [0], "factor of a row chosen by index")
     reason = f"row chosen by index of {call.op}"
     bags = [positions(2, 0, call.shape[0], reason)] if call.shape[0] > 1 else []
     first = call.join([*call.ledger.reduce(table, {1}), *bags])
-    rest = [pinned_value(out.shape, reason) for out in call.outputs[1:]]
-    return [first, *rest]
+    return [first, *(pinned_value(out.shape, reason) for out in call.outputs[1:])]
 
 
 @rule("index_select")

@@ -29,7 +29,8 @@ def batch_norm(call: Call) -> Sequence[Value]:
     """Running statistics are state: they are permuted with the channels."""
     value = call.value("input")
     ndim = len(value.shape)
-    training = call.args.get("training", call.args.get("train", False))
+    by_name = call.op._schema.name.endswith("_with_update")
+    training = call.args.get("training", call.args.get("train", by_name))
     uses_running = not training and call.args.get("running_mean") is not None
     fields = list(value.fields) if uses_running else with_statistics(call, value, {1})
     for name in ("running_mean", "running_var"):

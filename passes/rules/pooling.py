@@ -39,7 +39,7 @@ _spatial(
 _spatial(
     2,
     *("avg_pool2d", "max_pool2d_with_indices", "max_pool2d", "_adaptive_avg_pool2d"),
-    *("adaptive_avg_pool2d", "adaptive_max_pool2d", "mkldnn_max_pool2d", "upsample_nearest2d"),
+    *("adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d"),
     *("_upsample_nearest_exact2d", "upsample_bilinear2d", "upsample_bicubic2d"),
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad2d"),
     *("replication_pad2d", "fractional_max_pool2d"),

@@ -18,7 +18,7 @@ from fxrebasin.permutation import Permutation
 from fxrebasin.symmetry import Symmetry
 from tests.support.oracle.trial import State, Trial, as_floats
 
-DRAWS = 8
+DRAWS = 6
 """Draws of the operands for which an exchange must change nothing to count as a freedom."""
 
 
@@ -112,7 +112,7 @@ class _Search:
     def freedoms(self) -> Iterator[tuple[int, Swaps]]:
         sizes = {n for shape in [*self.operands.values(), *self.outputs.values()] for n in shape}
         for size in sorted(sizes - {0, 1}):
-            for condition in [None, *sorted((c, i) for c in sizes - {0, 1} for i in {0, c - 1})]:
+            for condition in [None, *((length, 0) for length in sorted(sizes - {0, 1}))]:
                 for swaps in _choices(self.operands, size, condition):
                     for at in range(size - 1 if condition is None else 1):
                         answers = self._answers(swaps, size, at, condition)

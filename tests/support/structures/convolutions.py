@@ -26,6 +26,24 @@ def depthwise_convolution_with_multiplier() -> nn.Module:
     return between(nn.Conv2d(4, 12, 3, groups=4), 4, 12)
 
 
+class TwoKernels(nn.Module):
+    """A large and a small depthwise kernel, added up (RepLKNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large = nn.Conv2d(4, 12, 5, padding=2, groups=4, bias=False)
+        self.small = nn.Conv2d(4, 12, 3, padding=1, groups=4, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(12) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norms[0](self.large(x)) + self.norms[1](self.small(x))
+
+
+@structure(f(4) + 4 * f(3), IMAGE)
+def two_depthwise_convolutions_with_multiplier() -> nn.Module:
+    return between(TwoKernels(), 4, 12)
+
+
 @structure(f(5), IMAGE)
 def depthwise_convolution() -> nn.Module:
     return between(nn.Conv2d(5, 5, 3, groups=5), 5, 5)
@@ -245,3 +263,21 @@ class Merged(nn.Module):
 @structure(f(4, 8, 6, 5), IMAGE)
 def patch_merging() -> nn.Module:
     return Merged()
+
+
+class TokensAsChannels(nn.Module):
+    """Convolutions of one pixel over tokens: the features, on the axis of pixels, are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(6, 7), nn.Linear(7, 2)
+        self.tokens = nn.Sequential(nn.Conv1d(3, 8, 1), nn.GELU(), nn.Conv1d(8, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        return self.leave(x + self.tokens(x))
+
+
+@structure(f(7, 8), floats(2, 3, 6))
+def convolution_of_tokens() -> nn.Module:
+    return TokensAsChannels()

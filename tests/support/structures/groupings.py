@@ -227,7 +227,8 @@ class SplitAttention(nn.Module):
         return self.leave((both * weights[..., None, None]).sum(1))
 
 
-@structure(f(2, 5, 4), IMAGE)
+# The two versions of a channel can be exchanged for each channel by itself.
+@structure(f(5) + 5 * f(2) + f(4), IMAGE)
 def split_attention() -> nn.Module:
     return SplitAttention()
 

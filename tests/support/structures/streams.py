@@ -224,6 +224,19 @@ class SlicedGates(nn.Module):
         return self.down(both[..., ::2].sigmoid() * both[..., 1::2])
 
 
+@structure(f(6), VECTOR)
+class GatesOfASum(nn.Module):
+    """Two projections are added up before they are cut into gates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.leave = nn.Linear(3, 18), nn.Linear(3, 18), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = (self.one(x) + self.two(x.tanh())).chunk(3, 1)
+        return self.leave(first.sigmoid() * second.tanh() + third)
+
+
 @structure(f(6, 4), IMAGE)
 class SqueezeExcitation(nn.Module):
     """Channels scaled by what a small network says of their means."""

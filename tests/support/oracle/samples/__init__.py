@@ -1,1 +1,20 @@
+"""Samples of all operators that have a rule, one file per family."""
 
+from tests.support.oracle.samples import (
+    attention,
+    contraction,
+    indexing,
+    movement,
+    normalization,
+    pointwise,
+    pooling,
+    programs,
+    reduction,
+)
+
+_FAMILIES = (
+    *(pointwise, contraction, movement, indexing),
+    *(reduction, normalization, pooling, attention),
+)
+OPERATORS = [item for family in _FAMILIES for item in family.SAMPLES]
+PROGRAMS = programs.SAMPLES

@@ -73,10 +73,10 @@ _FUSED = [
 ]
 
 _COMPOSITE = [
-    sample(MATH, *qkv(), call=_first(MATH)),
+    sample(MATH, *qkv(), call=_first(MATH), search=False),
     sample(MATH, *qkv(), search=False),
     sample(MATH, *qkv(), p(3, 4), call=_first(MATH)),
-    sample(MATH, *qkv(), p(2, 1, 4), call=_first(MATH)),
+    sample(MATH, *qkv(), p(2, 1, 4), call=_first(MATH), search=False),
     sample(MATH, *qkv(), bools(3, 1), call=_first(MATH), search=False),
     sample(MATH, p(1, 2, 3, 5), p(1, 2, 3, 5), p(1, 2, 3, 6), None, 0.0, True, missing=FIRST),
     sample(
@@ -88,13 +88,8 @@ _COMPOSITE = [
     sample(MATH, *qkv(batch=2), call=_first(MATH), search=False),
     sample(MATH, p(2, 3, 5), p(2, 4, 5), p(2, 4, 6), call=_first(MATH)),
     sample(MATH, p(3, 5), p(4, 5), p(4, 6), missing={"*": "no heads"}, call=_first(MATH)),
-    sample(
-        *(aten.scaled_dot_product_attention.default, *qkv()),
-    ),
-    sample(
-        *(aten.scaled_dot_product_attention.default, *qkv(), p(2, 3, 4)),
-        missing={},
-    ),
+    sample(aten.scaled_dot_product_attention.default, *qkv(), search=False),
+    sample(aten.scaled_dot_product_attention.default, *qkv(), p(2, 3, 4), search=False),
 ]
 
 SAMPLES = [*_FUSED, *_COMPOSITE]

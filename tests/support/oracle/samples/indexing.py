@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-from tests.support.oracle.sample import indices, p, sample
+from tests.support.oracle.sample import Sample, indices, p, sample
 
 aten = torch.ops.aten
 
@@ -20,6 +23,25 @@ _EMBEDDINGS = [
     sample(aten.embedding.default, p(5, 4), indices(3, below=5), 0),
     sample(aten.embedding.default, p(5, 4), indices(below=5)),
     sample(aten.embedding.default, p(3, 4), at(2, 0, 1)),
+]
+
+
+def _bags(overload: OpOverload, mode: int, *rest: Any, **options: Any) -> Sample:
+    """Three bags of six rows in all; the outputs after the first are counts."""
+    rows, starts = indices(6, below=5), at(0, 2, 3)
+    call = None if mode == 2 else lambda *args: overload(*args)[0]
+    return sample(overload, p(5, 4), rows, starts, False, mode, False, *rest, call=call, **options)
+
+
+_BAGS = [
+    item
+    for packet in (aten._embedding_bag, aten._embedding_bag_forward_only)
+    for item in (
+        _bags(packet.default, 0),
+        _bags(packet.default, 1),
+        _bags(packet.default, 0, p(6)),
+        _bags(packet.default, 2, missing={"*": "the index of a maximum pins all axes"}),
+    )
 ]
 
 _ALONG_ONE_AXIS = [
@@ -59,4 +81,4 @@ _ADVANCED = [
     sample(aten._unsafe_index.Tensor, p(3, 4), [None, at(1, 1, 0)]),
 ]
 
-SAMPLES = [*_EMBEDDINGS, *_ALONG_ONE_AXIS, *_ADVANCED]
+SAMPLES = [*_EMBEDDINGS, *_BAGS, *_ALONG_ONE_AXIS, *_ADVANCED]

@@ -168,6 +168,11 @@ _JOINS = [
     ),
 ]
 
+_GATES = [
+    sample(aten.glu.default, p(4, 3), 0, split={"self": (2, 2, 3)}),
+    sample(aten.glu.default, p(2, 3, 4), -1, split={"self": (2, 3, 2, 2)}, search=False),
+]
+
 _TRIANGLES = [
     sample(aten.tril.default, p(4, 4), missing={"*": "masked by position: both axes are pinned"}),
     sample(aten.triu.default, p(2, 3, 4), 1, missing={"*": "masked by position"}),
@@ -190,5 +195,5 @@ _PATCHES = [
 ]
 
 SAMPLES = [
-    *(*_VIEWS, *_RESHAPES, *_SAME, *_STRIDES, *_SHUFFLES, *_JOINS, *_TRIANGLES, *_PATCHES),
+    *(*_VIEWS, *_RESHAPES, *_SAME, *_STRIDES, *_SHUFFLES, *_JOINS, *_GATES, *_TRIANGLES, *_PATCHES),
 ]

@@ -341,7 +341,7 @@ _PRODUCTS = [
     program("group norm by hand", group_norm_by_hand, p(2, 6),
             split={"x0": (2, 2, 3), "out0": (2, 2, 3)}),
     program("experts in one tensor", experts, given(2, 2), p(3, 2, 4), p(3, 4, 2)),
-    program("flatten after convolution", lambda x, w, l: F.conv2d(x, w).flatten(1) @ l,
+    program("flatten after convolution", lambda x, w, v: F.conv2d(x, w).flatten(1) @ v,
             given(1, 2, 2, 2), p(3, 2, 1, 1), p(12, 2), split={"x2": (3, 2, 2, 2)}),
     program("einsum over both axes", lambda x, y: torch.einsum("ij,ij->", x, y), p(3, 4), p(3, 4)),
     program("outer sum", lambda x, y: (x[:, None] + y).square().sum(1), p(3), p(4)),
