@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 
+from fxrebasin.errors import FxRebasinError
 from fxrebasin.passes.coloring import Hashes
 from fxrebasin.passes.ledger import Ints
 from fxrebasin.passes.structure import Structure, row_codes
@@ -103,7 +104,7 @@ def motion(classes: Classes) -> Motion:
     return Motion(codes, tuple(starts), np.array(list(starts.values()), dtype=np.int64))
 
 
-class IrregularError(Exception):
+class IrregularError(FxRebasinError):
     """Some units do not form a regular structure; they have to be pinned."""
 
     def __init__(self, units: Ints, reason: str) -> None:

@@ -10,7 +10,6 @@ import fxrebasin
 from tests.support.randomise import assert_group_is_sound
 from tests.support.structures import STRUCTURES
 
-
 KNOWN_GAPS = {
     "DeadUnits": "units whose values reach no output are counted as a class of their own",
     "experts_by_top_k": "rows chosen by data: one permutation is found for all experts",
