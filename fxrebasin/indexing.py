@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -88,6 +89,38 @@ def open_grids(sizes: Sequence[int]) -> list[IntArray]:
         sizes: of the box.
     """
     return [np.asarray(grid) for grid in np.ix_(*(np.arange(size) for size in sizes))]
+
+
+def extent(group: AxisGroup, shape: Sequence[int]) -> int:
+    """Number of flat positions of an axis group.
+
+    Args:
+        group: its axes.
+        shape: of the tensor.
+    """
+    return math.prod(shape[axis] for axis in group.axes)
+
+
+def misfits(groups: Sequence[AxisGroup], shape: Sequence[int]) -> list[str]:
+    """Why a tensor cannot have this layout; nothing if it can.
+
+    Args:
+        groups: of the layout.
+        shape: of the tensor.
+
+    Returns:
+        For each axis that is missing, or too short for the positions in use, what is wrong.
+    """
+    faults = []
+    for group in groups:
+        needed = max((int(p.positions.max()) for p in group.pieces if p.positions.size), default=-1)
+        if max(group.axes) >= len(shape):
+            faults.append(f"has shape {tuple(shape)}, no axis {max(group.axes)}")
+        elif needed >= extent(group, shape):
+            faults.append(
+                f"has shape {tuple(shape)}; axes {group.axes} need {needed + 1} positions"
+            )
+    return faults
 
 
 def check_classes(classes: Sequence[PermutationClass]) -> None:

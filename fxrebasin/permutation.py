@@ -16,8 +16,10 @@ from fxrebasin.indexing import (
     Arrays,
     check_classes,
     check_layout,
+    extent,
     gather_index,
     identity_arrays,
+    misfits,
     open_grids,
 )
 from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass
@@ -187,7 +189,7 @@ class Permutation:
         """
         if name not in self.layout:
             return tensor
-        faults = _misfits(self.layout[name], tensor)
+        faults = misfits(self.layout[name], tensor.shape)
         if faults:
             raise ArchitectureMismatchError(f"{name} {'; '.join(faults)}")
         groups = self.layout[name]
@@ -234,7 +236,7 @@ class Permutation:
 
     def _indices(self, groups: tuple[AxisGroup, ...], tensor: torch.Tensor) -> list[IntArray]:
         """Where the positions of each group come from."""
-        return [gather_index(g, _extent(g, tensor), self.arrays) for g in groups]
+        return [gather_index(g, extent(g, tensor.shape), self.arrays) for g in groups]
 
     def _moved(self) -> int:
         """How many units do not stay where they are, over all copies."""
@@ -251,7 +253,7 @@ class Permutation:
         faults = [f"{name}: missing" for name in self.layout if name not in state_dict]
         for name, groups in self.layout.items():
             if name in state_dict:
-                faults += [f"{name}: {fault}" for fault in _misfits(groups, state_dict[name])]
+                faults += [f"{name}: {fault}" for fault in misfits(groups, state_dict[name].shape)]
         if faults:
             raise ArchitectureMismatchError(
                 "the state does not fit the permutation, which was made for another model:\n  "
@@ -275,25 +277,6 @@ def _checked_array(
     if not np.array_equal(np.sort(array, axis=-1), np.broadcast_to(np.arange(c.size), shape)):
         raise InputError(f"the array of class {c.name!r} is no permutation of 0 to {c.size - 1}")
     return array.astype(np.int64)
-
-
-def _extent(group: AxisGroup, tensor: torch.Tensor) -> int:
-    """Number of flat positions of the group in this tensor."""
-    return int(np.prod([tensor.shape[axis] for axis in group.axes], dtype=np.int64))
-
-
-def _misfits(groups: tuple[AxisGroup, ...], tensor: torch.Tensor) -> list[str]:
-    """Axes that a tensor lacks, or that are too short for the positions in use."""
-    faults = []
-    for group in groups:
-        needed = max((int(p.positions.max()) for p in group.pieces if p.positions.size), default=-1)
-        if max(group.axes) >= tensor.dim():
-            faults.append(f"has shape {tuple(tensor.shape)}, no axis {max(group.axes)}")
-        elif needed >= _extent(group, tensor):
-            faults.append(
-                f"has shape {tuple(tensor.shape)}; axes {group.axes} need {needed + 1} positions"
-            )
-    return faults
 
 
 def _all_equal(first: list[IntArray], second: list[IntArray]) -> bool:

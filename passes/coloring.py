@@ -77,14 +77,10 @@ def _own_marks(ledger: Ledger) -> Hashes:
     return result
 
 
-def _initial(ledger: Ledger, structure: Structure, roots: Ints, pinned: Ints) -> Hashes:
-    """The marks of all units tied to one and of what they occur with; pinned units all differ.
-
-    What a unit occurs with is looked at before ties: units inside two parents that got tied
-    must not be exchanged across the tie.
-    """
-    colors = np.zeros(ledger.size, dtype=np.uint64)
+def occurrences(ledger: Ledger, structure: Structure) -> Hashes:
+    """The marks of units, and of what each occurs with, both before any tie."""
     own = marks(ledger)
+    result = _mix(own, 3)
     with np.errstate(over="ignore"):
         for index, table in enumerate(structure.raw):
             salts = [8 + 64 * index + column for column in range(table.shape[1])]
@@ -93,8 +89,19 @@ def _initial(ledger: Ledger, structure: Structure, roots: Ints, pinned: Ints) ->
                 seen = seen + _mix(_label_colors(own, column), salt)
             for column, salt in zip(table.T, salts, strict=True):
                 free = column >= 0
-                np.add.at(colors, roots[column[free]], _mix(seen[free], salt + 31))
-        np.add.at(colors, roots, _mix(own, 3))
+                np.add.at(result, column[free], _mix(seen[free], salt + 31))
+    return result
+
+
+def _initial(ledger: Ledger, structure: Structure, roots: Ints, pinned: Ints) -> Hashes:
+    """What all units tied to one occur with; pinned units are all different.
+
+    Looked at before ties: units inside two parents that got tied must not be exchanged across
+    the tie.
+    """
+    colors = np.zeros(ledger.size, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        np.add.at(colors, roots, occurrences(ledger, structure))
         fixed = np.unique(roots[pinned])
         np.add.at(colors, fixed, _mix(fixed, 4))
     return colors

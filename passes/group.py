@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fxrebasin.layout import AxisGroup, PermutationClass
 from fxrebasin.passes.classes import Classes, IrregularError, Motion, classify, motion
-from fxrebasin.passes.coloring import Hashes, color, marks
+from fxrebasin.passes.coloring import Hashes, color, marks, occurrences
 from fxrebasin.passes.ledger import Ints, Ledger
 from fxrebasin.passes.placing import (
     Placement,
@@ -69,7 +69,7 @@ def _solve(
 ) -> tuple[Classes, dict[str, list[Placement]]]:
     """Classes that all tables and tensors are closed under; what is irregular gets pinned."""
     ledger = propagation.ledger
-    _pin_tied_alike(ledger)
+    _pin_tied_alike(ledger, structure)
     while True:
         roots = ledger.compress()
         pinned = [pin.units for pin in ledger.pins]
@@ -84,11 +84,11 @@ def _solve(
             ledger.pin(error.units, error.reason)
 
 
-def _pin_tied_alike(ledger: Ledger) -> None:
+def _pin_tied_alike(ledger: Ledger, structure: Structure) -> None:
     """Pin units that are tied to another of the same birth that nothing tells from them."""
     roots = ledger.compress()
     if roots.size:
-        code = row_codes([roots, marks(ledger).view(np.int64)])
+        code = row_codes([roots, occurrences(ledger, structure).view(np.int64)])
         alike = np.bincount(code)[code] > 1
         ledger.pin(np.unique(roots[alike]), "tied to another unit of its own axis")
 

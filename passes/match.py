@@ -16,6 +16,7 @@ from rich.progress import Progress, TaskID
 from fxrebasin._gather import storage_identity
 from fxrebasin.console import progress_bar
 from fxrebasin.errors import ArchitectureMismatchError, InputError
+from fxrebasin.indexing import misfits
 from fxrebasin.layout import Layout, PermutationClass
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers.pairs import blocks_of, view_of_reals
@@ -128,8 +129,7 @@ def match_weights(
     compared = _compared(state_b, state_a, None if match_buffers else parameters)
     names = [name for name in symmetry.layout if name in compared]
     free = [c.name for c in symmetry.classes if classes is None or c.name in classes]
-    still = Permutation.identity(symmetry.classes, symmetry.layout)
-    before = _measures(compared, state_a, state_b, still)
+    before = _measures(compared, state_a, state_b)
     problem = WeightProblem(symmetry.classes, symmetry.layout, state_a, state_b, names, free)
     if init == "auto" and sum(state_b[name].numel() for name in names) <= _SMALL:
         init = "both"
@@ -232,9 +232,11 @@ def _check_states(
             faults.append(f"{name}: model {tuple(b.shape)}, reference {tuple(a.shape)}")
         elif a.is_meta or b.is_meta:
             raise InputError(f"{name} is on the meta device and has no values; load weights first")
+        else:
+            faults += [f"{name}: {fault}" for fault in misfits(layout[name], b.shape)]
     if faults:
         raise ArchitectureMismatchError(
-            "model and reference do not have the same weights:\n  " + "\n  ".join(faults)
+            "model, reference and symmetry do not fit each other:\n  " + "\n  ".join(faults)
         )
 
 
@@ -269,15 +271,17 @@ def _measures(
     names: Collection[str],
     state_a: Mapping[str, torch.Tensor],
     state_b: Mapping[str, torch.Tensor],
-    permutation: Permutation,
+    permutation: Permutation | None = None,
 ) -> tuple[float, float]:
-    """Inner product and Euclidean distance of the reference and the permuted model.
+    """Inner product and Euclidean distance of the reference and the (permuted) model.
 
     One tensor is permuted at a time, and the sums are in float64.
     """
     product = square = 0.0
     for name in names:
-        moved = permutation.permute_tensor(name, state_b[name])
+        moved = state_b[name]
+        if permutation is not None:
+            moved = permutation.permute_tensor(name, moved)
         a, b = (view_of_reals(side.detach()).reshape(-1) for side in (state_a[name], moved))
         dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
         for x, y in zip(blocks_of(a), blocks_of(b), strict=True):

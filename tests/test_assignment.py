@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from fxrebasin.solvers import assignment
+from fxrebasin.solvers import auction
 from fxrebasin.solvers.assignment import assign, assign_batch, improves
 
 
@@ -27,7 +27,7 @@ def test_assignments_are_optimal(n: int, kind: str) -> None:
     rows, columns = linear_sum_assignment(gains, maximize=True)
     here = gains[np.arange(n), found].sum(dtype=np.float64)
     assert here == pytest.approx(gains[rows, columns].sum(dtype=np.float64), rel=1e-6)
-    prices = np.zeros(n, gains.dtype)
+    prices = np.zeros(n)
     for changed in (gains, gains + 0.01 * draw.standard_normal((n, n)).astype(gains.dtype), -gains):
         rows, columns = linear_sum_assignment(changed, maximize=True)
         here = changed[np.arange(n), assign(changed, prices=prices)].sum(dtype=np.float64)
@@ -59,7 +59,7 @@ def test_a_gain_is_told_from_rounding() -> None:
 
 
 def test_an_auction_that_leads_nowhere_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assignment, "_MOST_ROUNDS", 1)
+    monkeypatch.setattr(auction, "_MOST_ROUNDS", 1)
     gains = np.random.default_rng(0).standard_normal((200, 200))
     rows, columns = linear_sum_assignment(gains, maximize=True)
     prices = np.full(200, 1e3)

@@ -163,7 +163,7 @@ def test_heads_are_solved_exactly_with_what_is_inside() -> None:
     best = max(sum(inside[i][p[i]] for i in range(3)) for p in orders)
     fixed = float((a["o.bias"] * b["o.bias"]).sum())
     result = match_weights(s, b, a)
-    assert result.objective_after == pytest.approx(best + fixed, rel=1e-5)
+    assert result.objective_after == pytest.approx(float(best + fixed), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -430,6 +430,9 @@ def test_states_that_do_not_fit_are_refused_with_all_that_is_wrong() -> None:
         match_weights(model, b, a)
     assert "layers.1.bias: missing in the reference" in str(caught.value)
     assert "layers.2.weight: model (2, 6), reference (2, 5)" in str(caught.value)
+    short = {n: t[..., :1] for n, t in model.state(0).items()}
+    with pytest.raises(ArchitectureMismatchError, match=r"layers.1.bias: has shape \(1,\); axes"):
+        match_weights(model, short, short)
 
 
 def test_states_without_values_are_refused() -> None:

@@ -32,7 +32,7 @@ SUBJECTS = (
         title="MLP with LayerNorm",
         file_name="mlp.onnx",
         build=DigitsMLP,
-        recipe=Recipe(epochs=15, learning_rate=3e-3, weight_decay=3.0),
+        recipe=Recipe(epochs=10, learning_rate=3e-3, weight_decay=3.0),
         batch_norm=False,
     ),
     Subject(

@@ -1,23 +1,22 @@
 """Linear assignment: the permutation that collects the most gain, with ties settled for good.
 
 scipy's solver searches from every row in turn. It is many times faster on gains that were reduced
-by good prices, which leaves the solution as it is: most rows then find their column at once. The
-prices come from an auction (Bertsekas 1988) in which all rows without a column bid at the same
-time, with a step that is refined; it is stopped when few rows are left.
+by good prices (see `auction`), which leaves the solution as it is: most rows then find their column
+at once.
 """
 
 from __future__ import annotations
 
 from itertools import permutations
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from fxrebasin.layout import IntArray
-
-Gains: TypeAlias = npt.NDArray[np.floating[Any]]
+from fxrebasin.solvers import auction
+from fxrebasin.solvers.auction import Gains, Prices
 
 # Gains are sums of float32 products: what differs by less than this share of them is a tie.
 ROUNDING = 8 * float(np.finfo(np.float32).eps)
@@ -25,20 +24,18 @@ ROUNDING = 8 * float(np.finfo(np.float32).eps)
 _TRY_ALL = 4
 # From this size on, an auction costs less than it saves.
 _AUCTION_FROM = 160
-# Steps of the auction, in units of how far the best gain of a row is above its mean.
-_STEPS = (0.1, 0.01, 0.001)
-_MOST_ROUNDS = 100
 
 
-def assign(gains: Gains, prefer: IntArray | None = None, prices: Gains | None = None) -> IntArray:
+def assign(gains: Gains, prefer: IntArray | None = None, prices: Prices | None = None) -> IntArray:
     """The permutation p that maximises the sum of `gains[i, p[i]]`.
 
     Args:
         gains: floats of shape (n, n), finite.
         prefer: int64 of shape (n,), the permutation to keep to where several are equally good (up
             to rounding); the identity by default.
-        prices: of shape (n,), what an earlier solution of similar gains left here, or zeros; they
-            are updated. The solution does not depend on them, only the time it takes.
+        prices: float64 of shape (n,), what an earlier solution of similar gains left here, or
+            zeros; they are updated. How good the solution is does not depend on them, only the
+            time that it takes.
 
     Returns:
         int64 of shape (n,).
@@ -54,7 +51,7 @@ def assign(gains: Gains, prefer: IntArray | None = None, prices: Gains | None = 
     prefer = np.arange(n) if prefer is None else prefer
     if n <= _TRY_ALL:
         return np.asarray(_best_of_all(gains[None], prefer[None])[0])
-    solved = _solved(gains, np.zeros(n, gains.dtype) if prices is None else prices)
+    solved = _solved(gains, prices)
     return np.asarray(_settled(gains[None], solved[None], prefer[None])[0])
 
 
@@ -75,7 +72,7 @@ def assign_batch(gains: Gains, prefer: IntArray | None = None) -> IntArray:
         return _best_of_all(gains, prefer)
     solved = np.empty((count, n), dtype=np.int64)
     for k in range(count):
-        solved[k] = _solved(gains[k], np.zeros(n, gains.dtype))
+        solved[k] = _solved(gains[k], None)
     return _settled(gains, solved, prefer)
 
 
@@ -113,56 +110,17 @@ def improves(gains: Gains, chosen: IntArray, current: IntArray) -> npt.NDArray[n
     return np.asarray(np.where(moved, after - before, 0.0).sum(axis=-1) > ROUNDING * scale)
 
 
-def _solved(gains: Gains, prices: Gains) -> IntArray:
-    """An optimal permutation; `prices` are updated where an auction is worth while."""
+def _solved(gains: Gains, prices: Prices | None) -> IntArray:
+    """An optimal permutation; `prices` are updated where that can help the next time."""
     n = len(gains)
     if n < _AUCTION_FROM:
         return np.asarray(linear_sum_assignment(gains, maximize=True)[1])
     best: IntArray = gains.argmax(axis=1)
     if len(np.unique(best)) == n:
         return best
-    highest = np.take_along_axis(gains, best[:, None], axis=1)[:, 0]
-    unit = float(np.median(highest - gains.mean(axis=1)))
-    if not (prices.any() and _auction(gains, prices, _STEPS[-1] * unit)):
-        prices[:] = 0
-        for step in _STEPS:
-            _auction(gains, prices, step * unit)
-    reduced = prices - gains.astype(np.float64)
-    reduced -= reduced.min(axis=1)[:, None]
-    return np.asarray(linear_sum_assignment(reduced)[1])
-
-
-def _auction(gains: Gains, prices: Gains, step: float) -> bool:
-    """Raise prices by bids of all rows at once until nearly every row has a column.
-
-    Returns whether it came so far; it is given up where prices rise too slowly.
-    """
-    n = len(gains)
-    owner = np.full(n, -1)
-    column = np.full(n, -1)
-    free = np.arange(n)
-    for _ in range(_MOST_ROUNDS):
-        worth = gains[free] - prices
-        bidder = np.arange(len(free))
-        wanted = worth.argmax(axis=1)
-        first = worth[bidder, wanted]
-        worth[bidder, wanted] = -np.inf
-        bid = first - worth.max(axis=1) + gains.dtype.type(step)
-        # The highest bid for a column is written last.
-        order = np.argsort(bid, kind="stable")
-        winner = np.full(n, -1)
-        winner[wanted[order]] = order
-        sold = np.flatnonzero(winner >= 0)
-        won = winner[sold]
-        prices[sold] += bid[won]
-        displaced = owner[sold]
-        column[displaced[displaced >= 0]] = -1
-        owner[sold] = free[won]
-        column[free[won]] = sold
-        free = np.flatnonzero(column < 0)
-        if len(free) <= n // 64:
-            return True
-    return False
+    prices = np.zeros(n) if prices is None else prices
+    auction.raise_prices(gains, prices)
+    return np.asarray(linear_sum_assignment(auction.reduced(gains, prices))[1])
 
 
 def _best_of_all(gains: Gains, prefer: IntArray) -> IntArray:

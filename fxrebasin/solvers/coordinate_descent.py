@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fxrebasin.layout import IntArray
-from fxrebasin.solvers.assignment import ROUNDING, Gains, assign, improves
+from fxrebasin.solvers.assignment import ROUNDING, assign, improves
+from fxrebasin.solvers.auction import Gains, Prices
 from fxrebasin.solvers.blocks import Block, focus
 from fxrebasin.solvers.families import Evidence, Family, Gathered, gather
 from fxrebasin.solvers.nested import Pairing, Problem, match_pairs, solve
@@ -42,7 +43,7 @@ class Descent:
         self._report = report
         self._neighbours = [family.neighbours() for family in families]
         self._stale = set(range(len(families)))
-        self._prices: dict[int, Gains] = {}
+        self._prices: dict[int, Prices] = {}
         # Gains are kept for the next visit in no more memory than the tensors of one family take.
         self._budget = max((sum(p.a.nbytes for p in f.pairs()) for f in families), default=0)
 
@@ -101,7 +102,7 @@ class Descent:
             if own is None:
                 return {}
             now = placement.arrays[family.root] if family.root in placement.stamps else None
-            prices = self._prices.setdefault(k, np.zeros(family.size, own.dtype))
+            prices = self._prices.setdefault(k, np.zeros(family.size))
             return {family.root: _assigned(own, now, prices)}
         linear = _inner_gains(family, gathered)
         if not family.is_free:
@@ -140,7 +141,7 @@ def _inner_gains(family: Family, gathered: Gathered) -> dict[str, Gains]:
     return inner
 
 
-def _assigned(gains: Gains, now: IntArray | None, prices: Gains) -> IntArray:
+def _assigned(gains: Gains, now: IntArray | None, prices: Prices) -> IntArray:
     """The best permutation; the present one if that is as good."""
     chosen = assign(gains, now, prices)
     return chosen if now is None or improves(gains, chosen, now) else now

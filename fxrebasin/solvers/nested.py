@@ -18,11 +18,11 @@ from fxrebasin.indexing import Arrays
 from fxrebasin.layout import IntArray
 from fxrebasin.solvers.assignment import (
     ROUNDING,
-    Gains,
     assign_batch,
     collected,
     improves,
 )
+from fxrebasin.solvers.auction import Gains
 from fxrebasin.solvers.blocks import (
     Block,
     agreement,

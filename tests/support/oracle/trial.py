@@ -15,7 +15,7 @@ from fxrebasin.symmetry import Symmetry
 from tests.support.oracle.sample import Operand, Sample
 
 TOLERANCE = 1e-10
-ELEMENTS_DRAWN = 3
+ELEMENTS_DRAWN = 2
 
 State = Mapping[str, Tensor]
 

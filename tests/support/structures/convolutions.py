@@ -26,6 +26,18 @@ def depthwise_convolution_with_multiplier() -> nn.Module:
     return between(nn.Conv2d(4, 12, 3, groups=4), 4, 12)
 
 
+@structure(f(4) + 4 * f(3), IMAGE)
+def depthwise_scale_with_multiplier() -> nn.Module:
+    """Each output channel is an input channel times one number."""
+    return between(nn.Conv2d(4, 12, 1, groups=4, bias=False), 4, 12)
+
+
+@structure(f(96) + 96 * f(2), floats(2, 3, 24, 24))
+def depthwise_scale_of_many_channels() -> nn.Module:
+    scale = nn.Sequential(nn.Conv2d(96, 192, 1, groups=96, bias=False), nn.BatchNorm2d(192))
+    return between(scale, 96, 192)
+
+
 class TwoKernels(nn.Module):
     """A large and a small depthwise kernel, added up (RepLKNet)."""
 

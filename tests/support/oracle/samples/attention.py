@@ -56,6 +56,7 @@ _FUSED = [
         *(aten._scaled_dot_product_flash_attention.default, *qkv(values=5)),
         call=_first(aten._scaled_dot_product_flash_attention.default),
         reference=_flash,
+        search=False,
     ),
     sample(
         *(aten._scaled_dot_product_efficient_attention.default, *qkv(values=5)),
@@ -86,7 +87,7 @@ _COMPOSITE = [
         call=_first(MATH),
     ),
     sample(MATH, *qkv(batch=2), call=_first(MATH), search=False),
-    sample(MATH, p(2, 3, 5), p(2, 4, 5), p(2, 4, 6), call=_first(MATH)),
+    sample(MATH, p(2, 3, 5), p(2, 4, 5), p(2, 4, 6), call=_first(MATH), search=False),
     sample(MATH, p(3, 5), p(4, 5), p(4, 6), missing={"*": "no heads"}, call=_first(MATH)),
     sample(aten.scaled_dot_product_attention.default, *qkv(), search=False),
     sample(aten.scaled_dot_product_attention.default, *qkv(), p(2, 3, 4), search=False),

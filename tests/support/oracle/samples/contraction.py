@@ -90,4 +90,9 @@ _CONVOLUTIONS = [
     ),
 ]
 
-SAMPLES = [*_PRODUCTS, *_CONVOLUTIONS]
+_TRILINEAR = [
+    sample(aten._trilinear.default, p(2, 3), p(5, 3, 4), p(2, 4), [1, 3], [0], [1, 2], [2, 3]),
+    sample(aten._trilinear.default, p(3), p(2, 3, 4), p(4), [0, 2], [], [0, 1], [1, 2]),
+]
+
+SAMPLES = [*_PRODUCTS, *_CONVOLUTIONS, *_TRILINEAR]

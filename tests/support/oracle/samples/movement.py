@@ -158,13 +158,13 @@ _JOINS = [
     sample(aten.constant_pad_nd.default, p(3, 4), [1, 2]),
     sample(
         *(aten.constant_pad_nd.default, p(3, 4), [1, -1, 0, 2], 0.5),
-        missing={"out0[1] where [0]=4": PADDED},
+        missing={"*": PADDED},
     ),
     sample(aten.constant_pad_nd.default, p(3, 4), [-1, -1]),
     sample(aten.constant_pad_nd.default, p(3), [0, 1], 0.5),
     sample(
         *(aten.constant_pad_nd.default, p(3, 1), [1, 1]),
-        missing={"out0[0] where [1]=0": PADDED, "out0[0] where [1]=2": PADDED},
+        missing={"out0[0] where [1]=0": PADDED},
     ),
 ]
 

@@ -30,10 +30,14 @@ _BATCH_NORMS = [
     sample(aten.native_batch_norm.default, p(2, 3), None, None, *RUNNING, False, 0.1, 1e-5),
     sample(aten.native_batch_norm.default, p(2, 3, 4), *AFFINE, None, None, True, 0.1, 1e-5),
     sample(aten.native_batch_norm.default, p(2, 3, 2, 2), None, None, None, None, True, 0.1, 1e-5),
-    sample(aten._native_batch_norm_legit.default, p(2, 3), *AFFINE, *RUNNING, False, 0.1, 1e-5),
+    sample(
+        *(aten._native_batch_norm_legit.default, p(2, 3), *AFFINE, *RUNNING, False, 0.1, 1e-5),
+        search=False,
+    ),
     sample(aten._native_batch_norm_legit.no_stats, p(2, 3, 4), *AFFINE, True, 0.1, 1e-5),
     sample(
-        aten._native_batch_norm_legit_no_training.default, p(2, 3), *AFFINE, *RUNNING, 0.1, 1e-5
+        *(aten._native_batch_norm_legit_no_training.default, p(2, 3), *AFFINE, *RUNNING, 0.1, 1e-5),
+        search=False,
     ),
     sample(
         *(aten._batch_norm_with_update.default, p(2, 3, 4), *AFFINE, *RUNNING, 0.1, 1e-5),
@@ -43,14 +47,19 @@ _BATCH_NORMS = [
             )
         },
     ),
-    sample(aten._batch_norm_no_update.default, p(2, 3), *AFFINE, *RUNNING, 0.1, 1e-5),
+    sample(
+        *(aten._batch_norm_no_update.default, p(2, 3), *AFFINE, *RUNNING, 0.1, 1e-5),
+        search=False,
+    ),
     sample(
         *(aten.cudnn_batch_norm.default, p(2, 3), *AFFINE, *RUNNING, False, 0.1, 1e-5),
         reference=_saved,
+        search=False,
     ),
     sample(
         *(aten.miopen_batch_norm.default, p(2, 3), *AFFINE, *RUNNING, False, 0.1, 1e-5),
         reference=_running,
+        search=False,
     ),
 ]
 

@@ -108,7 +108,7 @@ def _infinite(overload: OpOverload, **options: float) -> Sample:
         bad = 1 / x.relu() - 1 / (x + 1).relu() - 1 / (1 - x).relu()
         return overload(bad, **options)
 
-    return sample(overload, p(3, 4, low=-4.0), call=call, **options)
+    return sample(overload, p(3, 4, low=-4.0), call=call, search=False, **options)
 
 
 _INFINITE = [
