@@ -1,1 +1,1 @@
-"""Solvers for the assignment problems that matching poses."""
+"""Solvers for the matching problems that permutation classes pose."""

@@ -17,9 +17,11 @@ from fxrebasin.solvers.assignment import ROUNDING, assign, improves
 from fxrebasin.solvers.auction import Gains, Prices
 from fxrebasin.solvers.blocks import Block, focus
 from fxrebasin.solvers.families import Evidence, Family, Gathered, gather
-from fxrebasin.solvers.nested import Pairing, Problem, match_pairs, solve
+from fxrebasin.solvers.nested import match_pairs, solve
+from fxrebasin.solvers.pair_table import Pairing
 from fxrebasin.solvers.pairs import Pair
 from fxrebasin.solvers.placement import Placement
+from fxrebasin.solvers.problem import Problem
 
 
 class Descent:

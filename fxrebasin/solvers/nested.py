@@ -8,92 +8,20 @@ key/value heads with query heads inside, at any depth.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fxrebasin.indexing import Arrays
 from fxrebasin.layout import IntArray
-from fxrebasin.solvers.assignment import (
-    ROUNDING,
-    assign_batch,
-    collected,
-    improves,
-)
+from fxrebasin.solvers.assignment import ROUNDING, assign_batch, improves
 from fxrebasin.solvers.auction import Gains
-from fxrebasin.solvers.blocks import (
-    Block,
-    agreement,
-    focus,
-    open_beside,
-    paired,
-    products,
-)
-
-Values: TypeAlias = npt.NDArray[np.float64]
+from fxrebasin.solvers.blocks import Block, focus, open_beside, products
+from fxrebasin.solvers.pair_table import Pairing, PairTable
+from fxrebasin.solvers.problem import Problem
 
 # Inner coordinate descent is repeated at most so often; it nearly always stops after two.
 _MOST_ROUNDS = 10
-# Elements of one side of a batch of pairs.
-_MOST_ELEMENTS = 2**22
-# Up to so many outer units all pairs are looked at; beyond, those that seem good.
-_ALL_PAIRS_UP_TO = 16
-_MOST_LOOKS = 8
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A batch of matching problems of one shape.
-
-    Args:
-        count: number of problems.
-        names: classes to solve for.
-        linear: gains that no other class changes, of shape `(count, *copies, n, n)` by class name.
-        blocks: weights that hold several classes.
-    """
-
-    count: int
-    names: tuple[str, ...]
-    linear: Mapping[str, Gains] = field(default_factory=dict)
-    blocks: Sequence[Block] = ()
-
-    def roots(self) -> list[str]:
-        """Classes that are within no class that is solved for as well."""
-        inner = {
-            slot.class_name
-            for block in self.blocks
-            for slot in block.slots
-            if any(block.slots[w].class_name in self.names for w in slot.within)
-        }
-        return [name for name in self.names if name not in inner]
-
-    def values(self, arrays: Arrays) -> Values:
-        """What permutations collect, float64 of shape (count,).
-
-        Args:
-            arrays: of all classes, `(count, *copies, n)`.
-        """
-        total = np.zeros(self.count)
-        for name, gains in self.linear.items():
-            total += collected(gains, arrays[name]).reshape(self.count, -1).sum(axis=1)
-        for block in self.blocks:
-            total += agreement(block, arrays).cpu().numpy()
-        return total
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """Permutations of a class and of what is within it, for a batch of problems.
-
-    Args:
-        chosen: int64 of shape (count, n).
-        inner: int64 of shape (count, n, *other copies, size), by class name.
-    """
-
-    chosen: IntArray
-    inner: dict[str, IntArray]
 
 
 def solve(problem: Problem, known: Arrays | None = None) -> dict[str, IntArray]:
@@ -166,7 +94,7 @@ def match_pairs(
             _add_linear(gains, block)
         else:
             open_blocks.append(block)
-    table = _PairTable(base, gains, open_blocks)
+    table = PairTable(base, gains, open_blocks, solve)
     if current is None:
         return table.pairing(table.search())
     table.look_from(current)
@@ -182,132 +110,6 @@ def _add_linear(gains: dict[str, Gains], block: Block) -> None:
     gram = products(block.a.flatten(1, 2), block.b.flatten(1, 2)).cpu().numpy()
     gram = gram.reshape(count, n, size, n, size).swapaxes(2, 3)
     gains[name] = gains[name] + gram if name in gains else gram
-
-
-class _PairTable:
-    """What pairs of outer units are worth; each is solved inside when it is first looked at.
-
-    Args:
-        base: what pairs are worth without their inside, float64 of shape (count, n, n).
-        linear: gains that one inner class decides, (count, n, n, size, size) by name.
-        blocks: with the outer class in front.
-    """
-
-    def __init__(self, base: Values, linear: Mapping[str, Gains], blocks: Sequence[Block]) -> None:
-        self._base = base
-        self._linear = linear
-        self._blocks = blocks
-        inside = (slot.class_name for block in blocks for slot in block.slots[1:])
-        self._names = tuple(dict.fromkeys([*linear, *(n for n in inside if n is not None)]))
-        # No more than the best of each row, and of each column, can be collected.
-        self._bound = base.copy()
-        for gains in linear.values():
-            rows, columns = (gains.max(axis=k).sum(axis=-1, dtype=np.float64) for k in (-1, -2))
-            self._bound += np.minimum(rows, columns)
-        self.values = self._bound.copy()
-        # Where the inside of a pair is found in `_arrays`; -1 as long as it was not looked at.
-        self._place = np.full(base.shape, -1)
-        self._arrays: dict[str, IntArray] = {}
-        if not self._names:
-            self._place[:] = 0
-        elif base.shape[-1] <= _ALL_PAIRS_UP_TO:
-            self._look(np.nonzero(self._place < 0))
-
-    def search(self, prefer: IntArray | None = None) -> IntArray:
-        """The best pairing of outer units, int64 of shape (count, n).
-
-        Pairs that were not looked at are taken for as good as their bound, less what the bound was
-        too high elsewhere; those that are chosen are looked at, until there are no more such.
-
-        Args:
-            prefer: int64 of shape (count, n), what to keep to where others are as good.
-        """
-        for _ in range(_MOST_LOOKS):
-            chosen = assign_batch(self._expected(), prefer)
-            here = self._at(chosen)
-            fresh = self._place[here] < 0
-            if not fresh.any():
-                return chosen
-            self._look(tuple(np.broadcast_to(index, fresh.shape)[fresh] for index in here))
-        never = self.values.min() - np.ptp(self.values) * self.values.shape[-1] - 1
-        return assign_batch(np.where(self._place < 0, never, self.values), prefer)
-
-    def look_from(self, current: Pairing) -> None:
-        """Look at the current pairs from their present inside, which is kept if nothing is better.
-
-        Args:
-            current: the present pairing.
-        """
-        count, n = current.chosen.shape
-        here = tuple(np.broadcast_to(x, (count, n)).ravel() for x in self._at(current.chosen))
-        start = {
-            name: current.inner[name].reshape(count * n, *current.inner[name].shape[2:])
-            for name in self._names
-        }
-        problem = self._problem(here)
-        warm = solve(problem, start)
-        kept = self._base[here] + problem.values(warm)
-        # Where classes inside work together, a fresh start can lead further than the present state.
-        if self._blocks:
-            missing = self._place[here] < 0
-            self._look(tuple(index[missing] for index in here))
-            found = self.values[here]
-            better = found > kept + ROUNDING * (np.abs(found) + np.abs(kept))
-        else:
-            better = np.zeros(count * n, dtype=bool)
-        place = self._stored(warm, count * n)
-        self._place[here] = np.where(better, self._place[here], place)
-        self.values[here] = np.where(better, self.values[here], kept)
-
-    def pairing(self, chosen: IntArray) -> Pairing:
-        """Chosen pairs with what was found inside.
-
-        Args:
-            chosen: int64 of shape (count, n), of pairs that were looked at.
-        """
-        place = self._place[self._at(chosen)]
-        return Pairing(chosen, {name: array[place] for name, array in self._arrays.items()})
-
-    def _at(self, chosen: IntArray) -> tuple[IntArray, ...]:
-        count, n = chosen.shape
-        return np.arange(count)[:, None], np.arange(n), chosen
-
-    def _expected(self) -> Values:
-        """What pairs are worth, as far as is known."""
-        seen = self._place >= 0
-        gaps = np.where(seen, self.values - self._bound, 0.0).sum(axis=(1, 2))
-        gap = gaps / np.maximum(seen.sum(axis=(1, 2)), 1)
-        return np.where(seen, self.values, self._bound + gap[:, None, None])
-
-    def _look(self, pairs: tuple[IntArray, ...]) -> None:
-        """Solve inside pairs: indices of the problem, of the unit of a, and of that of b."""
-        elements = max(
-            (block.per_problem // block.slots[0].size for block in self._blocks), default=1
-        )
-        step = max(1, _MOST_ELEMENTS // elements)
-        for first in range(0, len(pairs[0]), step):
-            part = tuple(index[first : first + step] for index in pairs)
-            problem = self._problem(part)
-            arrays = solve(problem)
-            self.values[part] = self._base[part] + problem.values(arrays)
-            self._place[part] = self._stored(arrays, problem.count)
-
-    def _problem(self, pairs: tuple[IntArray, ...]) -> Problem:
-        return Problem(
-            len(pairs[0]),
-            self._names,
-            {name: gains[pairs] for name, gains in self._linear.items()},
-            [paired(block, *pairs) for block in self._blocks],
-        )
-
-    def _stored(self, arrays: Arrays, count: int) -> IntArray:
-        """Keep arrays; returns where."""
-        first = 0
-        for name in self._names:
-            parts = [self._arrays[name], arrays[name]] if name in self._arrays else [arrays[name]]
-            self._arrays[name] = np.concatenate(parts)
-            first = len(self._arrays[name]) - count
-        return np.arange(first, first + count)
 
 
 def _step(problem: Problem, name: str, arrays: Arrays) -> dict[str, IntArray]:
