@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +24,6 @@ from fxrebasin.indexing import (
     open_grids,
 )
 from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass
-
-
-class _StateDict(dict[str, torch.Tensor]):
-    """A dict that can carry the `_metadata` of a module's state dict."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -159,7 +156,8 @@ class Permutation:
         """
         self._check_state(state_dict)
         copies: dict[tuple[object, ...], tuple[list[IntArray], torch.Tensor]] = {}
-        result = _StateDict()
+        # Of the type that `torch.load` takes with `_metadata` and without running code.
+        result: OrderedDict[str, torch.Tensor] = OrderedDict()
         metadata = getattr(state_dict, "_metadata", None)
         if metadata is not None:  # versions of modules, by which they load old layouts
             vars(result)["_metadata"] = metadata

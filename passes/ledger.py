@@ -13,6 +13,7 @@ satisfy all of them:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -191,7 +192,7 @@ class Ledger:
 
     def separate(self, elements: Elements) -> list[Labels]:
         """One field per axis: gives up permutations of one axis that depend on another."""
-        if elements.view.numel() <= MATERIALISE_AT_MOST:
+        if _count(elements) <= MATERIALISE_AT_MOST:
             return [self.materialise(elements)]
         return [self._coarsen_elements(elements, (axis,)) for axis in elements.axes]
 
@@ -219,8 +220,7 @@ class Ledger:
 
     def _mark_part(self, item: Elements) -> None:
         """A part of a state tensor that is reduced to a number differs from the rest of it."""
-        sizes = [item.view.shape[axis] for axis in item.axes]
-        if int(np.prod(sizes)) < item.view.untyped_storage().nbytes():
+        if _count(item) < item.view.untyped_storage().nbytes():
             label = torch.full((1,) * item.view.ndim, -3 - self.origin)
             self.impose(item, Labels(label, (), True, True, "a part of the tensor is reduced"))
 
@@ -319,6 +319,13 @@ class Ledger:
         result += self._join_elements(elements, kept, identified)
         return tuple(result)
 
+    def identified(self, labels: Sequence[Labels]) -> set[int]:
+        """Axes all of whose positions some of the given fields tell apart."""
+        found = {axis for item in labels if item.injective for axis in item.axes}
+        single = {item.axes[0] for item in labels if len(item.axes) == 1}
+        found |= {axis for axis in single - found if self._identify_together(axis, labels)}
+        return found
+
     def _absorbed(self, item: Labels, kept: list[Labels], identified: set[int]) -> bool:
         """Relate a field to those already kept; True when these make it superfluous."""
         touching = [other for other in kept if set(other.axes) & set(item.axes)]
@@ -362,7 +369,7 @@ class Ledger:
     def _distinct(labels: Ints) -> bool:
         return np.unique(labels).size == labels.size
 
-    def _identify_together(self, axis: int, kept: list[Labels]) -> bool:
+    def _identify_together(self, axis: int, kept: Sequence[Labels]) -> bool:
         columns = [item.values.reshape(-1).numpy() for item in kept if item.axes == (axis,)]
         if len(columns) < 2:
             return False
@@ -392,10 +399,15 @@ class Ledger:
     def _join_open(self, first: Elements, second: Elements) -> None:
         """Two state tensors meet element by element, and no field tells the elements apart."""
         small, large = sorted((first, second), key=lambda item: len(item.axes))
-        if small.view.numel() <= MATERIALISE_AT_MOST or len(small.axes) < len(large.axes):
+        if _count(small) <= MATERIALISE_AT_MOST or len(small.axes) < len(large.axes):
             self._impose_part(large, self.materialise(small))
         else:
             self.element_ties.append((first, second))
+
+
+def _count(item: Elements) -> int:
+    """How many elements a view of a state tensor holds, each once however often it is broadcast."""
+    return math.prod(item.view.shape[axis] for axis in item.axes)
 
 
 def _preference(item: Labels) -> tuple[object, ...]:

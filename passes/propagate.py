@@ -272,9 +272,11 @@ class Propagator(TorchDispatchMode):
         if rule is None and (outputs or touched):
             rule = pin_everything("unknown operator")
             result.unknown.setdefault(str(func))
-            for tensor in touched:
-                self._write(tensor, pinned_value(tensor.shape, "unknown operator"), False)
+        else:
+            touched = []
         values = [] if rule is None else self._apply(rule, call)
+        for tensor in touched:
+            self._write(tensor, pinned_value(tensor.shape, "unknown operator"), False)
         if written:
             for tensor, value in zip(written, values, strict=True):
                 self._write(tensor, value, func in _OVERWRITING)

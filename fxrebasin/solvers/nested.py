@@ -7,6 +7,7 @@ key/value heads with query heads inside, at any depth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -60,7 +61,9 @@ def _update(problem: Problem, name: str, arrays: dict[str, IntArray]) -> set[str
     changed = {n for n, a in news.items() if n not in arrays or not np.array_equal(a, arrays[n])}
     arrays.update(news)
     touched = [block for block in problem.blocks if not changed.isdisjoint(block.names())]
-    met = {n for block in touched for n in block.names()} - {name}
+    met = {n for block in touched for n in block.names()}
+    if not _is_coupled(problem, [*news]):
+        met.discard(name)
     return {root for root in problem.roots() if root in met}
 
 
@@ -117,8 +120,8 @@ def _step(problem: Problem, name: str, arrays: Arrays) -> dict[str, IntArray]:
     found = _focused(problem, name, arrays)
     if not found and name not in problem.linear:
         # Nothing is decided that would tell units apart: take everything else as it stands.
-        arrays = {**_identities(problem), **arrays}
-        arrays.pop(name, None)
+        still = {n: a for n, a in _identities(problem).items() if n != name}
+        arrays = {**still, **arrays}
         found = _focused(problem, name, arrays)
     news = _solved(problem, name, arrays, found)
     if _is_coupled(problem, [*news]) and all(n in arrays for n in problem.names):
@@ -142,29 +145,24 @@ def _solved(
     parts = [part for _, _, part in found]
     copies = _copies(problem, name)
     n = parts[0].slots[0].size if parts else problem.linear[name].shape[-1]
-    count = problem.count * int(np.prod(copies, dtype=np.int64))
+    count = problem.count * math.prod(copies)
     alone = problem.linear[name].reshape(count, n, n) if name in problem.linear else None
     now = arrays[name].reshape(count, n) if name in arrays else None
-    # The classes of a block behind its first slot that keep their own copies inside each unit.
+    if not any(len(part.slots) > 1 for part in parts):
+        chosen = _assigned(parts, alone, now, (count, n))
+        return {name: chosen.reshape(problem.count, *copies, n)}
+    # Arrays of the classes within this one, with what selects its units in front.
     orders = {
         slot.class_name: _order_of_copies(block, at, slot.within)
         for block, at, _ in found
         for slot in block.slots
         if at in slot.within and slot.class_name is not None
     }
-    if not any(len(part.slots) > 1 for part in parts):
-        gains = np.zeros((count, n, n), np.float32) if alone is None else alone
-        for part in parts:
-            gains = gains + products(part.a, part.b).cpu().numpy()
-        chosen = assign_batch(gains, now)
-        if now is not None:
-            chosen = np.where(improves(gains, chosen, now)[:, None], chosen, now)
-        return {name: chosen.reshape(problem.count, *copies, n)}
     current = None
-    inner_names = {n for part in parts for n in part.names()} - {name}
-    if now is not None and all(n in orders and n in arrays for n in inner_names):
-        inside = {k: arrays[k].transpose(order) for k, order in orders.items()}
-        shaped = {k: a.reshape(count, n, *a.shape[len(copies) + 2 :]) for k, a in inside.items()}
+    inside = {n for part in parts for n in part.names()} - {name}
+    if now is not None and all(n in orders and n in arrays for n in inside):
+        turned = {k: arrays[k].transpose(order) for k, order in orders.items()}
+        shaped = {k: a.reshape(count, n, *a.shape[len(copies) + 2 :]) for k, a in turned.items()}
         current = Pairing(now, shaped)
     pairing = match_pairs((count, n), parts, alone, None, current)
     news = {name: pairing.chosen.reshape(problem.count, *copies, n)}
@@ -173,6 +171,20 @@ def _solved(
         array = array.reshape(problem.count, *copies, n, *array.shape[2:])
         news[inner] = array.transpose(np.argsort(order))
     return news
+
+
+def _assigned(
+    parts: Sequence[Block], alone: Gains | None, now: IntArray | None, shape: tuple[int, int]
+) -> IntArray:
+    """The best permutations of a class that no other is within; the present ones if as good."""
+    count, n = shape
+    gains = np.zeros((count, n, n), np.float32) if alone is None else alone
+    for part in parts:
+        gains = gains + products(part.a, part.b).cpu().numpy()
+    chosen = assign_batch(gains, now)
+    if now is None:
+        return chosen
+    return np.where(improves(gains, chosen, now)[:, None], chosen, now)
 
 
 def _copies(problem: Problem, name: str) -> tuple[int, ...]:

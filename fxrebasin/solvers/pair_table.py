@@ -1,4 +1,4 @@
-"""Inner products of all pairs of units."""
+"""Which outer units to pair, where matching inside a pair tells what it is worth."""
 
 from __future__ import annotations
 

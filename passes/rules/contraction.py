@@ -156,24 +156,28 @@ def _tie_shared(
     """Two operands agree on the factors that they share.
 
     Labels of one operand are laid directly onto the elements of a state tensor on the other side,
-    so that its units need not be created only to be tied.
+    so that its units need not be created only to be tied. They are created where no labels tell
+    all positions of a shared factor apart.
     """
     labels = [_labels_on(ledger, fields, shared) for fields in (first, second)]
     elements = [[f for f in fields if isinstance(f, Elements)] for fields in (first, second)]
-    meeting: list[Field] = [*labels[0], *labels[1]]
+    meeting = [*labels[0], *labels[1]]
+    told_apart = ledger.identified(meeting)
+    fields: list[Field] = [*meeting]
     for here, there in ((0, 1), (1, 0)):
         for item in elements[there]:
             if labels[here]:
                 ledger.join([*labels[here], item])
-            elif not labels[there]:
+            open_axes = shared.intersection(item.axes) - told_apart
+            if open_axes and (elements[here] or not labels[here]):
                 part = ledger.coarsen(item, shared)
-                meeting += [] if part is None else [part]
-    ledger.join(meeting)
+                fields += [] if part is None else [part]
+    ledger.join(fields)
 
 
-def _labels_on(ledger: Ledger, fields: Sequence[Field], shared: set[int]) -> list[Field]:
+def _labels_on(ledger: Ledger, fields: Sequence[Field], shared: set[int]) -> list[Labels]:
     found = (ledger.coarsen(item, shared) for item in fields if isinstance(item, Labels))
-    return [item for item in found if item is not None]
+    return [item for item in found if isinstance(item, Labels)]
 
 
 def _from_factors(
@@ -256,7 +260,12 @@ def convolution(call: Call) -> Sequence[Value]:
     """Dense, grouped, depthwise and transposed convolution, in one to three dimensions."""
     value, weight = call.value("input"), call.value("weight")
     spatial = range(len(weight.shape) - 2)
-    s, k, t = (" ".join(f"!{name}{axis}" for axis in spatial) for name in "skt")
+    apart = [axis for axis in spatial if not _is_pointwise(call, axis)]
+    s, t = (
+        " ".join(f"!{name}{axis}" if axis in apart else f"same{axis}" for axis in spatial)
+        for name in "st"
+    )
+    k = " ".join(f"!k{axis}" for axis in spatial)
     groups = call.args["groups"]
     transposed = call.args.get("transposed", False)
     filters = f"(g i) o {k}" if transposed else f"(g o) i {k}"
@@ -265,6 +274,17 @@ def convolution(call: Call) -> Sequence[Value]:
     reason = f"position of {call.op}"
     product = contract(call.ledger, text, [value, weight], call.shape, {"g": groups}, reason)
     return [_plus_bias(call, product, axis=len(call.shape) - len(weight.shape) + 1)]
+
+
+def _is_pointwise(call: Call, axis: int) -> bool:
+    """Each position along a spatial axis goes to the same position of the output, and no other."""
+    stride, padding = (
+        call.args[name][axis % len(call.args[name])] for name in ("stride", "padding")
+    )
+    extra = call.args.get("output_padding") or [0]
+    return (
+        call.args["weight"].shape[2 + axis] == 1 and stride == 1 and padding == 0 and not any(extra)
+    )
 
 
 def _plus_bias(call: Call, product: Value, axis: int) -> Value:
