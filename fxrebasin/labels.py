@@ -12,7 +12,7 @@ positions that no permutation moves; `NONE` marks positions that a field says no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -63,10 +63,13 @@ class Value:
     """A tensor as the analysis sees it: its shape and its fields.
 
     Two positions with the same labels in all fields hold equal values, whatever the parameters.
+    `when_read`, if set, has to be called before anything reads the tensor, and gives its value then:
+    an operator may give back more than a model looks at.
     """
 
     shape: tuple[int, ...]
     fields: tuple[Field, ...] = ()
+    when_read: Callable[[], Value] | None = None
 
 
 def varying_axes(values: Tensor) -> tuple[int, ...]:

@@ -34,10 +34,11 @@ def color(ledger: Ledger, structure: Structure, pinned: Ints) -> Hashes:
     roots = ledger.compress()
     colors = _initial(ledger, structure, roots, pinned)
     tables = [table for table in structure.tables if (table >= 0).any()]
-    distinct = np.unique(colors[np.unique(roots)]).size
+    canonical = np.flatnonzero(roots == np.arange(roots.size))
+    distinct = np.unique(colors[canonical]).size
     for _ in range(_ROUNDS):
         colors = _refined(colors, tables, structure.edges)
-        now = np.unique(colors[np.unique(roots)]).size
+        now = np.unique(colors[canonical]).size
         if now == distinct:
             break
         distinct = now
@@ -126,4 +127,6 @@ def _refined(colors: Hashes, tables: Sequence[Table], edges: Iterable[Edge]) -> 
 
 def _label_colors(colors: Hashes, labels: Ints) -> Hashes:
     """Colours of units; rigid labels are colours of their own."""
+    if labels.size and labels.min() >= 0:
+        return colors[labels]
     return np.where(labels >= 0, colors[np.maximum(labels, 0)], _mix(labels, 6))

@@ -84,6 +84,7 @@ class Ledger:
     element_ties: list[tuple[Elements, Elements]] = field(default_factory=list)
     _parent: Ints = field(default_factory=lambda: np.zeros(1024, np.int64))
     _size: int = 0
+    _flat: bool = True  # every parent is a representative
     _coarsened: dict[object, Labels] = field(default_factory=dict)
     _seen: dict[object, Any] = field(default_factory=dict)
 
@@ -117,17 +118,19 @@ class Ledger:
         roots = np.where(rigid, 0, labels)
         if not self._size:
             return labels
-        while True:
+        roots = self._parent[roots]
+        while not self._flat:
             above = self._parent[roots]
             if np.array_equal(above, roots):
                 break
-            roots = self._parent[above]
+            roots = above
         return np.where(rigid, labels, roots)
 
     def compress(self) -> Ints:
         """The representative of every unit."""
         roots = self.find(np.arange(self._size))
         self._parent[: self._size] = roots
+        self._flat = True
         return roots
 
     def tie(self, first: Ints, second: Ints) -> bool:
@@ -141,6 +144,7 @@ class Ledger:
         if np.intersect1d(first, second).size:
             return False
         self._parent[np.maximum(first, second)] = np.minimum(first, second)
+        self._flat = False
         return True
 
     def pin(self, units: Ints, reason: str) -> None:

@@ -48,8 +48,8 @@ def _parts(classes: Classes, table: Table) -> Iterator[Table]:
         yield table
         return
     part = row_codes(list(colors.T))
-    for value in range(int(part.max()) + 1):
-        yield table[part == value]
+    rows = table[np.argsort(part, kind="stable")]
+    yield from np.split(rows, np.cumsum(np.bincount(part))[:-1])
 
 
 def _coordinates(classes: Classes, part: Table) -> tuple[tuple[Column, ...], Ints]:

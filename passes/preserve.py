@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from operator import is_
@@ -47,8 +47,9 @@ def preserve(model: nn.Module) -> Iterator[nn.Module]:
         >>> net.training
         True
     """
-    undo = [*_random_states(), *_module_states(model)]
-    guard = _WriteGuard(tensors_of(model))
+    values = list(_values_of(model))
+    undo = [*_random_states(), *_module_states(model, values)]
+    guard = _WriteGuard(_tensors_among(values))
     undo += [guard.restore, *_tensor_states(guard.tensors)]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -86,12 +87,12 @@ def _random_states() -> list[_Undo]:
     return undo
 
 
-def _module_states(model: nn.Module) -> list[_Undo]:
+def _module_states(model: nn.Module, held: Iterable[Any]) -> list[_Undo]:
     """Undo steps for the attributes of all modules and for the containers among them."""
     modules = [(module, module.training) for module in model.modules()]
     containers = [
         (value, tuple(value), tuple(value.values()) if isinstance(value, dict) else ())
-        for value in _values_of(model)
+        for value in held
         if isinstance(value, dict | list | set | deque)
     ]
 
@@ -147,7 +148,11 @@ def _same_objects(left: Collection[Any], right: Collection[Any]) -> bool:
 
 def tensors_of(model: nn.Module) -> list[torch.Tensor]:
     """Every tensor that a module holds, registered or not, also inside containers, and grads."""
-    tensors = [value for value in _values_of(model) if isinstance(value, torch.Tensor)]
+    return _tensors_among(_values_of(model))
+
+
+def _tensors_among(values: Iterable[Any]) -> list[torch.Tensor]:
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
     return tensors + [t.grad for t in tensors if t.is_leaf and t.grad is not None]
 
 

@@ -267,6 +267,8 @@ class Propagator(TorchDispatchMode):
             self.running_statistics,
             strides,
         )
+        for track in filter(None, map(get_track, call.tensors())):
+            refresh(track, result.ledger)  # it is read, also by a rule that does not look at it
         inputs = tuple(self._named(tensor) for tensor in call.tensors())
         rule = RULES.get(func)
         if rule is None and (outputs or touched):
@@ -365,8 +367,15 @@ class Propagator(TorchDispatchMode):
             )
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [item for item in pytree.tree_leaves(tree) if isinstance(item, Tensor)]
+def _tensors(found: Any) -> list[Tensor]:
+    """The tensors among an operator's arguments or results, which nest in lists at most."""
+    if isinstance(found, Tensor):
+        return [found]
+    if isinstance(found, Mapping):
+        found = found.values()
+    elif not isinstance(found, (list, tuple)):
+        return []
+    return [tensor for item in found for tensor in _tensors(item)]
 
 
 def _output_tensors(output: Any) -> list[Tensor]:

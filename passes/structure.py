@@ -34,8 +34,8 @@ class Structure:
 _MOST = 1 << 62
 
 
-def _joint_code(columns: Sequence[Ints]) -> Ints:
-    """One number per row, equal for equal rows."""
+def _joint_code(columns: Sequence[Ints]) -> tuple[Ints, int]:
+    """One number per row, equal for equal rows, and a bound that all numbers are below."""
     code = np.zeros(columns[0].size, dtype=np.int64)
     span = 1
     for column in columns:
@@ -52,19 +52,34 @@ def _joint_code(columns: Sequence[Ints]) -> Ints:
             width = int(values.max()) + 1
         code = code * width + values
         span *= width
-    return code
+    return code, span
 
 
 def row_codes(columns: Sequence[Ints]) -> Ints:
     """Number the rows of aligned columns so that equal rows get equal numbers, from 0 on."""
-    code = np.unique(_joint_code(columns), return_inverse=True)[1]
-    return np.asarray(code.reshape(-1), dtype=np.int64)
+    code, span = _joint_code(columns)
+    if _is_dense(code, span):
+        present = np.zeros(span, dtype=np.bool_)
+        present[code] = True
+        return np.asarray((np.cumsum(present) - 1)[code], dtype=np.int64)
+    return np.asarray(np.unique(code, return_inverse=True)[1].reshape(-1), dtype=np.int64)
 
 
 def distinct_rows(columns: Sequence[Ints]) -> Table:
     """The distinct tuples of aligned columns, sorted."""
-    _, first = np.unique(_joint_code(columns), return_index=True)
+    code, span = _joint_code(columns)
+    if _is_dense(code, span):
+        at = np.full(span, -1, dtype=np.int64)
+        at[code] = np.arange(code.size)
+        first = at[at >= 0]
+    else:
+        first = np.unique(code, return_index=True)[1]
     return np.stack([column[first] for column in columns], axis=1)
+
+
+def _is_dense(code: Ints, span: int) -> bool:
+    """Whether a table of all numbers costs less than sorting those that occur."""
+    return span <= 8 * code.size + 64
 
 
 def derive(ledger: Ledger, relations: Iterable[Sequence[Ints]]) -> Structure:
@@ -204,8 +219,8 @@ def _nested(ledger: Ledger, pairs: Table) -> list[Edge]:
 
 def _partners(column: Ints) -> Ints:
     """For each row, in how many rows its label occurs."""
-    _, index, counts = np.unique(column, return_inverse=True, return_counts=True)
-    return np.asarray(counts[index], dtype=np.int64)
+    code = row_codes([column])
+    return np.asarray(np.bincount(code)[code], dtype=np.int64)
 
 
 def _block(ledger: Ledger, left: Ints, right: Ints) -> list[Edge]:

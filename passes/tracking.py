@@ -95,6 +95,8 @@ def set_track(tensor: Tensor, track: Track) -> None:
 
 def refresh(track: Track, ledger: Ledger) -> Value:
     """The current value of a tensor: a view of a base that was written to is made anew."""
+    if track.value.when_read is not None:
+        track.value = track.value.when_read()
     if track.base is not None and track.replay is not None:
         base = refresh(track.base, ledger)
         if track.seen != track.base.version:

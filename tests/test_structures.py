@@ -11,10 +11,8 @@ from tests.support.randomise import assert_group_is_sound
 from tests.support.structures import STRUCTURES
 
 KNOWN_GAPS = {
-    "DeadUnits": "units whose values reach no output are counted as a class of their own",
     "experts_by_top_k": "rows chosen by data: one permutation is found for all experts",
     "diagonal_and_all_of_a_parameter": "an exchange of both axes at once has no expression",
-    "spatial_attention": "max over an axis pins it for the sake of the indices, read or not",
 }
 """Structures whose group is sound but not exactly the closed form; a name leaves when mended."""
 

@@ -40,13 +40,21 @@ def symmetric_reduction(call: Call) -> Sequence[Value]:
     return _reduce(call, value, _reduced_axes(call, len(value.shape)))
 
 
-@rule("max.dim", "min.dim", "argmax", "argmin", "median.dim", "mode", "kthvalue")
-def positional_reduction(call: Call) -> Sequence[Value]:
+@rule("argmax", "argmin")
+def position(call: Call) -> Sequence[Value]:
     """Gives back an index along the reduced axis, which thereby cannot be permuted."""
     value = call.value("self")
     axes = _reduced_axes(call, len(value.shape))
-    pinned = call.pin_axes(value, axes, "order-dependent operator")
-    return _reduce(call, pinned, axes)
+    return _reduce(call, call.pin_axes(value, axes, "order-dependent operator"), axes)
+
+
+@rule("max.dim", "min.dim", "median.dim", "mode", "kthvalue")
+def value_and_position(call: Call) -> Sequence[Value]:
+    """The value does not depend on order; its index does, if anything reads it."""
+    value = call.value("self")
+    axes = _reduced_axes(call, len(value.shape))
+    found, index = _reduce(call, value, axes)
+    return [found, Value(index.shape, index.fields, lambda: position(call)[1])]
 
 
 @rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort", "cumsum_")
@@ -63,15 +71,20 @@ def scan(call: Call) -> Sequence[Value]:
 
 @rule("topk")
 def top_k(call: Call) -> Sequence[Value]:
-    """As `sort`, and fewer positions come out."""
+    """The largest values of an axis by rank: they do not depend on order, their indices do."""
     value = call.value("self")
     ndim = len(value.shape)
     dim = call.args["dim"] % max(ndim, 1)
-    pinned = call.pin_axes(value, [dim], "order-dependent operator")
-    fields = call.ledger.reduce(pinned, set(range(ndim)) - {dim})
-    out = positions(ndim, dim, call.shape[dim], f"order-dependent operator of {call.op}")
-    found = [*fields, out] if call.shape[dim] > 1 else fields
-    return [Value(tuple(item.shape), tuple(found)) for item in call.outputs]
+    others = set(range(ndim)) - {dim}
+    order = f"order-dependent operator of {call.op}"
+    ranks = [positions(ndim, dim, call.shape[dim], order)] if call.shape[dim] > 1 else []
+
+    def index() -> Value:
+        pinned = call.pin_axes(value, [dim], "order-dependent operator")
+        return Value(call.shape, (*call.ledger.reduce(pinned, others), *ranks))
+
+    fields = (*call.ledger.reduce(value, others), *ranks)
+    return [Value(call.shape, fields), Value(call.shape, fields, index)]
 
 
 block(
