@@ -63,8 +63,8 @@ class Value:
     """A tensor as the analysis sees it: its shape and its fields.
 
     Two positions with the same labels in all fields hold equal values, whatever the parameters.
-    `when_read`, if set, has to be called before anything reads the tensor, and gives its value then:
-    an operator may give back more than a model looks at.
+    `when_read`, if set, has to be called before anything reads the tensor, and gives its value
+    then: an operator may give back more than a model looks at.
     """
 
     shape: tuple[int, ...]

@@ -14,9 +14,8 @@ import networkx as nx
 import numpy as np
 
 from fxrebasin.errors import FxRebasinError
-from fxrebasin.passes.coloring import Hashes
-from fxrebasin.passes.ledger import Ints
-from fxrebasin.passes.structure import Structure, row_codes
+from fxrebasin.passes.rows import Hashes, Ints, row_codes
+from fxrebasin.passes.structure import Structure
 
 
 @dataclass(frozen=True)

@@ -8,25 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from fxrebasin.passes.ledger import Edge, Ints, Ledger
-from fxrebasin.passes.structure import Structure, Table
-
-Hashes = npt.NDArray[np.uint64]
+from fxrebasin.passes.ledger import Edge, Ledger
+from fxrebasin.passes.rows import Hashes, Ints, Table, mix
+from fxrebasin.passes.structure import Structure
 
 _ROUNDS = 64
-
-
-def _mix(values: npt.NDArray[np.generic], salt: int) -> Hashes:
-    """The finaliser of splitmix64, salted."""
-    with np.errstate(over="ignore"):
-        whole = values if values.dtype == np.uint64 else values.astype(np.int64).view(np.uint64)
-        z: Hashes = whole.astype(np.uint64, copy=False)
-        z = z + np.uint64((salt * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & 0xFFFFFFFFFFFFFFFF)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(z ^ (z >> np.uint64(31)))
 
 
 def color(ledger: Ledger, structure: Structure, pinned: Ints) -> Hashes:
@@ -53,11 +40,11 @@ def marks(ledger: Ledger) -> Hashes:
     result = own
     distinct = np.unique(result).size
     for _ in range(_ROUNDS):
-        spread = _mix(own, 7)
+        spread = mix(own, 7)
         with np.errstate(over="ignore"):
             for one, two in ledger.ties:
-                np.add.at(spread, one, _mix(result[two], 8))
-                np.add.at(spread, two, _mix(result[one], 8))
+                np.add.at(spread, one, mix(result[two], 8))
+                np.add.at(spread, two, mix(result[one], 8))
         now = np.unique(spread).size
         if now <= distinct:
             return result
@@ -69,28 +56,28 @@ def _own_marks(ledger: Ledger) -> Hashes:
     found = np.zeros(ledger.size, dtype=np.int64)
     for index, (start, end) in enumerate(ledger.births):
         found[start:end] = index
-    result = _mix(found, 1)
+    result = mix(found, 1)
     with np.errstate(over="ignore"):
         for index, values in enumerate(ledger.members):
             labels = values.reshape(-1).numpy()
             labels = labels[labels >= 0]
-            np.add.at(result, labels, _mix(np.full(labels.size, index), 2))
+            np.add.at(result, labels, mix(np.full(labels.size, index), 2))
     return result
 
 
 def occurrences(ledger: Ledger, structure: Structure) -> Hashes:
     """The marks of units, and of what each occurs with, both before any tie."""
     own = marks(ledger)
-    result = _mix(own, 3)
+    result = mix(own, 3)
     with np.errstate(over="ignore"):
         for index, table in enumerate(structure.raw):
             salts = [8 + 64 * index + column for column in range(table.shape[1])]
             seen = np.zeros(table.shape[0], dtype=np.uint64)
             for column, salt in zip(table.T, salts, strict=True):
-                seen = seen + _mix(_label_colors(own, column), salt)
+                seen = seen + mix(_label_colors(own, column), salt)
             for column, salt in zip(table.T, salts, strict=True):
                 free = column >= 0
-                np.add.at(result, column[free], _mix(seen[free], salt + 31))
+                np.add.at(result, column[free], mix(seen[free], salt + 31))
     return result
 
 
@@ -104,24 +91,24 @@ def _initial(ledger: Ledger, structure: Structure, roots: Ints, pinned: Ints) ->
     with np.errstate(over="ignore"):
         np.add.at(colors, roots, occurrences(ledger, structure))
         fixed = np.unique(roots[pinned])
-        np.add.at(colors, fixed, _mix(fixed, 4))
+        np.add.at(colors, fixed, mix(fixed, 4))
     return colors
 
 
 def _refined(colors: Hashes, tables: Sequence[Table], edges: Iterable[Edge]) -> Hashes:
-    result = _mix(colors, 5)
+    result = mix(colors, 5)
     with np.errstate(over="ignore"):
         for index, table in enumerate(tables):
             salts = [8 + 64 * index + column for column in range(table.shape[1])]
             marks = np.zeros(table.shape[0], dtype=np.uint64)
             for column, salt in zip(table.T, salts, strict=True):
-                marks = marks + _mix(_label_colors(colors, column), salt)
+                marks = marks + mix(_label_colors(colors, column), salt)
             for column, salt in zip(table.T, salts, strict=True):
                 free = column >= 0
-                np.add.at(result, column[free], _mix(marks[free], salt + 31))
+                np.add.at(result, column[free], mix(marks[free], salt + 31))
         for index, edge in enumerate(edges):
-            np.add.at(result, edge.children, _mix(colors[edge.parents], -1 - 2 * index))
-            np.add.at(result, edge.parents, _mix(colors[edge.children], -2 - 2 * index))
+            np.add.at(result, edge.children, mix(colors[edge.parents], -1 - 2 * index))
+            np.add.at(result, edge.parents, mix(colors[edge.children], -2 - 2 * index))
     return result
 
 
@@ -129,4 +116,4 @@ def _label_colors(colors: Hashes, labels: Ints) -> Hashes:
     """Colours of units; rigid labels are colours of their own."""
     if labels.size and labels.min() >= 0:
         return colors[labels]
-    return np.where(labels >= 0, colors[np.maximum(labels, 0)], _mix(labels, 6))
+    return np.where(labels >= 0, colors[np.maximum(labels, 0)], mix(labels, 6))

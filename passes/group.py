@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fxrebasin.layout import AxisGroup, PermutationClass
 from fxrebasin.passes.classes import Classes, IrregularError, Motion, classify, motion
-from fxrebasin.passes.coloring import Hashes, color, marks, occurrences
-from fxrebasin.passes.ledger import Ints, Ledger
+from fxrebasin.passes.coloring import color, marks, occurrences
+from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.placing import (
     Placement,
     axis_groups,
@@ -21,8 +21,9 @@ from fxrebasin.passes.placing import (
     place,
 )
 from fxrebasin.passes.propagate import Propagation
+from fxrebasin.passes.rows import Hashes, Ints, row_codes
 from fxrebasin.passes.state_fields import StateField, squeezed, state_fields
-from fxrebasin.passes.structure import Structure, derive, row_codes
+from fxrebasin.passes.structure import Structure, derive
 
 
 @dataclass(frozen=True, eq=False)

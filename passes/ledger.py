@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,9 +33,8 @@ from fxrebasin.labels import (
     squeeze_constant,
     varying_axes,
 )
+from fxrebasin.passes.rows import Ints, multiset_hashes, row_codes
 from fxrebasin.provenance import Origin
-
-Ints = npt.NDArray[np.int64]
 
 MATERIALISE_AT_MOST = 1 << 16
 """Elements of a state tensor that may become units of their own."""
@@ -264,8 +262,12 @@ class Ledger:
         shape = [1 if axis in removed else size for axis, size in enumerate(values.shape)]
         rows = values.permute([*kept, *removed, *self._others(values.ndim, item.axes)])
         rows_np = rows.reshape(int(np.prod([values.shape[axis] for axis in kept])), -1).numpy()
-        sets, row_of = np.unique(np.sort(rows_np, axis=1), axis=0, return_inverse=True)
-        row_of = row_of.reshape(-1)
+        _, first, row_of = np.unique(
+            multiset_hashes(rows_np), return_index=True, return_inverse=True
+        )
+        order = np.argsort(first)  # sets are numbered as they come
+        row_of = np.argsort(order)[row_of.reshape(-1)]
+        sets = rows_np[first[order]]
         if len(sets) == 1:
             return None
         distinct = [np.unique(row[row >= 0]) for row in sets]
@@ -377,7 +379,7 @@ class Ledger:
         columns = [item.values.reshape(-1).numpy() for item in kept if item.axes == (axis,)]
         if len(columns) < 2:
             return False
-        return len(np.unique(np.stack(columns), axis=1).T) == columns[0].size
+        return int(row_codes(columns).max()) + 1 == columns[0].size
 
     def _join_elements(
         self, elements: Sequence[Elements], kept: list[Labels], identified: set[int]

@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 from fxrebasin.layout import AxisGroup, Piece, Slot
 from fxrebasin.passes.classes import Classes, Column, IrregularError, Motion, combine
-from fxrebasin.passes.ledger import Ints
+from fxrebasin.passes.rows import Ints, Table, distinct_rows, row_codes
 from fxrebasin.passes.state_fields import StateField
-from fxrebasin.passes.structure import Table, distinct_rows, row_codes
 
 
 def check_closed(classes: Classes, table: Table) -> None:

@@ -6,14 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from fxrebasin.passes.ledger import Edge, Ints, Ledger
-
-Table = npt.NDArray[np.int64]
-"""A relation: one row per distinct tuple of labels, one column per field."""
+from fxrebasin.passes.ledger import Edge, Ledger
+from fxrebasin.passes.rows import Ints, Table, distinct_rows, row_codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,57 +26,6 @@ class Structure:
     raw: list[Table]
     tables: list[Table]
     edges: list[Edge]
-
-
-_MOST = 1 << 62
-
-
-def _joint_code(columns: Sequence[Ints]) -> tuple[Ints, int]:
-    """One number per row, equal for equal rows, and a bound that all numbers are below."""
-    code = np.zeros(columns[0].size, dtype=np.int64)
-    span = 1
-    for column in columns:
-        if not column.size:
-            continue
-        low = int(column.min())
-        width = int(column.max()) - low + 1
-        values = column - low
-        if span * width >= _MOST:
-            code = np.unique(code, return_inverse=True)[1].reshape(-1)
-            span = int(code.max()) + 1
-        if span * width >= _MOST:
-            values = np.unique(values, return_inverse=True)[1].reshape(-1)
-            width = int(values.max()) + 1
-        code = code * width + values
-        span *= width
-    return code, span
-
-
-def row_codes(columns: Sequence[Ints]) -> Ints:
-    """Number the rows of aligned columns so that equal rows get equal numbers, from 0 on."""
-    code, span = _joint_code(columns)
-    if _is_dense(code, span):
-        present = np.zeros(span, dtype=np.bool_)
-        present[code] = True
-        return np.asarray((np.cumsum(present) - 1)[code], dtype=np.int64)
-    return np.asarray(np.unique(code, return_inverse=True)[1].reshape(-1), dtype=np.int64)
-
-
-def distinct_rows(columns: Sequence[Ints]) -> Table:
-    """The distinct tuples of aligned columns, sorted."""
-    code, span = _joint_code(columns)
-    if _is_dense(code, span):
-        at = np.full(span, -1, dtype=np.int64)
-        at[code] = np.arange(code.size)
-        first = at[at >= 0]
-    else:
-        first = np.unique(code, return_index=True)[1]
-    return np.stack([column[first] for column in columns], axis=1)
-
-
-def _is_dense(code: Ints, span: int) -> bool:
-    """Whether a table of all numbers costs less than sorting those that occur."""
-    return span <= 8 * code.size + 64
 
 
 def derive(ledger: Ledger, relations: Iterable[Sequence[Ints]]) -> Structure:

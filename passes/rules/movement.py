@@ -22,9 +22,9 @@ from fxrebasin.labels import (
     reshape_groups,
 )
 from fxrebasin.passes.ledger import Ledger, free_labels
+from fxrebasin.passes.rows import distinct_rows
 from fxrebasin.passes.rules.contraction import pick_axes, reshape_field, whole_view
 from fxrebasin.passes.rules.registry import Call, pin_everything, rule
-from fxrebasin.passes.structure import distinct_rows
 
 
 def _strip(values: Tensor) -> Tensor:
