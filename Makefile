@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 		echo "Making $(VENV); the first time this downloads torch and what it needs."; \
 		$(PYTHON) -m venv $(VENV); }
 	$(PIP) setuptools
-	$(PIP) --no-build-isolation --editable '.[demo,models,test,dev]'
+	$(PIP) --no-build-isolation --editable '.[demo,draw,models,test,dev]'
 	@touch $@
 
 demo: $(READY) ## rebasin two small models, verify on onnxruntime, draw the barrier

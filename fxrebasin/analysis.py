@@ -11,6 +11,8 @@ from torch import nn
 
 from fxrebasin.errors import InputError
 from fxrebasin.layout import PermutationClass
+from fxrebasin.passes.collector import collector_paused
+from fxrebasin.passes.data_flow import data_flow
 from fxrebasin.passes.group import group
 from fxrebasin.passes.propagate import propagate
 from fxrebasin.passes.tie_graph import tie_graph
@@ -32,8 +34,9 @@ def symmetry_of(
     unknown = [name for name in state_buffers if name not in buffers]
     if unknown:
         raise InputError(f"state_buffers: the model has no buffer {', '.join(unknown)}")
-    propagation = propagate(model, args, kwargs, state_buffers)
-    grouping = group(propagation)
+    with collector_paused():
+        propagation = propagate(model, args, kwargs, state_buffers)
+        grouping = group(propagation)
     names = _all_names(model)
     parameters = [name for name, _ in model.named_parameters()]
     kept = set(model.state_dict(keep_vars=True)) | {n for n, _ in model.named_parameters()}
@@ -57,6 +60,7 @@ def symmetry_of(
         parameters=tuple(parameters),
         operators=dict(propagation.operators),
         _graph=partial(tie_graph, propagation, grouping.fields, parameters),
+        _flow=partial(data_flow, propagation, grouping.fields, grouping.classes, grouping.layout),
     )
 
 

@@ -130,15 +130,26 @@ def demo(out: Path, seed: int, overwrite: bool) -> None:
     help="Say what ties or pins one axis of a parameter or buffer, instead of the table.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_output("--svg", ".svg", help="Also draw the model, coloured by permutation class.")
+@_overwrite_option
 def inspect(
-    model: str, input_shapes: tuple[str, ...], explain: tuple[str, int] | None, as_json: bool
+    model: str,
+    input_shapes: tuple[str, ...],
+    explain: tuple[str, int] | None,
+    as_json: bool,
+    svg: Path | None,
+    overwrite: bool,
 ) -> None:
     """Show the permutation classes of MODEL, its coverage, and what is pinned and why."""
     import fxrebasin
     from fxrebasin.console import output_console
+    from fxrebasin.drawing import dot_source, render_svg
+    from fxrebasin.files import publish, refuse_existing
     from fxrebasin.models import build_model
     from fxrebasin.views import symmetry_document, symmetry_view
 
+    if svg is not None:
+        refuse_existing([svg], overwrite=overwrite)
     module = build_model(model)
     inputs = _example_inputs(module, input_shapes)
     symmetry = fxrebasin.analyze(module, inputs.args, inputs.kwargs)
@@ -149,6 +160,9 @@ def inspect(
         click.echo(json.dumps({"model": model, **symmetry_document(symmetry)}, indent=2))
     else:
         output_console().print(symmetry_view(model, symmetry))
+    if svg is not None:
+        publish(svg, render_svg(dot_source(symmetry, model)), overwrite=overwrite)
+        click.echo(f"wrote {svg}", err=as_json)
 
 
 @main.command()

