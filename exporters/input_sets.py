@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-_FEW = 2  # integer tensors with at most this many values are masks or flags, and are kept
+from fxrebasin.redraw import redrawn
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,8 @@ def example_sets(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Input
     """The example inputs, and one redrawn set of the same shapes that may be left out.
 
     Example inputs may be special (zeros, a single repeated token), so one more set is drawn from a
-    generator with a fixed seed. Floating-point tensors: independent normal values with the mean
-    and standard deviation of the example's, clamped to its range, so that they stay where the
-    model's function is defined; a constant tensor gives unclamped normal values around the
-    constant. Integer tensors of more than two values: the example's values in another order.
-    Integer tensors of at most two values, boolean tensors and tensors with non-finite values
-    (masks): as they are. Nothing is added where redrawing changes nothing.
+    generator with a fixed seed, as `fxrebasin.redraw` says. Nothing is added where redrawing changes
+    nothing.
 
     Example:
         >>> [one.label for one in example_sets((torch.ones(2, 3),), {})]
@@ -88,36 +84,8 @@ def with_batch(
 
 
 def _redrawn(label: str, args: Any, kwargs: Any, *, seed: int) -> InputSet:
-    generator = torch.Generator().manual_seed(seed)
-
-    def redraw(value: Any) -> Any:
-        return _redraw(value, generator) if isinstance(value, torch.Tensor) else value
-
-    args, kwargs = tree_map(redraw, (args, dict(kwargs)))
+    args, kwargs = redrawn((args, dict(kwargs)), seed)
     return InputSet(label, args, kwargs, required=False)
-
-
-def _redraw(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    if tensor.is_complex():
-        parts = torch.view_as_real(tensor.detach().resolve_conj())
-        return torch.view_as_complex(_redraw(parts, generator).contiguous())
-    if tensor.is_floating_point():
-        return _redraw_real(tensor.detach(), generator)
-    if tensor.dtype == torch.bool or tensor.unique().numel() <= _FEW:
-        return tensor
-    order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
-    return tensor.flatten()[order].reshape(tensor.shape)
-
-
-def _redraw_real(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    values = tensor.double()
-    if not values.numel() or not torch.isfinite(values).all():
-        return tensor
-    low, high, mean = values.min(), values.max(), values.mean()
-    noise = torch.randn(values.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-    if low == high:
-        return (mean + noise * mean.abs().clamp(min=1)).to(tensor.dtype)
-    return (mean + noise * values.std()).clamp(low, high).to(tensor.dtype)
 
 
 def _same(left: InputSet, right: InputSet) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from fxrebasin.layout import AxisGroup, PermutationClass
@@ -25,6 +26,8 @@ from fxrebasin.passes.rows import Hashes, Ints, row_codes
 from fxrebasin.passes.state_fields import StateField, squeezed, state_fields
 from fxrebasin.passes.structure import Structure, derive
 
+Bools = npt.NDArray[np.bool_]
+
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
@@ -42,9 +45,12 @@ def group(propagation: Propagation) -> Grouping:
     fields = state_fields(ledger, propagation.shapes)
     relations = [_broadcast(relation) for relation in ledger.relations]
     relations += _relations_of_state(propagation.shapes, fields)
+    known = ledger.size
     structure = derive(ledger, relations)
+    _pin_tied_alike(ledger, structure, known)
     classes, placements = _solve(propagation, structure, fields)
-    return _named(propagation, fields, classes, placements)
+    read = _read(ledger, structure, fields, known)
+    return _named(propagation, fields, classes, placements, _classes_of(classes, read))
 
 
 def _broadcast(relation: Sequence[Tensor]) -> list[Ints]:
@@ -70,7 +76,6 @@ def _solve(
 ) -> tuple[Classes, dict[str, list[Placement]]]:
     """Classes that all tables and tensors are closed under; what is irregular gets pinned."""
     ledger = propagation.ledger
-    _pin_tied_alike(ledger, structure)
     while True:
         roots = ledger.compress()
         pinned = [pin.units for pin in ledger.pins]
@@ -85,11 +90,55 @@ def _solve(
             ledger.pin(error.units, error.reason)
 
 
-def _pin_tied_alike(ledger: Ledger, structure: Structure) -> None:
-    """Pin units that are tied to another of the same birth that nothing tells from them."""
+def _read(
+    ledger: Ledger, structure: Structure, fields: Mapping[str, list[StateField]], known: int
+) -> Bools:
+    """For every unit, whether anything is computed from its values.
+
+    So it is if its values are reduced to something, or those of a unit that it occurs with.
+    Others are computed, or could be chosen by an index, and dropped.
+
+    Args:
+        known: how many units propagation made; those that the derivation adds stand for others.
+    """
     roots = ledger.compress()
+    used = np.zeros(ledger.size, dtype=np.bool_)
+    used[roots[known:]] = True
+    reduced = [values.numpy() for values in ledger.used]
+    reduced += [item.values for state in sorted(ledger.used_states) for item in fields[state]]
+    for values in reduced:
+        labels = values.reshape(-1)
+        used[roots[labels[labels >= 0]]] = True
+    tables = [table for table in structure.tables if table.shape[1] > 1]
+    tables += [np.stack([edge.children, edge.parents], axis=1) for edge in structure.edges]
+    before = -1
+    while before != (before := int(used.sum())):
+        for table in tables:
+            free = table >= 0
+            rows = (used[np.maximum(table, 0)] & free).any(axis=1)
+            used[table[rows][free[rows]]] = True
+    return used
+
+
+def _classes_of(classes: Classes, units: Bools) -> set[int]:
+    """The classes that move at least one of some units."""
+    return {
+        column.index
+        for place in classes.coordinates.values()
+        if units[place.units].any()
+        for column in place.columns
+    }
+
+
+def _pin_tied_alike(ledger: Ledger, structure: Structure, known: int) -> None:
+    """Pin units that are tied to another of the same birth that nothing tells from them.
+
+    Units that the derivation made have no positions of their own, and may be tied.
+    """
+    roots = ledger.compress()[:known]
     if roots.size:
-        code = row_codes([roots, occurrences(ledger, structure).view(np.int64)])
+        seen = occurrences(ledger, structure)[:known]
+        code = row_codes([roots, seen.view(np.int64)])
         alike = np.bincount(code)[code] > 1
         ledger.pin(np.unique(roots[alike]), "tied to another unit of its own axis")
 
@@ -159,8 +208,11 @@ def _named(
     fields: Mapping[str, list[StateField]],
     classes: Classes,
     placements: Mapping[str, list[Placement]],
+    read: set[int],
 ) -> Grouping:
+    """Name classes; those of which nothing is read are left where they are, and not counted."""
     axes = _axes_of_classes(propagation.shapes, placements)
+    axes = {index: found for index, found in axes.items() if index in read}
     used = [index for index in range(len(classes.sizes)) if axes.get(index)]
     names = _names(used, axes, len(classes.sizes))
     order = sorted(used, key=lambda index: (len(classes.within[index]), index))
@@ -174,10 +226,12 @@ def _named(
         )
         for index in order
     )
-    layout = {
-        state: tuple(named_group(item, names) for item in items)
-        for state, items in placements.items()
-    }
+    layout = {}
+    for state, items in placements.items():
+        groups = [named_group(item, {index: names[index] for index in used}) for item in items]
+        moving = tuple(item for item in groups if item is not None)
+        if moving:
+            layout[state] = moving
     free = {axis for items in axes.values() for axis in items}
     return Grouping(found, layout, _pins(propagation, fields, free), dict(fields))
 
@@ -257,5 +311,5 @@ def _reason(
         if item.reason:
             return _with_origin(ledger, item.reason, item.origin)
     if touching:
-        return "each position has a role of its own"
+        return "each position has a role of its own, or none"
     return "no operator tells its positions apart"

@@ -40,6 +40,10 @@ MATERIALISE_AT_MOST = 1 << 16
 """Elements of a state tensor that may become units of their own."""
 
 
+ROUTED = "rows of the experts chosen at"
+"""How the reasons of fields start that tell apart rows whose experts are chosen by data."""
+
+
 @dataclass(frozen=True, eq=False)
 class Edge:
     """Each child unit moves within the parent unit at the same index."""
@@ -76,6 +80,8 @@ class Ledger:
     edges: list[Edge] = field(default_factory=list)
     relations: list[tuple[Tensor, ...]] = field(default_factory=list)
     members: list[Tensor] = field(default_factory=list)
+    used: list[Tensor] = field(default_factory=list)
+    used_states: set[str] = field(default_factory=set)
     impositions: dict[str, list[Imposition]] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
     ties: list[tuple[Ints, Ints]] = field(default_factory=list)
@@ -153,6 +159,11 @@ class Ledger:
 
     # Constraints ------------------------------------------------------------------------------
 
+    def use(self, labels: Labels) -> None:
+        """Record that something is computed from the values of these units."""
+        if not labels.rigid:
+            self.used.append(labels.values)
+
     def relate(self, *columns: Labels) -> None:
         """Record that these fields label the positions of one tensor together."""
         if all(column.rigid for column in columns):
@@ -185,6 +196,14 @@ class Ledger:
         self.impositions.setdefault(elements.state, []).append(
             Imposition(elements.view, labels.values, self.origin, labels.reason)
         )
+
+    def places(self) -> set[object]:
+        """The parts of state tensors that were read: name, offset, sizes and strides."""
+        return {
+            (state, view.storage_offset(), view.shape, view.stride())
+            for state, items in self.impositions.items()
+            for view in (item.view for item in items)
+        }
 
     # Fields -----------------------------------------------------------------------------------
 
@@ -278,6 +297,7 @@ class Ledger:
             labels = positions(1, 0, len(sets), item.reason).values.clone()
             free = np.array([bool(units.size) for units in distinct])
             blocks = self.fresh(int(free.sum()))
+            self.used.append(blocks)
             labels[torch.from_numpy(free)] = blocks
             self.edges.append(
                 Edge(
@@ -288,7 +308,7 @@ class Ledger:
         result = squeeze_constant(labels[torch.from_numpy(row_of)].view(shape), kept)
         rigid = bool((labels < 0).all())
         injective = len(sets) == result.numel()
-        return Labels(result, varying_axes(result), injective, rigid, item.reason)
+        return Labels(result, varying_axes(result), injective, rigid, item.reason if rigid else "")
 
     @staticmethod
     def _others(ndim: int, axes: Iterable[int]) -> list[int]:
@@ -296,6 +316,12 @@ class Ledger:
 
     def reduce(self, value: Value, kept: Collection[int]) -> list[Field]:
         """The fields of a tensor whose other axes are summed, averaged or otherwise reduced."""
+        for item in value.fields:
+            if isinstance(item, Elements):
+                if not set(item.axes) & set(kept):
+                    self.used_states.add(item.state)
+            elif not set(item.axes) <= set(kept):
+                self.use(item)
         found = (self.coarsen(item, kept) for item in value.fields)
         return [item for item in found if item is not None]
 
@@ -311,6 +337,7 @@ class Ledger:
         unique = list({id(item): item for item in fields}.values())
         labels = [item for item in unique if isinstance(item, Labels)]
         elements = [item for item in unique if isinstance(item, Elements)]
+        self._part_routings(unique)
         kept: list[Labels] = []
         identified: set[int] = set()
         for item in sorted(labels, key=_preference):
@@ -324,6 +351,19 @@ class Ledger:
         result: list[Field] = [*kept]
         result += self._join_elements(elements, kept, identified)
         return tuple(result)
+
+    def _part_routings(self, fields: Sequence[Field]) -> None:
+        """Give up rows of chosen experts that meet others which differ from row to row.
+
+        Which row belongs to which expert depends on data: any expert may meet any other row.
+        """
+        for item in fields:
+            if not isinstance(item, Labels) or item.rigid or not item.reason.startswith(ROUTED):
+                continue
+            for other in fields:
+                alike = isinstance(other, Labels) and (other.rigid or other.reason == item.reason)
+                if not alike and len(set(item.axes) & set(other.axes)) > 1:
+                    self.pin(np.unique(item.values.numpy()), "meets rows of another choice")
 
     def identified(self, labels: Sequence[Labels]) -> set[int]:
         """Axes all of whose positions some of the given fields tell apart."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
@@ -160,15 +160,16 @@ def _piece(free: tuple[Column, ...], positions: Ints) -> tuple[tuple[Column | No
     return (*free, None), positions
 
 
-def named_group(placement: Placement, names: Sequence[str]) -> AxisGroup:
-    """The axis group with class names in place of indices."""
+def named_group(placement: Placement, names: Mapping[int, str]) -> AxisGroup | None:
+    """The axis group with class names in place of indices; None when no class has a name."""
     pieces = []
     for columns, positions in placement.pieces:
         slots = tuple(
             Slot(None, positions.shape[index])
-            if column is None
+            if column is None or column.index not in names
             else Slot(names[column.index], column.size, column.within)
             for index, column in enumerate(columns)
         )
-        pieces.append(Piece(slots, np.ascontiguousarray(positions, dtype=np.int64)))
-    return AxisGroup(placement.axes, tuple(pieces))
+        if any(slot.class_name is not None for slot in slots):
+            pieces.append(Piece(slots, np.ascontiguousarray(positions, dtype=np.int64)))
+    return AxisGroup(placement.axes, tuple(pieces)) if pieces else None

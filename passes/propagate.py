@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from fxrebasin.passes.tracking import (
     write,
 )
 from fxrebasin.provenance import Origin
+from fxrebasin.redraw import redrawn
 
 _BUFFER = "_fxrebasin_buffer"
 
@@ -62,6 +64,18 @@ _OVERWRITING = frozenset(
     for overload in [getattr(packet, item) for item in packet.overloads()]
 )
 """Operators that write without reading what was there."""
+
+
+_LOOKING = frozenset(
+    overload
+    for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
+    for packet in [getattr(torch.ops.aten, name)]
+    for overload in [getattr(packet, item) for item in packet.overloads()]
+)
+"""Operators by which a model looks at data: what it does next may be another with other inputs."""
+
+_MORE_RUNS = 4
+"""Runs on other inputs, as long as they read state that was not read before (other experts)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,10 +151,16 @@ def _run(
         site = CallSite(model)
         mode = Propagator(site, real)
         stand_ins = _stand_ins(model, mode, state_buffers)
-        inputs = pytree.tree_map_only(Tensor, mode.add_input, (tuple(args), dict(kwargs)))
-        with site.watch(), mode:
-            output = functional_call(model, stand_ins, inputs[0], inputs[1], tie_weights=False)
-        mode.pin_outputs(output)
+        given: tuple[Any, ...] = (tuple(args), dict(kwargs))
+        others = (redrawn(given, seed) for seed in range(1, 1 + _MORE_RUNS))
+        for values in chain((given,), others):
+            known = mode.result.ledger.places()
+            inputs = pytree.tree_map_only(Tensor, mode.add_input, values)
+            with site.watch(), mode:
+                output = functional_call(model, stand_ins, *inputs, tie_weights=False)
+            mode.pin_outputs(output)
+            if not mode.looked_at_data or mode.result.ledger.places() == known:
+                break
     return mode.result
 
 
@@ -172,6 +192,7 @@ class Propagator(TorchDispatchMode):
         self.result = Propagation()
         self.site = site
         self.real = real
+        self.looked_at_data = False
 
     # State and values -------------------------------------------------------------------------
 
@@ -228,6 +249,7 @@ class Propagator(TorchDispatchMode):
         tensors = _tensors((args, options))
         if not any(get_track(item) is not None for item in tensors):
             return self._untracked(func, args, options)
+        self.looked_at_data |= func in _LOOKING
         if func not in RULES:
             with self:
                 decomposed = func.decompose(*args, **options)
@@ -254,6 +276,8 @@ class Propagator(TorchDispatchMode):
         bound = _bind(func, args, options)
         written = _written(func, bound)
         touched = [] if written else _touched(func, bound)
+        for tensor in written:
+            begin_track(tensor)  # while a constant still holds what it held before
         strides = [tensor.stride() for tensor in _tensors(list(bound.values()))]
         computed = self._execute(func, args, options)
         outputs = written or _tensors(computed)

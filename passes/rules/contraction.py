@@ -172,7 +172,9 @@ def _tie_shared(
             if open_axes and (elements[here] or not labels[here]):
                 part = ledger.coarsen(item, shared)
                 fields += [] if part is None else [part]
-    ledger.join(fields)
+    for field in ledger.join(fields):
+        if isinstance(field, Labels):
+            ledger.use(field)
 
 
 def _labels_on(ledger: Ledger, fields: Sequence[Field], shared: set[int]) -> list[Labels]:

@@ -351,10 +351,11 @@ def _inside(value: Value, shape: Sequence[int], axis: int, padding: Sequence[int
 
 @rule("cat", "concat")
 def concatenate(call: Call) -> Sequence[Value]:
-    """Pieces along an axis that they all have; an empty vector is no piece."""
+    """Pieces along an axis that they all have; one that is empty is no piece."""
     tensors = [t for t in call.args["tensors"] if not (t.ndim == 1 and t.numel() == 0)]
-    values = [call.lookup(tensor) for tensor in tensors]
     dim = call.args["dim"] % max(len(call.shape), 1)
+    pieces = [tensor for tensor in tensors if tensor.shape[dim]] or tensors
+    values = [call.lookup(tensor) for tensor in pieces]
     return [concatenate_values(call, values, dim)]
 
 
@@ -495,6 +496,30 @@ def unfold_image(call: Call) -> Sequence[Value]:
         part for item in fields for part in reshape_field(call.ledger, item, split, call.shape)
     ]
     return [call.join(merged)]
+
+
+@rule("col2im")
+def fold_image(call: Call) -> Sequence[Value]:
+    """[n, c * k * k, l] -> [n, c, h, w]: adds up the patches that `im2col` cuts out."""
+    value = call.value("self")
+    *leading, _, places = value.shape
+    channels = call.shape[-3]
+    split = [*leading, channels, value.shape[-2] // channels, places]
+    fields = [
+        part
+        for item in value.fields
+        for part in reshape_field(call.ledger, item, value.shape, split)
+    ]
+    pinned = call.pin_axes(Value(tuple(split), tuple(fields)), [-2, -1], "position")
+    kept = call.ledger.reduce(pinned, range(len(split) - 2))
+    reason = f"position of {call.op}"
+    ndim = len(call.shape)
+    fresh = [
+        positions(ndim, axis, call.shape[axis], reason)
+        for axis in (ndim - 2, ndim - 1)
+        if call.shape[axis] > 1
+    ]
+    return [Value(call.shape, (*kept, *fresh))]
 
 
 def _leading(value: Value, trailing: int) -> set[int]:

@@ -285,9 +285,9 @@ class ActivationsThatSplitUnits(nn.Module):
         return self.leave(torch.cat([h[:, :4].relu(), F.gelu(h[:, 4:])], 1))
 
 
-@structure(f(4, 5), VECTOR)
+@structure(f(4), VECTOR)
 class DeadUnits(nn.Module):
-    """Units that are computed and never used may be exchanged, which changes nothing either."""
+    """Units that nothing reads are in no class, like parameters that nothing reads."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from tests.support.oracle.sample import Sample, indices, p, sample
+from tests.support.oracle.sample import Sample, bools, indices, p, sample
 
 aten = torch.ops.aten
+
+UNREAD = {"*": "elements that no index chooses stay where they are"}
 
 
 def at(*positions: int) -> Tensor:
@@ -45,8 +47,8 @@ _BAGS = [
 ]
 
 _ALONG_ONE_AXIS = [
-    sample(aten.index_select.default, p(3, 4), 1, at(2, 0, 2)),
-    sample(aten.index_select.default, p(3, 4), -2, at(1)),
+    sample(aten.index_select.default, p(3, 4), 1, at(2, 0, 2), missing=UNREAD),
+    sample(aten.index_select.default, p(3, 4), -2, at(1), missing=UNREAD),
     sample(
         *(aten.index_select.default, p(3, 4), 1, indices(2, below=4)),
         missing={"*": "positions chosen by data are pinned"},
@@ -63,22 +65,119 @@ _ALONG_ONE_AXIS = [
 ]
 
 _ADVANCED = [
-    sample(aten.index.Tensor, p(3, 4), [at(2, 0)]),
+    sample(aten.index.Tensor, p(3, 4), [at(2, 0)], missing=UNREAD),
     sample(aten.index.Tensor, p(3, 4), [None, at(2, 0, 3, 1)]),
-    sample(aten.index.Tensor, p(3, 4), [None, at(1)]),
-    sample(aten.index.Tensor, p(3, 4), [at(0, 1, 2), at(1, 1, 3)]),
-    sample(aten.index.Tensor, p(2, 3, 4), [None, at(2, 0).view(2, 1), at(1, 1, 3)]),
-    sample(aten.index.Tensor, p(2, 3, 4), [at(1, 0), None, at(1, 3)]),
+    sample(aten.index.Tensor, p(3, 4), [None, at(1)], missing=UNREAD),
+    sample(aten.index.Tensor, p(3, 4), [at(0, 1, 2), at(1, 1, 3)], missing=UNREAD),
+    sample(aten.index.Tensor, p(2, 3, 4), [None, at(2, 0).view(2, 1), at(1, 1, 3)], missing=UNREAD),
+    sample(aten.index.Tensor, p(2, 3, 4), [at(1, 0), None, at(1, 3)], missing=UNREAD),
     sample(aten.index.Tensor, p(5, 4), [at(0, 1, 1, 2, 0, 3).view(2, 3)]),
-    sample(aten.index.Tensor, p(3, 4), [torch.tensor([True, False, True])]),
+    sample(aten.index.Tensor, p(3, 4), [torch.tensor([True, False, True])], missing=UNREAD),
     sample(aten.index.Tensor, p(5, 4), [indices(3, below=5)]),
     sample(aten.index.Tensor, p(2, 5, 4), [None, indices(2, 3, below=5)]),
     sample(
         *(aten.index.Tensor, p(3, 5, 4), [indices(2, below=3), indices(2, below=5)]),
         missing={"*": "several indices that depend on data pin all axes"},
     ),
-    sample(aten._unsafe_index.Tensor, p(3, 4), [at(2, 0)]),
-    sample(aten._unsafe_index.Tensor, p(3, 4), [None, at(1, 1, 0)]),
+    sample(aten._unsafe_index.Tensor, p(3, 4), [at(2, 0)], missing=UNREAD),
+    sample(aten._unsafe_index.Tensor, p(3, 4), [None, at(1, 1, 0)], missing=UNREAD),
 ]
 
-SAMPLES = [*_EMBEDDINGS, *_BAGS, *_ALONG_ONE_AXIS, *_ADVANCED]
+WRITTEN = {"*": "positions that are written to by index are pinned, also by a constant one"}
+
+_WRITES = [
+    item
+    for name, source in (("index_add", p(2, 4)), ("index_copy", p(2, 4)), ("index_fill", 0.5))
+    for packet in (getattr(aten, name), getattr(aten, f"{name}_"))
+    for overload in [
+        packet.int_Scalar if name == "index_fill" else packet.default,
+    ]
+    for item in (
+        sample(overload, p(3, 4), 0, indices(2, below=3), source, search=False),
+        sample(overload, p(3, 4), 0, at(2, 0), source, missing=WRITTEN),
+    )
+]
+
+_FILLED = [
+    sample(overload, p(3, 4), 0, at(2, 0), p(), missing=WRITTEN)
+    for overload in (aten.index_fill.int_Tensor, aten.index_fill_.int_Tensor)
+]
+
+_SCATTERED = [
+    item
+    for packet in (aten.scatter, aten.scatter_)
+    for item in (
+        sample(packet.src, p(3, 4), 0, indices(2, 4, below=3), p(2, 4), search=False),
+        sample(packet.src, p(3, 4), 1, at(0, 2, 1).view(3, 1), p(3, 1), missing=WRITTEN),
+        sample(packet.src, p(3, 4), 1, at(0, 2).view(2, 1), p(2, 1), missing=WRITTEN),
+        sample(packet.value, p(3, 4), 1, at(0, 2, 1).view(3, 1), 0.5, missing=WRITTEN),
+        sample(
+            *(packet.reduce, p(3, 4), 1, at(0, 2, 1).view(3, 1), p(3, 1)),
+            reduce="add",
+            missing=WRITTEN,
+        ),
+        sample(
+            *(packet.value_reduce, p(3, 4), 1, at(0, 2, 1).view(3, 1), 0.5),
+            reduce="multiply",
+            missing=WRITTEN,
+        ),
+    )
+] + [
+    item
+    for add, reduce in (
+        (aten.scatter_add, aten.scatter_reduce),
+        (aten.scatter_add_, aten.scatter_reduce_),
+    )
+    for item in (
+        sample(add.default, p(3, 4), 1, at(0, 2, 1).view(3, 1), p(3, 1), missing=WRITTEN),
+        sample(reduce.two, p(3, 4), 1, at(0, 2, 1).view(3, 1), p(3, 1), "amax", missing=WRITTEN),
+    )
+]
+
+_PUT = [
+    item
+    for overload in (
+        aten.index_put.default,
+        aten.index_put_.default,
+        aten._unsafe_index_put.default,
+    )
+    for item in (
+        sample(overload, p(3, 4), [at(2, 0)], p(2, 4), missing=WRITTEN),
+        sample(overload, p(3, 4), [at(2, 0)], p(4), True, missing=WRITTEN),
+        sample(overload, p(3, 5, 4), [at(2, 0), at(1, 1)], p(2, 4), missing=WRITTEN),
+        sample(overload, p(3, 4), [None, at(1)], p(3, 1), missing=WRITTEN),
+        sample(overload, p(3, 4), [torch.tensor([True, False, True])], p(2, 4), missing=WRITTEN),
+        sample(overload, p(3, 4), [bools(3, 4)], p()),
+        sample(overload, p(3, 4, 2), [bools(3, 4)], p()),
+    )
+]
+
+OFFSETS = torch.tensor([2, 3, 6], dtype=torch.int32)
+
+
+def _products(rows: Tensor, stack: Tensor, offsets: Tensor | None = None) -> Tensor:
+    if offsets is None:
+        return rows @ stack
+    ends = [0, *offsets.tolist()]
+    return torch.cat([rows[a:b] @ m for a, b, m in zip(ends, ends[1:], stack, strict=False)])
+
+
+_GROUPED = [
+    sample(
+        aten._grouped_mm.default,
+        *(p(6, 4), p(3, 4, 8), OFFSETS),
+        call=lambda *operands: aten._grouped_mm.default(*map(_narrow, operands)).double(),
+        reference=_products,
+        missing={"*": "rows are chosen by data"},
+    ),
+]
+
+
+def _narrow(operand: Tensor) -> Tensor:
+    return operand.float() if operand.is_floating_point() else operand
+
+
+SAMPLES = [
+    *(*_EMBEDDINGS, *_BAGS, *_ALONG_ONE_AXIS, *_ADVANCED),
+    *(*_WRITES, *_FILLED, *_SCATTERED, *_PUT, *_GROUPED),
+]

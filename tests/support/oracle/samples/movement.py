@@ -8,6 +8,7 @@ from tests.support.oracle.sample import complexes, given, p, sample
 
 aten = torch.ops.aten
 
+CUT_OFF = "elements that are cut off stay where they are"
 PADDED = "new positions are told apart by the axes that they are new on"
 
 _VIEWS = [
@@ -150,6 +151,7 @@ _JOINS = [
     sample(aten.cat.default, [p(3, 4), torch.zeros(3, 2, dtype=torch.float64)], 1),
     sample(aten.cat.default, [p(3, 4), torch.arange(6.0, dtype=torch.float64).view(3, 2)], 1),
     sample(aten.cat.default, [p(4), torch.zeros(0, dtype=torch.float64)]),
+    sample(aten.cat.default, [torch.zeros(3, 0, dtype=torch.float64), p(3, 4)], 1),
     sample(aten.cat.default, [p(3)]),
     sample(aten.concat.default, [p(3, 4), p(3, 2), p(3, 1)], 1),
     sample(aten.stack.default, [p(3, 4), p(3, 4)], 1),
@@ -160,7 +162,7 @@ _JOINS = [
         *(aten.constant_pad_nd.default, p(3, 4), [1, -1, 0, 2], 0.5),
         missing={"*": PADDED},
     ),
-    sample(aten.constant_pad_nd.default, p(3, 4), [-1, -1]),
+    sample(aten.constant_pad_nd.default, p(3, 4), [-1, -1], missing={"*": CUT_OFF}),
     sample(aten.constant_pad_nd.default, p(3), [0, 1], 0.5),
     sample(
         *(aten.constant_pad_nd.default, p(3, 1), [1, 1]),
@@ -190,6 +192,16 @@ _PATCHES = [
     sample(
         *(aten.im2col.default, p(3, 2, 2), [2, 1], [1, 1], [0, 0], [1, 1]),
         split={"out0": (3, 2, 2)},
+        missing={"*": "positions of an image are pinned, even if windows do not overlap"},
+    ),
+    sample(
+        *(aten.col2im.default, p(1, 12, 4), [3, 3], [2, 2], [1, 1], [0, 0], [1, 1]),
+        split={"in0": (1, 3, 4, 4)},
+        missing={"*": "positions of an image are pinned"},
+    ),
+    sample(
+        *(aten.col2im.default, p(6, 2), [2, 2], [2, 1], [1, 1], [0, 0], [1, 1]),
+        split={"in0": (3, 2, 2)},
         missing={"*": "positions of an image are pinned, even if windows do not overlap"},
     ),
 ]

@@ -1,0 +1,54 @@
+"""timm's models: no operator is unknown, and random elements of the group do nothing.
+
+The smallest model of each module is tried: those of up to a million parameters by default, all
+with `-m slow`. The largest, of which float64 copies would take 10 GB, are only analysed.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fxrebasin
+from tests.support.randomise import assert_group_is_sound
+from tests.support.timm_models import SMALLEST, build, fewest_parameters, image_size, modules
+
+pytest.importorskip("timm")
+
+QUICK = 1_000_000
+ANALYSED_ONLY = 200_000_000
+
+
+def marked() -> list[object]:
+    """The modules, of which those with a large model are marked as slow."""
+    return [
+        module if count <= QUICK else pytest.param(module, marks=pytest.mark.slow)
+        for module, (_, count) in SMALLEST.items()
+    ]
+
+
+def test_every_module_has_a_model() -> None:
+    assert list(SMALLEST) == modules()
+    assert sum(count <= QUICK for _, count in SMALLEST.values()) >= 10
+
+
+@pytest.mark.parametrize("module", marked())
+def test_group_is_sound(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, count = SMALLEST[module]
+    model = build(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    images = torch.randn(2, *image_size(model), generator=torch.Generator().manual_seed(0))
+    symmetry = fxrebasin.analyze(model, images)
+    assert symmetry.unknown_operators == ()
+    assert symmetry.classes
+    assert symmetry.coverage() > 0.8
+    if count < ANALYSED_ONLY:
+        # Some compute in float32 on purpose, which would hide errors as noise
+        monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
+        assert_group_is_sound(model, (images,), symmetry=symmetry, seeds=(0,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", SMALLEST)
+def test_no_model_is_smaller(module: str) -> None:
+    assert fewest_parameters(module) == SMALLEST[module][1]
