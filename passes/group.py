@@ -22,7 +22,7 @@ from fxrebasin.passes.placing import (
     place,
 )
 from fxrebasin.passes.propagate import Propagation
-from fxrebasin.passes.rows import Hashes, Ints, row_codes
+from fxrebasin.passes.rows import Hashes, Ints, distinct_rows, mix, row_codes
 from fxrebasin.passes.state_fields import StateField, squeezed, state_fields
 from fxrebasin.passes.structure import Structure, derive
 
@@ -55,7 +55,29 @@ def group(propagation: Propagation) -> Grouping:
 
 def _broadcast(relation: Sequence[Tensor]) -> list[Ints]:
     arrays = np.broadcast_arrays(*[item.numpy() for item in relation])
-    return [array.reshape(-1) for array in arrays]
+    return _compressed([array.reshape(-1) for array in arrays])
+
+
+def _compressed(columns: list[Ints]) -> list[Ints]:
+    """Distinct tuples of free labels, and one code for the set of rigid ones that each meets.
+
+    A permutation maps the relation onto itself exactly if it maps free tuples to free tuples that
+    occur with the same rigid labels.
+    """
+    free = [column for column in columns if (column >= 0).any()]
+    rigid = [column for column in columns if not (column >= 0).any()]
+    if not rigid or not free:
+        return columns
+    rows, tags = row_codes(free), row_codes(rigid)
+    row, tag = distinct_rows([rows, tags]).T
+    first = np.zeros(int(rows.max()) + 1, np.int64)
+    first[rows] = np.arange(rows.size)
+    sets = np.zeros(first.size, np.uint64)
+    with np.errstate(over="ignore"):
+        np.add.at(sets, row, mix(tag, 11))
+    kept = [column[first] for column in free]
+    code = row_codes([sets.view(np.int64)])
+    return [*kept, -2 - code] if code.any() else kept
 
 
 def _relations_of_state(
@@ -67,7 +89,7 @@ def _relations_of_state(
         for axes in axis_groups(items, len(shapes[state])):
             columns = group_columns(items, axes, shapes[state])
             if len(columns) > 1 and any((column >= 0).any() for column in columns):
-                found.append(columns)
+                found.append(_compressed(columns))
     return found
 
 

@@ -166,7 +166,8 @@ class Ledger:
 
     def relate(self, *columns: Labels) -> None:
         """Record that these fields label the positions of one tensor together."""
-        if all(column.rigid for column in columns):
+        columns = _connected_to_free(columns)
+        if len(columns) < 2:
             return
         tensors = tuple(column.values for column in columns)
         key = ("relation", *(_identity(values) for values in tensors))
@@ -340,10 +341,13 @@ class Ledger:
         self._part_routings(unique)
         kept: list[Labels] = []
         identified: set[int] = set()
+        determined: set[int] = set()  # by a field that tells apart positions along several axes
         for item in sorted(labels, key=_preference):
-            if self._absorbed(item, kept, identified):
+            if self._absorbed(item, kept, identified | determined):
                 continue
             kept.append(item)
+            if item.injective:
+                determined |= set(item.axes)
             if (item.injective and len(item.axes) == 1) or (
                 len(item.axes) == 1 and self._identify_together(item.axes[0], kept)
             ):
@@ -449,6 +453,17 @@ class Ledger:
             self._impose_part(large, self.materialise(small))
         else:
             self.element_ties.append((first, second))
+
+
+def _connected_to_free(columns: Sequence[Labels]) -> tuple[Labels, ...]:
+    """Columns that share axes with a free one, directly or through others; the rest say nothing."""
+    axes = {axis for column in columns if not column.rigid for axis in column.axes}
+    while True:
+        found = tuple(column for column in columns if axes & set(column.axes))
+        grown = axes.union(*(column.axes for column in found))
+        if grown == axes:
+            return found
+        axes = grown
 
 
 def _count(item: Elements) -> int:
