@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fxrebasin.passes.ledger import Edge, Ledger
+from fxrebasin.passes.entries import Edge
+from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.rows import Hashes, Ints, Table, mix
 from fxrebasin.passes.structure import Structure
 

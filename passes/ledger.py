@@ -33,50 +33,20 @@ from fxrebasin.labels import (
     squeeze_constant,
     varying_axes,
 )
+from fxrebasin.passes.entries import ROUTED, Edge, Imposition, Pin
 from fxrebasin.passes.rows import Ints, multiset_hashes, row_codes
+from fxrebasin.passes.units import Units
 from fxrebasin.provenance import Origin
 
 MATERIALISE_AT_MOST = 1 << 16
 """Elements of a state tensor that may become units of their own."""
 
 
-ROUTED = "rows of the experts chosen at"
-"""How the reasons of fields start that tell apart rows whose experts are chosen by data."""
-
-
-@dataclass(frozen=True, eq=False)
-class Edge:
-    """Each child unit moves within the parent unit at the same index."""
-
-    children: Ints
-    parents: Ints
-
-
-@dataclass(frozen=True, eq=False)
-class Imposition:
-    """Labels on elements of a state tensor; `view` addresses them, `values` broadcasts to it."""
-
-    view: Tensor
-    values: Tensor
-    origin: int
-    reason: str
-
-
-@dataclass(frozen=True, eq=False)
-class Pin:
-    """Units that do not move, why, and at which operator that was found."""
-
-    units: Ints
-    reason: str
-    origin: int
-
-
 @dataclass
-class Ledger:
+class Ledger(Units):
     """All units and constraints met so far; `origin` is the operator being propagated."""
 
     origins: list[Origin] = field(default_factory=list)
-    births: list[tuple[int, int]] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
     relations: list[tuple[Tensor, ...]] = field(default_factory=list)
     members: list[Tensor] = field(default_factory=list)
@@ -84,11 +54,7 @@ class Ledger:
     used_states: set[str] = field(default_factory=set)
     impositions: dict[str, list[Imposition]] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
-    ties: list[tuple[Ints, Ints]] = field(default_factory=list)
     element_ties: list[tuple[Elements, Elements]] = field(default_factory=list)
-    _parent: Ints = field(default_factory=lambda: np.zeros(1024, np.int64))
-    _size: int = 0
-    _flat: bool = True  # every parent is a representative
     _coarsened: dict[object, Labels] = field(default_factory=dict)
     _seen: dict[object, Any] = field(default_factory=dict)
 
@@ -97,67 +63,13 @@ class Ledger:
         """Index of the operator being propagated."""
         return len(self.origins) - 1
 
-    # Units ------------------------------------------------------------------------------------
-
-    @property
-    def size(self) -> int:
-        """How many units there are."""
-        return self._size
-
-    def fresh(self, count: int) -> Tensor:
-        """New units, free until something constrains them; they share one birth."""
-        start, end = self._size, self._size + count
-        if end > len(self._parent):
-            grown = np.zeros(max(end, 2 * len(self._parent)), np.int64)
-            grown[:start] = self._parent[:start]
-            self._parent = grown
-        self._parent[start:end] = np.arange(start, end)
-        self._size = end
-        self.births.append((start, end))
-        return torch.arange(start, end)
-
-    def find(self, labels: Ints) -> Ints:
-        """Representatives of units; rigid labels are returned as they are."""
-        rigid = labels < 0
-        roots = np.where(rigid, 0, labels)
-        if not self._size:
-            return labels
-        roots = self._parent[roots]
-        while not self._flat:
-            above = self._parent[roots]
-            if np.array_equal(above, roots):
-                break
-            roots = above
-        return np.where(rigid, labels, roots)
-
-    def compress(self) -> Ints:
-        """The representative of every unit."""
-        roots = self.find(np.arange(self._size))
-        self._parent[: self._size] = roots
-        self._flat = True
-        return roots
-
-    def tie(self, first: Ints, second: Ints) -> bool:
-        """Make units move alike, pairwise; each side holds distinct, free representatives.
-
-        Nothing is done, and False returned, if a unit is on both sides, as in `x + x.flip(0)`:
-        a permutation then has to commute with an exchange, which no tie can say.
-        """
-        different = first != second
-        first, second = first[different], second[different]
-        if np.intersect1d(first, second).size:
-            return False
-        self._parent[np.maximum(first, second)] = np.minimum(first, second)
-        self._flat = False
-        return True
+    # Constraints ------------------------------------------------------------------------------
 
     def pin(self, units: Ints, reason: str) -> None:
         """Record that units never move; rigid labels are passed over."""
         free = units[units >= 0]
         if free.size:
             self.pins.append(Pin(np.unique(free), reason, self.origin))
-
-    # Constraints ------------------------------------------------------------------------------
 
     def use(self, labels: Labels) -> None:
         """Record that something is computed from the values of these units."""

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
+from enum import Enum, auto
 from itertools import chain
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import fxrebasin.passes.rules  # noqa: F401  (importing it fills the registry)
+from fxrebasin.blame import attempt
 from fxrebasin.errors import FxRebasinError, TraceError
 from fxrebasin.inputs import wrong_inputs
 from fxrebasin.labels import Value, pinned_value
@@ -31,6 +32,17 @@ from fxrebasin.passes.dry_run import on_meta
 from fxrebasin.passes.ledger import Ledger, elements_field
 from fxrebasin.passes.preserve import preserve
 from fxrebasin.passes.rules.registry import RULES, Call, Rule, pin_everything
+from fxrebasin.passes.schema import (
+    LOOKING,
+    OVERWRITING,
+    SHAPED_LIKE,
+    UNIFORM,
+    bind,
+    tensors_in,
+    touched_by,
+    viewed_by,
+    written_by,
+)
 from fxrebasin.passes.tracking import (
     Replay,
     Track,
@@ -46,33 +58,6 @@ from fxrebasin.provenance import Origin
 from fxrebasin.redraw import redrawn
 
 _BUFFER = "_fxrebasin_buffer"
-
-_SHAPED_LIKE = frozenset(
-    overload
-    for name in (
-        *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones"),
-        *("new_full", "new_empty", "new_empty_strided"),
-    )
-    for overload in [getattr(torch.ops.aten, name).default]
-)
-
-
-_OVERWRITING = frozenset(
-    overload
-    for name in ("copy_", "zero_", "fill_")
-    for packet in [getattr(torch.ops.aten, name)]
-    for overload in [getattr(packet, item) for item in packet.overloads()]
-)
-"""Operators that write without reading what was there."""
-
-
-_LOOKING = frozenset(
-    overload
-    for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
-    for packet in [getattr(torch.ops.aten, name)]
-    for overload in [getattr(packet, item) for item in packet.overloads()]
-)
-"""Operators by which a model looks at data: what it does next may be another with other inputs."""
 
 _MORE_RUNS = 4
 """Runs on other inputs, as long as they read state that was not read before (other experts)."""
@@ -109,20 +94,35 @@ def propagate(
     Raises:
         InputError: the model does not run on these inputs.
     """
-    try:
-        return _run(model, args, kwargs, state_buffers, real=False)
-    except FxRebasinError:
-        raise
-    except Exception as error:
-        if any(tensor.device.type == "meta" for tensor in model.state_dict().values()):
-            raise wrong_inputs(model, args, kwargs, error) from error
-    try:
+    found: list[Propagation] = []
+
+    def run(kind: _Tensors) -> None:
+        found.append(_run(model, args, kwargs, state_buffers, kind))
+
+    error = attempt(lambda: run(_Tensors.META))
+    if error is not None and not isinstance(error, FxRebasinError):
+        on_meta = any(tensor.is_meta for tensor in model.state_dict().values())
         with _without_mkldnn():
-            return _run(model, args, kwargs, state_buffers, real=True)
-    except FxRebasinError:
-        raise
-    except Exception as error:
+            again = attempt(lambda: run(_Tensors.ALL_META if on_meta else _Tensors.REAL))
+        error = error if on_meta and again is not None else again
+    if isinstance(error, FxRebasinError):
+        raise error
+    if error is not None:
         raise wrong_inputs(model, args, kwargs, error) from error
+    return found[0]
+
+
+class _Tensors(Enum):
+    """What a model is run on.
+
+    META: parameters and inputs have no data, constants have. REAL: everything has, for models that
+    look at the data of activations. ALL_META: nothing has, for models without weights that make
+    constants where their inputs are.
+    """
+
+    META = auto()
+    REAL = auto()
+    ALL_META = auto()
 
 
 @contextmanager
@@ -145,11 +145,11 @@ def _run(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     state_buffers: Sequence[str],
-    real: bool,
+    kind: _Tensors,
 ) -> Propagation:
     with preserve(model):
         site = CallSite(model)
-        mode = Propagator(site, real)
+        mode = Propagator(site, kind)
         stand_ins = _stand_ins(model, mode, state_buffers)
         given: tuple[Any, ...] = (tuple(args), dict(kwargs))
         others = (redrawn(given, seed) for seed in range(1, 1 + _MORE_RUNS))
@@ -187,11 +187,12 @@ def _stand_ins(
 class Propagator(TorchDispatchMode):
     """Applies the rule of each operator as it is called."""
 
-    def __init__(self, site: CallSite, real: bool) -> None:
+    def __init__(self, site: CallSite, kind: _Tensors) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.result = Propagation()
         self.site = site
-        self.real = real
+        self.real = kind is _Tensors.REAL
+        self.all_meta = kind is _Tensors.ALL_META
         self.looked_at_data = False
 
     # State and values -------------------------------------------------------------------------
@@ -244,12 +245,11 @@ class Propagator(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         options = dict(kwargs or {})
-        if func in _SHAPED_LIKE:
+        if func in SHAPED_LIKE and not self.all_meta:
             return func(_on_cpu(args[0]), *args[1:], **_constant_options(options))
-        tensors = _tensors((args, options))
-        if not any(get_track(item) is not None for item in tensors):
+        if not any(get_track(item) is not None for item in tensors_in((args, options))):
             return self._untracked(func, args, options)
-        self.looked_at_data |= func in _LOOKING
+        self.looked_at_data |= func in LOOKING
         if func not in RULES:
             with self:
                 decomposed = func.decompose(*args, **options)
@@ -260,12 +260,26 @@ class Propagator(TorchDispatchMode):
 
     def _untracked(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """An operator on constants is just run."""
+        if self.all_meta:
+            return self._untracked_on_meta(func, args, options)
         result = func(*args, **_constant_options(options))
-        argument = _viewed(func)
+        argument = viewed_by(func)
         if argument:
-            bound = _bind(func, args, options)
-            for index, tensor in enumerate(_tensors(result)):
+            bound = bind(func, args, options)
+            for index, tensor in enumerate(tensors_in(result)):
                 mark_view(tensor, bound[argument], Replay(func, bound, argument, index))
+        return result
+
+    def _untracked_on_meta(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """A constant without data is pinned, unless it holds one number throughout."""
+        result = func(*args, **options)
+        for tensor in tensors_in(result):
+            if tensor.is_meta and get_track(tensor) is None:
+                shape = tuple(tensor.shape)
+                uniform = func in SHAPED_LIKE or func in UNIFORM
+                set_track(
+                    tensor, Track(Value(shape) if uniform else pinned_value(shape, "constant"))
+                )
         return result
 
     def _tracked(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -273,14 +287,14 @@ class Propagator(TorchDispatchMode):
         result.operators[str(func)] = result.operators.get(str(func), 0) + 1
         node, source = self.site.describe()
         result.ledger.origins.append(Origin(str(func), node, source))
-        bound = _bind(func, args, options)
-        written = _written(func, bound)
-        touched = [] if written else _touched(func, bound)
-        for tensor in written:
+        bound = bind(func, args, options)
+        writes = written_by(func, bound)
+        also = [] if writes else touched_by(func, bound)
+        for tensor in writes:
             begin_track(tensor)  # while a constant still holds what it held before
-        strides = [tensor.stride() for tensor in _tensors(list(bound.values()))]
+        strides = [tensor.stride() for tensor in tensors_in(list(bound.values()))]
         computed = self._execute(func, args, options)
-        outputs = written or _tensors(computed)
+        outputs = writes or tensors_in(computed)
         call = Call(
             result.ledger,
             func,
@@ -295,21 +309,21 @@ class Propagator(TorchDispatchMode):
             refresh(track, result.ledger)  # it is read, also by a rule that does not look at it
         inputs = tuple(self._named(tensor) for tensor in call.tensors())
         rule = RULES.get(func)
-        if rule is None and (outputs or touched):
+        if rule is None and (outputs or also):
             rule = pin_everything("unknown operator")
             result.unknown.setdefault(str(func))
         else:
-            touched = []
+            also = []
         values = [] if rule is None else self._apply(rule, call)
-        for tensor in touched:
+        for tensor in also:
             self._write(tensor, pinned_value(tensor.shape, "unknown operator"), False)
-        if written:
-            for tensor, value in zip(written, values, strict=True):
-                self._write(tensor, value, func in _OVERWRITING)
+        if writes:
+            for tensor, value in zip(writes, values, strict=True):
+                self._write(tensor, value, func in OVERWRITING)
         else:
             self._attach(func, bound, outputs, values)
         self._record(inputs, outputs, values)
-        return written[0] if written and isinstance(computed, Tensor) else computed
+        return writes[0] if writes and isinstance(computed, Tensor) else computed
 
     def _apply(self, rule: Rule, call: Call) -> list[Value]:
         try:
@@ -334,7 +348,7 @@ class Propagator(TorchDispatchMode):
         outputs: Sequence[Tensor],
         values: Sequence[Value],
     ) -> None:
-        argument = _viewed(func)
+        argument = viewed_by(func)
         base = get_track(bound[argument]) if argument else None
         for index, (tensor, value) in enumerate(zip(outputs, values, strict=True)):
             track = Track(value)
@@ -391,17 +405,6 @@ class Propagator(TorchDispatchMode):
             )
 
 
-def _tensors(found: Any) -> list[Tensor]:
-    """The tensors among an operator's arguments or results, which nest in lists at most."""
-    if isinstance(found, Tensor):
-        return [found]
-    if isinstance(found, Mapping):
-        found = found.values()
-    elif not isinstance(found, (list, tuple)):
-        return []
-    return [tensor for item in found for tensor in _tensors(item)]
-
-
 def _output_tensors(output: Any) -> list[Tensor]:
     """Tensors in containers and dataclasses; other objects, such as caches, are no outputs."""
     if isinstance(output, Tensor):
@@ -436,51 +439,3 @@ def _constant_options(options: dict[str, Any]) -> dict[str, Any]:
     if device is not None and torch.device(device).type == "meta":
         return {**options, "device": torch.device("cpu")}
     return options
-
-
-def _bind(func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """All arguments by schema name, with defaults."""
-    bound: dict[str, Any] = {}
-    for index, argument in enumerate(func._schema.arguments):
-        if index < len(args):
-            bound[argument.name] = args[index]
-        elif argument.name in options:
-            bound[argument.name] = options[argument.name]
-        elif argument.has_default_value():
-            bound[argument.name] = argument.default_value
-    return bound
-
-
-def _touched(func: Any, bound: Mapping[str, Any]) -> list[Tensor]:
-    """All that an operator may write to, also without returning it."""
-    names = [
-        argument.name
-        for argument in func._schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    return _tensors([bound.get(name) for name in names])
-
-
-@cache
-def _written_names(func: Any) -> tuple[str, ...]:
-    """Arguments that an operator writes to; running statistics are written in training only."""
-    if not any(item.alias_info is not None for item in func._schema.returns):
-        return ()
-    return tuple(
-        str(argument.name)
-        for argument in func._schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write
-    )
-
-
-def _written(func: Any, bound: Mapping[str, Any]) -> list[Tensor]:
-    return [bound[name] for name in _written_names(func) if isinstance(bound.get(name), Tensor)]
-
-
-@cache
-def _viewed(func: Any) -> str:
-    """The name of the argument that the outputs are views of, if any."""
-    for argument in func._schema.arguments:
-        if argument.alias_info is not None and not argument.alias_info.is_write:
-            return str(argument.name)
-    return ""

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from fxrebasin.labels import NONE, Elements, Labels, positions
-from fxrebasin.passes.ledger import Imposition, Ledger
+from fxrebasin.passes.entries import Imposition
+from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.rows import Ints
 
 

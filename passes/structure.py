@@ -9,7 +9,8 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from fxrebasin.passes.ledger import Edge, Ledger
+from fxrebasin.passes.entries import Edge
+from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.rows import Ints, Table, distinct_rows, row_codes
 
 

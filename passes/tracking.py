@@ -12,7 +12,8 @@ from torch._ops import OpOverload
 
 from fxrebasin.labels import NONE, Field, Labels, Value, pinned_value
 from fxrebasin.passes.ledger import Ledger, free_labels
-from fxrebasin.passes.rules.movement import aligned, as_list, reshape_value, view_fields
+from fxrebasin.passes.rules.concatenation import aligned
+from fxrebasin.passes.rules.movement import as_list, reshape_value, view_fields
 
 _ATTRIBUTE = "_fxrebasin_track"
 _VIEW_OF = "_fxrebasin_view_of"

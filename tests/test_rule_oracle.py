@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import fxrebasin.passes.rules
 from fxrebasin.analysis import symmetry_of
 from fxrebasin.labels import Labels, Value
-from fxrebasin.passes.rules import movement, registry
+from fxrebasin.passes.rules import concatenation, registry
 from fxrebasin.passes.rules.contraction import contract
 from fxrebasin.passes.rules.movement import same
 from fxrebasin.passes.rules.registry import BLOCKED, RULES, Call, pin_everything
@@ -302,7 +302,7 @@ def test_the_oracle_reports_a_concatenation_without_segments(
 ) -> None:
     item = program("both", lambda x: torch.cat([x.relu(), x.square()], 1), p(3, 4))
     assert not faults(item)
-    monkeypatch.setattr(movement, "_segments", without_segments)
+    monkeypatch.setattr(concatenation, "_segments", without_segments)
     assert any(text.startswith("incorrect") for text in faults(item))
 
 

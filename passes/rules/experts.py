@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fxrebasin.labels import Field, Labels, Value, positions
-from fxrebasin.passes.ledger import ROUTED, free_labels
+from fxrebasin.passes.entries import ROUTED
+from fxrebasin.passes.ledger import free_labels
 from fxrebasin.passes.rules.contraction import contract
 from fxrebasin.passes.rules.movement import move_labels
 from fxrebasin.passes.rules.registry import Call, pin_everything, rule

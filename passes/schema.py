@@ -1,0 +1,105 @@
+"""What the schemas of ATen operators say, and sets of operators that behave alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SHAPED_LIKE = frozenset(
+    overload
+    for name in (
+        *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones"),
+        *("new_full", "new_empty", "new_empty_strided"),
+    )
+    for overload in [getattr(torch.ops.aten, name).default]
+)
+"""Operators that make a tensor of the shape of another, and do not read that."""
+
+UNIFORM = frozenset(
+    getattr(packet, overload)
+    for name in ("zeros", "ones", "full", "empty", "scalar_tensor")
+    for packet in [getattr(torch.ops.aten, name)]
+    for overload in ("default", "memory_format")
+    if overload in packet.overloads()
+)
+"""Operators that make a tensor that holds one number throughout."""
+
+OVERWRITING = frozenset(
+    overload
+    for name in ("copy_", "zero_", "fill_")
+    for packet in [getattr(torch.ops.aten, name)]
+    for overload in [getattr(packet, item) for item in packet.overloads()]
+)
+"""Operators that write without reading what was there."""
+
+LOOKING = frozenset(
+    overload
+    for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
+    for packet in [getattr(torch.ops.aten, name)]
+    for overload in [getattr(packet, item) for item in packet.overloads()]
+)
+"""Operators by which a model looks at data: what it does next may be another with other inputs."""
+
+
+def tensors_in(found: Any) -> list[Tensor]:
+    """The tensors among an operator's arguments or results, which nest in lists at most."""
+    if isinstance(found, Tensor):
+        return [found]
+    if isinstance(found, Mapping):
+        found = found.values()
+    elif not isinstance(found, (list, tuple)):
+        return []
+    return [tensor for item in found for tensor in tensors_in(item)]
+
+
+def bind(func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments by schema name, with defaults."""
+    bound: dict[str, Any] = {}
+    for index, argument in enumerate(func._schema.arguments):
+        if index < len(args):
+            bound[argument.name] = args[index]
+        elif argument.name in options:
+            bound[argument.name] = options[argument.name]
+        elif argument.has_default_value():
+            bound[argument.name] = argument.default_value
+    return bound
+
+
+def touched_by(func: Any, bound: Mapping[str, Any]) -> list[Tensor]:
+    """All that an operator may write to, also without returning it."""
+    names = [
+        argument.name
+        for argument in func._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return tensors_in([bound.get(name) for name in names])
+
+
+@cache
+def written_names(func: Any) -> tuple[str, ...]:
+    """Arguments that an operator writes to; running statistics are written in training only."""
+    if not any(item.alias_info is not None for item in func._schema.returns):
+        return ()
+    return tuple(
+        str(argument.name)
+        for argument in func._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+def written_by(func: Any, bound: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors among the arguments that an operator writes to and returns."""
+    return [bound[name] for name in written_names(func) if isinstance(bound.get(name), Tensor)]
+
+
+@cache
+def viewed_by(func: Any) -> str:
+    """The name of the argument that the outputs are views of, if any."""
+    for argument in func._schema.arguments:
+        if argument.alias_info is not None and not argument.alias_info.is_write:
+            return str(argument.name)
+    return ""
