@@ -28,6 +28,7 @@ from fxrebasin.errors import FxRebasinError, TraceError
 from fxrebasin.inputs import wrong_inputs
 from fxrebasin.labels import Value, pinned_value
 from fxrebasin.passes.call_site import CallSite
+from fxrebasin.passes.constants import ConstantsKept
 from fxrebasin.passes.dry_run import on_meta
 from fxrebasin.passes.ledger import Ledger, elements_field
 from fxrebasin.passes.preserve import preserve
@@ -156,7 +157,7 @@ def _run(
         for values in chain((given,), others):
             known = mode.result.ledger.places()
             inputs = pytree.tree_map_only(Tensor, mode.add_input, values)
-            with site.watch(), mode:
+            with site.watch(), mode, ConstantsKept():
                 output = functional_call(model, stand_ins, *inputs, tie_weights=False)
             mode.pin_outputs(output)
             if not mode.looked_at_data or mode.result.ledger.places() == known:

@@ -63,28 +63,39 @@ def index_put(call: Call) -> Sequence[Value]:
                 [*value.fields, *(place(f, target, len(value.shape)) for f in aligned.fields)]
             )
         ]
-    if not indices or any(index is None for index in indices):
-        return pin_everything("a write to axes behind others")(call)
-    for index in indices:
+    axes = _indexed_axes(indices)
+    if axes is None:
+        return pin_everything("a write to axes that lie apart")(call)
+    given = [index for index in indices if index is not None]
+    for index in given:
         call.pin_axes(call.lookup(index), range(index.ndim), _CHOSEN)
     ndim = len(value.shape)
-    indexed = sum(index.ndim if index.dtype == torch.bool else 1 for index in indices)
-    rest = range(indexed, ndim)
-    fields = call.ledger.reduce(call.pin_axes(value, range(indexed), _CHOSEN), rest)
-    offset = len(written.shape) - len(rest)
-    kept = [axis for axis in range(len(written.shape)) if axis >= offset]
-    source = call.pin_axes(written, range(max(offset, 0)), _CHOSEN)
-    for item in call.ledger.reduce(source, kept):
-        fields.append(
-            place(pick_axes(item, kept), [axis - offset + indexed for axis in kept], ndim)
-        )
+    fields = call.ledger.reduce(call.pin_axes(value, axes, _CHOSEN), set(range(ndim)) - set(axes))
+    inner = 1 if given[0].dtype == torch.bool else max(index.ndim for index in given)
+    target = [*range(axes[0]), *[-1] * inner, *range(axes[-1] + 1, ndim)]
+    target = target[len(target) - len(written.shape) :]
+    kept = [axis for axis, place_of in enumerate(target) if place_of >= 0]
+    source = call.pin_axes(written, set(range(len(target))) - set(kept), _CHOSEN)
+    fields += [
+        place(pick_axes(item, kept), [target[axis] for axis in kept], ndim)
+        for item in call.ledger.reduce(source, kept)
+    ]
     reason = f"{_CHOSEN} of {call.op}"
     fields += [
-        positions(ndim, axis, call.shape[axis], reason)
-        for axis in range(indexed)
-        if call.shape[axis] > 1
+        positions(ndim, axis, call.shape[axis], reason) for axis in axes if call.shape[axis] > 1
     ]
     return [call.join(fields)]
+
+
+def _indexed_axes(indices: Sequence[Tensor | None]) -> range | None:
+    """The axes that indices choose positions of, if they are neighbours."""
+    start = next((axis for axis, index in enumerate(indices) if index is not None), None)
+    given = [index for index in indices if index is not None]
+    if start is None or any(index is None for index in indices[start : start + len(given)]):
+        return None
+    if any(index.dtype == torch.bool for index in given):
+        return range(start, start + given[0].ndim) if len(given) == 1 else None
+    return range(start, start + len(given))
 
 
 block(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.support.meta import parameters_on_meta
 from benchmarks.support.torchvision_shim import ensure_torchvision
 
 
@@ -28,27 +27,6 @@ def build(name: str) -> nn.Module:
         # Two of them announce a change of their initialisation, which does not take place here
         warnings.simplefilter("ignore", FutureWarning)
         return models.get_model(name).eval()
-
-
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Put parameters on the meta device as modules register them.
-
-    `torch.device("meta")` as a context would take the values of buffers and of what constructors
-    compute with tensors as well.
-    """
-    register = nn.Module.register_parameter
-
-    def register_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None:
-            param = nn.Parameter(param.detach().to("meta"), param.requires_grad)
-        register(self, name, param)
-
-    nn.Module.register_parameter = register_on_meta
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register
 
 
 @torch.no_grad()

@@ -1,0 +1,212 @@
+"""How long does finding the symmetry take, beside a plain forward pass?
+
+    python -m benchmarks.analysis                        timm: the smallest model of each module
+    python -m benchmarks.analysis --models torchvision   torchvision's 80 classifiers
+    python -m benchmarks.analysis --models resnet18,vit_b_16
+
+Models are on the meta device: parameters have shapes and no data. Both are timed on one thread in
+CPU seconds, the forward pass as the best of three, the analysis as the better of two.
+Writes `<out>/<set>.csv` and `.md`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import io
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+import fxrebasin
+from benchmarks.support.meta import parameters_on_meta
+from benchmarks.support.timm_models import SMALLEST, image_size
+from benchmarks.support.torchvision_shim import ensure_torchvision
+from fxrebasin.console import output_console, progress_bar
+from fxrebasin.files import publish
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model; seconds are of CPU time on one thread, and exclude building the model."""
+
+    model: str
+    operators: int
+    classes: int
+    log10_order: float
+    coverage: float
+    unknown_operators: int
+    forward_seconds: float
+    analysis_seconds: float
+
+    @property
+    def ratio(self) -> float:
+        """Analysis in forward passes."""
+        return self.analysis_seconds / self.forward_seconds
+
+
+@click.command()
+@click.option("--models", default="timm", show_default=True, help="timm, torchvision, or a,b,c.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("benchmarks/results/analysis"),
+    show_default=True,
+    help="Folder for the tables; those of an earlier run of the same set are replaced.",
+)
+def main(models: str, out: Path) -> None:
+    """Time the analysis of models beside a forward pass of theirs."""
+    torch.set_num_threads(1)
+    ensure_torchvision()
+    label = models if models in ("timm", "torchvision") else "selected"
+    rows: list[Row] = []
+    with progress_bar() as progress:
+        subjects = list(_subjects(models))
+        task = progress.add_task("analysis", total=len(subjects))
+        for name, build in subjects:
+            progress.update(task, description=name)
+            rows.append(_measure(name, *build()))
+            publish(out / f"{label}.csv", _csv(rows).encode(), overwrite=True)
+            publish(out / f"{label}.md", _markdown(rows, models).encode(), overwrite=True)
+            gc.collect()
+            progress.advance(task)
+    output_console().print(_table(rows))
+    click.echo(_summary(rows))
+
+
+Subject = tuple[str, Callable[[], tuple[nn.Module, Tensor]]]
+
+
+def _subjects(models: str) -> Iterator[Subject]:
+    from torchvision import models as library
+
+    if models == "timm":
+        yield from ((name, _timm(name)) for name, _ in SMALLEST.values())
+        return
+    known = library.list_models(module=library)
+    names = known if models == "torchvision" else [name.strip() for name in models.split(",")]
+    for name in names:
+        if name not in known:
+            raise click.BadParameter(f"torchvision has no classifier {name!r}")
+        yield name, _torchvision(name)
+
+
+def _timm(name: str) -> Callable[[], tuple[nn.Module, Tensor]]:
+    def build() -> tuple[nn.Module, Tensor]:
+        import timm
+
+        with parameters_on_meta():
+            model = timm.create_model(name, pretrained=False).eval()
+        return model, torch.empty(1, *image_size(model), device="meta")
+
+    return build
+
+
+def _torchvision(name: str) -> Callable[[], tuple[nn.Module, Tensor]]:
+    def build() -> tuple[nn.Module, Tensor]:
+        from torchvision import models as library
+
+        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        with parameters_on_meta():
+            model = library.get_model(name, **options).eval()
+        size = 299 if name == "inception_v3" else 224
+        return model, torch.empty(1, 3, size, size, device="meta")
+
+    return build
+
+
+def _measure(name: str, model: nn.Module, images: Tensor) -> Row:
+    with torch.no_grad():
+        on_meta = model.to("meta")
+        forward = _best(3, lambda: on_meta(images))
+    symmetry = fxrebasin.analyze(model, images)
+    analysis = _best(2, lambda: fxrebasin.analyze(model, images))
+    return Row(
+        name,
+        sum(symmetry.operators.values()),
+        len(symmetry.classes),
+        symmetry.log10_order(),
+        symmetry.coverage(),
+        len(symmetry.unknown_operators),
+        forward,
+        analysis,
+    )
+
+
+def _best(repeats: int, call: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(repeats):
+        start = time.process_time()
+        call()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
+_COLUMNS = (
+    ("operators", "operators", "d"),
+    ("classes", "classes", "d"),
+    ("log10_order", "log10 order", ".3f"),
+    ("coverage", "coverage", ".2%"),
+    ("unknown_operators", "unknown", "d"),
+    ("forward_seconds", "forward s", ".3f"),
+    ("analysis_seconds", "analysis s", ".3f"),
+    ("ratio", "ratio", ".1f"),
+)
+
+
+def _cells(row: Row) -> list[str]:
+    return [row.model, *(format(getattr(row, key), style) for key, _, style in _COLUMNS)]
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    table = Table()
+    table.add_column("model", no_wrap=True)
+    for _, title, _ in _COLUMNS:
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    seconds = [row.analysis_seconds for row in rows]
+    slowest = max(rows, key=lambda row: row.analysis_seconds)
+    return (
+        f"{len(rows)} models: median {statistics.median(seconds):.2f} s, "
+        f"longest {slowest.analysis_seconds:.2f} s ({slowest.model}), "
+        f"median {statistics.median(row.ratio for row in rows):.1f} forward passes"
+    )
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=[*asdict(rows[0]), "ratio"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**asdict(row), "ratio": row.ratio} for row in rows)
+    return buffer.getvalue()
+
+
+def _markdown(rows: Sequence[Row], models: str) -> str:
+    titles = ["model", *(title for _, title, _ in _COLUMNS)]
+    lines = [
+        "# Time to find the symmetry, beside a plain forward pass on meta tensors",
+        "",
+        f"{_summary(rows)}. CPU seconds on one thread, torch {torch.__version__};",
+        f"`python -m benchmarks.analysis --models {models}`.",
+        "",
+        f"| {' | '.join(titles)} |",
+        f"|{' --- |' * len(titles)}",
+        *(f"| {' | '.join(_cells(row))} |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

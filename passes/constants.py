@@ -1,0 +1,47 @@
+"""Keep the data of constants that a model makes while its activations have none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor)
+
+
+class ConstantsKept(TorchFunctionMode):
+    """Makes literals on the CPU that the model wants where its activations are: on meta.
+
+    `torch.tensor([0, 2], device=x.device)` and the list in `x[:, [0, 2]]` become tensors inside
+    torch's C++, where no dispatch mode sees their data.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func in _MAKERS and _is_meta(options.get("device")):
+            options["device"] = "cpu"
+        elif func is Tensor.new_tensor and args[0].is_meta:
+            return torch.tensor(*args[1:], **{"dtype": args[0].dtype, **options, "device": "cpu"})
+        elif func in (Tensor.__getitem__, Tensor.__setitem__):
+            args = (args[0], _with_tensors(args[1]), *args[2:])
+        return func(*args, **options)
+
+
+def _is_meta(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "meta"
+
+
+def _with_tensors(index: Any) -> Any:
+    """An index whose lists are tensors."""
+    if isinstance(index, tuple):
+        return tuple(_with_tensors(item) for item in index)
+    return torch.tensor(index) if isinstance(index, list) and index else index
