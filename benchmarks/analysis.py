@@ -11,6 +11,7 @@ Writes `<out>/<set>.csv` and `.md`.
 
 from __future__ import annotations
 
+import copy
 import csv
 import gc
 import io
@@ -124,7 +125,7 @@ def _torchvision(name: str) -> Callable[[], tuple[nn.Module, Tensor]]:
 
 def _measure(name: str, model: nn.Module, images: Tensor) -> Row:
     with torch.no_grad():
-        on_meta = model.to("meta")
+        on_meta = copy.deepcopy(model).to("meta")
         forward = _best(3, lambda: on_meta(images))
     symmetry = fxrebasin.analyze(model, images)
     analysis = _best(2, lambda: fxrebasin.analyze(model, images))

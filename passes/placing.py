@@ -21,10 +21,11 @@ def check_closed(classes: Classes, table: Table) -> None:
     Raises:
         IrregularError: the tuples are not the full grid over the coordinates they have.
     """
-    for part in _parts(classes, table):
+    moving = _moving(classes, table)
+    count = moving.sum(axis=1)
+    _check_single(classes, table[count == 1], moving[count == 1])
+    for part in _parts(classes, table[count > 1]):
         columns, rows = _coordinates(classes, part)
-        if not columns:
-            continue
         tag = row_codes(list(np.where(_moving(classes, part), -1, part).T))
         tags = int(tag.max()) + 1
         distinct = distinct_rows([*rows.T, tag]).shape[0]
@@ -33,7 +34,26 @@ def check_closed(classes: Classes, table: Table) -> None:
             continue
         if any(distinct_rows(list(rows[tag == value].T)).shape[0] != full for value in range(tags)):
             free = part[_moving(classes, part)]
-            raise IrregularError(np.unique(free), "occurs together with others irregularly")
+            raise IrregularError(np.unique(free), _IRREGULAR)
+
+
+_IRREGULAR = "occurs together with others irregularly"
+
+
+def _check_single(classes: Classes, table: Table, moving: npt.NDArray[np.bool_]) -> None:
+    """The same for rows with one label that moves: all units of its colour have to be there."""
+    if not table.size:
+        return
+    units = table[moving]
+    color = classes.colors[units]
+    tag = row_codes([np.argmax(moving, axis=1), color, *np.where(moving, -1, table).T])
+    found = distinct_rows([tag, units])[:, 0]
+    complete = np.zeros(int(color.max()) + 1, np.int64)
+    for index in np.unique(color):
+        complete[index] = classes.coordinates[int(index)].units.size
+    lacking = np.bincount(found)[tag] != complete[color]
+    if lacking.any():
+        raise IrregularError(np.unique(units[lacking]), _IRREGULAR)
 
 
 def _moving(classes: Classes, table: Table) -> npt.NDArray[np.bool_]:
@@ -42,6 +62,8 @@ def _moving(classes: Classes, table: Table) -> npt.NDArray[np.bool_]:
 
 def _parts(classes: Classes, table: Table) -> Iterator[Table]:
     """Rows of a table by the colours of their labels."""
+    if not table.size:
+        return
     colors = np.where(table >= 0, classes.colors[np.maximum(table, 0)], -1)
     if (colors == colors[:1]).all():
         yield table
