@@ -27,6 +27,24 @@ WIDENED: Mapping[torch.dtype, torch.dtype] = {
 _BIT_CASTS = frozenset({"aten::view.dtype"})
 
 
+def _grouped_products(
+    rows: torch.Tensor,
+    stack: torch.Tensor,
+    offs: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """`[n, k], [g, k, m] -> [n, m]`: rows up to each offset times the next matrix."""
+    if offs is None or bias is not None or (rows.dim(), stack.dim()) != (2, 3):
+        raise NotImplementedError("grouped products of this layout have no float64 form")
+    ends = [0, *offs.tolist()]
+    return torch.cat([rows[a:b] @ m for a, b, m in zip(ends, ends[1:], stack, strict=False)])
+
+
+# Operators whose kernels refuse float64.
+_IN_FLOAT64 = {torch.ops.aten._grouped_mm.default: _grouped_products}
+
+
 class TrueFloat64(TorchDispatchMode):
     """Dispatch mode in which every floating-point operator works in float64.
 
@@ -61,7 +79,7 @@ class TrueFloat64(TorchDispatchMode):
         wide_args, wide_kwargs = tree_map(
             lambda value: self._widen_argument(value, bit_cast), (tuple(args), dict(kwargs or {}))
         )
-        result = func(*wide_args, **wide_kwargs)
+        result = _IN_FLOAT64.get(func, func)(*wide_args, **wide_kwargs)
         if any(output.alias_info is not None for output in schema.returns):
             return result  # a view or the tensor written to: its identity matters
         return tree_map(_widen_result, result)

@@ -33,7 +33,7 @@ def example_sets(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Input
     """The example inputs, and one redrawn set of the same shapes that may be left out.
 
     Example inputs may be special (zeros, a single repeated token), so one more set is drawn from a
-    generator with a fixed seed, as `fxrebasin.redraw` says. Nothing is added where redrawing changes
+    generator with a fixed seed, as `fxrebasin.redraw` says. Nothing is added where that changes
     nothing.
 
     Example:

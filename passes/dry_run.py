@@ -214,9 +214,27 @@ def _as_meta(value: Any) -> Any:
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
+_ACTIVATIONS = tuple(
+    getattr(torch.ops.aten, name).default
+    for name in (
+        *("relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "mish", "elu"),
+        *("leaky_relu", "sigmoid", "tanh", "softplus"),
+    )
+)
+_IN_PLACE_ACTIVATIONS = tuple(
+    getattr(torch.ops.aten, f"{func._schema.name.removeprefix('aten::')}_").default
+    for func in _ACTIVATIONS
+    if hasattr(torch.ops.aten, f"{func._schema.name.removeprefix('aten::')}_")
+)
+
+
 def on_meta(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The operator on meta tensors; batch norm by hand, which torch decomposes in milliseconds."""
+    """The operator on meta tensors; some by hand, which torch decomposes in milliseconds."""
     args = [_as_meta(value) for value in args]
+    if func in _ACTIVATIONS and args[0].is_floating_point():
+        return torch.empty_like(args[0])
+    if func in _IN_PLACE_ACTIVATIONS and args[0].is_floating_point():
+        return args[0]
     kwargs = {name: _as_meta(value) for name, value in kwargs.items()}
     if kwargs.get("device") is not None:
         kwargs["device"] = torch.device("meta")
