@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ def _grouped_products(
 
 
 # Operators whose kernels refuse float64.
-_IN_FLOAT64 = {torch.ops.aten._grouped_mm.default: _grouped_products}
+_IN_FLOAT64: dict[Any, Callable[..., Any]] = {torch.ops.aten._grouped_mm.default: _grouped_products}
 
 
 class TrueFloat64(TorchDispatchMode):

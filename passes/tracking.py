@@ -17,6 +17,7 @@ from fxrebasin.passes.rules.movement import as_list, reshape_value, view_fields
 
 _ATTRIBUTE = "_fxrebasin_track"
 _VIEW_OF = "_fxrebasin_view_of"
+_CONSTANT = "_fxrebasin_constant"
 
 
 @dataclass(eq=False)
@@ -204,12 +205,19 @@ def _count(shape: Sequence[int]) -> int:
 
 def constant_value(tensor: Tensor) -> Value:
     """A constant pins the axes along which it is not uniform."""
-    if tensor.device.type == "meta" or tensor.numel() <= 1:
-        return (
-            pinned_value(tensor.shape, "constant")
-            if tensor.numel() > 1
-            else Value(tuple(tensor.shape))
-        )
+    if tensor.numel() <= 1:
+        return Value(tuple(tensor.shape))
+    if tensor.is_meta:
+        return pinned_value(tensor.shape, "constant")
+    written = 0 if tensor.is_inference() else tensor._version
+    known: tuple[int, Value] | None = getattr(tensor, _CONSTANT, None)
+    if known is None or known[0] != written:
+        known = (written, _looked_at(tensor))
+        setattr(tensor, _CONSTANT, known)
+    return known[1]
+
+
+def _looked_at(tensor: Tensor) -> Value:
     varying = []
     for axis, size in enumerate(tensor.shape):
         if size > 1 and tensor.stride(axis) != 0:

@@ -57,12 +57,8 @@ def index_put(call: Call) -> Sequence[Value]:
     mask = indices[0] if len(indices) == 1 else None
     if mask is not None and mask.dtype == torch.bool and call.args["values"].numel() == 1:
         aligned = call.lookup(mask)
-        target = range(mask.ndim)
-        return [
-            call.join(
-                [*value.fields, *(place(f, target, len(value.shape)) for f in aligned.fields)]
-            )
-        ]
+        chosen = [place(f, range(mask.ndim), len(value.shape)) for f in aligned.fields]
+        return [call.join([*value.fields, *chosen])]
     axes = _indexed_axes(indices)
     if axes is None:
         return pin_everything("a write to axes that lie apart")(call)
