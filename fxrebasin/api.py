@@ -77,7 +77,11 @@ def match(
         ref: the reference: a module of the same architecture, its state dict, or a file of it.
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
-        method: `"weight"` is weight matching (Git Re-Basin, arXiv:2209.04836, algorithm 1).
+        method: `"weight"` is weight matching (Git Re-Basin, arXiv:2209.04836, algorithm 1);
+            `"frank_wolfe"` and `"sinkhorn"` search for more of the same agreement, `"activation"`
+            (with `loader=`) compares activations on data, and `"straight_through"` (with `loader=`
+            and `loss=`) lowers the loss between the models. See docs/matching.md, and
+            `fxrebasin.passes` for the options of each.
         seed: the same seed gives the same permutation.
         **options: of the method.
 
@@ -194,7 +198,7 @@ def transform(
         sweeps=found.sweeps,
         seconds=seconds,
         tracer=traced.tracer,
-        notes=traced.notes,
+        notes=(*traced.notes, *found.notes),
         equivalence=equivalence,
         certificate=found.permutation,
         log10_order=symmetry.log10_order(),
@@ -256,5 +260,6 @@ class _Task:
             method=self.method,
             seed=seed,
             parameters=names,
+            model=self.model,
             **self.options,
         )

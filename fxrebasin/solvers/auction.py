@@ -70,7 +70,8 @@ def _auction(gains: Gains, exact: Prices, step: float) -> bool:
     column = np.full(n, -1)
     free = np.arange(n)
     for _ in range(_MOST_ROUNDS):
-        worth = gains[free] - prices
+        worth = gains[free]
+        worth -= prices
         bidder = np.arange(len(free))
         wanted = worth.argmax(axis=1)
         first = worth[bidder, wanted]

@@ -48,7 +48,7 @@ class Occurrence:
             placement: what is decided.
         """
         operand = Operand(self.pair, self.dim, self.piece.positions.reshape(-1, 1))
-        sources = [axis.source(placement) for _, axis in operand.axes]
+        sources = [axis.source(placement) for axis in operand.axes]
         picks = [np.flatnonzero(source >= 0) for source in sources]
         taken = [source[pick] for source, pick in zip(sources, picks, strict=True)]
         a = operand.matrix(self.pair.a, picks)
@@ -149,14 +149,14 @@ class Family:
         Args:
             placement: what is decided.
         """
-        elements = sum(n for pair, n in self._included(placement) if pair.spread > 0)
+        elements = sum(n for pair, n in self._included(placement) if pair.varies)
         return Evidence(math.sqrt(elements), math.sqrt(2 * math.log(max(2, self.size))))
 
     def _included(self, placement: Placement) -> Iterator[tuple[Pair, float]]:
         """Decided elements per outer unit, tensor by tensor."""
         for gram in self.all_grams():
             for operand in gram.operands:
-                for _, axis in operand.axes:
+                for axis in operand.axes:
                     axis.source(placement)
                 yield operand.pair, operand.included() * gram.rows / self.size
         for occurrence in self.occurrences:

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 
 from fxrebasin.layout import AxisGroup, IntArray, Piece, Slot
-from fxrebasin.solvers.pairs import Pair
+from fxrebasin.solvers.pairs import Pair, gathered
 from fxrebasin.solvers.placement import Axis, Placement
 
 # Elements of one operand of one product: large enough for speed, small enough to be no burden.
-_MOST_ELEMENTS = 2**22
+_MOST_ELEMENTS = 2**20
 # Operands with fewer columns than this are joined before they are multiplied.
 _NARROW = 64
 
@@ -40,15 +40,15 @@ class Operand:
     dim: int
     positions: IntArray
     held: Axis | None = None
-    axes: list[tuple[int, Axis]] = field(init=False)
+    axes: list[Axis] = field(init=False)
+    others: list[int] = field(init=False)
     start: int | None = field(init=False)
 
     def __post_init__(self) -> None:
-        # Dimensions after the rows were moved to the front and split into (rows, held).
-        others = [d for d in range(len(self.pair.axes)) if d != self.dim]
-        self.axes = [(k + 2, self.pair.axes[d]) for k, d in enumerate(others)]
+        self.others = [d for d in range(len(self.pair.axes)) if d != self.dim]
+        self.axes = [self.pair.axes[d] for d in self.others]
         if self.held is not None:
-            self.axes.insert(0, (1, self.held))
+            self.axes.insert(0, self.held)
         flat = self.positions.ravel()
         first = int(flat[0])
         in_order = np.array_equal(flat, np.arange(first, first + flat.size))
@@ -56,7 +56,7 @@ class Operand:
 
     def included(self) -> int:
         """Elements per row whose place is decided, as of the last look at the axes."""
-        return self.pair.a.shape[-1] * math.prod(axis.included for _, axis in self.axes)
+        return self.pair.a.shape[-1] * math.prod(axis.included for axis in self.axes)
 
     def matrix(self, tensor: torch.Tensor, picks: Sequence[IntArray]) -> torch.Tensor:
         """The rows of a or b, at the picked positions of the axes.
@@ -68,16 +68,18 @@ class Operand:
         Returns:
             Shape (rows, columns), in the dtype to compute in.
         """
-        x = tensor.movedim(self.dim, 0)
-        count = self.positions.size
+        x = tensor
         if self.start is None:
-            x = x.index_select(0, torch.from_numpy(self.positions.ravel()).to(x.device))
+            x = gathered(x, self.dim, self.positions.ravel())
         else:
-            x = x[self.start : self.start + count]
-        x = x.unflatten(0, self.positions.shape)
-        for (dim, axis), pick in zip(self.axes, picks, strict=True):
-            if len(pick) != axis.total or not np.array_equal(pick, np.arange(axis.total)):
-                x = x.index_select(dim, torch.from_numpy(pick).to(x.device))
+            x = x.narrow(self.dim, self.start, self.positions.size)
+        held = picks[: len(picks) - len(self.others)]
+        # As long as axes are in the order of the memory, whole runs are moved.
+        for dim, pick in zip(self.others, picks[len(held) :], strict=True):
+            x = gathered(x, dim, pick)
+        x = x.movedim(self.dim, 0).unflatten(0, self.positions.shape)
+        for pick in held:
+            x = gathered(x, 1, pick)
         columns: torch.Tensor = x.flatten(1)
         return columns.to(self.pair.a.device, self.pair.dtype)
 
@@ -93,7 +95,7 @@ class Gram:
     def __init__(self, rows: int, operands: Sequence[Operand]) -> None:
         self.rows = rows
         self.operands = list(operands)
-        self.names = frozenset(n for o in operands for _, axis in o.axes for n in axis.names)
+        self.names = frozenset(n for o in operands for axis in o.axes for n in axis.names)
         wide = any(o.pair.dtype == torch.float64 for o in operands)
         self._dtype = torch.float64 if wide else torch.float32
         self._device = operands[0].pair.a.device
@@ -126,16 +128,16 @@ class Gram:
             self._sum = torch.zeros(self.rows, self.rows, dtype=self._dtype, device=self._device)
         narrow: list[tuple[torch.Tensor, torch.Tensor]] = []
         for k, operand in enumerate(self.operands):
-            now = [axis.source(placement) for _, axis in operand.axes]
+            now = [axis.source(placement) for axis in operand.axes]
             for a, b in _changes(operand, self._seen[k], now):
                 if a.shape[1] < _NARROW:
                     narrow.append((self._like(a), self._like(b)))
                 else:
-                    self._sum.addmm_(self._like(a), self._like(b).T)
+                    add_products(self._sum, self._like(a), self._like(b))
             self._seen[k] = now
         if narrow:
             a, b = (torch.cat(side, dim=1) for side in zip(*narrow, strict=True))
-            self._sum.addmm_(a, b.T)
+            add_products(self._sum, a, b)
         return self._sum
 
     def outline(self, placement: Placement) -> torch.Tensor:
@@ -152,16 +154,27 @@ class Gram:
         """
         total = torch.zeros(self.rows, self.rows, dtype=self._dtype, device=self._device)
         for operand in self.operands:
-            sources = [axis.source(placement) for _, axis in operand.axes]
-            if operand.pair.spread == 0 or all((source >= 0).all() for source in sources):
+            sources = [axis.source(placement) for axis in operand.axes]
+            if not operand.pair.varies or all((source >= 0).all() for source in sources):
                 continue
             picks = [np.flatnonzero(s < 0) if (s < 0).any() else np.arange(len(s)) for s in sources]
             a, b = (
                 self._like(operand.matrix(side, picks)).sort(dim=1).values
                 for side in (operand.pair.a, operand.pair.b)
             )
-            total.addmm_(a, b.T)
+            add_products(total, a, b)
         return total
+
+
+def add_products(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add inner products of all rows of a with all rows of b, in place.
+
+    Args:
+        total: of shape (rows, rows).
+        a: of shape (rows, columns).
+        b: of the same shape.
+    """
+    total.addmm_(a, b.T)
 
 
 def _changes(
@@ -193,7 +206,13 @@ def _changes(
         for part in _parts(moved, step):
             a, b = _sides(operand, sources, picks, k, part)
             before = [*sources[:k], seen[k], *sources[k + 1 :]]
-            yield a, b - _side_b(operand, before, picks, k, part)
+            old = _side_b(operand, before, picks, k, part)
+            yield a, torch.sub(b, old, out=None if _shares(old, operand.pair.b) else old)
+
+
+def _shares(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether two tensors lie in the same memory."""
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
 def _sides(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
 from fxrebasin._gather import storage_identity
-from fxrebasin.layout import AxisGroup, Layout
+from fxrebasin.layout import AxisGroup, IntArray, Layout
 from fxrebasin.solvers.placement import Axes, Axis, Placement
+
+# Elements that fit into a processor's cache, and elements that are summed in their own precision.
+_BLOCK = 2**20
+_RUN = 2**14
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,14 @@ class Pair:
     @cached_property
     def moments(self) -> tuple[float, float]:
         """Product of the means and product of the standard deviations of both sides."""
-        found = [torch.std_mean(x.to(self.dtype), correction=0) for x in (self.a, self.b)]
-        deviations, means = ([float(x) for x in side] for side in zip(*found, strict=True))
-        return means[0] * means[1], deviations[0] * deviations[1]
+        found = [_moments(x, self.dtype) for x in (self.a, self.b)]
+        means, deviations = zip(*found, strict=True)
+        return means[0] * means[1], deviations[0] * deviations[1] if self.varies else 0.0
 
-    @property
-    def spread(self) -> float:
-        """Product of the standard deviations; 0 if one side is the same everywhere."""
-        return self.moments[1]
+    @cached_property
+    def varies(self) -> bool:
+        """Whether neither side is the same everywhere."""
+        return _varies(self.a) and _varies(self.b)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,20 +57,18 @@ class Pair:
         """
         moved = self.b
         for dim, axis in enumerate(self.axes):
-            source = torch.from_numpy(axis.source(placement))
-            if not torch.equal(source, torch.arange(axis.total)):
-                moved = moved.index_select(dim, source.to(moved.device))
+            moved = gathered(moved, dim, axis.source(placement))
         return moved
 
     def agreement(self, placement: Placement) -> float:
-        """The inner product of a and the arranged b, summed in float64.
+        """The inner product of a and the arranged b; sums of many elements are in float64.
 
         Args:
             placement: in which all classes of this tensor are known.
         """
         moved = self.arranged(placement)
         return sum(
-            float((x.to(self.dtype) * y.to(x.device, self.dtype)).sum(dtype=torch.float64))
+            _inner(x.to(self.dtype), y.to(x.device, self.dtype))
             for x, y in zip(blocks_of(self.a), blocks_of(moved), strict=True)
         )
 
@@ -77,9 +79,65 @@ def blocks_of(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
     Args:
         tensor: of any shape with at least one axis.
     """
+    if tensor.numel() <= _BLOCK:
+        return (tensor,)
     row = max(1, tensor[:1].numel())
-    parts: tuple[torch.Tensor, ...] = tensor.split(max(1, 2**20 // row))
+    parts: tuple[torch.Tensor, ...] = tensor.split(max(1, _BLOCK // row))
     return parts
+
+
+def gathered(tensor: torch.Tensor, dim: int, source: IntArray) -> torch.Tensor:
+    """Positions along one axis, in a given order.
+
+    Args:
+        tensor: of any shape.
+        dim: the axis.
+        source: int64 of shape (positions,): which ones.
+
+    Returns:
+        A view if positions follow each other.
+    """
+    if len(source) and source[-1] - source[0] + 1 == len(source) and _is_run(source):
+        return tensor.narrow(dim, int(source[0]), len(source))
+    # numpy moves runs of elements at once, which torch does along the first axis only.
+    in_runs = 0 < dim < tensor.dim() - 1 and tensor.shape[dim + 1 :].numel() > 1
+    if in_runs and tensor.is_contiguous() and _is_known_to_numpy(tensor):
+        return torch.from_numpy(tensor.numpy().take(source, axis=dim))
+    return tensor.index_select(dim, torch.from_numpy(source).to(tensor.device))
+
+
+def _is_run(source: IntArray) -> bool:
+    """Whether positions follow each other."""
+    return bool((source[1:] - source[:-1] == 1).all())
+
+
+def _is_known_to_numpy(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+
+
+def _inner(x: torch.Tensor, y: torch.Tensor) -> float:
+    """The inner product, in runs short enough to lose no digits."""
+    if x.numel() <= _RUN:
+        return float(torch.dot(x.reshape(-1), y.reshape(-1)))
+    runs = (side.reshape(-1).split(_RUN) for side in (x, y))
+    return float(torch.stack([torch.dot(*run) for run in zip(*runs, strict=True)]).double().sum())
+
+
+def _moments(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[float, float]:
+    """Mean and standard deviation."""
+    blocks = [block.to(dtype) for block in blocks_of(tensor)]
+    mean = sum(float(block.sum()) for block in blocks) / tensor.numel()
+    square = sum(float(torch.linalg.vector_norm(block)) ** 2 for block in blocks) / tensor.numel()
+    return mean, max(0.0, square - mean**2) ** 0.5
+
+
+def _varies(tensor: torch.Tensor) -> bool:
+    """Whether any two elements differ, which mostly is seen at the first."""
+    corner = tensor[tuple([slice(2)] * tensor.dim())].flatten()[-2:]
+    first, last = corner[:1].item(), corner[-1:].item()
+    if first != last:
+        return True
+    return any(bool((block != first).any()) for block in blocks_of(tensor))
 
 
 def make_pairs(
@@ -137,3 +195,19 @@ def unfolded(tensor: torch.Tensor, groups: tuple[AxisGroup, ...]) -> torch.Tenso
     for k, group in enumerate(groups):
         ordered = ordered.flatten(k, k + len(group.axes) - 1)
     return ordered.reshape(*ordered.shape[: len(groups)], -1)
+
+
+def folded(
+    tensor: torch.Tensor, groups: tuple[AxisGroup, ...], shape: Sequence[int]
+) -> torch.Tensor:
+    """What `unfolded` made, in its first shape.
+
+    Args:
+        tensor: of shape `(positions of each group..., rest)`.
+        groups: disjoint axes.
+        shape: that the tensor had.
+    """
+    grouped = [axis for group in groups for axis in group.axes]
+    ordered = grouped + [axis for axis in range(len(shape)) if axis not in grouped]
+    back = [ordered.index(axis) for axis in range(len(shape))]
+    return tensor.reshape([shape[axis] for axis in ordered]).permute(back)

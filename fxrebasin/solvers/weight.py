@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
 
-from fxrebasin.indexing import identity_arrays
+from fxrebasin.indexing import Arrays, identity_arrays
 from fxrebasin.layout import IntArray, Layout, PermutationClass
 from fxrebasin.solvers.assignment import ROUNDING
 from fxrebasin.solvers.coordinate_descent import Descent, total_agreement
@@ -17,6 +21,10 @@ from fxrebasin.solvers.families import make_families, restricted
 from fxrebasin.solvers.pairs import Pair, make_pairs
 from fxrebasin.solvers.placement import Placement
 
+Report: TypeAlias = Callable[[str, int, int | None], None]
+
+# On small models one start may beat the other by chance, and a second one takes no time.
+_SMALL = 2**20
 # No other start is tried once so much of what any order of units could reach is reached.
 _ENOUGH = 0.9
 
@@ -55,12 +63,167 @@ class Solution:
     sweeps: int
 
 
+class WeightSearch:
+    """Coordinate descents on one problem, of which the best result is kept.
+
+    Args:
+        problem: what to match.
+        seed: for the order in which classes are visited, and for random starts.
+        most_sweeps: of each descent.
+        report: called with the stage, how many families are settled and how many there are.
+        deadline: on the clock of `time.perf_counter`; no random start after it.
+    """
+
+    def __init__(
+        self,
+        problem: WeightProblem,
+        seed: int,
+        most_sweeps: int = 100,
+        report: Report = lambda stage, done, total: None,
+        deadline: float = math.inf,
+    ) -> None:
+        self.problem = problem
+        self.best: Solution | None = None
+        self._value: float | None = None
+        self.interrupted = False
+        self._seed, self._most_sweeps = seed, most_sweeps
+        self._report, self._deadline = report, deadline
+        layout = restricted(problem.layout, problem.classes, problem.free)
+        self.pairs = make_pairs(layout, problem.state_a, problem.state_b, problem.names)
+
+    def usual_starts(self) -> tuple[str, ...]:
+        """The starts that are worth their time: both on small models, otherwise evidence."""
+        elements = sum(self.problem.state_b[name].numel() for name in self.problem.names)
+        return ("evidence", "identity") if elements <= _SMALL else ("evidence",)
+
+    def start(self, name: str) -> None:
+        """Descend from `"evidence"` or `"identity"`.
+
+        Args:
+            name: evidence decides one class after the other, each by what is decided already.
+        """
+        arrays = identity_arrays(self.problem.classes)
+        self._run(f"matching from {name}", arrays, decide=name != "identity")
+
+    def start_all(self, names: Sequence[str]) -> None:
+        """Descend from each start until one comes near what is possible at all.
+
+        Args:
+            names: of starts.
+        """
+        for name in names:
+            if self.interrupted or (self.best is not None and self.is_near_perfect()):
+                break
+            self.start(name)
+
+    def polish(self, arrays: Arrays, stage: str = "polishing") -> Solution:
+        """Descend from given permutations; returns where that leads, which may not be the best.
+
+        Args:
+            arrays: int64 by class name, of all classes.
+            stage: for the report.
+        """
+        return self._run(stage, arrays, decide=False)
+
+    def offer(self, arrays: Arrays) -> None:
+        """Keep permutations as they are if they are the best.
+
+        Args:
+            arrays: int64 by class name, of all classes.
+        """
+        self._kept(Placement(arrays, list(arrays)), 0)
+
+    def restart(self, times: int | None) -> None:
+        """Descend from the best result with some families put in random order, again and again.
+
+        Args:
+            times: how often; None as often as there is time.
+        """
+        generator = np.random.default_rng([self._seed, 1])
+        for k in itertools.count():
+            late = time.perf_counter() >= self._deadline
+            if k == times or late or self.interrupted or self.is_near_perfect():
+                break
+            self._run(f"matching from random start {k + 1}", self._shaken(generator), decide=False)
+
+    def solution(self) -> Solution:
+        """The best that was found; the identity if nothing was."""
+        return self.best or Solution(identity_arrays(self.problem.classes), 0)
+
+    def _shaken(self, generator: np.random.Generator) -> dict[str, IntArray]:
+        """The best arrays, with a random share of the families shuffled."""
+        best = self.solution().arrays
+        share = generator.uniform(0.1, 1.0)
+        roots = {c.name for c in self.problem.classes if not c.within}
+        shaken = {name for name in sorted(roots) if generator.random() < share}
+        return {
+            c.name: generator.permuted(best[c.name], axis=-1)
+            if c.name in self.problem.free and not shaken.isdisjoint({c.name, *c.within})
+            else best[c.name]
+            for c in self.problem.classes
+        }
+
+    def _run(self, stage: str, arrays: Arrays, decide: bool) -> Solution:
+        """Descend, and keep the result if it is the best."""
+        descent = self._descent(stage, arrays, decide)
+        try:
+            if decide:
+                descent.decide()
+            descent.descend(np.random.default_rng(self._seed), self._most_sweeps)
+        except KeyboardInterrupt:
+            descent.placement.decide_rest()
+            self.interrupted = True
+            warnings.warn(
+                "matching was interrupted: the best permutation so far is used", stacklevel=4
+            )
+        return self._kept(descent.placement, descent.sweeps)
+
+    def _kept(self, placement: Placement, sweeps: int) -> Solution:
+        """A solution, which is kept if it is the best."""
+        solution = Solution(dict(placement.arrays), sweeps)
+        if self.best is None:
+            self.best, self._value = solution, None
+            return solution
+        value = total_agreement(self.pairs, placement)
+        if value > self.value + ROUNDING * abs(self.value):
+            self.best, self._value = solution, value
+        return solution
+
+    @property
+    def value(self) -> float:
+        """The objective of the best; it is computed when it is first asked for."""
+        if self._value is None:
+            arrays = self.solution().arrays
+            self._value = total_agreement(self.pairs, Placement(arrays, list(arrays)))
+        return self._value
+
+    def _descent(self, stage: str, arrays: Arrays, decide: bool) -> Descent:
+        """A descent at its start."""
+        problem = self.problem
+        families = make_families(problem.classes, self.pairs, problem.free)
+        moving = {name for family in families for name in family.members}
+        names = [c.name for c in problem.classes]
+        known = [name for name in names if name not in moving] if decide else names
+        total = len(families)
+        return Descent(
+            families,
+            Placement(arrays, known),
+            lambda waiting: self._report(stage, total - waiting, total),
+        )
+
+    def is_near_perfect(self) -> bool:
+        """Whether no other start could find much more."""
+        return _is_near_perfect(self.pairs, self.value)
+
+
 def solve_weights(
     problem: WeightProblem,
     seed: int,
     most_sweeps: int,
     starts: Sequence[str],
-    report: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    report: Report = lambda stage, done, total: None,
+    restarts: int | None = 0,
+    deadline: float = math.inf,
 ) -> Solution:
     """Coordinate descent from each start until one comes near what is possible at all.
 
@@ -73,55 +236,16 @@ def solve_weights(
         starts: `"evidence"` decides one class after the other, each by what is decided already;
             `"identity"` starts from the order that the model has.
         report: called with the stage, how many families are settled and how many there are.
+        restarts: random starts after these; None for as many as there is time for.
+        deadline: on the clock of `time.perf_counter`; no random start after it.
 
     Returns:
         The solution with the highest objective; the first of equals.
     """
-    layout = restricted(problem.layout, problem.classes, problem.free)
-    pairs = make_pairs(layout, problem.state_a, problem.state_b, problem.names)
-    best: Solution | None = None
-    best_value = -np.inf
-    for start in starts:
-        descent = _descent(problem, pairs, start, report)
-        finished = _run(descent, start, seed, most_sweeps)
-        value = total_agreement(pairs, descent.placement)
-        if best is None or value > best_value + ROUNDING * abs(best_value):
-            best, best_value = Solution(dict(descent.placement.arrays), descent.sweeps), value
-        if not finished or _is_near_perfect(pairs, value):
-            break
-    return best or Solution(identity_arrays(problem.classes), 0)
-
-
-def _descent(
-    problem: WeightProblem,
-    pairs: Sequence[Pair],
-    start: str,
-    report: Callable[[str, int, int], None],
-) -> Descent:
-    """A descent at its start."""
-    families = make_families(problem.classes, pairs, problem.free)
-    moving = {name for family in families for name in family.members}
-    names = [c.name for c in problem.classes]
-    known = names if start == "identity" else [name for name in names if name not in moving]
-    total = len(families)
-    return Descent(
-        families,
-        Placement(identity_arrays(problem.classes), known),
-        lambda waiting: report(start, total - waiting, total),
-    )
-
-
-def _run(descent: Descent, start: str, seed: int, most_sweeps: int) -> bool:
-    """Descend; returns whether it went on to the end."""
-    try:
-        if start != "identity":
-            descent.decide()
-        descent.descend(np.random.default_rng(seed), most_sweeps)
-    except KeyboardInterrupt:
-        descent.placement.decide_rest()
-        warnings.warn("matching was interrupted: the best permutation so far is used", stacklevel=4)
-        return False
-    return True
+    search = WeightSearch(problem, seed, most_sweeps, report, deadline)
+    search.start_all(starts)
+    search.restart(restarts)
+    return search.solution()
 
 
 def _is_near_perfect(pairs: Sequence[Pair], value: float) -> bool:
@@ -130,5 +254,5 @@ def _is_near_perfect(pairs: Sequence[Pair], value: float) -> bool:
     By Cauchy and Schwarz, with the means of the tensors taken off.
     """
     fixed = sum(pair.a.numel() * pair.moments[0] for pair in pairs)
-    bound = sum(pair.a.numel() * pair.spread for pair in pairs)
+    bound = sum(pair.a.numel() * pair.moments[1] for pair in pairs)
     return value - fixed >= _ENOUGH * bound

@@ -3,6 +3,7 @@
 from tests.support.oracle.samples import (
     attention,
     contraction,
+    fourier,
     indexing,
     movement,
     normalization,
@@ -10,11 +11,12 @@ from tests.support.oracle.samples import (
     pooling,
     programs,
     reduction,
+    sampling,
 )
 
 _FAMILIES = (
     *(pointwise, contraction, movement, indexing),
-    *(reduction, normalization, pooling, attention),
+    *(reduction, normalization, pooling, attention, sampling, fourier),
 )
 OPERATORS = [item for family in _FAMILIES for item in family.SAMPLES]
 PROGRAMS = programs.SAMPLES
