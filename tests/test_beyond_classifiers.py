@@ -27,8 +27,8 @@ ORDERS = {
 """Those that are a classifier's, or have a head of one layer more."""
 
 
-UNSETTLED = ("maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn", "ssd300_vgg16")
-"""Models whose check of random elements has not passed; only that they are analysed is tested."""
+HIDE_FAULTS = ("maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn", "ssd300_vgg16")
+"""With random weights all their boxes end at the image's edge, and no fault shows."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +46,7 @@ def test_the_group_is_sound(name: str) -> None:
     assert symmetry.coverage() > 0.98
     if name in ORDERS:
         assert symmetry.log10_order() == pytest.approx(ORDERS[name], abs=1e-3)
-    if name not in UNSETTLED:
-        assert_sound(model, inputs, {}, symmetry)
+    assert_sound(model, inputs, {}, symmetry, shows_faults=name not in HIDE_FAULTS)
 
 
 def test_what_detections_are_made_of_is_pinned() -> None:
