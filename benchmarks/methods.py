@@ -6,8 +6,8 @@
 Trains pairs of the demo's networks on scikit-learn's digits, and of a narrow one whose weights
 differ more from seed to seed, matches B to A with every method, and measures the agreement of the
 weights, the distance, the barrier on held-out images (BatchNorm statistics recomputed for every
-network on the line) and the processor seconds that matching took. Writes `<out>/pairs.csv`, one row
-per pair and method, and `<out>/methods.md`, the means, after every pair.
+network on the line) and the processor seconds that matching took. Writes `<out>/pairs.csv`, one
+row per pair and method, and `<out>/methods.md`, the means, after every pair.
 """
 
 from __future__ import annotations

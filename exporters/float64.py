@@ -13,6 +13,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from fxrebasin.errors import EquivalenceError
+
 WIDENED: Mapping[torch.dtype, torch.dtype] = {
     torch.float32: torch.float64,
     torch.float16: torch.float64,
@@ -36,7 +38,10 @@ def _grouped_products(
 ) -> torch.Tensor:
     """`[n, k], [g, k, m] -> [n, m]`: rows up to each offset times the next matrix."""
     if offs is None or bias is not None or (rows.dim(), stack.dim()) != (2, 3):
-        raise NotImplementedError("grouped products of this layout have no float64 form")
+        raise EquivalenceError(
+            f"products in groups of shapes {tuple(rows.shape)} and {tuple(stack.shape)} cannot be "
+            "run in float64; pass verify=False, and compare outputs in float32 yourself."
+        )
     ends = [0, *offs.tolist()]
     return torch.cat([rows[a:b] @ m for a, b, m in zip(ends, ends[1:], stack, strict=False)])
 

@@ -19,8 +19,11 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
+from fxrebasin.passes import constants
+
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _PASSES = str(Path(__file__).parent) + os.sep
+_BETWEEN = constants.__file__  # stands between the model and torch
 
 
 class CallSite:
@@ -75,7 +78,9 @@ class CallSite:
         in_analysis = True
         while frame is not None:
             name = frame.f_code.co_filename
-            if name.startswith(_PASSES):
+            if name == _BETWEEN:
+                in_analysis = False
+            elif name.startswith(_PASSES):
                 if not in_analysis:
                     return None
             else:

@@ -138,8 +138,12 @@ def raised_names(source: str) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_built_in_errors_are_raised_only_where_python_asks_for_them(name: str) -> None:
-    """Attribute and item access must raise these; a command ends with SystemExit."""
+    """Attribute and item access must raise these; a command ends with SystemExit.
+
+    An interrupt that a step ended at is passed on.
+    """
     protocol = {"AttributeError", "IndexError", "KeyError", "StopIteration", "SystemExit"}
+    protocol |= {"KeyboardInterrupt"}
     source = inspect.getsource(importlib.import_module(name))
     strangers = [
         f"line {line}: {raised}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fxrebasin
-from tests.support.randomise import assert_group_is_sound, permuted, randomise
+from tests.support.randomise import (
+    TOLERANCE,
+    assert_group_is_sound,
+    difference,
+    outputs,
+    permuted,
+    randomise,
+)
 
 WIDTH, TOKENS = 12, 5
 PIECES: dict[str, Callable[[], nn.Module]] = {}
@@ -202,8 +210,16 @@ def test_a_random_element_changes_nothing(names: list[str], again: list[int]) ->
     model = Stack(names, again)
     symmetry = fxrebasin.analyze(model, images())
     assert symmetry.unknown_operators == ()
-    if symmetry.classes:
-        assert_group_is_sound(model, (images(),), symmetry=symmetry, seeds=(0,))
+    drawn = randomise(model.double())
+    moved = permuted(drawn, symmetry.random(0))
+    inputs = (images().double(),)
+    assert difference(outputs(drawn, inputs, {}), outputs(moved, inputs, {})) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", sorted(PIECES.keys() - {"Tied"}))
+def test_a_fault_in_a_piece_would_be_seen(name: str) -> None:
+    """Of one that is not saturated: the weights of `Tied` are all of one sign."""
+    assert_group_is_sound(Stack([name], []), (images(),), seeds=(0,))
 
 
 @settings(QUIET, max_examples=25)
