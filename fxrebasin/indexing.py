@@ -73,15 +73,6 @@ def piece_source(piece: Piece, arrays: Arrays) -> IntArray:
     return np.asarray(piece.positions[source])
 
 
-def openopen_grids(sizes: Sequence[int]) -> list[IntArray]:
-    """Coordinates over a box, one array per axis, each of size 1 along the others.
-
-    Args:
-        sizes: of the box.
-    """
-    return [np.asarray(grid) for grid in np.ix_(*(np.arange(size) for size in sizes))]
-
-
 def open_grids(sizes: Sequence[int]) -> list[IntArray]:
     """Coordinates over a box, one array per axis, each of size 1 along the others.
 
