@@ -168,8 +168,12 @@ def check_positive(name: str, value: object) -> None:
     Raises:
         InputError: with name and value.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:  # type: ignore[arg-type, operator]
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or value <= 0
+    ):
         raise InputError(f"{name} is {value!r}; it has to be a number above 0")
 
 
