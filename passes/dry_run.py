@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fxrebasin.passes.on_meta import on_meta
 from fxrebasin.passes.preserve import preserve, written_tensors
 
 _Key: TypeAlias = tuple[Any, ...]
@@ -204,44 +205,6 @@ def _flat(values: Sequence[Any]) -> list[Any]:
         else:
             flat.append(value)
     return flat
-
-
-def _as_meta(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_as_meta(item) for item in value]
-    if not isinstance(value, torch.Tensor) or value.is_meta:
-        return value
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-
-
-_ACTIVATIONS = tuple(
-    getattr(torch.ops.aten, name).default
-    for name in (
-        *("relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "silu", "gelu", "mish", "elu"),
-        *("leaky_relu", "sigmoid", "tanh", "softplus"),
-    )
-)
-_IN_PLACE_ACTIVATIONS = tuple(
-    getattr(torch.ops.aten, f"{func._schema.name.removeprefix('aten::')}_").default
-    for func in _ACTIVATIONS
-    if hasattr(torch.ops.aten, f"{func._schema.name.removeprefix('aten::')}_")
-)
-
-
-def on_meta(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The operator on meta tensors; some by hand, which torch decomposes in milliseconds."""
-    args = [_as_meta(value) for value in args]
-    if func in _ACTIVATIONS and args[0].is_floating_point():
-        return torch.empty_like(args[0])
-    if func in _IN_PLACE_ACTIVATIONS and args[0].is_floating_point():
-        return args[0]
-    kwargs = {name: _as_meta(value) for name, value in kwargs.items()}
-    if kwargs.get("device") is not None:
-        kwargs["device"] = torch.device("meta")
-    if func is torch.ops.aten.native_batch_norm.default and not args[5]:
-        empty = torch.empty(0, dtype=args[0].dtype, device="meta")
-        return torch.empty_like(args[0]), empty, empty.clone()
-    return func(*args, **kwargs)
 
 
 def _check_indices(func: torch._ops.OpOverload, args: Sequence[Any]) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from fxrebasin.layout import AxisGroup, PermutationClass
 from fxrebasin.passes.classes import Classes, IrregularError, Motion, classify, motion
@@ -18,11 +17,13 @@ from fxrebasin.passes.placing import (
     axis_groups,
     check_closed,
     group_columns,
+    group_labels,
     named_group,
     place,
 )
 from fxrebasin.passes.propagate import Propagation
-from fxrebasin.passes.rows import Hashes, Ints, distinct_rows, mix, row_codes
+from fxrebasin.passes.relations import compact
+from fxrebasin.passes.rows import Hashes, Ints, row_codes
 from fxrebasin.passes.state_fields import StateField, squeezed, state_fields
 from fxrebasin.passes.structure import Structure, derive
 
@@ -43,7 +44,9 @@ def group(propagation: Propagation) -> Grouping:
     """Find all permutations of units that satisfy the recorded constraints."""
     ledger = propagation.ledger
     fields = state_fields(ledger, propagation.shapes)
-    relations = [_broadcast(relation) for relation in ledger.relations]
+    relations = [
+        part for met in ledger.relations for part in compact([labels.numpy() for labels in met])
+    ]
     relations += _relations_of_state(propagation.shapes, fields)
     known = ledger.size
     structure = derive(ledger, relations)
@@ -53,33 +56,6 @@ def group(propagation: Propagation) -> Grouping:
     return _named(propagation, fields, classes, placements, _classes_of(classes, read))
 
 
-def _broadcast(relation: Sequence[Tensor]) -> list[Ints]:
-    arrays = np.broadcast_arrays(*[item.numpy() for item in relation])
-    return _compressed([array.reshape(-1) for array in arrays])
-
-
-def _compressed(columns: list[Ints]) -> list[Ints]:
-    """Distinct tuples of free labels, and one code for the set of rigid ones that each meets.
-
-    A permutation maps the relation onto itself exactly if it maps free tuples to free tuples that
-    occur with the same rigid labels.
-    """
-    free = [column for column in columns if (column >= 0).any()]
-    rigid = [column for column in columns if not (column >= 0).any()]
-    if not rigid or not free:
-        return columns
-    rows, tags = row_codes(free), row_codes(rigid)
-    row, tag = distinct_rows([rows, tags]).T
-    first = np.zeros(int(rows.max()) + 1, np.int64)
-    first[rows] = np.arange(rows.size)
-    sets = np.zeros(first.size, np.uint64)
-    with np.errstate(over="ignore"):
-        np.add.at(sets, row, mix(tag, 11))
-    kept = [column[first] for column in free]
-    code = row_codes([sets.view(np.int64)])
-    return [*kept, -2 - code] if code.any() else kept
-
-
 def _relations_of_state(
     shapes: Mapping[str, Sequence[int]], fields: Mapping[str, list[StateField]]
 ) -> list[list[Ints]]:
@@ -87,9 +63,9 @@ def _relations_of_state(
     found = []
     for state, items in fields.items():
         for axes in axis_groups(items, len(shapes[state])):
-            columns = group_columns(items, axes, shapes[state])
-            if len(columns) > 1 and any((column >= 0).any() for column in columns):
-                found.append(_compressed(columns))
+            labels = group_labels(items, axes, shapes[state])
+            if len(labels) > 1 and any((item >= 0).any() for item in labels):
+                found += compact(labels)
     return found
 
 

@@ -34,7 +34,7 @@ from fxrebasin.labels import (
     varying_axes,
 )
 from fxrebasin.passes.entries import ROUTED, Edge, Imposition, Pin
-from fxrebasin.passes.rows import Ints, multiset_hashes, row_codes
+from fxrebasin.passes.rows import Ints, distinct_rows, multiset_hashes, row_codes
 from fxrebasin.passes.units import Units
 from fxrebasin.provenance import Origin
 
@@ -202,22 +202,17 @@ class Ledger(Units):
         sets = rows_np[first[order]]
         if len(sets) == 1:
             return None
-        distinct = [np.unique(row[row >= 0]) for row in sets]
-        if sum(len(units) for units in distinct) != np.unique(sets[sets >= 0]).size:
-            self.pin(np.unique(rows_np), "sets of units that overlap")
+        inside, units = _distinct_units(sets)
+        if units.size != np.unique(units).size:
+            self.pin(units, "sets of units that overlap")
             labels = positions(1, 0, len(sets), "sets of units that overlap").values
         else:
             labels = positions(1, 0, len(sets), item.reason).values.clone()
-            free = np.array([bool(units.size) for units in distinct])
-            blocks = self.fresh(int(free.sum()))
+            parents, parent_of = np.unique(inside, return_inverse=True)
+            blocks = self.fresh(parents.size)
             self.used.append(blocks)
-            labels[torch.from_numpy(free)] = blocks
-            self.edges.append(
-                Edge(
-                    np.concatenate([units for units in distinct if units.size] or [_EMPTY]),
-                    np.repeat(blocks.numpy(), [units.size for units in distinct if units.size]),
-                )
-            )
+            labels[torch.from_numpy(parents)] = blocks
+            self.edges.append(Edge(units, blocks.numpy()[parent_of.reshape(-1)]))
         result = squeeze_constant(labels[torch.from_numpy(row_of)].view(shape), kept)
         rigid = bool((labels < 0).all())
         injective = len(sets) == result.numel()
@@ -365,6 +360,17 @@ class Ledger(Units):
             self._impose_part(large, self.materialise(small))
         else:
             self.element_ties.append((first, second))
+
+
+def _distinct_units(sets: Ints) -> tuple[Ints, Ints]:
+    """The free labels of each row, each once, and the rows that they are in."""
+    row = np.repeat(np.arange(sets.shape[0]), sets.shape[1])
+    labels = sets.reshape(-1)
+    free = labels >= 0
+    if not free.any():
+        return _EMPTY, _EMPTY
+    inside, units = distinct_rows([row[free], labels[free]]).T
+    return inside, units
 
 
 def _connected_to_free(columns: Sequence[Labels]) -> tuple[Labels, ...]:

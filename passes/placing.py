@@ -104,18 +104,25 @@ def axis_groups(fields: Sequence[StateField], ndim: int) -> list[tuple[int, ...]
     return sorted(tuple(sorted(group)) for group in nx.connected_components(graph))
 
 
+def group_labels(
+    fields: Sequence[StateField], axes: tuple[int, ...], shape: Sequence[int]
+) -> list[Ints]:
+    """The fields along some axes, with a dimension for each of these."""
+    return [
+        item.values.reshape([shape[axis] if axis in item.axes else 1 for axis in axes])
+        for item in fields
+        if set(item.axes) <= set(axes)
+    ]
+
+
 def group_columns(
     fields: Sequence[StateField], axes: tuple[int, ...], shape: Sequence[int]
 ) -> list[Ints]:
     """The labels of all positions of some axes, one flat column per field."""
     sizes = [shape[axis] for axis in axes]
-    columns = []
-    for item in fields:
-        if not set(item.axes) <= set(axes):
-            continue
-        expand = [shape[axis] if axis in item.axes else 1 for axis in axes]
-        columns.append(np.broadcast_to(item.values.reshape(expand), sizes).reshape(-1))
-    return columns
+    return [
+        np.broadcast_to(labels, sizes).reshape(-1) for labels in group_labels(fields, axes, shape)
+    ]
 
 
 def place(moves: Motion, columns: Sequence[Ints], axes: tuple[int, ...]) -> Placement | None:

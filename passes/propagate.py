@@ -29,8 +29,8 @@ from fxrebasin.inputs import wrong_inputs
 from fxrebasin.labels import Value, pinned_value
 from fxrebasin.passes.call_site import CallSite
 from fxrebasin.passes.constants import ConstantsKept
-from fxrebasin.passes.dry_run import on_meta
 from fxrebasin.passes.ledger import Ledger, elements_field
+from fxrebasin.passes.on_meta import on_meta
 from fxrebasin.passes.preserve import preserve
 from fxrebasin.passes.rules.registry import RULES, Call, Rule, pin_everything
 from fxrebasin.passes.schema import (

@@ -1,0 +1,95 @@
+"""Relations that were made small allow the same permutations."""
+
+from itertools import permutations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fxrebasin.passes.on_meta import on_meta
+from fxrebasin.passes.relations import compact
+
+SIZES = (2, 3, 2)
+UNITS = 4
+
+
+@st.composite
+def relations(draw):
+    """Fields over some axes of a small tensor, of which one at least is free."""
+    fields = []
+    for number in range(draw(st.integers(1, 4))):
+        shape = [size if draw(st.booleans()) else 1 for size in SIZES]
+        free = number == 0 or draw(st.booleans())
+        label = st.integers(0, UNITS - 1) if free else st.integers(-6, -2)
+        count = int(np.prod(shape))
+        values = draw(st.lists(label, min_size=count, max_size=count))
+        fields.append(np.array(values, dtype=np.int64).reshape(shape))
+    return fields
+
+
+def preserved_by(relation):
+    """The permutations of the units that map a relation onto itself."""
+    table = {tuple(row) for row in np.stack(relation, axis=1).tolist()}
+    found = set()
+    for move in permutations(range(UNITS)):
+        image = {tuple(move[label] if label >= 0 else label for label in row) for row in table}
+        if image == table:
+            found.add(move)
+    return found
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(relations())
+def test_compact_relations_allow_the_same_permutations(fields):
+    full = [field.reshape(-1) for field in np.broadcast_arrays(*fields)]
+    allowed = set.intersection(*(preserved_by(part) for part in compact(fields)))
+    assert allowed == preserved_by(full)
+
+
+def test_rigid_labels_are_summed_up_before_they_are_broadcast():
+    """Of 16 heads on 4 windows, 64 positions and 64 others, the 16 heads remain."""
+    heads = np.tile(np.arange(16), 4).reshape(64, 1, 1)
+    windows = -2 - np.repeat(np.arange(4), 16).reshape(64, 1, 1)
+    rows = windows * 64 - np.arange(64).reshape(1, 64, 1)
+    (found,) = compact([heads, rows, rows.transpose(0, 2, 1)])
+    assert [column.size for column in found] == [16]
+
+
+def test_results_on_meta_are_those_of_the_operator_however_often_it_is_asked():
+    weight = torch.randn(6, 4).t()
+    for x in (torch.randn(5, 6).t().contiguous().t(), torch.randn(5, 6), torch.randn(1, 6)):
+        for _ in range(2):
+            for func, args in (
+                (torch.ops.aten.mm.default, (x, weight.t())),
+                (torch.ops.aten.add.Tensor, (x, x[:1])),
+                (torch.ops.aten.clone.default, (x.t(),)),
+                (torch.ops.aten.mul.Scalar, (x, 2)),
+                (torch.ops.aten.var_mean.correction, (x, [1])),
+            ):
+                real, found = func(*args), on_meta(func, args, {})
+                for one, two in zip(
+                    [real] if isinstance(real, torch.Tensor) else real,
+                    [found] if isinstance(found, torch.Tensor) else found,
+                    strict=True,
+                ):
+                    assert two.is_meta
+                    assert (two.shape, two.stride(), two.dtype) == (
+                        one.shape,
+                        one.stride(),
+                        one.dtype,
+                    )
+
+
+def test_two_results_on_meta_share_no_memory():
+    x = torch.empty(3, device="meta")
+    first, second = (on_meta(torch.ops.aten.relu.default, (x,), {}) for _ in "ab")
+    assert first is not second
+    assert first.untyped_storage()._cdata != second.untyped_storage()._cdata
+
+
+def test_views_on_meta_stay_views():
+    x = torch.empty(3, 4, device="meta")
+    for _ in range(2):
+        view = on_meta(torch.ops.aten.t.default, (x,), {})
+        assert view.untyped_storage()._cdata == x.untyped_storage()._cdata
