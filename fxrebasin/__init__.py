@@ -14,12 +14,14 @@ from fxrebasin.exporters.equivalence import verify
 from fxrebasin.exporters.onnx import export_onnx
 from fxrebasin.exporters.report import EquivalenceReport
 from fxrebasin.layout import PermutationClass
+from fxrebasin.merge import BarrierCurve, barrier, interpolate, plot_barrier, recalibrate
 from fxrebasin.permutation import Permutation
 from fxrebasin.report import RebasinReport
 from fxrebasin.symmetry import Symmetry
 
 __all__ = [
     "ArchitectureMismatchError",
+    "BarrierCurve",
     "CheckpointError",
     "EquivalenceError",
     "EquivalenceReport",
@@ -34,8 +36,12 @@ __all__ = [
     "TraceError",
     "analyze",
     "apply",
+    "barrier",
     "export_onnx",
+    "interpolate",
     "match",
+    "plot_barrier",
+    "recalibrate",
     "transform",
     "verify",
 ]

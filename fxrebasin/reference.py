@@ -14,7 +14,9 @@ from fxrebasin.errors import InputError
 from fxrebasin.exporters.checkpoint import aligned, fitted, load_state_dict
 
 
-def reference_state(ref: Any, model: nn.Module) -> dict[str, torch.Tensor]:
+def reference_state(
+    ref: Any, model: nn.Module, label: str = "the reference"
+) -> dict[str, torch.Tensor]:
     """The tensors of `ref` by the names and in the order of `model.state_dict()`.
 
     Nothing is copied: tensors of a module or a mapping are returned themselves, detached. Prefixes
@@ -23,6 +25,7 @@ def reference_state(ref: Any, model: nn.Module) -> dict[str, torch.Tensor]:
     Args:
         ref: a module, a mapping from names to tensors, or the path of a file of weights.
         model: the unwrapped model that is going to be compared with it.
+        label: what it is called in a message; a file by its path.
 
     Raises:
         ArchitectureMismatchError: names, shapes or kinds of dtype differ; all of them are told.
@@ -36,7 +39,7 @@ def reference_state(ref: Any, model: nn.Module) -> dict[str, torch.Tensor]:
         ['weight', 'bias']
     """
     own = _only_tensors(model.state_dict())
-    label = str(ref) if isinstance(ref, str | Path) else "the reference"
+    label = str(ref) if isinstance(ref, str | Path) else label
     try:
         state = fitted(_read(ref, own), model)
         check_same_architecture(own, state, ("the model", label))

@@ -108,13 +108,7 @@ def copy_with_state(
     `state` has a tensor for every name of `named_state`; the copy owns these very tensors as its
     parameters (with `requires_grad` as it was) and buffers. Tensors outside the state are cloned.
     """
-    replacement: dict[int, Any] = {}
-    for name, tensor in named_state(graph_module).items():
-        if id(tensor) not in replacement:
-            replacement[id(tensor)] = _like(tensor, state[name])
-    for tensor in tensors_of(graph_module):
-        if id(tensor) not in replacement and not tensor.is_leaf:  # deepcopy refuses these
-            replacement[id(tensor)] = tensor.detach().clone()
+    replacement = replacements(graph_module, state)
     root = nn.Module()
     for attribute in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
         setattr(root, attribute, copy.deepcopy(getattr(graph_module, attribute), replacement))
@@ -123,6 +117,26 @@ def copy_with_state(
     carry_state(result, root)
     result.meta = dict(graph_module.meta)
     return result
+
+
+def replacements(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[int, Any]:
+    """What `deepcopy` takes as its memo, for a copy of a module that holds the tensors of `state`.
+
+    The copy has these very tensors as its parameters (with `requires_grad` as it was) and buffers.
+    Tensors outside the state that `deepcopy` refuses are cloned.
+
+    Args:
+        model: that is going to be copied.
+        state: has a tensor for every name of `named_state`.
+    """
+    replacement: dict[int, Any] = {}
+    for name, tensor in named_state(model).items():
+        if id(tensor) not in replacement:
+            replacement[id(tensor)] = _like(tensor, state[name])
+    for tensor in tensors_of(model):
+        if id(tensor) not in replacement and not tensor.is_leaf:  # deepcopy refuses these
+            replacement[id(tensor)] = tensor.detach().clone()
+    return replacement
 
 
 def _like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:

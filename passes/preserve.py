@@ -55,7 +55,7 @@ def preserve(model: nn.Module) -> Iterator[nn.Module]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), guard:
-            _set_eval(model)
+            set_eval(model)
             yield model
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -63,8 +63,12 @@ def preserve(model: nn.Module) -> Iterator[nn.Module]:
             step()
 
 
-def _set_eval(model: nn.Module) -> None:
-    """Call the model's own `eval`, which may do more than set flags (merge adapters)."""
+def set_eval(model: nn.Module) -> None:
+    """Call the model's own `eval`, which may do more than set flags (merge adapters).
+
+    Args:
+        model: any module; those that refuse to change mode have their flags set.
+    """
     if not any(module.training for module in model.modules()):
         return
     try:

@@ -44,13 +44,13 @@ class Correlation:
         if not self._shift:
             self._shift = [x.mean(dim=0) for x in (a, b)]
         sides = [x - shift for x, shift in zip((a, b), self._shift, strict=True)]
-        wide = [x.to(_sum_device(x), torch.float64) for x in sides]
+        wide = [x.to(sum_device(x), torch.float64) for x in sides]
         self._sums = _added(self._sums, [x.sum(dim=0) for x in wide])
         self._squares = _added(self._squares, [x.square().sum(dim=0) for x in wide])
         places = [torch.from_numpy(piece.positions.ravel()) for piece in self.group.pieces]
         products = [sides[0][:, at.to(a.device)].T @ sides[1][:, at.to(a.device)] for at in places]
         self._products = _added(
-            self._products, [x.to(_sum_device(x), torch.float64) for x in products]
+            self._products, [x.to(sum_device(x), torch.float64) for x in products]
         )
         self._count += len(a)
 
@@ -133,6 +133,10 @@ def _added(total: list[torch.Tensor], news: list[torch.Tensor]) -> list[torch.Te
     return [x + y for x, y in zip(total, news, strict=True)] if total else news
 
 
-def _sum_device(tensor: torch.Tensor) -> torch.device:
-    """Where float64 exists."""
+def sum_device(tensor: torch.Tensor) -> torch.device:
+    """Where float64 exists.
+
+    Args:
+        tensor: that is going to be summed.
+    """
     return torch.device("cpu") if tensor.device.type == "mps" else tensor.device

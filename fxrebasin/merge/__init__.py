@@ -1,0 +1,14 @@
+"""Merging: models between models, what they lose, averages of many, and what mends them."""
+
+from fxrebasin.merge.barriers import BarrierCurve, barrier
+from fxrebasin.merge.interpolation import interpolate
+from fxrebasin.merge.pictures import plot_barrier
+from fxrebasin.merge.recalibration import recalibrate
+
+__all__ = [
+    "BarrierCurve",
+    "barrier",
+    "interpolate",
+    "plot_barrier",
+    "recalibrate",
+]
