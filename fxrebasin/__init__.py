@@ -14,7 +14,7 @@ from fxrebasin.exporters.equivalence import verify
 from fxrebasin.exporters.onnx import export_onnx
 from fxrebasin.exporters.report import EquivalenceReport
 from fxrebasin.layout import PermutationClass
-from fxrebasin.merge import BarrierCurve, barrier, interpolate, plot_barrier, recalibrate
+from fxrebasin.merge import BarrierCurve, barrier, interpolate, plot_barrier, recalibrate, repair
 from fxrebasin.permutation import Permutation
 from fxrebasin.report import RebasinReport
 from fxrebasin.symmetry import Symmetry
@@ -42,6 +42,7 @@ __all__ = [
     "match",
     "plot_barrier",
     "recalibrate",
+    "repair",
     "transform",
     "verify",
 ]

@@ -4,6 +4,7 @@ from fxrebasin.merge.barriers import BarrierCurve, barrier
 from fxrebasin.merge.interpolation import interpolate
 from fxrebasin.merge.pictures import plot_barrier
 from fxrebasin.merge.recalibration import recalibrate
+from fxrebasin.merge.repairs import repair
 
 __all__ = [
     "BarrierCurve",
@@ -11,4 +12,5 @@ __all__ = [
     "interpolate",
     "plot_barrier",
     "recalibrate",
+    "repair",
 ]
