@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fxrebasin
-from benchmarks.support.meta import parameters_on_meta
+from benchmarks.support.meta import forget_values, parameters_on_meta
 from benchmarks.support.timm_models import SMALLEST, image_size
 from benchmarks.support.torchvision_shim import ensure_torchvision
 from fxrebasin.console import output_console, progress_bar
@@ -103,8 +103,7 @@ def _timm(name: str) -> Callable[[], tuple[nn.Module, Tensor]]:
     def build() -> tuple[nn.Module, Tensor]:
         import timm
 
-        with parameters_on_meta():
-            model = timm.create_model(name, pretrained=False).eval()
+        model = forget_values(timm.create_model(name, pretrained=False).eval())
         return model, torch.empty(1, *image_size(model), device="meta")
 
     return build

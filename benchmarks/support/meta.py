@@ -27,3 +27,15 @@ def parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register
+
+
+def forget_values(model: nn.Module) -> nn.Module:
+    """Put the parameters of a model on the meta device; buffers keep their values.
+
+    For constructors that ask on which device their parameters are, and go wrong on meta.
+    """
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            meta = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+            setattr(module, name, meta)
+    return model
