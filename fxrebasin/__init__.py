@@ -14,7 +14,16 @@ from fxrebasin.exporters.equivalence import verify
 from fxrebasin.exporters.onnx import export_onnx
 from fxrebasin.exporters.report import EquivalenceReport
 from fxrebasin.layout import PermutationClass
-from fxrebasin.merge import BarrierCurve, barrier, interpolate, plot_barrier, recalibrate, repair
+from fxrebasin.merge import (
+    BarrierCurve,
+    align_many,
+    barrier,
+    interpolate,
+    merge_many,
+    plot_barrier,
+    recalibrate,
+    repair,
+)
 from fxrebasin.permutation import Permutation
 from fxrebasin.report import RebasinReport
 from fxrebasin.symmetry import Symmetry
@@ -34,12 +43,14 @@ __all__ = [
     "Reference",
     "Symmetry",
     "TraceError",
+    "align_many",
     "analyze",
     "apply",
     "barrier",
     "export_onnx",
     "interpolate",
     "match",
+    "merge_many",
     "plot_barrier",
     "recalibrate",
     "repair",

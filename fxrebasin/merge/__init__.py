@@ -2,14 +2,17 @@
 
 from fxrebasin.merge.barriers import BarrierCurve, barrier
 from fxrebasin.merge.interpolation import interpolate
+from fxrebasin.merge.many import align_many, merge_many
 from fxrebasin.merge.pictures import plot_barrier
 from fxrebasin.merge.recalibration import recalibrate
 from fxrebasin.merge.repairs import repair
 
 __all__ = [
     "BarrierCurve",
+    "align_many",
     "barrier",
     "interpolate",
+    "merge_many",
     "plot_barrier",
     "recalibrate",
     "repair",

@@ -8,15 +8,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from fxrebasin.solvers.assignment import assign_batch
-from fxrebasin.solvers.relaxed import Maps, Relaxation
+from fxrebasin.solvers.relaxed import Maps
 
 # A step that gains less than this share of the scale of the objective is the last one.
 _LEAST_GAIN = 1e-7
+
+
+class Objective(Protocol):
+    """A polynomial in soft maps, of which a maximum is wanted."""
+
+    @property
+    def degree(self) -> int:
+        """Its degree along any line."""
+
+    @property
+    def scale(self) -> float:
+        """What its values are compared with; above what any can be."""
+
+    def value(self, maps: Maps) -> float:
+        """Its value.
+
+        Args:
+            maps: doubly stochastic matrices.
+        """
+
+    def gradient(self, maps: Maps) -> tuple[float, dict[str, torch.Tensor]]:
+        """Its value and derivatives.
+
+        Args:
+            maps: doubly stochastic matrices.
+        """
 
 
 class FrankWolfe:
@@ -27,7 +54,7 @@ class FrankWolfe:
         maps: where to start.
     """
 
-    def __init__(self, relaxation: Relaxation, maps: Maps) -> None:
+    def __init__(self, relaxation: Objective, maps: Maps) -> None:
         self.relaxation = relaxation
         self.maps = dict(maps)
         self.steps = 0

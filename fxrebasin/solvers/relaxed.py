@@ -39,8 +39,8 @@ class Relaxation:
         wide = any(pair.dtype == torch.float64 for pair in self.pairs)
         self.dtype = torch.float64 if wide else torch.float32
         self.device = self.pairs[0].a.device if self.pairs else torch.device("cpu")
-        self.degree = max((_degree(pair) for pair in self.pairs), default=0)
-        self.scale = sum(
+        self.degree: int = max((_degree(pair) for pair in self.pairs), default=0)
+        self.scale: float = sum(
             float(pair.a.to(pair.dtype).norm()) * float(pair.b.to(pair.dtype).norm())
             for pair in self.pairs
         )
@@ -148,8 +148,17 @@ class Relaxation:
             arrays[c.name] = found.reshape(*copies, c.size)
         return arrays
 
+    def moved(self, pair: Pair, maps: Maps) -> torch.Tensor:
+        """A tensor of the model with soft maps in the place of permutations; differentiable.
+
+        Args:
+            pair: one of `pairs`.
+            maps: of the free classes.
+        """
+        return mixed(self.cast(pair.b), pair.groups, self.completed(maps))
+
     def _agreement(self, pair: Pair, maps: Maps) -> torch.Tensor:
-        moved = mixed(self.cast(pair.b), pair.groups, self.completed(maps))
+        moved = self.moved(pair, maps)
         total: torch.Tensor = (self.cast(pair.a) * moved).sum(dtype=torch.float64)
         return total
 

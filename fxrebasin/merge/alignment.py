@@ -1,0 +1,193 @@
+"""Aligning many models with the mean of the others (Git Re-Basin, algorithm 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fxrebasin.errors import InputError
+from fxrebasin.merge.sources import Sources
+from fxrebasin.merge.states import State, is_number, wide_dtype
+from fxrebasin.passes.matching import LateBar, Matching, interruptible
+from fxrebasin.permutation import Permutation
+from fxrebasin.solvers.weight import WeightSearch
+from fxrebasin.symmetry import Symmetry
+
+_MOST_SWEEPS = 100
+_STARTS = ("growing", "identity")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be aligned.
+
+    Args:
+        sources: the models.
+        symmetry: of their architecture.
+        seed: of the order in which models are taken, and in which matching visits classes.
+        max_sweeps: over the models.
+    """
+
+    sources: Sources
+    symmetry: Symmetry
+    seed: int
+    max_sweeps: int
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors whose agreement counts: parameters that units can be permuted in."""
+        parameters = dict(self.sources.model.named_parameters())
+        return [name for name in self.symmetry.layout if name in parameters]
+
+    def matching(self, state_b: State, state_a: State) -> Matching:
+        """The matching problem of two models.
+
+        Args:
+            state_b: of the model that moves.
+            state_a: of the other.
+        """
+        return Matching(self.symmetry, state_b, state_a, self.names, None)
+
+
+def align_with_mean(task: Task, *, init: str = "growing") -> Sequence[Permutation]:
+    """Algorithm 3 of Git Re-Basin: align each model with the mean of the others, again and again.
+
+    Models are taken in a random order, until no permutation changes; each is aligned by coordinate
+    descent, so that the sum of the agreements of all pairs never falls. On Ctrl-C the best
+    permutations so far are returned, with a warning.
+
+    Args:
+        task: what to align.
+        init: in the first sweep, `"growing"` aligns a model with the mean of those that were
+            taken before it; `"identity"`, as in the paper, with the mean of all others in the
+            order that they came in.
+
+    Raises:
+        InputError: there is no such start.
+    """
+    if init not in _STARTS:
+        raise InputError(f"no start {init!r}; init is one of: {', '.join(_STARTS)}")
+    descent = Descent(task)
+    descent.run(None if init == "growing" else descent.permutations)
+    return descent.permutations
+
+
+class Descent:
+    """Permutations of all models, and their mean as far as it has been taken.
+
+    Args:
+        task: what to align.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        identity = Permutation.identity(task.symmetry.classes, task.symmetry.layout)
+        self.permutations = [identity] * len(task.sources)
+        self.interrupted = False
+        self._total: dict[str, torch.Tensor] = {}
+        self._placed: dict[int, float] = {}
+
+    def run(self, start: Sequence[Permutation] | None) -> None:
+        """Sweep over the models until no permutation changes.
+
+        Args:
+            start: where to start; None to begin with one model and add the others one by one.
+        """
+        finished = False
+        with closing(LateBar()) as report, interruptible():
+            generator = np.random.default_rng(self._task.seed)
+            if start is not None:
+                self.permutations = list(start)
+                for index in range(len(self.permutations)):
+                    self._place(index, self._arranged(index))
+            for sweep in range(self._task.max_sweeps):
+                changed = False
+                for done, index in enumerate(generator.permutation(len(self.permutations))):
+                    report(f"aligning, sweep {sweep + 1}", done, len(self.permutations))
+                    changed |= self._align(int(index))
+                    if self.interrupted:
+                        return
+                if not changed:
+                    break
+            finished = True
+        self.interrupted |= not finished
+
+    def value(self) -> float:
+        """Squared length of the weighted mean of all models, which grows with their agreement."""
+        total: dict[str, torch.Tensor] = {}
+        for index, weight in enumerate(self._task.sources.weights):
+            arranged = self._arranged(index)
+            for name in self._task.names:
+                part = weight * arranged[name].to(_widest(arranged[name]))
+                total[name] = total[name] + part if name in total else part
+        return sum(float(torch.linalg.vector_norm(tensor)) ** 2 for tensor in total.values())
+
+    def _align(self, index: int) -> bool:
+        """Align one model with the mean of the others; returns whether it moved."""
+        own = self._arranged(index)
+        others = self._others(index, own)
+        if others is None:
+            self._place(index, own)
+            return True
+        matching = self._task.matching(own, others)
+        with closing(LateBar()) as report:
+            search = WeightSearch(matching.problem, self._task.seed, _MOST_SWEEPS, report)
+            search.start("identity")
+            search.start_all([s for s in search.usual_starts() if s != "identity"])
+        self.interrupted |= search.interrupted
+        found = matching.permutation(search.solution().arrays)
+        if index in self._placed and found.is_identity:
+            return False
+        moved = {name: found.permute_tensor(name, tensor) for name, tensor in own.items()}
+        if index in self._placed:
+            self._place(index, own, -1)
+        self._place(index, moved)
+        self.permutations[index] = found.compose(self.permutations[index])
+        return True
+
+    def _arranged(self, index: int) -> dict[str, torch.Tensor]:
+        """The tensors of a model that have units, in their present order."""
+        state = self._task.sources.state(index)
+        order = self.permutations[index]
+        return {name: order.permute_tensor(name, state[name]) for name in order.layout}
+
+    def _others(self, index: int, own: State) -> dict[str, torch.Tensor] | None:
+        """The mean of all other models that have been placed; None if there is none."""
+        without = {k: weight for k, weight in self._placed.items() if k != index}
+        if not without:
+            return None
+        weight, left = self._placed.get(index, 0.0), sum(without.values())
+        return {
+            name: ((self._total[name] - weight * tensor) / left).to(wide_dtype(tensor.dtype))
+            if is_number(tensor)
+            else tensor
+            for name, tensor in own.items()
+        }
+
+    def _place(self, index: int, arranged: State, sign: int = 1) -> None:
+        """Add a model to the mean, or take it out."""
+        weight = self._task.sources.weights[index]
+        for name, tensor in arranged.items():
+            if is_number(tensor):
+                part = sign * weight * tensor.to(_widest(tensor))
+                self._total[name] = self._total[name] + part if name in self._total else part
+        self._placed[index] = weight
+
+
+def gauged(permutations: Sequence[Permutation]) -> tuple[Permutation, ...]:
+    """The same maps between models, to the order of the first one.
+
+    Args:
+        permutations: of every model to an order that all share.
+    """
+    back = permutations[0].inverse()
+    return tuple(back.compose(permutation) for permutation in permutations)
+
+
+def _widest(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype of sums that tensors are added to and taken from."""
+    return torch.complex128 if tensor.is_complex() else torch.float64

@@ -1,0 +1,209 @@
+"""Merging many models: align all of them, and take the mean."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from fxrebasin.analysis import symmetry_of
+from fxrebasin.errors import InputError
+from fxrebasin.inputs import normalise_inputs
+from fxrebasin.merge.alignment import Task, align_with_mean, gauged
+from fxrebasin.merge.sources import Sources
+from fxrebasin.merge.states import copy_of, is_number, moved_towards, own_state, wide_dtype
+from fxrebasin.merge.universe import align_in_universe
+from fxrebasin.passes.graph_state import named_state
+from fxrebasin.passes.matching import check_count
+from fxrebasin.permutation import Permutation
+
+Aligner: TypeAlias = Callable[..., Sequence[Permutation]]
+"""From a `Task` to permutations of all models to one order; keyword arguments are its options."""
+
+ALIGNERS: Mapping[str, Aligner] = {
+    "cycle_consistent": align_in_universe,
+    "merge_many": align_with_mean,
+}
+
+
+def align_many(
+    models: Sequence[Any],
+    method: str = "merge_many",
+    *,
+    weights: Sequence[float] | None = None,
+    model: nn.Module | None = None,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    max_sweeps: int = 100,
+    **options: Any,
+) -> tuple[Permutation, ...]:
+    """Permutations of many models to one order of units, which is that of the first model.
+
+    The map from model i to model j is `permutations[j].inverse().compose(permutations[i])`, and
+    such maps are consistent around every cycle. The architecture is analysed once. Files of
+    weights are read one at a time, whenever one is needed.
+
+    Args:
+        models: modules of one architecture, or paths of files of weights. Never modified.
+        method: `"merge_many"` (Git Re-Basin, arXiv:2209.04836, algorithm 3) aligns each model
+            with the mean of the others until no permutation changes; `"cycle_consistent"` (C2M3,
+            Crisostomi et al. 2024, arXiv:2405.17897) maximises the agreement of all pairs at once
+            by Frank-Wolfe, and never ends below the first; it takes some ten times as long, and
+            memory for a few matrices of size n × n for every class of n units and every model.
+        weights: how much each model counts, above 0; all alike when left out.
+        model: a module of the architecture, whose weights do not matter; the first module among
+            the models when left out.
+        example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
+        example_kwargs: keyword inputs by name.
+        seed: of the order in which models are taken; the same seed gives the same result.
+        max_sweeps: over the models, at least 1.
+        **options: of the method: `init` ("growing" or "identity") of `"merge_many"`, `max_steps`
+            and `restarts` of `"cycle_consistent"`.
+
+    Raises:
+        ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors.
+        CheckpointError: a file cannot be read.
+        InputError: a model, inputs or an option cannot be used.
+
+    Example:
+        >>> import fxrebasin
+        >>> net = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3))
+        >>> moved = fxrebasin.apply(net, fxrebasin.analyze(net).random(seed=0))
+        >>> first, second = fxrebasin.align_many([net, moved])
+        >>> first.is_identity, second.is_identity
+        (True, False)
+    """
+    _check(method, [*ALIGNERS], options)
+    sources = _sources(models, model, weights, max_sweeps)
+    return _aligned(sources, method, example_inputs, example_kwargs, (seed, max_sweeps), options)
+
+
+def merge_many(
+    models: Sequence[Any],
+    method: str = "mean",
+    *,
+    weights: Sequence[float] | None = None,
+    model: nn.Module | None = None,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    max_sweeps: int = 100,
+    **options: Any,
+) -> nn.Module:
+    """One model with the mean weights of many, whose units were aligned first.
+
+    All floating and complex tensors are averaged, parameters and buffers, half precision in
+    float32; others are those of the heaviest model. Tied tensors stay tied. The units of the
+    result are in the order of the first model's. Files of weights are read one at a time.
+
+    BatchNorm statistics of several models, averaged, describe no model: see `recalibrate`.
+
+    Args:
+        models: modules of one architecture, or paths of files of weights. Never modified.
+        method: `"mean"` averages the models as they are; the others see `align_many`.
+        weights: how much each model counts, above 0; all alike when left out.
+        model: gives class, dtypes, device and mode of the result; its weights do not matter. The
+            first module among the models when left out.
+        example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
+        example_kwargs: keyword inputs by name.
+        seed: see `align_many`.
+        max_sweeps: see `align_many`.
+        **options: see `align_many`; `"mean"` has none.
+
+    Raises:
+        ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors.
+        CheckpointError: a file cannot be read.
+        InputError: a model, inputs or an option cannot be used.
+
+    Example:
+        >>> import fxrebasin
+        >>> net = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3))
+        >>> moved = fxrebasin.apply(net, fxrebasin.analyze(net).random(seed=0))
+        >>> merged = fxrebasin.merge_many([net, moved], "merge_many")
+        >>> torch.equal(merged[0].weight, net[0].weight)
+        True
+    """
+    _check(method, ["mean", *ALIGNERS], options)
+    sources = _sources(models, model, weights, max_sweeps)
+    if method == "mean":
+        return _mean(sources, [None] * len(sources))
+    permutations = _aligned(
+        sources, method, example_inputs, example_kwargs, (seed, max_sweeps), options
+    )
+    return _mean(sources, permutations)
+
+
+def _check(method: str, methods: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Refuse a method or options that do not exist."""
+    if method not in methods:
+        raise InputError(f"no method {method!r}; there are: {', '.join(sorted(methods))}")
+    allowed = []
+    if method in ALIGNERS:
+        allowed = [
+            name for name in inspect.signature(ALIGNERS[method]).parameters if name != "task"
+        ]
+    unknown = [name for name in options if name not in allowed]
+    if unknown:
+        raise InputError(
+            f"method {method!r} has no option {', '.join(map(repr, unknown))}; its options are: "
+            f"{', '.join(allowed) or 'none'}"
+        )
+
+
+def _sources(
+    models: Sequence[Any],
+    model: nn.Module | None,
+    weights: Sequence[float] | None,
+    max_sweeps: int,
+) -> Sources:
+    check_count("max_sweeps", max_sweeps)
+    return Sources(models, model, weights)
+
+
+def _aligned(
+    sources: Sources,
+    method: str,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None,
+    effort: tuple[int, int],
+    options: Mapping[str, Any],
+) -> tuple[Permutation, ...]:
+    args, kwargs = normalise_inputs(sources.model, example_inputs, example_kwargs, check=False)
+    task = Task(sources, symmetry_of(sources.model, args, kwargs), *effort)
+    return gauged(ALIGNERS[method](task, **options))
+
+
+def _mean(sources: Sources, permutations: Sequence[Permutation | None]) -> nn.Module:
+    """The weighted mean of the permuted models, which are looked at one after the other."""
+    own, kept = named_state(sources.model), own_state(sources.model)
+    first: dict[int, str] = {}
+    for name in kept:
+        first.setdefault(id(own[name]), name)
+    mean: dict[str, torch.Tensor] = {}
+    total = 0.0
+    for index, permutation in enumerate(permutations):
+        state, weight = sources.state(index), sources.weights[index]
+        total += weight
+        for name in first.values():
+            if is_number(own[name]) or index == sources.heaviest:
+                tensor = state[name]
+                if permutation is not None:
+                    tensor = permutation.permute_tensor(name, tensor)
+                mean[name] = _added(mean.get(name), tensor, weight / total, own[name])
+    made = {key: mean[name].to(own[name]) for key, name in first.items()}
+    rest = {id(t): t.detach().clone() for name, t in own.items() if id(t) not in made}
+    return copy_of(sources.model, {name: (made | rest)[id(t)] for name, t in own.items()})
+
+
+def _added(
+    mean: torch.Tensor | None, tensor: torch.Tensor, share: float, own: torch.Tensor
+) -> torch.Tensor:
+    """The mean with one tensor more, in a dtype to average in and where the model is."""
+    if mean is None:
+        wide = wide_dtype(own.dtype) if is_number(own) else own.dtype
+        return tensor.to(own.device, wide, copy=True)
+    return moved_towards(mean, tensor.to(mean), share)

@@ -1,0 +1,104 @@
+"""All models to one order of units at once, cycle-consistent (C2M3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import closing
+
+import numpy as np
+import torch
+
+from fxrebasin.merge.alignment import Descent, Task
+from fxrebasin.passes.matching import LateBar, check_count, interruptible
+from fxrebasin.permutation import Permutation
+from fxrebasin.solvers.frank_wolfe import FrankWolfe
+from fxrebasin.solvers.joint import JointRelaxation
+
+# A random start is so far from the centre on the way to a random corner.
+_ASIDE = 0.5
+
+
+def align_in_universe(
+    task: Task, *, max_steps: int = 100, restarts: int = 0
+) -> Sequence[Permutation]:
+    """C2M3 (Crisostomi et al. 2024, arXiv:2405.17897): maximise the agreement of all pairs.
+
+    Frank-Wolfe on the weighted sum over all pairs of models of the inner product of their
+    weights, over doubly stochastic matrices from every model to an order of units that all share;
+    then linear assignment, then coordinate descent, in which the sum never falls. Not in the
+    paper: the first model stays where it is, since the order that all share can be any; the first
+    start is the centre, where no other model says anything; classes within others have a matrix
+    for every pair of copies; and what algorithm 3 of Git Re-Basin finds is taken where it is
+    better. On Ctrl-C the best permutations so far are returned, with a warning.
+
+    Args:
+        task: what to align.
+        max_steps: of Frank-Wolfe, from each start.
+        restarts: ascents from random points between the centre and random permutations, after
+            the one from the centre.
+
+    Raises:
+        InputError: an option cannot be used.
+    """
+    check_count("max_steps", max_steps)
+    check_count("restarts", restarts, 0)
+    best = Descent(task)
+    with interruptible():
+        best.run(None)
+        if len(task.sources) > 1 and not best.interrupted:
+            best = _better(task, best, max_steps, restarts)
+    return best.permutations
+
+
+def _better(task: Task, best: Descent, most_steps: int, restarts: int) -> Descent:
+    """The best of a result and of ascents."""
+    states = [task.sources.state(index) for index in range(len(task.sources))]
+    relaxation = JointRelaxation(
+        [task.matching(state, states[0]).problem for state in states], task.sources.weights
+    )
+    generator = np.random.default_rng([task.seed, 2])
+    value = best.value()
+    for k in range(restarts + 1):
+        start = relaxation.centre() if k == 0 else _random(task, relaxation, generator)
+        found = _ascended(task, relaxation, start, most_steps)
+        reached = found.value()
+        if reached > value:
+            best, value = found, reached
+        if found.interrupted:
+            break
+    return best
+
+
+def _ascended(
+    task: Task, relaxation: JointRelaxation, start: dict[str, torch.Tensor], most_steps: int
+) -> Descent:
+    """Ascend, round, and descend from there unless it was interrupted."""
+    ascent = FrankWolfe(relaxation, start)
+    finished = False
+    with closing(LateBar()) as report, interruptible():
+        ascent.run(most_steps, math.inf, lambda k: report("Frank-Wolfe", k, most_steps))
+        finished = True
+    symmetry = task.symmetry
+    rounded = [
+        Permutation(symmetry.classes, arrays, symmetry.layout)
+        for arrays in relaxation.rounded(ascent.maps)
+    ]
+    found = Descent(task)
+    found.permutations = [found.permutations[0], *rounded]
+    if finished:
+        found.run(found.permutations)
+    found.interrupted |= not finished
+    return found
+
+
+def _random(
+    task: Task, relaxation: JointRelaxation, generator: np.random.Generator
+) -> dict[str, torch.Tensor]:
+    """A point between the centre and a random corner."""
+    drawn = [
+        task.symmetry.random(int(generator.integers(2**32))).arrays
+        for _ in range(len(task.sources) - 1)
+    ]
+    corner = relaxation.corner(drawn)
+    return {n: torch.lerp(here, corner[n], _ASIDE) for n, here in relaxation.centre().items()}
