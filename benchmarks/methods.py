@@ -141,15 +141,15 @@ def _match(pair: Pair, digits: Digits, title: str, method: str, options: Mapping
 def _measure(pair: Pair, digits: Digits, title: str, rebased: nn.Module, seconds: float) -> Row:
     a, b = pair.a.state_dict(), rebased.state_dict()
     names = [name for name, _ in pair.a.named_parameters()]
-    curve = walk(pair.subject.build, a, b, digits, recompute_statistics=pair.subject.batch_norm)
+    curve = walk(pair.a, rebased, digits, recompute_statistics=pair.subject.batch_norm)
     return Row(
         kind=pair.kind,
         seed=pair.seed,
         method=title,
         objective=sum(float((a[n].double() * b[n].double()).sum()) for n in names),
         distance=sum(float((a[n] - b[n]).double().square().sum()) for n in names) ** 0.5,
-        barrier=curve.barrier(),
-        midpoint_accuracy=curve.midpoint()[1],
+        barrier=curve.barrier,
+        midpoint_accuracy=curve.midpoint[1],
         seconds=seconds,
     )
 

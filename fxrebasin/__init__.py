@@ -16,10 +16,12 @@ from fxrebasin.exporters.report import EquivalenceReport
 from fxrebasin.layout import PermutationClass
 from fxrebasin.merge import (
     BarrierCurve,
+    MergeStats,
     align_many,
     barrier,
     interpolate,
     merge_many,
+    merge_stats,
     plot_barrier,
     recalibrate,
     repair,
@@ -37,6 +39,7 @@ __all__ = [
     "ExportError",
     "FxRebasinError",
     "InputError",
+    "MergeStats",
     "Permutation",
     "PermutationClass",
     "RebasinReport",
@@ -51,6 +54,7 @@ __all__ = [
     "interpolate",
     "match",
     "merge_many",
+    "merge_stats",
     "plot_barrier",
     "recalibrate",
     "repair",

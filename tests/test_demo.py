@@ -11,23 +11,16 @@ import pytest
 import torch
 from matplotlib import image
 from rich.console import Console
-from torch import nn
 
-from fxrebasin.demo.barrier import (
-    STATISTICS_IMAGES,
-    Curve,
-    evaluate,
-    interpolate,
-    recompute_batch_norm,
-    walk,
-)
+from fxrebasin.demo.barrier import STATISTICS_IMAGES, evaluate, walk
 from fxrebasin.demo.data import load_digits
 from fxrebasin.demo.networks import DigitsMLP
-from fxrebasin.demo.plot import Line, Panel, draw
+from fxrebasin.demo.plot import Panel, draw, line
 from fxrebasin.demo.results import results_table
 from fxrebasin.demo.run import PICTURE, run_demo
 from fxrebasin.demo.training import Recipe, train
 from fxrebasin.errors import InputError
+from fxrebasin.merge import BarrierCurve, recalibrate
 from tests.support.tiny_demo import TINY
 
 
@@ -82,61 +75,31 @@ def test_the_step_size_warms_up_and_decays():
     assert recipe.factor(1.0) == pytest.approx(0)
 
 
-def test_interpolation_takes_every_float_and_leaves_the_rest_to_the_nearer_end():
-    a = {"token": torch.zeros(2), "count": torch.tensor(3)}
-    b = {"token": torch.ones(2), "count": torch.tensor(8)}
-    assert interpolate(a, b, 0.25)["token"].tolist() == [0.25, 0.25]
-    assert interpolate(a, b, 0.25)["count"] == 3
-    assert interpolate(a, b, 0.75)["count"] == 8
-
-
-def test_the_barrier_is_measured_against_the_line_between_the_ends():
-    steps = (0.0, 0.5, 1.0)
-    assert Curve(steps, (0.0, 3.0, 2.0), (1.0, 0.4, 1.0)).barrier() == 2
-    assert Curve(steps, (1.0, 0.5, 1.0), (1.0, 1.0, 1.0)).barrier() == 0
-    assert Curve(steps, (0.0, 3.0, 2.0), (1.0, 0.4, 1.0)).midpoint() == (3.0, 0.4)
-
-
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_walk_starts_at_a_and_ends_at_b(digits, recompute):
     subject = TINY[1]
     models = [train(subject.build, digits, subject.recipe, seed) for seed in (0, 1)]
     states = [{k: v.clone() for k, v in model.state_dict().items()} for model in models]
-    curve = walk(subject.build, *states, digits, steps=3, recompute_statistics=recompute)
-    assert curve.steps == (0, 0.5, 1)
+    curve = walk(*models, digits, steps=3, recompute_statistics=recompute)
+    assert curve.positions == (0, 0.5, 1)
     for model, state, index in zip(models, states, (0, -1), strict=True):
         assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
         if recompute:
-            recompute_batch_norm(model, digits.train_images[:STATISTICS_IMAGES])
+            model = recalibrate(model, [digits.train_images[:STATISTICS_IMAGES]])
         loss, accuracy = evaluate(model, digits.test_images, digits.test_labels)
         assert curve.losses[index] == pytest.approx(loss, rel=1e-6)
         assert curve.accuracies[index] == accuracy
 
 
-def test_recomputed_statistics_are_those_of_the_images(generator):
-    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU()).eval()
-    norm = model[1]
-    norm.running_mean.uniform_(1, 2)
-    norm.momentum = 0.3
-    images = torch.randn(50, 1, 8, 8, generator=generator)
-    recompute_batch_norm(model, images)
-    with torch.no_grad():
-        features = model[0](images).transpose(0, 1).flatten(1)
-    torch.testing.assert_close(norm.running_mean, features.mean(1))
-    torch.testing.assert_close(norm.running_var, features.var(1))
-    assert norm.momentum == 0.3
-    assert not norm.training
-
-
 def panel(title="a panel"):
     steps = (0.0, 0.5, 1.0)
-    low = Curve(steps, (0.1, 0.2, 0.1), (1.0, 0.9, 1.0))
-    high = Curve(steps, (0.1, 2.0, 0.1), (1.0, 0.1, 1.0))
-    return Panel(title, (Line(high, rebased=False), Line(low, rebased=True, recomputed=True)))
+    low = BarrierCurve(steps, (0.1, 0.2, 0.1), (1.0, 0.9, 1.0))
+    high = BarrierCurve(steps, (0.1, 2.0, 0.1), (1.0, 0.1, 1.0))
+    return Panel(title, (line(high, rebased=False), line(low, rebased=True, recomputed=True)))
 
 
 def test_labels_tell_the_lines_apart():
-    before, after = (line.label for line in panel().lines)
+    before, after = (drawn.label for drawn in panel().lines)
     assert before == "A to B: barrier 1.900"
     assert after == "A to rebased B, BatchNorm statistics recomputed: barrier 0.100"
 

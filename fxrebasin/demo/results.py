@@ -8,18 +8,19 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fxrebasin.demo.barrier import STATISTICS_IMAGES, Curve
-from fxrebasin.demo.plot import Line, Panel
+from fxrebasin.demo.barrier import STATISTICS_IMAGES
+from fxrebasin.demo.plot import Panel, line
 from fxrebasin.demo.subjects import Subject
 from fxrebasin.exporters.report import EquivalenceReport
+from fxrebasin.merge import BarrierCurve
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The way from A to B, and the way from A to rebased B."""
 
-    before: Curve
-    after: Curve
+    before: BarrierCurve
+    after: BarrierCurve
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Outcome:
 
     def panel(self) -> Panel:
         """The curves as the picture shows them."""
-        lines = [Line(self.plain.before, rebased=False), Line(self.plain.after, rebased=True)]
+        lines = [line(self.plain.before, rebased=False), line(self.plain.after, rebased=True)]
         if self.recomputed is not None:
-            lines.append(Line(self.recomputed.before, rebased=False, recomputed=True))
-            lines.append(Line(self.recomputed.after, rebased=True, recomputed=True))
+            lines.append(line(self.recomputed.before, rebased=False, recomputed=True))
+            lines.append(line(self.recomputed.after, rebased=True, recomputed=True))
         return Panel(self.subject.title, tuple(lines))
 
 
@@ -95,8 +96,17 @@ def _add_comparison(table: Table, pairs: Sequence[Comparison | None]) -> None:
         table.add_row(label, *("–" if pair is None else cell(pair) for pair in pairs))
 
 
-def _change(cell: Callable[[Curve], str]) -> Callable[[Comparison], str]:
+def _change(cell: Callable[[BarrierCurve], str]) -> Callable[[Comparison], str]:
     return lambda pair: f"{cell(pair.before)} → {cell(pair.after)}"
+
+
+def _ends(curve: BarrierCurve) -> str:
+    accuracies = curve.accuracies or (None,)
+    return f"{_percent(accuracies[0])}, {_percent(accuracies[-1])}"
+
+
+def _percent(accuracy: float | None) -> str:
+    return "–" if accuracy is None else f"{accuracy:.1%}"
 
 
 def _verdict(report: EquivalenceReport) -> str:
@@ -111,13 +121,10 @@ _ROWS: tuple[tuple[str, Callable[[Outcome], str]], ...] = (
 )
 _CURVE_ROWS: tuple[tuple[str, Callable[[Comparison], str]], ...] = (
     ("loss of A, of B", lambda p: f"{p.before.losses[0]:.3f}, {p.before.losses[-1]:.3f}"),
-    ("midpoint loss", _change(lambda curve: f"{curve.midpoint()[0]:.3f}")),
-    (
-        "accuracy of A, of B",
-        lambda p: f"{p.before.accuracies[0]:.1%}, {p.before.accuracies[-1]:.1%}",
-    ),
-    ("midpoint accuracy", _change(lambda curve: f"{curve.midpoint()[1]:.1%}")),
-    ("barrier", _change(lambda curve: f"{curve.barrier():.3f}")),
+    ("midpoint loss", _change(lambda curve: f"{curve.midpoint[0]:.3f}")),
+    ("accuracy of A, of B", lambda p: _ends(p.before)),
+    ("midpoint accuracy", _change(lambda curve: _percent(curve.midpoint[1]))),
+    ("barrier", _change(lambda curve: f"{curve.barrier:.3f}")),
 )
 _CHECKS: tuple[tuple[str, Callable[[Outcome], str]], ...] = (
     ("float64 relative error", lambda o: _verdict(o.float64)),

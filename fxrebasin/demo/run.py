@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import nn
 
 import fxrebasin
 from fxrebasin.console import progress_bar
-from fxrebasin.demo.barrier import STEPS, Curve, walk
+from fxrebasin.demo.barrier import STEPS, walk
 from fxrebasin.demo.data import Digits, load_digits
 from fxrebasin.demo.plot import draw
 from fxrebasin.demo.results import Comparison, DemoResult, Outcome
@@ -22,6 +22,7 @@ from fxrebasin.demo.subjects import SUBJECTS, Subject
 from fxrebasin.demo.training import train
 from fxrebasin.errors import InputError
 from fxrebasin.files import publish, refuse_existing
+from fxrebasin.merge import BarrierCurve
 
 PICTURE = "barrier.png"
 COMPARED_IMAGES = 32
@@ -116,14 +117,12 @@ def _compare(
     recompute: bool,
     progress: Progress,
 ) -> Comparison:
-    a, b, rebased = (model.state_dict() for model in models)
+    a, b, rebased = models
     title = f"{subject.title}: walk from A to B" + (", recomputing statistics" if recompute else "")
     with _task(progress, title, 2 * STEPS) as advance:
 
-        def to(end: dict[str, Tensor]) -> Curve:
-            return walk(
-                subject.build, a, end, digits, recompute_statistics=recompute, on_step=advance
-            )
+        def to(end: nn.Module) -> BarrierCurve:
+            return walk(a, end, digits, recompute_statistics=recompute, on_step=advance)
 
         return Comparison(before=to(b), after=to(rebased))
 

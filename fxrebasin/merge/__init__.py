@@ -6,13 +6,16 @@ from fxrebasin.merge.many import align_many, merge_many
 from fxrebasin.merge.pictures import plot_barrier
 from fxrebasin.merge.recalibration import recalibrate
 from fxrebasin.merge.repairs import repair
+from fxrebasin.merge.statistics import MergeStats, merge_stats
 
 __all__ = [
     "BarrierCurve",
+    "MergeStats",
     "align_many",
     "barrier",
     "interpolate",
     "merge_many",
+    "merge_stats",
     "plot_barrier",
     "recalibrate",
     "repair",
