@@ -209,7 +209,7 @@ def test_what_cannot_be_interpolated_is_refused_before_any_work(tmp_path) -> Non
     for steps in (1, 0, 2.0, True):
         with pytest.raises(InputError, match="steps is"):
             interpolate(a, b, steps=steps)
-    with pytest.raises(InputError, match="positions hold 1.5"):
+    with pytest.raises(InputError, match=r"positions hold 1\.5"):
         interpolate(a, b, positions=[0, 1.5])
     with pytest.raises(InputError, match="positions are empty"):
         interpolate(a, b, positions=[])
@@ -225,9 +225,9 @@ def test_what_cannot_be_interpolated_is_refused_before_any_work(tmp_path) -> Non
         interpolate(a, Attention())
     with pytest.raises(CheckpointError, match="does not exist"):
         interpolate(a, tmp_path / "nothing.pt")
+    bad = everything(1)
+    bad.cls.data[0] = torch.nan
     with pytest.raises(InputError, match=r"the first model cannot be used.*not finite"):
-        bad = everything(1)
-        bad.cls.data[0] = torch.nan
         interpolate(bad, b)
     with pytest.raises(InputError, match=r"the second model cannot be used.*not finite"):
         interpolate(a, bad)
