@@ -179,31 +179,40 @@ def _aligned(
 
 def _mean(sources: Sources, permutations: Sequence[Permutation | None]) -> nn.Module:
     """The weighted mean of the permuted models, which are looked at one after the other."""
-    own, kept = named_state(sources.model), own_state(sources.model)
+    own = named_state(sources.model)
     first: dict[int, str] = {}
-    for name in kept:
+    for name in own_state(sources.model):
         first.setdefault(id(own[name]), name)
     mean: dict[str, torch.Tensor] = {}
-    total = 0.0
     for index, permutation in enumerate(permutations):
-        state, weight = sources.state(index), sources.weights[index]
-        total += weight
-        for name in first.values():
-            if is_number(own[name]) or index == sources.heaviest:
-                tensor = state[name]
-                if permutation is not None:
-                    tensor = permutation.permute_tensor(name, tensor)
-                mean[name] = _added(mean.get(name), tensor, weight / total, own[name])
+        _add(mean, sources, index, permutation, {name: own[name] for name in first.values()})
     made = {key: mean[name].to(own[name]) for key, name in first.items()}
     rest = {id(t): t.detach().clone() for name, t in own.items() if id(t) not in made}
     return copy_of(sources.model, {name: (made | rest)[id(t)] for name, t in own.items()})
 
 
-def _added(
-    mean: torch.Tensor | None, tensor: torch.Tensor, share: float, own: torch.Tensor
-) -> torch.Tensor:
-    """The mean with one tensor more, in a dtype to average in and where the model is."""
-    if mean is None:
-        wide = wide_dtype(own.dtype) if is_number(own) else own.dtype
-        return tensor.to(own.device, wide, copy=True)
-    return moved_towards(mean, tensor.to(mean), share)
+def _add(
+    mean: dict[str, torch.Tensor],
+    sources: Sources,
+    index: int,
+    permutation: Permutation | None,
+    own: Mapping[str, torch.Tensor],
+) -> None:
+    """Take one model into the mean of those before it, in place.
+
+    Numbers are averaged in a dtype that is wide enough, where the architecture is; others are those
+    of the heaviest model.
+    """
+    state = sources.state(index)
+    share = sources.weights[index] / sum(sources.weights[: index + 1])
+    for name, like in own.items():
+        if not is_number(like) and index != sources.heaviest:
+            continue
+        moved = state[name]
+        if permutation is not None:
+            moved = permutation.permute_tensor(name, moved)
+        if name in mean:
+            mean[name] = moved_towards(mean[name], moved.to(mean[name]), share)
+        else:
+            wide = wide_dtype(like.dtype) if is_number(like) else like.dtype
+            mean[name] = moved.to(like.device, wide, copy=True)
