@@ -40,6 +40,7 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "model_a": small_model(1),
         "model_b": small_model(2),
         "images": torch.rand(4, 3, 8, 8),
+        "labels": torch.arange(4),
     }
     assert len(blocks) >= 5
     for block in blocks:
@@ -47,6 +48,7 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert {path.name for path in tmp_path.iterdir()} == {
         "aligned.onnx",
         "b_to_a.safetensors",
+        "line.png",
         "model_b.onnx",
     }
 
