@@ -147,29 +147,73 @@ def _placements(
     fields: Mapping[str, list[StateField]],
     colors: Hashes,
 ) -> dict[str, list[Placement]]:
-    ledger = propagation.ledger
-    unit_marks = (marks(ledger) ^ colors).view(np.int64)
+    unit_marks = (marks(propagation.ledger) ^ colors).view(np.int64)
+    placer = _Placer(propagation.ledger, moves, unit_marks)
     found: dict[str, list[Placement]] = {}
-    placed: dict[tuple[bytes, ...], Placement | None] = {}
+    alike: dict[object, list[Placement]] = {}
     for state, items in fields.items():
-        shape = propagation.shapes[state]
-        coded = [squeezed(replace(f, values=_coded(ledger, moves, f.values))) for f in items]
+        shape = tuple(propagation.shapes[state])
+        key = (shape, *((item.axes, _memory(item.values)) for item in items))
+        if key not in alike:
+            alike[key] = placer.placements(items, shape)
+        if alike[key]:
+            found[state] = alike[key]
+    return found
+
+
+def _memory(values: Ints) -> tuple[object, ...]:
+    """Equal for arrays that are the same part of memory."""
+    return (values.ctypes.data, values.shape, values.strides)
+
+
+class _Placer:
+    """Lays coordinates onto the axes of state tensors.
+
+    Args:
+        ledger: for representatives.
+        moves: how units move.
+        unit_marks: what tells units apart that were tied.
+    """
+
+    def __init__(self, ledger: Ledger, moves: Motion, unit_marks: Ints) -> None:
+        self._ledger, self._moves, self._marks = ledger, moves, unit_marks
+        self._placed: dict[tuple[bytes, ...], Placement | None] = {}
+
+    def placements(self, fields: Sequence[StateField], shape: Sequence[int]) -> list[Placement]:
+        """Those of one tensor.
+
+        Args:
+            fields: the labels on the tensor.
+            shape: of the tensor.
+
+        Raises:
+            IrregularError: two positions that differ would have to move alike.
+        """
+        coded = [
+            squeezed(replace(f, values=_coded(self._ledger, self._moves, f.values))) for f in fields
+        ]
+        found = []
         for axes in axis_groups(coded, len(shape)):
             columns = group_columns(coded, axes, shape)
-            if not any((moves.kind_of(column) >= 0).any() for column in columns):
+            if not any((self._moves.kind_of(column) >= 0).any() for column in columns):
                 continue
             try:
-                columns = _told_apart(columns, group_columns(items, axes, shape), unit_marks)
-                key = tuple(column.tobytes() for column in columns)
-                if key not in placed:
-                    placed[key] = place(moves, columns, axes)
+                placement = self._place(columns, group_columns(fields, axes, shape), axes)
             except IrregularError as error:
-                units = np.concatenate([f.values.reshape(-1) for f in items])
+                units = np.concatenate([f.values.reshape(-1) for f in fields])
                 raise IrregularError(np.unique(units[units >= 0]), error.reason) from error
-            placement = placed[key]
             if placement is not None:
-                found.setdefault(state, []).append(replace(placement, axes=axes))
-    return found
+                found.append(replace(placement, axes=axes))
+        return found
+
+    def _place(
+        self, columns: list[Ints], raw: list[Ints], axes: tuple[int, ...]
+    ) -> Placement | None:
+        columns = _told_apart(columns, raw, self._marks)
+        key = tuple(column.tobytes() for column in columns)
+        if key not in self._placed:
+            self._placed[key] = place(self._moves, columns, axes)
+        return self._placed[key]
 
 
 def _coded(ledger: Ledger, moves: Motion, values: Ints) -> Ints:

@@ -97,6 +97,8 @@ class Placement:
 
 def axis_groups(fields: Sequence[StateField], ndim: int) -> list[tuple[int, ...]]:
     """Axes that some field varies along together."""
+    if all(len(item.axes) < 2 for item in fields):
+        return [(axis,) for axis in range(ndim)]
     graph: nx.Graph[int] = nx.Graph()
     graph.add_nodes_from(range(ndim))
     for item in fields:

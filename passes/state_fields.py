@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
 
-from fxrebasin.labels import NONE, Elements, Labels, positions
+from fxrebasin.labels import NONE, Labels, positions
 from fxrebasin.passes.entries import Imposition
 from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.rows import Ints
@@ -48,7 +49,7 @@ def state_fields(
 def share_between_tied_elements(ledger: Ledger) -> None:
     """State tensors that are added element by element carry each other's labels."""
     for first, second in ledger.element_ties:
-        if _whole(first) and _whole(second) and first.view.shape == second.view.shape:
+        if _whole(first.view) and _whole(second.view) and first.view.shape == second.view.shape:
             ours = ledger.impositions.setdefault(first.state, [])
             theirs = ledger.impositions.setdefault(second.state, [])
             ours_before = list(ours)
@@ -62,13 +63,28 @@ def share_between_tied_elements(ledger: Ledger) -> None:
                     ledger.impose(item, positions(item.view.ndim, axis, size, reason))
 
 
-def _whole(item: Elements) -> bool:
-    return bool(item.view.is_contiguous()) and item.view.storage_offset() == 0
+def _whole(view: torch.Tensor) -> bool:
+    return bool(view.is_contiguous()) and view.storage_offset() == 0
+
+
+@cache
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor, in elements.
+
+    Args:
+        shape: of the tensor.
+    """
+    return torch.empty(shape, device="meta").stride()
 
 
 def _located(shape: tuple[int, ...], item: Imposition) -> StateField:
     """One imposition in the tensor's own axes."""
-    strides = torch.empty(shape, device="meta").stride()
+    strides = contiguous_strides(shape)
+    if tuple(item.view.shape) == shape and item.view.stride() == strides and _whole(item.view):
+        labels = item.values.numpy()
+        along = tuple(axis for axis, size in enumerate(labels.shape) if size > 1)
+        values = labels.reshape([shape[axis] for axis in along])
+        return StateField(along, values, (), item.reason, item.origin)
     inside: dict[int, list[int]] = {}
     for axis, (size, stride) in enumerate(zip(item.view.shape, item.view.stride(), strict=True)):
         if size == 1 or stride == 0:
@@ -96,7 +112,7 @@ def _unravel(offset: int, shape: tuple[int, ...]) -> list[int]:
 
 def owner(shape: Sequence[int], size: int, stride: int) -> int | None:
     """The axis of a contiguous tensor that an axis of a view of it lies within, if just one."""
-    strides = torch.empty(tuple(shape), device="meta").stride()
+    strides = contiguous_strides(tuple(shape))
     for j, (length, step) in enumerate(zip(shape, strides, strict=True)):
         if length > 1 and step <= stride < step * length and stride % step == 0:
             return j if (size - 1) * stride < step * length else None
