@@ -91,11 +91,13 @@ class Descent:
         self._total: dict[str, torch.Tensor] = {}
         self._placed: dict[int, float] = {}
 
-    def run(self, start: Sequence[Permutation] | None) -> None:
+    def run(self, start: Sequence[Permutation] | None, *, polishing: bool = False) -> None:
         """Sweep over the models until no permutation changes.
 
         Args:
             start: where to start; None to begin with one model and add the others one by one.
+            polishing: the start is a good one, and matching always goes on from there; without,
+                in the first sweep it also starts afresh.
         """
         finished = False
         with closing(LateBar()) as report, interruptible():
@@ -108,7 +110,7 @@ class Descent:
                 changed = False
                 for done, index in enumerate(generator.permutation(len(self.permutations))):
                     report(f"aligning, sweep {sweep + 1}", done, len(self.permutations))
-                    changed |= self._align(int(index))
+                    changed |= self._align(int(index), anew=not polishing and not sweep)
                     if self.interrupted:
                         return
                 if not changed:
@@ -126,7 +128,7 @@ class Descent:
                 total[name] = total[name] + part if name in total else part
         return sum(float(torch.linalg.vector_norm(tensor)) ** 2 for tensor in total.values())
 
-    def _align(self, index: int) -> bool:
+    def _align(self, index: int, anew: bool) -> bool:
         """Align one model with the mean of the others; returns whether it moved."""
         own = self._arranged(index)
         others = self._others(index, own)
@@ -137,7 +139,8 @@ class Descent:
         with closing(LateBar()) as report:
             search = WeightSearch(matching.problem, self._task.seed, _MOST_SWEEPS, report)
             search.start("identity")
-            search.start_all([s for s in search.usual_starts() if s != "identity"])
+            if anew:
+                search.start_all([s for s in search.usual_starts() if s != "identity"])
         self.interrupted |= search.interrupted
         found = matching.permutation(search.solution().arrays)
         if index in self._placed and found.is_identity:

@@ -87,7 +87,7 @@ def _ascended(
     found = Descent(task)
     found.permutations = [found.permutations[0], *rounded]
     if finished:
-        found.run(found.permutations)
+        found.run(found.permutations, polishing=True)
     found.interrupted |= not finished
     return found
 
