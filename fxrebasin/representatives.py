@@ -153,7 +153,8 @@ def _outputs(
     with watching(
         runner.model, names, lambda name, x: outputs.setdefault(name, []).append(x.clone())
     ):
-        runner.call(state, batch)
+        # The state has tied tensors under each of their names; the model takes them once.
+        runner.call(runner.own(state), batch)
     return outputs
 
 

@@ -246,6 +246,31 @@ def test_classes_that_no_output_shows_are_matched_by_weights_and_named() -> None
     assert all(torch.equal(g.state_dict()[n], t) for n, t in a.state_dict().items())
 
 
+class Tied(nn.Module):
+    """Embedding and output share one matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.hidden = nn.Linear(6, 6)
+        self.output = nn.Linear(6, 11, bias=False)
+        self.output.weight = self.embedding.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        inner = self.embedding(tokens)
+        return self.output(inner + self.hidden(inner))
+
+
+def test_activations_of_tied_weights() -> None:
+    model = Tied().eval()
+    data = torch.randint(0, 11, (40, 5), generator=torch.Generator().manual_seed(0))
+    planted = fxrebasin.analyze(model, data).random(seed=0)
+    moved = copy.deepcopy(model)
+    moved.load_state_dict(planted.permute_state_dict(model.state_dict()))
+    found = fxrebasin.match(moved, model, data, method="activation", loader=[data])
+    assert found == planted.inverse()
+
+
 class Interrupting:
     """A loader that is interrupted by Ctrl-C at a batch."""
 
