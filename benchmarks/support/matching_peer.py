@@ -34,12 +34,19 @@ def main(name: str, states: str, seed: str, threads: str) -> None:
     model_a.load_state_dict(state_a)
     model_b.load_state_dict(state_b)
     with contextlib.redirect_stdout(io.StringIO()):
-        found = _solve(model_a, model_b, images)
+        found = solve(model_a, model_b, images)
     sys.stdout.write(json.dumps(found) + "\n")
 
 
 @torch.no_grad()
-def _solve(model_a: nn.Module, model_b: nn.Module, images: Tensor) -> dict[str, Any]:
+def solve(model_a: nn.Module, model_b: nn.Module, images: Tensor) -> dict[str, Any]:
+    """Permute `model_b` in place with rebasin, and say what that took and what came of it.
+
+    Args:
+        model_a: the reference.
+        model_b: is overwritten.
+        images: inputs of both.
+    """
     from rebasin import PermutationCoordinateDescent
 
     before = model_b(images)

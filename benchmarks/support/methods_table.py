@@ -93,15 +93,21 @@ def _line(same: Sequence[Row]) -> list[str]:
         same[0].kind,
         same[0].method,
         str(len(same)),
-        _spread([row.objective for row in same], ".2f"),
-        _spread([row.distance for row in same], ".2f"),
-        _spread([row.barrier for row in same], ".3f"),
-        _spread([row.midpoint_accuracy for row in same], ".3f"),
+        spread([row.objective for row in same], ".2f"),
+        spread([row.distance for row in same], ".2f"),
+        spread([row.barrier for row in same], ".3f"),
+        spread([row.midpoint_accuracy for row in same], ".3f"),
         f"{mean(row.seconds for row in same):.1f}",
     ]
 
 
-def _spread(values: Sequence[float], style: str) -> str:
+def spread(values: Sequence[float], style: str) -> str:
+    """Mean, and in brackets least and most.
+
+    Args:
+        values: at least one.
+        style: format of a number.
+    """
     return f"{mean(values):{style}} [{min(values):{style}}, {max(values):{style}}]"
 
 

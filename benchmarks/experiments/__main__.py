@@ -1,0 +1,94 @@
+"""`python -m benchmarks.experiments NAME`; `--help` lists the experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from benchmarks.experiments import (
+    gpt,
+    mlp_weight_decay,
+    peers,
+    resnet_filter_size,
+    torchvision_pairs,
+)
+from benchmarks.experiments.page import assemble
+from benchmarks.experiments.settings import RESULTS, experiment
+from benchmarks.matching import CACHE as ENVIRONMENT
+from fxrebasin.errors import FxRebasinError
+
+
+@click.group()
+def main() -> None:
+    """Repeat one of the experiments that this project began with."""
+
+
+main.command("mlp-weight-decay")(experiment(mlp_weight_decay.run))
+main.command("resnet-filter-size")(experiment(resnet_filter_size.run))
+main.command("gpt")(experiment(gpt.run))
+
+peer_environment = click.option(
+    "--environment",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=ENVIRONMENT,
+    show_default=True,
+    help="Folder of the environment that rebasin is installed into, once.",
+)
+main.command("peers")(peer_environment(experiment(peers.run)))
+
+own_options = (
+    click.option("--models", help="Some of torchvision's, with commas."),
+    click.option(
+        "--checkpoint-a",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Weights of the one model named by --models (.pt, .pth, .safetensors).",
+    ),
+    click.option(
+        "--checkpoint-b",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Other weights of it; the worse of the two is rebased to the better.",
+    ),
+    click.option(
+        "--images",
+        type=click.IntRange(min=1),
+        default=256,
+        show_default=True,
+        help="With checkpoints: held-out images, and images for statistics.",
+    ),
+)
+torchvision_command = experiment(torchvision_pairs.run)
+for option in reversed(own_options):
+    torchvision_command = option(torchvision_command)
+main.command("torchvision-pairs")(torchvision_command)
+
+
+@main.command("page")
+@click.option(
+    "--results",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=RESULTS,
+    show_default=True,
+    help="Folder that experiments wrote to.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("docs/results.md"),
+    show_default=True,
+    help="The page; one that exists is replaced.",
+)
+def page_command(results: Path, out: Path) -> None:
+    """Put the page of results together."""
+    names = [name for name in main.commands if name != "page"]
+    try:
+        missing = assemble(results, out, names)
+    except FxRebasinError as error:
+        raise click.ClickException(str(error)) from error
+    for name in missing:
+        click.echo(f"left out: {name}, which has no results in {results}", err=True)
+    click.echo(f"see {out}")
+
+
+if __name__ == "__main__":
+    main()

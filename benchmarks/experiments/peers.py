@@ -1,0 +1,397 @@
+"""Whose barrier is lowest on the trained pairs of the other experiments?"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.experiments import gpt, mlp_weight_decay, resnet_filter_size
+from benchmarks.experiments.contestants import (
+    NOTHING,
+    OTHERS,
+    OURS,
+    PLAIN_PORT,
+    REBASIN,
+    Method,
+    Outcome,
+    Pair,
+    nothing,
+    plain_port,
+    rebasin,
+)
+from benchmarks.experiments.data.find import load_images
+from benchmarks.experiments.data.source import Batches, Data, Subset
+from benchmarks.experiments.figures import Dots, draw_dots
+from benchmarks.experiments.lines import PLAIN, RECALIBRATED, REPAIRED, grouped, mean_of
+from benchmarks.experiments.measure import (
+    NO_BARRIER,
+    has_batch_norm,
+    score,
+    walk,
+    walk_repaired,
+)
+from benchmarks.experiments.report import Report, require
+from benchmarks.experiments.settings import Settings, seed_of
+from benchmarks.experiments.training import Subject
+from benchmarks.support.matching_environment import ensure_rebasin
+from benchmarks.support.methods_table import spread
+from fxrebasin.merge import BarrierCurve, recalibrate
+
+_TREATMENTS = (PLAIN, RECALIBRATED, REPAIRED)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is done.
+
+    Args:
+        decays: weight decays whose pairs of MLPs are taken.
+        kernels: filter sizes whose pairs of residual networks are taken.
+        pieces: of text: to take statistics on, and held out.
+        calibration: images that statistics are taken on.
+        batch: of the methods that look at data.
+        steps: models on a line.
+        methods: of ours.
+    """
+
+    decays: tuple[float, ...]
+    kernels: tuple[int, ...]
+    pieces: tuple[int, int]
+    calibration: int
+    batch: int
+    steps: int
+    methods: tuple[str, ...]
+
+
+FULL = Sizes((0.0, 0.1), (3, 9), (512, 256), 1024, 128, 5, tuple(OURS))
+QUICK = Sizes((0.0,), (), (64, 64), 256, 128, 3, ("weight", "activation"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pair, one method, one treatment.
+
+    Args:
+        setting: the networks, in words.
+        seed: of the pair.
+        method: that matched them.
+        treatment: of the models on the line.
+        barrier: in nats, above the straight line between the losses of A and of the B that was
+            trained, so that a method that changes the function of B is not helped by it.
+        midpoint_loss: held-out, nats.
+        midpoint_accuracy: 0 to 1.
+        seconds: of the processor, that matching took.
+    """
+
+    setting: str
+    seed: int
+    method: str
+    treatment: str
+    barrier: float
+    midpoint_loss: float
+    midpoint_accuracy: float
+    seconds: float
+
+
+def run(settings: Settings, environment: Path) -> Path:
+    """Barriers of every method on the trained pairs of the other experiments.
+
+    Args:
+        settings: of the run.
+        environment: folder of the environment that rebasin is installed into, once.
+    """
+    start = time.process_time()
+    sizes = settings.pick(FULL, QUICK)
+    methods = _methods(sizes, None if settings.quick else environment)
+    rows: list[Row] = []
+    notes: dict[tuple[str, str], list[str]] = {}
+    report = _report(settings, sizes)
+    for pair in _pairs(settings, sizes):
+        for name, method in methods.items():
+            outcome = method(pair)
+            if outcome.note:
+                notes.setdefault((pair.setting, name), []).append(outcome.note)
+            rows += _measured(pair, name, outcome, sizes)
+        # After every pair, as this takes long.
+        report.rows("barriers", [asdict(row) for row in rows])
+    if settings.quick:
+        _assert_robust(rows)
+    return _write(report, rows, notes, time.process_time() - start)
+
+
+def _methods(sizes: Sizes, cache: Path | None) -> dict[str, Method]:
+    """All methods by name; without rebasin if there is no folder for its environment."""
+    methods: dict[str, Method] = {NOTHING: nothing, PLAIN_PORT: plain_port}
+    if cache is not None:
+        try:
+            methods[REBASIN] = rebasin(ensure_rebasin(cache.expanduser()))
+        except subprocess.CalledProcessError as error:
+            require(False, f"rebasin has to be installed beside, which failed: {error}")
+    return methods | {name: OURS[name] for name in sizes.methods}
+
+
+def _pairs(settings: Settings, sizes: Sizes) -> Iterator[Pair]:
+    """The pairs of the other experiments, as those made them."""
+    images = load_images(settings.data_dir)
+    mlp = mlp_weight_decay.sizes_of(settings)
+    for decay in sizes.decays:
+        wanted = mlp_weight_decay.subject(images, mlp, decay)
+        setting = f"mlp, weight decay {decay:g}"
+        yield from _seeds(settings, setting, wanted, images, images, sizes.calibration, sizes)
+    resnet = resnet_filter_size.sizes_of(settings)
+    for kernel in sizes.kernels:
+        wanted = resnet_filter_size.subject(images, resnet, kernel)
+        setting = f"resnet, {kernel} × {kernel}"
+        yield from _seeds(settings, setting, wanted, images, images, sizes.calibration, sizes)
+    language = gpt.sizes_of(settings)
+    text = gpt.text_of(settings, language)
+    wanted = gpt.subject(text, language)
+    seen = _shortened(text, sizes.pieces[1])
+    yield from _seeds(settings, "gpt", wanted, text, seen, sizes.pieces[0], sizes)
+
+
+def _shortened(data: Data, count: int) -> Data:
+    """With evenly spaced ones of its held-out items."""
+    order = torch.linspace(0, len(data.test) - 1, min(count, len(data.test))).long()
+    return replace(data, test=Subset(data.test, order))
+
+
+def _seeds(
+    settings: Settings,
+    setting: str,
+    subject: Subject,
+    trained_on: Data,
+    data: Data,
+    calibration: int,
+    sizes: Sizes,
+) -> Iterator[Pair]:
+    for seed in range(settings.seeds):
+        a, b = (
+            settings.store.trained(subject, trained_on.train, seed_of(seed, number))
+            for number in range(2)
+        )
+        batch = min(sizes.batch, calibration)
+        batches = Batches(data.train, batch, calibration // batch)
+        yield Pair(setting, seed, subject, data, a, b, batches)
+
+
+def _measured(pair: Pair, name: str, outcome: Outcome, sizes: Sizes) -> list[Row]:
+    if outcome.model is None:
+        return []
+    batch_norm = has_batch_norm(pair.b)
+    # One batch of all: statistics are then exact after a few passes, however deep the network.
+    whole = Batches(
+        pair.calibration.source, pair.calibration.size * (pair.calibration.most or 1), 1
+    )
+    found = []
+    for treatment in _TREATMENTS:
+        if treatment == RECALIBRATED and not batch_norm:
+            continue
+        a, b, moved = pair.a, pair.b, outcome.model
+        if treatment != PLAIN and batch_norm:
+            a, b, moved = (recalibrate(model, whole) for model in (a, b, moved))
+        if treatment == REPAIRED:
+            curve = walk_repaired(a, moved, pair.data, steps=sizes.steps, calibration=whole)
+        else:
+            again = whole if treatment == RECALIBRATED else None
+            curve = walk(a, moved, pair.data, steps=sizes.steps, calibration=again)
+        barrier = _above(curve, score(b, pair.data.test)[0])
+        loss, accuracy = curve.midpoint
+        figures = (barrier, loss, accuracy or 0.0, outcome.seconds)
+        found.append(Row(pair.setting, pair.seed, name, treatment, *figures))
+    return found
+
+
+def _above(curve: BarrierCurve, loss_b: float) -> float:
+    """Largest excess over the straight line from the loss of A to that of B as trained."""
+    excess = [
+        loss - ((1 - t) * curve.losses[0] + t * loss_b)
+        for t, loss in zip(curve.positions, curve.losses, strict=True)
+    ]
+    return max(0.0, *excess)
+
+
+def _assert_robust(rows: Sequence[Row]) -> None:
+    for setting, same in grouped(rows, lambda row: row.setting).items():
+        before, after = (
+            mean_of([r.barrier for r in same if (r.method, r.treatment) == (method, PLAIN)])
+            for method in (NOTHING, "weight")
+        )
+        require(
+            after < before,
+            f"{setting}: the barrier falls; it went from {before:.4f} to {after:.4f}",
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who is lowest on one pair.
+
+    Args:
+        setting: the networks, in words.
+        seed: of the pair.
+        treatment: of the models on the line; "best of all" takes each side's best.
+        ours: the lowest barrier of ours, in nats, and the method.
+        others: likewise, of all others.
+    """
+
+    setting: str
+    seed: int
+    treatment: str
+    ours: tuple[float, str]
+    others: tuple[float, str]
+
+    @property
+    def outcome(self) -> str:
+        """In a word."""
+        if max(self.ours[0], self.others[0]) < NO_BARRIER:
+            return "zero for both"
+        return "ours" if self.ours[0] < self.others[0] else "others"
+
+
+BEST = "best of all"
+
+
+def verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """Who is lowest, for every pair and treatment, and with each side's best treatment.
+
+    Args:
+        rows: of all methods.
+    """
+    found = []
+    for (setting, seed), same in grouped(rows, lambda r: (r.setting, r.seed)).items():
+        by_treatment = {**grouped(same, lambda r: r.treatment), BEST: same}
+        for treatment, these in by_treatment.items():
+            ours, others = (
+                min(
+                    (row.barrier, f"{row.method}, {row.treatment}")
+                    for row in these
+                    if (row.method in OTHERS) == other
+                )
+                for other in (False, True)
+            )
+            found.append(Verdict(setting, seed, treatment, ours, others))
+    return found
+
+
+def _report(settings: Settings, sizes: Sizes) -> Report:
+    return settings.report(
+        "Barriers beside rebasin and plain git-re-basin",
+        f"The pairs of the other experiments, {settings.seeds} of each kind, {sizes.steps} models "
+        "on a line; widths and data are those of their pages. Statistics, and the methods that "
+        f"look at data, use {sizes.calibration} images to train on ({sizes.pieces[0]} pieces of "
+        f"text); losses are held-out, of text on {sizes.pieces[1]} pieces",
+    )
+
+
+def _write(
+    report: Report,
+    rows: Sequence[Row],
+    notes: Mapping[tuple[str, str], Sequence[str]],
+    seconds: float,
+) -> Path:
+    judged = verdicts(rows)
+    _say_verdict(report, judged)
+    report.say("" if any(r.method == REBASIN for r in rows) else "rebasin was not run.")
+    _verdict_table(report, judged)
+    _say_notes(report, notes)
+    report.head("All methods")
+    report.say(
+        "Mean barrier in nats, in brackets least and most. It is taken above the straight line "
+        "between the losses of A and of the B that was trained."
+    )
+    for setting, same in grouped(rows, lambda row: row.setting).items():
+        _setting_table(report, setting, same)
+    panels = [
+        Dots(setting, "barrier (nats)", _dots(same))
+        for setting, same in grouped(rows, lambda row: row.setting).items()
+    ]
+    picture = draw_dots(panels, min(3, len(panels)), "Barrier by method; bars are means")
+    report.picture("barriers", picture, "Barrier by method and kind of network")
+    report.rows(
+        "verdicts",
+        [
+            {
+                "setting": v.setting,
+                "seed": v.seed,
+                "treatment": v.treatment,
+                "ours": v.ours[0],
+                "our_method": v.ours[1],
+                "others": v.others[0],
+                "other_method": v.others[1],
+                "lowest": v.outcome,
+            }
+            for v in judged
+        ],
+    )
+    return report.write(seconds)
+
+
+def _say_verdict(report: Report, judged: Sequence[Verdict]) -> None:
+    for treatment, same in grouped(judged, lambda v: v.treatment).items():
+        counts = dict.fromkeys(("ours", "zero for both", "others"), 0)
+        for verdict in same:
+            counts[verdict.outcome] += 1
+        what = "Each side's best method and treatment" if treatment == BEST else treatment
+        lost = [f"{v.setting}, pair {v.seed}" for v in same if v.outcome == "others"]
+        report.say(
+            f"**{what}**: of {len(same)} pairs, the lowest barrier is ours on {counts['ours']}, "
+            f"below {NO_BARRIER} nats for both on {counts['zero for both']}, and another's on "
+            f"{counts['others']}{': ' + '; '.join(lost) if lost else ''}."
+        )
+
+
+def _verdict_table(report: Report, judged: Sequence[Verdict]) -> None:
+    report.table(
+        ["networks", "pair", "ours", "by", "others", "by", "lowest"],
+        [
+            [
+                v.setting,
+                str(v.seed),
+                f"{v.ours[0]:.4f}",
+                v.ours[1],
+                f"{v.others[0]:.4f}",
+                v.others[1],
+                v.outcome,
+            ]
+            for v in judged
+            if v.treatment == BEST
+        ],
+    )
+
+
+def _say_notes(report: Report, notes: Mapping[tuple[str, str], Sequence[str]]) -> None:
+    for (setting, method), found in notes.items():
+        report.say(f"{method} on {setting}: {'; '.join(dict.fromkeys(found))}.")
+
+
+def _setting_table(report: Report, setting: str, rows: Sequence[Row]) -> None:
+    treatments = [t for t in _TREATMENTS if any(row.treatment == t for row in rows)]
+    lines = []
+    for method, same in grouped(rows, lambda row: row.method).items():
+        by_treatment = grouped(same, lambda row: row.treatment)
+        lines.append(
+            [
+                method,
+                *(spread([r.barrier for r in by_treatment[t]], ".3f") for t in treatments),
+                spread([r.midpoint_accuracy for r in by_treatment[treatments[-1]]], ".3f"),
+                f"{mean_of([row.seconds for row in same]):.1f}",
+            ]
+        )
+    last = f"accuracy midway, {treatments[-1]}"
+    report.table([setting, *treatments, last, "CPU seconds"], lines)
+
+
+def _dots(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
+    return {
+        method: {
+            treatment: [row.barrier for row in found]
+            for treatment, found in grouped(same, lambda row: row.treatment).items()
+        }
+        for method, same in grouped(rows, lambda row: row.method).items()
+    }
