@@ -22,7 +22,7 @@ from fxrebasin.passes.placing import (
     place,
 )
 from fxrebasin.passes.propagate import Propagation
-from fxrebasin.passes.relations import compact
+from fxrebasin.passes.relations import compact, with_blocks
 from fxrebasin.passes.rows import Hashes, Ints, row_codes
 from fxrebasin.passes.state_fields import StateField, squeezed, state_fields
 from fxrebasin.passes.structure import Structure, derive
@@ -47,8 +47,8 @@ def group(propagation: Propagation) -> Grouping:
     relations = [
         part for met in ledger.relations for part in compact([labels.numpy() for labels in met])
     ]
-    relations += _relations_of_state(propagation.shapes, fields)
     known = ledger.size
+    relations += _relations_of_state(ledger, propagation.shapes, fields)
     structure = derive(ledger, relations)
     _pin_tied_alike(ledger, structure, known)
     classes, placements = _solve(propagation, structure, fields)
@@ -57,7 +57,7 @@ def group(propagation: Propagation) -> Grouping:
 
 
 def _relations_of_state(
-    shapes: Mapping[str, Sequence[int]], fields: Mapping[str, list[StateField]]
+    ledger: Ledger, shapes: Mapping[str, Sequence[int]], fields: Mapping[str, list[StateField]]
 ) -> list[list[Ints]]:
     """Labels that meet on the elements of a state tensor."""
     found = []
@@ -65,7 +65,7 @@ def _relations_of_state(
         for axes in axis_groups(items, len(shapes[state])):
             labels = group_labels(items, axes, shapes[state])
             if len(labels) > 1 and any((item >= 0).any() for item in labels):
-                found += compact(labels)
+                found += compact(with_blocks(ledger, labels))
     return found
 
 

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from fxrebasin.errors import FxRebasinError
+
 _Form: TypeAlias = Any
 """What an argument is, without data: hashable. A `_Tensor`, a tuple of forms, or a value."""
 
@@ -27,7 +29,7 @@ class _Tensor:
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
 
 
-class _NoFormError(Exception):
+class _NoFormError(FxRebasinError):
     """An argument or a result that no form describes."""
 
 

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
+from fxrebasin.passes.entries import Edge
+from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.rows import Hashes, Ints, distinct_rows, mix, row_codes
 
 _ALIKE = -2
@@ -31,6 +33,41 @@ def compact(columns: Sequence[Ints]) -> list[list[Ints]]:
     free = [column for column in free if not fixed.issuperset(_axes(column))]
     found = [compressed(_flat([column, *_within(rigid, column)])) for column in aside]
     return [*found, _joined(free, rigid)] if free else found
+
+
+def with_blocks(ledger: Ledger, columns: Sequence[Ints]) -> list[Ints]:
+    """Labels that meet on a tensor, with those of a grid in blocks replaced by labels of blocks.
+
+    Where only one field varies along some axes, and the labels that it has there are the same or
+    others from position to position of the rest, it says no more than that these labels move
+    inside a block, and which block is where. A grouped convolution has such a field for its inputs.
+    """
+    found = list(columns)
+    for index, column in enumerate(columns):
+        others = {
+            axis for other in (*columns[:index], *columns[index + 1 :]) for axis in _axes(other)
+        }
+        own = [axis for axis in _axes(column) if axis not in others]
+        outer = [axis for axis in _axes(column) if axis in others]
+        if own and outer and (column >= 0).all():
+            found[index] = _blocks(ledger, column, outer, own)
+    return found
+
+
+def _blocks(ledger: Ledger, column: Ints, outer: Sequence[int], own: Sequence[int]) -> Ints:
+    count = math.prod(column.shape[axis] for axis in outer)
+    rest = [axis for axis in range(column.ndim) if axis not in (*outer, *own)]
+    rows = column.transpose([*outer, *own, *rest]).reshape(count, -1)
+    row_of = row_codes([rows[:, 0]])
+    first = np.zeros(int(row_of.max()) + 1, np.int64)
+    first[row_of] = np.arange(count)
+    sets = rows[first]
+    if np.unique(sets).size < sets.size or not np.array_equal(sets[row_of], rows):
+        return column
+    blocks = ledger.fresh(len(sets)).numpy()
+    ledger.edges.append(Edge(sets.reshape(-1), np.repeat(blocks, sets.shape[1])))
+    shape = [size if axis in outer else 1 for axis, size in enumerate(column.shape)]
+    return blocks[row_of].reshape(shape)
 
 
 def _joined(free: Sequence[Ints], rigid: Sequence[Ints]) -> list[Ints]:
