@@ -33,6 +33,7 @@ from benchmarks.experiments.training import Subject, Training, fresh, train
 from fxrebasin.errors import InputError
 from fxrebasin.merge import BarrierCurve
 
+_TWO_FILES = ("--checkpoint-a", __file__, "--checkpoint-b", __file__)
 PNG = b"\x89PNG"
 
 
@@ -72,9 +73,9 @@ def test_mlp_weight_decay(tmp_path, trained):
     page = check_files(
         folder, ["points", "barriers", "merge_many"], ["lines", "barrier", "merge_many"]
     )
-    assert "4 networks were rebased" in page
+    assert "3 networks were rebased" in page
     lines = rows_of(folder / "barriers.csv")
-    assert {line["setting"] for line in lines} == {"0.0", "0.01", "0.0/16", "0.0/32"}
+    assert {line["setting"] for line in lines} == {"0.0", "0.01", "0.0/16"}
     for setting in ("0.0", "0.01"):
         found = {x["line"]: float(x["barrier"]) for x in lines if x["setting"] == setting}
         assert found[AFTER] < found[BEFORE]
@@ -114,6 +115,7 @@ def test_peers_take_the_pairs_of_the_others(tmp_path, trained):
     assert "plain git-re-basin on gpt: " in page
 
 
+@pytest.mark.slow
 def test_the_worse_checkpoint_is_rebased_to_the_better(tmp_path, trained, monkeypatch):
     from benchmarks.experiments import torchvision_pairs
 
@@ -140,7 +142,7 @@ def test_the_worse_checkpoint_is_rebased_to_the_better(tmp_path, trained, monkey
         (["--models", "alexnet"], "no model alexnet; there are vit_b_16"),
         (["--checkpoint-a", __file__], "pass --checkpoint-a and --checkpoint-b, or neither"),
         (
-            ["--checkpoint-a", __file__, "--checkpoint-b", __file__],
+            [*_TWO_FILES, "--models", "vit_b_16,mobilenet_v3_large"],
             "checkpoints are of one model; name it with --models",
         ),
     ],

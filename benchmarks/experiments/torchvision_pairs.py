@@ -78,10 +78,10 @@ FULL = Sizes(
 )
 QUICK = Sizes(
     {"wide_resnet50_2": 4},
-    epochs=4,
+    epochs=3,
     side=16,
     steps=3,
-    calibration=256,
+    calibration=128,
     models=("wide_resnet50_2",),
     full_size=0,
 )
