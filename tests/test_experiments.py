@@ -493,3 +493,20 @@ def test_pictures_are_drawn_with_and_without_legend():
     assert draw(panels, 2, "title").startswith(PNG)
     dots = Dots("one", "x", {"m": {"as it is": [0.1, 0.2]}, "n": {"as it is": []}})
     assert draw_dots([dots], 1, "title").startswith(PNG)
+
+
+def test_the_page_is_put_together(tmp_path):
+    folder = tmp_path / "results" / "gpt"
+    folder.mkdir(parents=True)
+    (folder / "gpt.md").write_text("# Title\n\n## Part\n\n![words](lines.png)\n")
+    page = tmp_path / "docs" / "results.md"
+    options = ["page", "--results", str(folder.parent), "--out", str(page)]
+    result = CliRunner().invoke(main, options)
+    assert result.exit_code == 0, result.output
+    assert "left out: peers, which has no results" in result.output
+    text = page.read_text()
+    assert "\n## Title\n\n### Part\n\n![words](../results/gpt/lines.png)\n" in text
+    (folder / "gpt.md").unlink()
+    result = CliRunner().invoke(main, options)
+    assert result.exit_code == 1
+    assert "run an experiment first" in result.output

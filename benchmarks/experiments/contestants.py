@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 import fxrebasin
 from benchmarks.experiments.data.source import Batches, Data
 from benchmarks.experiments.measure import example_of, permuted, rebase
-from benchmarks.experiments.training import Subject, loss_of
+from benchmarks.experiments.training import Subject, fresh, loss_of
 from benchmarks.support.plain_rebasin import NotPlainError, match_plainly, specify
 
 NOTHING, PLAIN_PORT, REBASIN = "no matching", "plain git-re-basin", "rebasin"
@@ -99,7 +99,9 @@ def nothing(pair: Pair) -> Outcome:
 
 def plain_port(pair: Pair) -> Outcome:
     """Git Re-Basin as published, with the specification that one would write by hand."""
-    symmetry = fxrebasin.analyze(pair.b, example_of(pair.data))
+    subject = replace(pair.subject, settings=_plain_settings(pair))
+    network = fresh(subject, pair.data.train, pair.seed).eval()
+    symmetry = fxrebasin.analyze(network, example_of(pair.data))
     state_a, state_b = pair.a.state_dict(), pair.b.state_dict()
     start = time.process_time()
     try:
@@ -112,6 +114,15 @@ def plain_port(pair: Pair) -> Outcome:
     return Outcome(permuted(pair.b, permutation.permute_state_dict(state_b)), seconds)
 
 
+def _plain_settings(pair: Pair) -> dict[str, Any]:
+    """Of the same network for those who look at the class of a layer, or permute whole axes only.
+
+    Filters of `SameConv2d` have taps that nothing reads, which we leave where they are.
+    """
+    plain = {"plain": True} if pair.subject.kind == "resnet" else {}
+    return {**pair.subject.settings, **plain}
+
+
 def rebasin(python: Path) -> Method:
     """The library `rebasin`, in its own environment.
 
@@ -120,12 +131,9 @@ def rebasin(python: Path) -> Method:
     """
 
     def solve(pair: Pair) -> Outcome:
-        settings = dict(pair.subject.settings)
-        if pair.subject.kind == "resnet":
-            settings["plain"] = True  # rebasin knows layers by their class
         request = {
             "kind": pair.subject.kind,
-            "settings": settings,
+            "settings": _plain_settings(pair),
             "a": pair.a.state_dict(),
             "b": pair.b.state_dict(),
             "inputs": example_of(pair.data),

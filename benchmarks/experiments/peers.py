@@ -42,6 +42,7 @@ from benchmarks.support.matching_environment import ensure_rebasin
 from benchmarks.support.methods_table import spread
 from fxrebasin.merge import BarrierCurve, recalibrate
 
+_DEFAULT = "weight"
 _TREATMENTS = (PLAIN, RECALIBRATED, REPAIRED)
 
 
@@ -68,7 +69,7 @@ class Sizes:
     methods: tuple[str, ...]
 
 
-FULL = Sizes((0.0, 0.1), (3, 9), (512, 256), 1024, 128, 5, tuple(OURS))
+FULL = Sizes((0.0, 0.1), (3,), (128, 128), 1024, 128, 5, tuple(OURS))
 QUICK = Sizes((0.0,), (), (64, 64), 256, 128, 3, ("weight", "activation"))
 
 
@@ -175,7 +176,7 @@ def _seeds(
             settings.store.trained(subject, trained_on.train, seed_of(seed, number))
             for number in range(2)
         )
-        batch = min(sizes.batch, calibration)
+        batch = min(sizes.batch, calibration // 4)
         batches = Batches(data.train, batch, calibration // batch)
         yield Pair(setting, seed, subject, data, a, b, batches)
 
@@ -296,7 +297,10 @@ def _write(
     seconds: float,
 ) -> Path:
     judged = verdicts(rows)
-    _say_verdict(report, judged)
+    _say_verdicts(report, judged)
+    default = verdicts([row for row in rows if row.method in (*OTHERS, _DEFAULT)])
+    what = f"Of our methods only `{_DEFAULT}`, the default"
+    report.say(_verdict(what, [v for v in default if v.treatment == BEST]))
     report.say("" if any(r.method == REBASIN for r in rows) else "rebasin was not run.")
     _verdict_table(report, judged)
     _say_notes(report, notes)
@@ -332,18 +336,22 @@ def _write(
     return report.write(seconds)
 
 
-def _say_verdict(report: Report, judged: Sequence[Verdict]) -> None:
+def _say_verdicts(report: Report, judged: Sequence[Verdict]) -> None:
     for treatment, same in grouped(judged, lambda v: v.treatment).items():
-        counts = dict.fromkeys(("ours", "zero for both", "others"), 0)
-        for verdict in same:
-            counts[verdict.outcome] += 1
         what = "Each side's best method and treatment" if treatment == BEST else treatment
-        lost = [f"{v.setting}, pair {v.seed}" for v in same if v.outcome == "others"]
-        report.say(
-            f"**{what}**: of {len(same)} pairs, the lowest barrier is ours on {counts['ours']}, "
-            f"below {NO_BARRIER} nats for both on {counts['zero for both']}, and another's on "
-            f"{counts['others']}{': ' + '; '.join(lost) if lost else ''}."
-        )
+        report.say(_verdict(what, same))
+
+
+def _verdict(what: str, judged: Sequence[Verdict]) -> str:
+    """Who is lowest how often, and on which pairs another is."""
+    by_outcome = grouped(judged, lambda v: v.outcome)
+    ours, zero, lost = (by_outcome.get(name, []) for name in ("ours", "zero for both", "others"))
+    names = "; ".join(f"{v.setting}, pair {v.seed}" for v in lost)
+    return (
+        f"**{what}**: of {len(judged)} pairs, the lowest barrier is ours on {len(ours)}, below "
+        f"{NO_BARRIER} nats for both on {len(zero)}, and another's on "
+        f"{len(lost)}{': ' + names if lost else ''}."
+    )
 
 
 def _verdict_table(report: Report, judged: Sequence[Verdict]) -> None:

@@ -280,8 +280,8 @@ def _say_barrier(report: Report, study: _Study) -> None:
             "The original found larger filters slightly better. Here the barrier after rebasing "
             f"(recalibrated) {word} from {first} × {first} to {last} × {last}: {ends[0]:.3f} to "
             f"{ends[1]:.3f} nats. On images of {study.data.shape[-1]} pixels, halved three times, "
-            "many taps of the largest filters see only padding; those keep what they were "
-            "initialised with, less weight decay, and weight matching compares them all the same."
+            "many taps of the largest filters see only padding; nothing reads those, and they are "
+            "neither compared nor permuted."
         )
     nearer = [k for k in kernels if figure(k, OWN, RECALIBRATED) < figure(k, BEFORE, RECALIBRATED)]
     report.say(

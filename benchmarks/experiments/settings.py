@@ -144,6 +144,8 @@ def experiment(run: Callable[..., Path]) -> Callable[..., None]:
             raise click.ClickException(str(error)) from error
         click.echo(f"see {page}")
 
+    # What the function says of its arguments is for readers of the code.
+    command.__doc__ = str(run.__doc__).partition("\n")[0]
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
