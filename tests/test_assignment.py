@@ -8,9 +8,10 @@ from scipy.optimize import linear_sum_assignment
 
 from fxrebasin.solvers import auction
 from fxrebasin.solvers.assignment import assign, assign_batch, improves
+from fxrebasin.solvers.scaling import scale_prices
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 17, 64, 159, 160, 161, 300])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 17, 47, 48, 64, 200, 300])
 @pytest.mark.parametrize("kind", ["uniform", "gram", "planted", "low rank", "whole numbers"])
 def test_assignments_are_optimal(n: int, kind: str) -> None:
     draw = np.random.default_rng(n)
@@ -56,6 +57,33 @@ def test_a_gain_is_told_from_rounding() -> None:
     assert not improves(gains, here, here)
     gains[1, 2] = gains[2, 1] = np.nextafter(np.float32(1), np.float32(0))
     assert not improves(gains, here, swapped)
+
+
+@pytest.mark.parametrize("n", [48, 100, 200, 770])
+def test_prices_are_left_for_next_time_and_never_change_the_solution(n: int) -> None:
+    draw = np.random.default_rng(n)
+    a, b = (draw.standard_normal((n, 60)).astype(np.float32) for _ in "ab")
+    gains = a @ b.T
+    prices = np.zeros(n)
+    first = assign(gains, prices=prices)
+    assert prices.any()
+    after_many = assign(gains, prices=prices)
+    after_nonsense = assign(gains, prices=draw.standard_normal(n) * 1e4)
+    assert (first == after_many).all()
+    assert (first == after_nonsense).all()
+
+
+def test_scaled_prices_leave_most_rows_content() -> None:
+    draw = np.random.default_rng(0)
+    gains = np.outer(draw.random(100), draw.random(100)) + 0.1 * draw.standard_normal((100, 100))
+    prices = np.zeros(100)
+    content = [len(set((gains - prices).argmax(axis=1)))]
+    scale_prices(gains, prices)
+    content.append(len(set((gains - prices).argmax(axis=1))))
+    assert content[0] < 40
+    assert content[1] > 60
+    scale_prices(np.ones((5, 5)), unchanged := np.zeros(5))
+    assert not unchanged.any()
 
 
 def test_an_auction_that_leads_nowhere_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

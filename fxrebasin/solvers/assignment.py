@@ -1,8 +1,8 @@
 """Linear assignment: the permutation that collects the most gain, with ties settled for good.
 
 scipy's solver searches from every row in turn. It is many times faster on gains that were reduced
-by good prices (see `auction`), which leaves the solution as it is: most rows then find their column
-at once.
+by good prices (see `scaling` and `auction`), which leaves the solution as it is: most rows then
+find their column at once.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from scipy.optimize import linear_sum_assignment
 from fxrebasin.layout import IntArray
 from fxrebasin.solvers import auction
 from fxrebasin.solvers.auction import Gains, Prices
+from fxrebasin.solvers.scaling import scale_prices
 
 # Gains are sums of float32 products: what differs by less than this share of them is a tie.
 ROUNDING = 8 * float(np.finfo(np.float32).eps)
 # Up to this size all permutations are tried at once, which is faster than a call for each matrix.
 _TRY_ALL = 4
-# From this size on, an auction costs less than it saves.
-_AUCTION_FROM = 160
+# From these sizes on, prices cost less than they save, an auction is the fastest way to bring known
+# prices up to date, and the fastest way to find prices at all.
+_PRICES_FROM = 48
+_REFINE_FROM = 192
+_AUCTION_FROM = 768
 
 
 def assign(gains: Gains, prefer: IntArray | None = None, prices: Prices | None = None) -> IntArray:
@@ -86,8 +90,7 @@ def collected(gains: Gains, chosen: IntArray) -> npt.NDArray[np.float64]:
     Returns:
         float64 of shape (...).
     """
-    entries = np.take_along_axis(gains, chosen[..., None], axis=-1)[..., 0]
-    return np.asarray(entries.sum(axis=-1, dtype=np.float64))
+    return np.asarray(_entries(gains, chosen).sum(axis=-1))
 
 
 def improves(gains: Gains, chosen: IntArray, current: IntArray) -> npt.NDArray[np.bool_]:
@@ -103,24 +106,40 @@ def improves(gains: Gains, chosen: IntArray, current: IntArray) -> npt.NDArray[n
     Returns:
         Booleans of shape (...).
     """
-    after = np.take_along_axis(gains, chosen[..., None], axis=-1)[..., 0].astype(np.float64)
-    before = np.take_along_axis(gains, current[..., None], axis=-1)[..., 0].astype(np.float64)
     moved = chosen != current
+    if not moved.any():
+        return np.zeros(chosen.shape[:-1], dtype=bool)
+    after, before = _entries(gains, chosen), _entries(gains, current)
     scale = np.where(moved, np.abs(after) + np.abs(before), 0.0).sum(axis=-1)
     return np.asarray(np.where(moved, after - before, 0.0).sum(axis=-1) > ROUNDING * scale)
+
+
+def _entries(gains: Gains, chosen: IntArray) -> npt.NDArray[np.float64]:
+    """`gains[..., i, chosen[..., i]]` in float64."""
+    if gains.ndim == 2:
+        return gains[np.arange(len(gains)), chosen].astype(np.float64)
+    return np.take_along_axis(gains, chosen[..., None], axis=-1)[..., 0].astype(np.float64)
 
 
 def _solved(gains: Gains, prices: Prices | None) -> IntArray:
     """An optimal permutation; `prices` are updated where that can help the next time."""
     n = len(gains)
-    if n < _AUCTION_FROM:
+    if n < _PRICES_FROM:
         return np.asarray(linear_sum_assignment(gains, maximize=True)[1])
     best: IntArray = gains.argmax(axis=1)
-    if len(np.unique(best)) == n:
+    if np.bincount(best, minlength=n).all():
         return best
     prices = np.zeros(n) if prices is None else prices
-    auction.raise_prices(gains, prices)
+    _find_prices(gains, prices)
     return np.asarray(linear_sum_assignment(auction.reduced(gains, prices))[1])
+
+
+def _find_prices(gains: Gains, prices: Prices) -> None:
+    """Bring prices up to date by whatever is fastest at this size."""
+    n = len(gains)
+    if n >= _REFINE_FROM and prices.any() and auction.refine_prices(gains, prices):
+        return
+    (scale_prices if n < _AUCTION_FROM else auction.raise_prices)(gains, prices)
 
 
 def _best_of_all(gains: Gains, prefer: IntArray) -> IntArray:
@@ -137,18 +156,13 @@ def _best_of_all(gains: Gains, prefer: IntArray) -> IntArray:
 
 def _settled(gains: Gains, solved: IntArray, prefer: IntArray) -> IntArray:
     """Put units where `prefer` has them as long as an exchange of two costs nothing."""
-    which = np.arange(len(gains))[:, None]
-    unit = np.arange(gains.shape[-1])
-    inverse = np.argsort(solved, axis=-1)
-    other = np.take_along_axis(inverse, prefer, axis=-1)
-    free = _exchange_is_free(
-        gains[which, unit, solved],
-        gains[which, unit, prefer],
-        gains[which, other, solved],
-        gains[which, other, prefer],
-    )
-    for k in np.flatnonzero((free & (solved != prefer)).any(axis=-1)):
-        _settle_one(gains[k], solved[k], inverse[k], prefer[k])
+    moved = solved != prefer
+    for k in np.flatnonzero(moved.any(axis=-1)):
+        inverse = np.empty_like(solved[k])
+        inverse[solved[k]] = np.arange(len(inverse))
+        unit = np.flatnonzero(moved[k])
+        if _exchange_is_free(gains[k], solved[k], prefer[k], unit, inverse[prefer[k, unit]]).any():
+            _settle_one(gains[k], solved[k], inverse, prefer[k])
     return solved
 
 
@@ -157,15 +171,17 @@ def _settle_one(gains: Gains, solved: IntArray, inverse: IntArray, prefer: IntAr
     for i in range(len(solved)):
         mine, wanted = solved[i], prefer[i]
         j = inverse[wanted]
-        if mine != wanted and _exchange_is_free(
-            gains[i, mine], gains[i, wanted], gains[j, mine], gains[j, wanted]
-        ):
+        if mine != wanted and _exchange_is_free(gains, solved, prefer, i, j):
             solved[i], solved[j] = wanted, mine
             inverse[wanted], inverse[mine] = i, j
 
 
-def _exchange_is_free(here: Any, wanted: Any, there: Any, given: Any) -> Any:
-    """Whether `wanted + there` is no less than `here + given`, up to rounding."""
-    parts = [np.asarray(part, dtype=np.float64) for part in (wanted, there, here, given)]
-    slack = ROUNDING * sum(np.abs(part) for part in parts)
-    return parts[0] + parts[1] - parts[2] - parts[3] >= -slack
+def _exchange_is_free(
+    gains: Gains, solved: IntArray, prefer: IntArray, unit: Any, other: Any
+) -> Any:
+    """Whether units collect no less, up to rounding, if they and others exchange what they have."""
+    mine, wanted = solved[unit], prefer[unit]
+    here, there = gains[unit, mine].astype(np.float64), gains[other, wanted].astype(np.float64)
+    taken, given = gains[unit, wanted].astype(np.float64), gains[other, mine].astype(np.float64)
+    slack = ROUNDING * (abs(here) + abs(there) + abs(taken) + abs(given))
+    return taken + given - here - there >= -slack

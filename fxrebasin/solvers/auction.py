@@ -7,11 +7,12 @@ row would rather have another column is optimal, so good prices make the rest of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from fxrebasin.layout import IntArray
 
 Gains: TypeAlias = npt.NDArray[np.floating[Any]]
 Prices: TypeAlias = npt.NDArray[np.float64]
@@ -30,33 +31,40 @@ def raise_prices(gains: Gains, prices: Prices) -> None:
 
     Args:
         gains: floats of shape (n, n).
-        prices: those of similar gains, or zeros; float64 of shape (n,). They are updated.
+        prices: float64 of shape (n,). They are overwritten.
     """
-    unit = float(np.median(gains.max(axis=1) - gains.mean(axis=1)))
-    if prices.any() and _auction(gains, prices, _STEPS[-1] * unit):
-        return
+    unit = _unit(gains)
     prices[:] = 0
     for step in _STEPS:
         _auction(gains, prices, step * unit)
 
 
+def refine_prices(gains: Gains, prices: Prices) -> bool:
+    """Bring prices of similar gains up to date.
+
+    Args:
+        gains: floats of shape (n, n).
+        prices: float64 of shape (n,). They are updated.
+
+    Returns:
+        Whether nearly every row gets a column that it wants.
+    """
+    return _auction(gains, prices, _STEPS[-1] * _unit(gains))
+
+
+def _unit(gains: Gains) -> float:
+    """How far the best gain of a row is above its mean."""
+    return float(np.median(gains.max(axis=1) - gains.mean(axis=1)))
+
+
 def reduced(gains: Gains, prices: Prices) -> Prices:
-    """Costs, none of them negative, whose cheapest assignment is the best one for the gains.
+    """Costs whose cheapest assignment is the best one for the gains.
 
     Args:
         gains: floats of shape (n, n).
         prices: float64 of shape (n,).
     """
-    costs = np.empty(gains.shape)
-    for rows in _row_blocks(len(gains)):
-        np.subtract(prices, gains[rows], out=costs[rows])
-        costs[rows] -= costs[rows].min(axis=1)[:, None]
-    return costs
-
-
-def _row_blocks(n: int) -> Iterator[slice]:
-    for first in range(0, n, _ROWS):
-        yield slice(first, first + _ROWS)
+    return np.subtract(prices, gains, dtype=np.float64)
 
 
 def _auction(gains: Gains, exact: Prices, step: float) -> bool:
@@ -70,13 +78,8 @@ def _auction(gains: Gains, exact: Prices, step: float) -> bool:
     column = np.full(n, -1)
     free = np.arange(n)
     for _ in range(_MOST_ROUNDS):
-        worth = gains[free]
-        worth -= prices
-        bidder = np.arange(len(free))
-        wanted = worth.argmax(axis=1)
-        first = worth[bidder, wanted]
-        worth[bidder, wanted] = -np.inf
-        bid = first - worth.max(axis=1) + gains.dtype.type(step)
+        wanted, bid = _bids(gains, prices, free)
+        bid += gains.dtype.type(step)
         # The highest bid for a column is written last.
         order = np.argsort(bid, kind="stable")
         winner = np.full(n, -1)
@@ -93,3 +96,19 @@ def _auction(gains: Gains, exact: Prices, step: float) -> bool:
             break
     exact[:] = prices
     return len(free) <= n // _LEFT
+
+
+def _bids(gains: Gains, prices: Gains, free: IntArray) -> tuple[IntArray, Gains]:
+    """Which column each row wants, and how much more than any other."""
+    wanted = np.empty(len(free), dtype=np.int64)
+    lead = np.empty(len(free), dtype=gains.dtype)
+    for start in range(0, len(free), _ROWS):
+        part = slice(start, start + _ROWS)
+        worth = gains[free[part]]
+        worth -= prices
+        bidder = np.arange(len(worth))
+        best = worth.argmax(axis=1)
+        first = worth[bidder, best]
+        worth[bidder, best] = -np.inf
+        wanted[part], lead[part] = best, first - worth.max(axis=1)
+    return wanted, lead

@@ -23,6 +23,8 @@ from fxrebasin.solvers.pairs import Pair
 from fxrebasin.solvers.placement import Placement
 from fxrebasin.solvers.problem import Problem
 
+_KEPT = 0.75
+
 
 class Descent:
     """The state of a descent: what is decided, and which families have to be looked at again.
@@ -44,10 +46,15 @@ class Descent:
         self.sweeps = 0
         self._report = report
         self._neighbours = [family.neighbours() for family in families]
+        self._coupled = [family.is_coupled() for family in families]
         self._stale = set(range(len(families)))
         self._prices: dict[int, Prices] = {}
-        # Gains are kept for the next visit in no more memory than the tensors of one family take.
-        self._budget = max((sum(p.a.nbytes for p in f.pairs()) for f in families), default=0)
+        # Gains are kept for the next visit in no more memory than this share of what the tensors of
+        # one family take, which leaves room for an assignment.
+        largest = max((sum(p.a.nbytes for p in f.pairs()) for f in families), default=0)
+        self._budget = int(_KEPT * largest)
+        self._grams = [gram for family in families for gram in family.all_grams()]
+        self._is_tight = sum(gram.full_bytes for gram in self._grams) > self._budget
 
     def decide(self) -> None:
         """Give every class a permutation, the clearest first, each by what is decided already."""
@@ -61,7 +68,9 @@ class Descent:
             k = max(waiting, key=lambda w: evidence[w].strength)
             waiting.remove(k)
             news = self._step(k, evidence[k])
-            evidence = {w: e for w, e in evidence.items() if self._neighbours[w].isdisjoint(news)}
+            for w in waiting:
+                if not self._neighbours[w].isdisjoint(news):
+                    del evidence[w]
             self._report(len(waiting))
         self._note(self.placement.decide_rest())
 
@@ -85,11 +94,11 @@ class Descent:
         family = self.families[k]
         news = self._solved(k, evidence)
         known = self.placement.stamps
-        if family.is_coupled() and all(n in known for n in (*news, *self._neighbours[k])):
+        if self._coupled[k] and all(n in known for n in (*news, *self._neighbours[k])):
             changed = self._set_if_it_pays(family, news)
         else:
             changed = self.placement.set(news)
-        if sum(gram.kept_bytes for f in self.families for gram in f.all_grams()) > self._budget:
+        if self._is_tight and sum(gram.kept_bytes for gram in self._grams) > self._budget:
             for gram in family.all_grams():
                 gram.forget()
         self._note(changed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -40,6 +40,19 @@ class Occurrence:
         slots = self.piece.slots
         beside = (s for k, s in enumerate(slots) if k != self.at and self.at not in s.within)
         return {s.class_name for s in beside if s.class_name is not None}
+
+    def decided(self, placement: Placement) -> int:
+        """Elements of the piece whose place across it is decided.
+
+        Args:
+            placement: what is decided.
+        """
+        elements = self.piece.positions.size * self.pair.a.shape[-1]
+        for dim, axis in enumerate(self.pair.axes):
+            if dim != self.dim:
+                axis.source(placement)
+                elements *= axis.included
+        return elements
 
     def block(self, placement: Placement) -> Block:
         """The weights over all columns that are decided, as a batch of one problem.
@@ -149,23 +162,11 @@ class Family:
         Args:
             placement: what is decided.
         """
-        elements = sum(n for pair, n in self._included(placement) if pair.varies)
-        return Evidence(math.sqrt(elements), math.sqrt(2 * math.log(max(2, self.size))))
-
-    def _included(self, placement: Placement) -> Iterator[tuple[Pair, float]]:
-        """Decided elements per outer unit, tensor by tensor."""
-        for gram in self.all_grams():
-            for operand in gram.operands:
-                for axis in operand.axes:
-                    axis.source(placement)
-                yield operand.pair, operand.included() * gram.rows / self.size
+        elements = sum(gram.decided(placement) for gram in self.all_grams()) / self.size
         for occurrence in self.occurrences:
-            elements = occurrence.piece.positions.size * occurrence.pair.a.shape[-1] / self.size
-            for dim, axis in enumerate(occurrence.pair.axes):
-                if dim != occurrence.dim:
-                    axis.source(placement)
-                    elements *= axis.included
-            yield occurrence.pair, elements
+            if occurrence.pair.varies:
+                elements += occurrence.decided(placement) / self.size
+        return Evidence(math.sqrt(elements), math.sqrt(2 * math.log(max(2, self.size))))
 
 
 def gather(family: Family, placement: Placement, evidence: Evidence | None = None) -> Gathered:
@@ -198,6 +199,8 @@ def make_families(
         pairs: the tensors that are matched, of a layout made by `restricted`.
         free: names of the classes that may move.
     """
+    sizes = {c.name: c.size for c in classes}
+    found = _occurrences(pairs)
     families = []
     for c in classes:
         within = [o for o in classes if c.name in o.within and o.name in free]
@@ -205,7 +208,7 @@ def make_families(
         if c.within or not (inner or c.name in free):
             continue
         family = Family(c.name, c.size, c.name in free, inner)
-        _fill(family, pairs, {o.name: o.size for o in classes})
+        _fill(family, found.get(c.name, []), sizes)
         if family.all_grams() or family.occurrences:
             families.append(family)
     return families
@@ -226,6 +229,9 @@ def restricted(
     outer = {c.name for c in classes if not c.within}
     kept = {*free, *(w for c in classes if c.name in free for w in c.within if w in outer)}
 
+    if all(c.name in kept for c in classes):
+        return layout
+
     def slot(s: Slot) -> Slot:
         return s if s.class_name is None or s.class_name in kept else Slot(None, s.size)
 
@@ -241,16 +247,25 @@ def restricted(
     }
 
 
-def _fill(family: Family, pairs: Sequence[Pair], sizes: Mapping[str, int]) -> None:
-    """Sort every occurrence of the outer class by what else moves with it."""
-    own: list[Operand] = []
-    single: dict[str, list[Operand]] = {}
+def _occurrences(pairs: Sequence[Pair]) -> dict[str, list[Occurrence]]:
+    """Every slot of every piece, by the class on it."""
+    found: dict[str, list[Occurrence]] = {}
     for pair in pairs:
         for dim, group in enumerate(pair.groups):
             for piece in group.pieces:
                 for at, slot in enumerate(piece.slots):
-                    if slot.class_name == family.root:
-                        _sort_in(family, own, single, Occurrence(pair, dim, piece, at))
+                    if slot.class_name is not None:
+                        occurrence = Occurrence(pair, dim, piece, at)
+                        found.setdefault(slot.class_name, []).append(occurrence)
+    return found
+
+
+def _fill(family: Family, found: Sequence[Occurrence], sizes: Mapping[str, int]) -> None:
+    """Sort every occurrence of the outer class by what else moves with it."""
+    own: list[Operand] = []
+    single: dict[str, list[Operand]] = {}
+    for occurrence in found:
+        _sort_in(family, own, single, occurrence)
     if own:
         family.own = Gram(family.size, own)
     for name, operands in single.items():
@@ -262,6 +277,9 @@ def _sort_in(
 ) -> None:
     """Put one occurrence where it belongs."""
     slots, at = found.piece.slots, found.at
+    if len(slots) == 1:
+        own.append(Operand(found.pair, found.dim, found.piece.positions[:, None]))
+        return
     active = [k for k, s in enumerate(slots) if at in s.within and s.class_name in family.inner]
     if len(active) > 1 or any(slots[k].within != (at,) for k in active):
         family.occurrences.append(found)

@@ -43,7 +43,7 @@ class Pair:
         """Whether neither side is the same everywhere."""
         return _varies(self.a) and _varies(self.b)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """The dtype to compute in: float32, or float64 if a tensor has that."""
         wide = torch.float64 in (self.a.dtype, self.b.dtype)
@@ -97,22 +97,43 @@ def gathered(tensor: torch.Tensor, dim: int, source: IntArray) -> torch.Tensor:
     Returns:
         A view if positions follow each other.
     """
-    if len(source) and source[-1] - source[0] + 1 == len(source) and _is_run(source):
+    if is_run(source):
         return tensor.narrow(dim, int(source[0]), len(source))
     # numpy moves runs of elements at once, which torch does along the first axis only.
     in_runs = 0 < dim < tensor.dim() - 1 and tensor.shape[dim + 1 :].numel() > 1
-    if in_runs and tensor.is_contiguous() and _is_known_to_numpy(tensor):
+    if in_runs and is_plain(tensor):
         return torch.from_numpy(tensor.numpy().take(source, axis=dim))
     return tensor.index_select(dim, torch.from_numpy(source).to(tensor.device))
 
 
-def _is_run(source: IntArray) -> bool:
-    """Whether positions follow each other."""
-    return bool((source[1:] - source[:-1] == 1).all())
+def is_run(source: IntArray) -> bool:
+    """Whether there are positions, and they follow each other.
+
+    Args:
+        source: int64 of shape (positions,).
+    """
+    n = len(source)
+    return n > 0 and source[-1] - source[0] == n - 1 and bool((source[1:] > source[:-1]).all())
 
 
-def _is_known_to_numpy(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether numpy can work on the memory of a tensor, and finds it in order.
+
+    Args:
+        tensor: of any shape.
+    """
+    known = tensor.dtype in (torch.float32, torch.float64) and tensor.device.type == "cpu"
+    return known and tensor.is_contiguous()
+
+
+def shares_memory(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether two tensors lie in the same memory.
+
+    Args:
+        x: of any shape.
+        y: of any shape.
+    """
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
 def _inner(x: torch.Tensor, y: torch.Tensor) -> float:
@@ -133,8 +154,8 @@ def _moments(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[float, float]:
 
 def _varies(tensor: torch.Tensor) -> bool:
     """Whether any two elements differ, which mostly is seen at the first."""
-    corner = tensor[tuple([slice(2)] * tensor.dim())].flatten()[-2:]
-    first, last = corner[:1].item(), corner[-1:].item()
+    ends = tensor.numpy().flat if is_plain(tensor) else tensor.flatten()
+    first, last = float(ends[0]), float(ends[-1])
     if first != last:
         return True
     return any(bool((block != first).any()) for block in blocks_of(tensor))
@@ -158,16 +179,20 @@ def make_pairs(
     seen = set()
     pairs = []
     for name in names:
-        a, b = (view_of_reals(state[name].detach()) for state in (state_a, state_b))
         tie = storage_identity(state_b[name])
-        if tie in seen or a.numel() == 0:
+        if tie in seen or state_b[name].numel() == 0:
             continue
         seen.add(tie)
         groups = layout[name]
-        a, b = unfolded(a, groups), unfolded(b, groups)
+        a, b = (unfolded(view_of_reals(_data(s[name])), groups) for s in (state_a, state_b))
         found = tuple(axes.of(g, a.shape[dim]) for dim, g in enumerate(groups))
         pairs.append(Pair(name, a, b, groups, found))
     return pairs
+
+
+def _data(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, without gradient."""
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def view_of_reals(tensor: torch.Tensor) -> torch.Tensor:
@@ -190,6 +215,8 @@ def unfolded(tensor: torch.Tensor, groups: tuple[AxisGroup, ...]) -> torch.Tenso
         A view where strides allow it, of shape `(positions of each group..., rest)`.
     """
     grouped = [axis for group in groups for axis in group.axes]
+    if grouped == list(range(len(groups))):
+        return tensor.reshape(*tensor.shape[: len(groups)], -1)
     rest = [axis for axis in range(tensor.dim()) if axis not in grouped]
     ordered = tensor.permute(*grouped, *rest)
     for k, group in enumerate(groups):

@@ -67,8 +67,15 @@ class Axis:
         self._parts = [(piece, names_of([piece]), -1) for piece in pieces]
         self._source = np.arange(total, dtype=np.int64)
         self._clock = 0
-        self._everything = np.arange(total, dtype=np.int64)
+        self.everything = self._source
         self.included = total
+        # The usual case, in which positions are the units of a class.
+        self._is_one_class = (
+            len(pieces) == 1
+            and [slot.within for slot in pieces[0].slots] == [()]
+            and len(self.names) == 1
+            and np.array_equal(pieces[0].positions, self.everything)
+        )
 
     def source(self, placement: Placement) -> IntArray:
         """int64 of shape (total,): where a position comes from, or -1 if that is open.
@@ -91,12 +98,15 @@ class Axis:
             stamp = 0 if 0 in stamps else max(stamps, default=1)
             if stamp == seen:
                 continue
+            self._parts[at] = (piece, names, stamp)
+            if stamp and self._is_one_class:
+                fresh = placement.arrays[names[0]].copy()
+                continue
             fresh = self._source.copy() if fresh is None else fresh
             known = placement.arrays if stamp else {}
             fresh[piece.positions] = piece_source(piece, known)
-            self._parts[at] = (piece, names, stamp)
         if fresh is not None:
-            self._source = self._everything if np.array_equal(fresh, self._everything) else fresh
+            self._source = self.everything if np.array_equal(fresh, self.everything) else fresh
             self.included = int(np.count_nonzero(fresh >= 0))
 
 
