@@ -21,6 +21,7 @@ COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DPI = 130
 _MOST_TICKS = 6
+_MARGIN = 1.3  # times the largest value, on a logarithmic axis
 _WIDE, _NARROW, _MANY = 3.7, 2.9, 4  # inches of a panel, with few in a row or with that many
 
 
@@ -197,8 +198,13 @@ def _draw_dots(axes: Axes, panel: Dots, names: Sequence[str], labels: Sequence[s
             axes.plot([mean(values)], [y], marker="|", markersize=11, markeredgewidth=2, **style)
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xscale("symlog", linthresh=0.01)
-    axes.set_xlim(left=0)
+    every = [value for found in panel.values.values() for v in found.values() for value in v]
+    if every and min(every) > 0:
+        axes.set_xscale("log")
+        axes.set_xlim(min(every) / _MARGIN, max(every) * _MARGIN)
+    else:
+        axes.set_xscale("symlog", linthresh=0.01)
+        axes.set_xlim(0, max(every, default=1.0) * _MARGIN)
     axes.set_xlabel(panel.x, fontsize=9)
     axes.set_title(panel.title, fontsize=11)
     axes.grid(visible=True, alpha=0.3)
@@ -208,7 +214,7 @@ def _draw_dots(axes: Axes, panel: Dots, names: Sequence[str], labels: Sequence[s
 def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     for series in panel.series:
         number = labels.index(series.label)
-        found = sorted(series.values.items())
+        found = sorted((position, values) for position, values in series.values.items() if values)
         x = [position for position, _ in found]
         low, high = ([edge(values) for _, values in found] for edge in (min, max))
         axes.fill_between(x, low, high, color=_colour(number), alpha=0.18, linewidth=0)

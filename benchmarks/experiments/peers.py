@@ -315,7 +315,9 @@ def _write(
         Dots(setting, "barrier (nats)", _dots(same))
         for setting, same in grouped(rows, lambda row: row.setting).items()
     ]
-    picture = draw_dots(panels, min(3, len(panels)), "Barrier by method; bars are means")
+    picture = draw_dots(
+        panels, 3 if len(panels) in (3, 5, 6) else 2, "Barrier by method; bars are means"
+    )
     report.picture("barriers", picture, "Barrier by method and kind of network")
     report.rows(
         "verdicts",

@@ -274,12 +274,13 @@ def _say_barrier(report: Report, study: _Study) -> None:
         f"{'every filter size' if len(helps) == len(kernels) else ', '.join(helps) or 'no size'}."
     )
     if first != last:
-        ends = [figure(kernel, AFTER, RECALIBRATED) for kernel in (first, last)]
-        word = "falls" if ends[1] < ends[0] else "does not fall"
+        found = {kernel: figure(kernel, AFTER, RECALIBRATED) for kernel in kernels}
+        best = min(kernels, key=lambda kernel: found[kernel])
         report.say(
             "The original found larger filters slightly better. Here the barrier after rebasing "
-            f"(recalibrated) {word} from {first} × {first} to {last} × {last}: {ends[0]:.3f} to "
-            f"{ends[1]:.3f} nats. On images of {study.data.shape[-1]} pixels, halved three times, "
+            f"(recalibrated) is lowest with {best} × {best}, {found[best]:.3f} nats, beside "
+            f"{found[first]:.3f} with {first} × {first} and {found[last]:.3f} with {last} × "
+            f"{last}. On images of {study.data.shape[-1]} pixels, halved three times, "
             "many taps of the largest filters see only padding; nothing reads those, and they are "
             "neither compared nor permuted."
         )
