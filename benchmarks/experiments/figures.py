@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.experiments.lines import Line, grouped
 
@@ -201,6 +202,9 @@ def _draw_dots(axes: Axes, panel: Dots, names: Sequence[str], labels: Sequence[s
     every = [value for found in panel.values.values() for v in found.values() for value in v]
     if every and min(every) > 0:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(min(every) / _MARGIN, max(every) * _MARGIN)
     else:
         axes.set_xscale("symlog", linthresh=0.01)
