@@ -36,22 +36,30 @@ def compact(columns: Sequence[Ints]) -> list[list[Ints]]:
 
 
 def with_blocks(ledger: Ledger, columns: Sequence[Ints]) -> list[Ints]:
-    """Labels that meet on a tensor, with those of a grid in blocks replaced by labels of blocks.
+    """Labels that meet on a tensor, with those of a grid replaced by labels of blocks.
 
-    Where only one field varies along some axes, and the labels that it has there are the same or
-    others from position to position of the rest, it says no more than that these labels move
-    inside a block, and which block is where. A grouped convolution has such a field for its inputs.
+    Where only one field varies along some axes, other fields tell apart all positions of the rest,
+    and the labels that the field has at two of these are the same or have nothing in common, it
+    says no more than that these labels move inside a block, and which block is where. A grouped
+    convolution has such a field for its inputs.
     """
     found = list(columns)
     for index, column in enumerate(columns):
-        others = {
-            axis for other in (*columns[:index], *columns[index + 1 :]) for axis in _axes(other)
-        }
-        own = [axis for axis in _axes(column) if axis not in others]
-        outer = [axis for axis in _axes(column) if axis in others]
-        if own and outer and (column >= 0).all():
+        others = [*columns[:index], *columns[index + 1 :]]
+        shared = {axis for other in others for axis in _axes(other)}
+        own = [axis for axis in _axes(column) if axis not in shared]
+        outer = [axis for axis in _axes(column) if axis in shared]
+        if own and outer and (column >= 0).all() and _tell_apart(others, column, outer):
             found[index] = _blocks(ledger, column, outer, own)
     return found
+
+
+def _tell_apart(columns: Sequence[Ints], like: Ints, axes: Sequence[int]) -> bool:
+    """Whether the fields along nothing but some axes have another tuple at each position."""
+    along = [column for column in columns if set(axes).issuperset(_axes(column))]
+    shape = [size if axis in axes else 1 for axis, size in enumerate(like.shape)]
+    flat = [np.broadcast_to(column, shape).reshape(-1) for column in along]
+    return bool(flat) and int(row_codes(flat).max()) + 1 == math.prod(shape)
 
 
 def _blocks(ledger: Ledger, column: Ints, outer: Sequence[int], own: Sequence[int]) -> Ints:

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.on_meta import on_meta
-from fxrebasin.passes.relations import compact
+from fxrebasin.passes.relations import compact, with_blocks
 
 SIZES = (2, 3, 2)
 UNITS = 4
@@ -45,6 +46,53 @@ def test_compact_relations_allow_the_same_permutations(fields):
     full = [field.reshape(-1) for field in np.broadcast_arrays(*fields)]
     allowed = set.intersection(*(preserved_by(part) for part in compact(fields)))
     assert allowed == preserved_by(full)
+
+
+@st.composite
+def grids(draw):
+    """A field over a grid of distinct or repeated rows, and fields along its first axis."""
+    rows = draw(st.lists(st.sampled_from([(0, 1), (2, 3), (1, 0), (1, 2)]), min_size=3, max_size=3))
+    label = st.integers(4, 6) if draw(st.booleans()) else st.integers(-4, -2)
+    first = draw(st.lists(label, min_size=3, max_size=3, unique=draw(st.booleans())))
+    return [np.array(rows), np.array(first).reshape(3, 1)]
+
+
+def rows_of(fields):
+    return set(map(tuple, np.stack([f.ravel() for f in np.broadcast_arrays(*fields)], 1).tolist()))
+
+
+def moved(units, move):
+    return tuple(move[label] if label >= 0 else label for label in units)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(grids())
+def test_blocks_allow_the_same_permutations(fields):
+    """A permutation of the units is allowed if some permutation of the blocks goes with it."""
+    ledger = Ledger()
+    ledger.fresh(7)
+    found = with_blocks(ledger, fields)
+    table, part = rows_of(fields), rows_of(found)
+    edges = set().union(*(rows_of([edge.children, edge.parents]) for edge in ledger.edges))
+    blocks = list(range(7, ledger.size))
+    for low in permutations(range(4)):
+        for high in permutations(range(4, 7)):
+            move = [*low, *high]
+            whole = {moved(row, move) for row in table} == table
+            parts = any(
+                {moved(row, [*move, *order]) for row in part} == part
+                and {moved(row, [*move, *order]) for row in edges} == edges
+                for order in permutations(blocks)
+            )
+            assert whole == parts
+
+
+def test_the_inputs_of_a_grouped_convolution_are_blocks():
+    ledger = Ledger()
+    ledger.fresh(12)
+    inputs = np.arange(8).reshape(2, 4).repeat(2, axis=0)
+    found = with_blocks(ledger, [np.arange(8, 12).reshape(4, 1), inputs])
+    assert [item.tolist() for item in found] == [[[8], [9], [10], [11]], [[12], [12], [13], [13]]]
 
 
 def test_rigid_labels_are_summed_up_before_they_are_broadcast():
