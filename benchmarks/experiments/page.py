@@ -20,6 +20,8 @@ repeated here. Each section is what the command that it names wrote, sentences i
 made from the figures, by the same code. Figures are means over pairs of networks trained from
 different seeds, in brackets least and most; bands in the pictures go from least to most. Barriers
 are the largest excess of the held-out loss over the straight line between the losses of the ends.
+Parts of some experiments ran in processes of their own, side by side, and were put together from
+their tables by the code of the command; minutes are then sums, without the training of networks.
 
 Without `--data-dir` experiments run on data that are part of installed packages: scikit-learn's
 handwritten digits, and the source text of Python's standard library. **All figures on this page
