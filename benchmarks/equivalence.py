@@ -1,7 +1,8 @@
 """Does a random element of the symmetry group leave torchvision's classifiers unchanged?
 
     python -m benchmarks.equivalence                      a set of 12 models, a few minutes
-    python -m benchmarks.equivalence --models all         all 80
+    python -m benchmarks.equivalence --models all         all 80, some hours
+    python -m benchmarks.equivalence --models all --resume   the same, after an interruption
     python -m benchmarks.equivalence --models resnet18,vit_b_16 --skip-onnx
 
 Each model gets random weights and BatchNorm statistics, is analysed, and is permuted by an element
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 import fxrebasin
-from benchmarks.support.equivalence_table import Row, console_table, write_tables
+from benchmarks.support.equivalence_table import Row, console_table, read_rows, write_tables
 from benchmarks.support.randomise import randomise
 from benchmarks.support.torchvision_shim import ensure_torchvision
 from fxrebasin.blame import attempt, first_lines
@@ -66,6 +67,7 @@ class Settings:
 @click.option("--size", type=click.IntRange(min=32), default=224, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--skip-onnx", is_flag=True, help="Only float64.")
+@click.option("--resume", is_flag=True, help="Keep what passed in an earlier run of the same set.")
 @click.pass_context
 def main(
     ctx: click.Context,
@@ -75,6 +77,7 @@ def main(
     size: int,
     seed: int,
     skip_onnx: bool,
+    resume: bool,
 ) -> None:
     """Permute torchvision's classifiers at random and measure what changes."""
     if threads is not None:
@@ -82,17 +85,20 @@ def main(
     ensure_torchvision()
     names, label = _choose(models)
     settings = Settings(size=size, seed=seed, onnx=not skip_onnx)
-    rows: list[Row] = []
+    before = read_rows(out / f"{label}.csv") if resume else []
+    found = {row.model: row for row in before if row.passed}
     with progress_bar() as progress:
         task = progress.add_task("equivalence", total=len(names))
         for name in names:
             progress.update(task, description=name)
-            rows.append(measure(name, settings))
-            write_tables(out, label, rows)
-            if not rows[-1].passed:
-                click.echo(f"{name}: {rows[-1].reason}", err=True)
-            gc.collect()
+            if name not in found:
+                found[name] = measure(name, settings)
+                write_tables(out, label, [found[item] for item in names if item in found])
+                gc.collect()
+            if not found[name].passed:
+                click.echo(f"{name}: {found[name].reason}", err=True)
             progress.advance(task)
+    rows = [found[name] for name in names]
     output_console().print(console_table(rows))
     failed = [row.model for row in rows if not row.passed]
     click.echo(f"{len(rows) - len(failed)} of {len(rows)} pass; see {out / label}.csv and .md")

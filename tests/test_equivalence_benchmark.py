@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torchvision import models
 import fxrebasin
 from benchmarks import equivalence
 from benchmarks.equivalence import DEFAULT_MODELS, Settings, main, measure
-from benchmarks.support.equivalence_table import Row, write_tables
+from benchmarks.support.equivalence_table import Row, read_rows, write_tables
 from benchmarks.support.randomise import randomise
 from fxrebasin.errors import ExportError
 
@@ -41,6 +42,28 @@ def test_the_figures_of_a_model(row):
     assert row.smallest_tolerance <= row.tolerance
     for seconds in ("build", "analyse", "apply", "float64", "onnx"):
         assert getattr(row, f"{seconds}_seconds") > 0
+
+
+def test_rows_are_read_as_they_were_written(tmp_path, row):
+    broken = Row("broken", reason="a | b\nc")
+    write_tables(tmp_path, "two", [row, broken])
+    assert read_rows(tmp_path / "two.csv") == [row, broken]
+    assert read_rows(tmp_path / "none.csv") == []
+
+
+def test_resume_measures_what_has_not_passed(tmp_path, row, monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        equivalence, "measure", lambda name, _: measured.append(name) or replace(row, model=name)
+    )
+    write_tables(tmp_path, "selected", [row, Row("alexnet", reason="it failed")])
+    models = "--models=alexnet,squeezenet1_1,vgg11"
+    assert run(models, "--out", tmp_path, "--resume").exit_code == 0
+    assert measured == ["alexnet", "vgg11"]
+    names = [found.model for found in read_rows(tmp_path / "selected.csv")]
+    assert names == ["alexnet", "squeezenet1_1", "vgg11"]
+    assert run(models, "--out", tmp_path).exit_code == 0
+    assert len(measured) == 5
 
 
 def test_the_tables_are_complete(tmp_path, row):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 from rich.table import Table
@@ -81,6 +82,26 @@ def write_tables(out: Path, label: str, rows: Sequence[Row]) -> None:
     writer.writerows(asdict(row) for row in rows)
     publish(out / f"{label}.csv", buffer.getvalue().encode(), overwrite=True)
     publish(out / f"{label}.md", _markdown(rows).encode(), overwrite=True)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a CSV file that `write_tables` wrote; none if there is no such file."""
+    if not path.exists():
+        return []
+    hints = get_type_hints(Row)
+    with path.open(newline="") as file:
+        return [
+            Row(**{key: _parsed(text, hints[key]) for key, text in record.items()})
+            for record in csv.DictReader(file)
+        ]
+
+
+def _parsed(text: str, hint: object) -> object:
+    if hint is str:
+        return text
+    if not text:
+        return None
+    return int(text) if hint == int | None else float(text)
 
 
 def console_table(rows: Sequence[Row]) -> Table:
