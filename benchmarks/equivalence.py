@@ -3,6 +3,8 @@
     python -m benchmarks.equivalence                      a set of 12 models, a few minutes
     python -m benchmarks.equivalence --models all         all 80, some hours
     python -m benchmarks.equivalence --models all --resume   the same, after an interruption
+    python -m benchmarks.equivalence --models all --size 64  then --resume at 224 for those
+                                                          that do not take small images
     python -m benchmarks.equivalence --models resnet18,vit_b_16 --skip-onnx
 
 Each model gets random weights and BatchNorm statistics, is analysed, and is permuted by an element
@@ -140,7 +142,7 @@ class _Measurement:
     """Fills a row stage by stage, so that a failure keeps what came before it."""
 
     def __init__(self, name: str, settings: Settings) -> None:
-        self.row = Row(model=name)
+        self.row = Row(model=name, size=settings.size)
         self.settings = settings
 
     def run(self) -> None:

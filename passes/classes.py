@@ -14,7 +14,7 @@ import networkx as nx
 import numpy as np
 
 from fxrebasin.errors import FxRebasinError
-from fxrebasin.passes.rows import Hashes, Ints, row_codes
+from fxrebasin.passes.rows import Hashes, Ints, distinct, row_codes
 from fxrebasin.passes.structure import Structure
 
 
@@ -80,12 +80,15 @@ class Motion:
 
     def kind_of(self, codes: Ints) -> Ints:
         """The kind that numbers belong to; -1 for what cannot move."""
+        first, last = np.searchsorted(self.starts, [codes.min(), codes.max()], side="right") - 1
+        if first == last:
+            return np.full(codes.size, first)
         return np.where(codes >= 0, np.searchsorted(self.starts, codes, side="right") - 1, -1)
 
     def coordinates(self, kind: int, codes: Ints) -> Ints:
         """Coordinates of numbers of one kind, one row each."""
         sizes = [column.size for column in self.kinds[kind]]
-        return np.stack(np.unravel_index(codes - self.starts[kind], sizes), axis=1)
+        return np.stack(np.unravel_index(codes - self.starts[kind], sizes)).T
 
 
 def motion(classes: Classes) -> Motion:
@@ -118,7 +121,7 @@ def classify(structure: Structure, colors: Hashes, roots: Ints) -> Classes:
     Raises:
         IrregularError: parents do not have their children in a regular grid.
     """
-    canonical = np.unique(roots)
+    canonical = distinct(roots)
     index_of_color, members = _by_color(colors, canonical)
     parents = _parent_edges(structure, index_of_color, members)
     builder = _Builder(index_of_color)
@@ -156,7 +159,7 @@ def _parent_edges(
     for edge in structure.edges:
         child_colors = index_of_color[edge.children]
         moving = (child_colors >= 0) & (index_of_color[edge.parents] >= 0)
-        for item in np.unique(child_colors[moving]):
+        for item in distinct(child_colors[moving]):
             chosen = moving & (child_colors == item)
             order = np.argsort(edge.children[chosen])
             children, above = edge.children[chosen][order], edge.parents[chosen][order]
@@ -241,5 +244,5 @@ def combine(
                 columns.append(wanted)
                 contents.append(content)
                 position.append(len(columns) - 1)
-    rows = np.stack(contents, axis=1) if contents else np.zeros((length, 0), dtype=np.int64)
+    rows = np.stack(contents).T if contents else np.zeros((length, 0), dtype=np.int64)
     return tuple(columns), rows

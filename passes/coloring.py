@@ -1,116 +1,159 @@
 """Colour refinement: units of one colour have the same role in everything that was recorded.
 
-The one-dimensional Weisfeiler-Leman algorithm, with 64-bit hashes as colours.
+The one-dimensional Weisfeiler-Leman algorithm, with 64-bit hashes as colours. Tables are stacked,
+so that a round takes some operations on a few long arrays and not on hundreds of short ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from fxrebasin.passes.entries import Edge
 from fxrebasin.passes.ledger import Ledger
-from fxrebasin.passes.rows import Hashes, Ints, Table, mix
+from fxrebasin.passes.rows import Hashes, Ints, Table, distinct, mix
 from fxrebasin.passes.structure import Structure
 
 _ROUNDS = 64
 
 
-def color(ledger: Ledger, structure: Structure, pinned: Ints) -> Hashes:
-    """The colour of every unit (of a tie, that of its representative)."""
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """The rows of all tables that have as many columns, and a salt for each row: its table's."""
+
+    rows: Table
+    salts: Ints
+
+
+def color(ledger: Ledger, structure: Structure, seen: Hashes, pinned: Ints) -> Hashes:
+    """The colour of every unit (of a tie, that of its representative).
+
+    Args:
+        ledger: for representatives.
+        structure: what units occur with.
+        seen: the occurrences of units before any tie.
+        pinned: units that do not move.
+    """
     roots = ledger.compress()
-    colors = _initial(ledger, structure, roots, pinned)
-    tables = [table for table in structure.tables if (table >= 0).any()]
+    colors = _initial(seen, roots, pinned)
+    stacks = _stacked([table for table in structure.tables if (table >= 0).any()])
+    edges = _stacked_edges(structure.edges)
     canonical = np.flatnonzero(roots == np.arange(roots.size))
-    distinct = np.unique(colors[canonical]).size
+    before = distinct(colors[canonical]).size
     for _ in range(_ROUNDS):
-        colors = _refined(colors, tables, structure.edges)
-        now = np.unique(colors[canonical]).size
-        if now == distinct:
+        colors = _with_occurrences(colors, mix(colors, 5), stacks) + _beside(colors, edges)
+        now = distinct(colors[canonical]).size
+        if now == before:
             break
-        distinct = now
+        before = now
     return colors[roots]
 
 
 def marks(ledger: Ledger) -> Hashes:
     """What sets units apart that may have been tied: their birth, the selections that they fell
     into, and the same of the units that they were tied to directly.
+
+    Args:
+        ledger: all units.
     """
     own = _own_marks(ledger)
+    if not ledger.ties:
+        return own
+    one, two = (np.concatenate(side) for side in zip(*ledger.ties, strict=True))
     result = own
-    distinct = np.unique(result).size
+    before = distinct(result).size
     for _ in range(_ROUNDS):
         spread = mix(own, 7)
-        with np.errstate(over="ignore"):
-            for one, two in ledger.ties:
-                np.add.at(spread, one, mix(result[two], 8))
-                np.add.at(spread, two, mix(result[one], 8))
-        now = np.unique(spread).size
-        if now <= distinct:
+        np.add.at(spread, one, mix(result[two], 8))
+        np.add.at(spread, two, mix(result[one], 8))
+        now = distinct(spread).size
+        if now <= before:
             return result
-        result, distinct = spread, now
+        result, before = spread, now
     return result
 
 
 def _own_marks(ledger: Ledger) -> Hashes:
-    found = np.zeros(ledger.size, dtype=np.int64)
-    for index, (start, end) in enumerate(ledger.births):
-        found[start:end] = index
-    result = mix(found, 1)
-    with np.errstate(over="ignore"):
-        for index, values in enumerate(ledger.members):
-            labels = values.reshape(-1).numpy()
-            labels = labels[labels >= 0]
-            np.add.at(result, labels, mix(np.full(labels.size, index), 2))
+    births = np.array([end - start for start, end in ledger.births], np.int64)
+    result = mix(np.repeat(np.arange(births.size), births), 1)
+    if ledger.members:
+        selections = [values.reshape(-1).numpy() for values in ledger.members]
+        labels = np.concatenate(selections)
+        index = np.repeat(np.arange(len(selections)), [item.size for item in selections])
+        free = labels >= 0
+        np.add.at(result, labels[free], mix(index[free], 2))
     return result
 
 
-def occurrences(ledger: Ledger, structure: Structure) -> Hashes:
-    """The marks of units, and of what each occurs with, both before any tie."""
-    own = marks(ledger)
-    result = mix(own, 3)
-    with np.errstate(over="ignore"):
-        for index, table in enumerate(structure.raw):
-            salts = [8 + 64 * index + column for column in range(table.shape[1])]
-            seen = np.zeros(table.shape[0], dtype=np.uint64)
-            for column, salt in zip(table.T, salts, strict=True):
-                seen = seen + mix(_label_colors(own, column), salt)
-            for column, salt in zip(table.T, salts, strict=True):
-                free = column >= 0
-                np.add.at(result, column[free], mix(seen[free], salt + 31))
+def occurrences(own: Hashes, structure: Structure) -> Hashes:
+    """The marks of units, and of what each occurs with, both before any tie.
+
+    Args:
+        own: the marks of units.
+        structure: what units occur with.
+    """
+    return _with_occurrences(own, mix(own, 3), _stacked(structure.raw))
+
+
+def _stacked(tables: Sequence[Table]) -> list[_Stack]:
+    by_width: dict[int, list[tuple[int, Table]]] = {}
+    for index, table in enumerate(tables):
+        by_width.setdefault(table.shape[1], []).append((index, table))
+    return [
+        _Stack(
+            np.concatenate([table for _, table in items]),
+            np.repeat([8 + 64 * index for index, _ in items], [len(table) for _, table in items]),
+        )
+        for items in by_width.values()
+    ]
+
+
+def _with_occurrences(colors: Hashes, base: Hashes, stacks: Iterable[_Stack]) -> Hashes:
+    """A copy of hashes of units, plus one for each row that a unit is in."""
+    result = base.copy()
+    for stack in stacks:
+        salts = [stack.salts + column for column in range(stack.rows.shape[1])]
+        seen = np.zeros(stack.salts.size, dtype=np.uint64)
+        for column, salt in zip(stack.rows.T, salts, strict=True):
+            seen += mix(_label_colors(colors, column), salt)
+        for column, salt in zip(stack.rows.T, salts, strict=True):
+            free = column >= 0
+            np.add.at(result, column[free], mix(seen[free], salt[free] + 31))
     return result
 
 
-def _initial(ledger: Ledger, structure: Structure, roots: Ints, pinned: Ints) -> Hashes:
+def _stacked_edges(edges: Sequence[Edge]) -> tuple[Ints, Ints, Ints]:
+    """Children, parents, and the number of the edge that each pair is of."""
+    empty = np.zeros(0, np.int64)
+    return (
+        np.concatenate([empty, *(edge.children for edge in edges)]),
+        np.concatenate([empty, *(edge.parents for edge in edges)]),
+        np.repeat(np.arange(len(edges)), [edge.children.size for edge in edges]),
+    )
+
+
+def _beside(colors: Hashes, edges: tuple[Ints, Ints, Ints]) -> Hashes:
+    """For each unit, a hash of the colours of its parents and children."""
+    children, parents, index = edges
+    result = np.zeros_like(colors)
+    np.add.at(result, children, mix(colors[parents], -1 - 2 * index))
+    np.add.at(result, parents, mix(colors[children], -2 - 2 * index))
+    return result
+
+
+def _initial(seen: Hashes, roots: Ints, pinned: Ints) -> Hashes:
     """What all units tied to one occur with; pinned units are all different.
 
     Looked at before ties: units inside two parents that got tied must not be exchanged across
     the tie.
     """
-    colors = np.zeros(ledger.size, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        np.add.at(colors, roots, occurrences(ledger, structure))
-        fixed = np.unique(roots[pinned])
-        np.add.at(colors, fixed, mix(fixed, 4))
+    colors = np.zeros(seen.size, dtype=np.uint64)
+    np.add.at(colors, roots, seen)
+    fixed = distinct(roots[pinned])
+    np.add.at(colors, fixed, mix(fixed, 4))
     return colors
-
-
-def _refined(colors: Hashes, tables: Sequence[Table], edges: Iterable[Edge]) -> Hashes:
-    result = mix(colors, 5)
-    with np.errstate(over="ignore"):
-        for index, table in enumerate(tables):
-            salts = [8 + 64 * index + column for column in range(table.shape[1])]
-            marks = np.zeros(table.shape[0], dtype=np.uint64)
-            for column, salt in zip(table.T, salts, strict=True):
-                marks = marks + mix(_label_colors(colors, column), salt)
-            for column, salt in zip(table.T, salts, strict=True):
-                free = column >= 0
-                np.add.at(result, column[free], mix(marks[free], salt + 31))
-        for index, edge in enumerate(edges):
-            np.add.at(result, edge.children, mix(colors[edge.parents], -1 - 2 * index))
-            np.add.at(result, edge.parents, mix(colors[edge.children], -2 - 2 * index))
-    return result
 
 
 def _label_colors(colors: Hashes, labels: Ints) -> Hashes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,8 +22,8 @@ from fxrebasin.passes.placing import (
     place,
 )
 from fxrebasin.passes.propagate import Propagation
-from fxrebasin.passes.relations import compact, with_blocks
-from fxrebasin.passes.rows import Hashes, Ints, row_codes
+from fxrebasin.passes.relations import compact, maximal, with_blocks
+from fxrebasin.passes.rows import Hashes, Ints, count_rows, distinct, row_codes
 from fxrebasin.passes.state_fields import StateField, squeezed, state_fields
 from fxrebasin.passes.structure import Structure, derive
 
@@ -45,13 +45,17 @@ def group(propagation: Propagation) -> Grouping:
     ledger = propagation.ledger
     fields = state_fields(ledger, propagation.shapes)
     relations = [
-        part for met in ledger.relations for part in compact([labels.numpy() for labels in met])
+        part
+        for met in maximal(ledger.relations)
+        for part in compact([labels.numpy() for labels in met])
     ]
     known = ledger.size
     relations += _relations_of_state(ledger, propagation.shapes, fields)
     structure = derive(ledger, relations)
-    _pin_tied_alike(ledger, structure, known)
-    classes, placements = _solve(propagation, structure, fields)
+    own = marks(ledger)
+    seen = occurrences(own, structure)
+    _pin_tied_alike(ledger, seen[:known])
+    classes, placements = _solve(propagation, structure, fields, own, seen)
     read = _read(ledger, structure, fields, known)
     return _named(propagation, fields, classes, placements, _classes_of(classes, read))
 
@@ -70,20 +74,33 @@ def _relations_of_state(
 
 
 def _solve(
-    propagation: Propagation, structure: Structure, fields: Mapping[str, list[StateField]]
+    propagation: Propagation,
+    structure: Structure,
+    fields: Mapping[str, list[StateField]],
+    own: Hashes,
+    seen: Hashes,
 ) -> tuple[Classes, dict[str, list[Placement]]]:
-    """Classes that all tables and tensors are closed under; what is irregular gets pinned."""
+    """Classes that all tables and tensors are closed under; what is irregular gets pinned.
+
+    Args:
+        propagation: what was recorded.
+        structure: what follows from it.
+        fields: the labels on state tensors.
+        own: the marks of units.
+        seen: their occurrences.
+    """
     ledger = propagation.ledger
     while True:
         roots = ledger.compress()
         pinned = [pin.units for pin in ledger.pins]
-        fixed = np.unique(np.concatenate(pinned)) if pinned else np.zeros(0, np.int64)
+        fixed = distinct(np.concatenate(pinned)) if pinned else np.zeros(0, np.int64)
         try:
-            colors = color(ledger, structure, fixed)
+            colors = color(ledger, structure, seen, fixed)
             classes = classify(structure, colors, roots)
             for table in structure.tables:
                 check_closed(classes, table)
-            return classes, _placements(propagation, motion(classes), fields, colors)
+            unit_marks = (own ^ colors).view(np.int64)
+            return classes, _placements(propagation, motion(classes), fields, unit_marks)
         except IrregularError as error:
             ledger.pin(error.units, error.reason)
 
@@ -108,7 +125,7 @@ def _read(
         labels = values.reshape(-1)
         used[roots[labels[labels >= 0]]] = True
     tables = [table for table in structure.tables if table.shape[1] > 1]
-    tables += [np.stack([edge.children, edge.parents], axis=1) for edge in structure.edges]
+    tables += [np.stack([edge.children, edge.parents]).T for edge in structure.edges]
     before = -1
     while before != (before := int(used.sum())):
         for table in tables:
@@ -128,26 +145,27 @@ def _classes_of(classes: Classes, units: Bools) -> set[int]:
     }
 
 
-def _pin_tied_alike(ledger: Ledger, structure: Structure, known: int) -> None:
+def _pin_tied_alike(ledger: Ledger, seen: Hashes) -> None:
     """Pin units that are tied to another of the same birth that nothing tells from them.
 
-    Units that the derivation made have no positions of their own, and may be tied.
+    Args:
+        ledger: for representatives.
+        seen: the occurrences of the units that propagation made; those that the derivation added
+            have no positions of their own, and may be tied.
     """
-    roots = ledger.compress()[:known]
+    roots = ledger.compress()[: seen.size]
     if roots.size:
-        seen = occurrences(ledger, structure)[:known]
         code = row_codes([roots, seen.view(np.int64)])
         alike = np.bincount(code)[code] > 1
-        ledger.pin(np.unique(roots[alike]), "tied to another unit of its own axis")
+        ledger.pin(distinct(roots[alike]), "tied to another unit of its own axis")
 
 
 def _placements(
     propagation: Propagation,
     moves: Motion,
     fields: Mapping[str, list[StateField]],
-    colors: Hashes,
+    unit_marks: Ints,
 ) -> dict[str, list[Placement]]:
-    unit_marks = (marks(propagation.ledger) ^ colors).view(np.int64)
     placer = _Placer(propagation.ledger, moves, unit_marks)
     found: dict[str, list[Placement]] = {}
     alike: dict[object, list[Placement]] = {}
@@ -176,7 +194,8 @@ class _Placer:
     """
 
     def __init__(self, ledger: Ledger, moves: Motion, unit_marks: Ints) -> None:
-        self._ledger, self._moves, self._marks = ledger, moves, unit_marks
+        self._moves, self._marks = moves, unit_marks
+        self._codes = _codes_of_units(ledger.compress(), moves)
         self._placed: dict[tuple[bytes, ...], Placement | None] = {}
 
     def placements(self, fields: Sequence[StateField], shape: Sequence[int]) -> list[Placement]:
@@ -189,22 +208,25 @@ class _Placer:
         Raises:
             IrregularError: two positions that differ would have to move alike.
         """
-        coded = [
-            squeezed(replace(f, values=_coded(self._ledger, self._moves, f.values))) for f in fields
-        ]
+        coded = [squeezed(replace(f, values=self._coded(f.values))) for f in fields]
         found = []
         for axes in axis_groups(coded, len(shape)):
             columns = group_columns(coded, axes, shape)
-            if not any((self._moves.kind_of(column) >= 0).any() for column in columns):
+            if not any((column >= 0).any() for column in columns):
                 continue
             try:
                 placement = self._place(columns, group_columns(fields, axes, shape), axes)
             except IrregularError as error:
                 units = np.concatenate([f.values.reshape(-1) for f in fields])
-                raise IrregularError(np.unique(units[units >= 0]), error.reason) from error
+                raise IrregularError(distinct(units[units >= 0]), error.reason) from error
             if placement is not None:
                 found.append(replace(placement, axes=axes))
         return found
+
+    def _coded(self, values: Ints) -> Ints:
+        if not self._codes.size:
+            return values
+        return np.where(values >= 0, self._codes[np.maximum(values, 0)], values)
 
     def _place(
         self, columns: list[Ints], raw: list[Ints], axes: tuple[int, ...]
@@ -216,13 +238,10 @@ class _Placer:
         return self._placed[key]
 
 
-def _coded(ledger: Ledger, moves: Motion, values: Ints) -> Ints:
-    """Numbers of coordinates; all labels that cannot move stay rigid labels."""
-    labels = ledger.find(values)
-    if not moves.codes.size:
-        return labels
-    codes = np.where(labels >= 0, moves.codes[np.maximum(labels, 0)], -1)
-    return np.where(codes >= 0, codes, np.where(labels >= 0, -2 - labels - _RIGID, labels))
+def _codes_of_units(roots: Ints, moves: Motion) -> Ints:
+    """By unit, the number of its coordinates; of those that cannot move, a rigid label."""
+    codes = moves.codes[roots]
+    return np.where(codes >= 0, codes, -2 - roots - _RIGID)
 
 
 _RIGID = 1 << 40
@@ -231,18 +250,14 @@ _RIGID = 1 << 40
 
 def _told_apart(columns: list[Ints], raw: list[Ints], unit_marks: Ints) -> list[Ints]:
     """The columns, with the marks of units where ties made two positions alike that differ."""
-    count = _count_tuples(columns)
-    if count == columns[0].size or not raw or count >= _count_tuples([*columns, *raw]):
+    count = count_rows(columns)
+    if count == columns[0].size or not raw or count >= count_rows([*columns, *raw]):
         return columns
     seen = [np.where(column >= 0, unit_marks[np.maximum(column, 0)], column) for column in raw]
     marked = [*columns, -2 - row_codes(seen)]
-    if _count_tuples(marked) < _count_tuples([*columns, *raw]):
+    if count_rows(marked) < count_rows([*columns, *raw]):
         raise IrregularError(np.zeros(0, np.int64), "two positions of an axis that are tied")
     return marked
-
-
-def _count_tuples(columns: Sequence[Ints]) -> int:
-    return int(row_codes(columns).max(initial=-1)) + 1
 
 
 def _named(
@@ -284,16 +299,28 @@ def _axes_of_classes(
     found: dict[int, dict[tuple[str, int], None]] = {}
     for state in shapes:
         for item in placements.get(state, []):
-            sizes = [shapes[state][axis] for axis in item.axes]
-            for columns, positions in item.pieces:
-                coordinates = np.unravel_index(positions, sizes)
-                for index, column in enumerate(columns):
-                    if column is None:
-                        continue
-                    for axis, coordinate in zip(item.axes, coordinates, strict=True):
-                        if (np.diff(coordinate, axis=index) != 0).any():
-                            found.setdefault(column.index, {}).setdefault((state, axis))
+            for index, axis in _moves(item, shapes[state]):
+                found.setdefault(index, {}).setdefault((state, axis))
     return {index: list(items) for index, items in found.items()}
+
+
+def _moves(item: Placement, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Pairs of a class and an axis of the tensor along which its units are at several positions."""
+    sizes = [shape[axis] for axis in item.axes]
+    for columns, positions in item.pieces:
+        coordinates = np.unravel_index(positions, sizes)
+        for index, column in enumerate(columns):
+            if column is None:
+                continue
+            for axis, coordinate in zip(item.axes, coordinates, strict=True):
+                if len(item.axes) == 1 or _varies(coordinate, index):
+                    yield column.index, axis
+
+
+def _varies(values: Ints, axis: int) -> bool:
+    """Whether an array differs anywhere along an axis; the first two places mostly say so."""
+    first = values.take([0], axis=axis)
+    return bool((values.take([1], axis=axis) != first).any() or (values != first).any())
 
 
 def _names(
@@ -346,7 +373,7 @@ def _reason(
         return "not read by the forward pass, or only as a constant"
     touching = [item for item in fields if axis in item.axes]
     for item in touching:
-        for unit in ledger.find(np.unique(item.values)).tolist():
+        for unit in ledger.find(distinct(item.values)).tolist():
             if unit in reasons:
                 return reasons[unit]
     for item in touching:

@@ -30,11 +30,12 @@ from fxrebasin.labels import (
     elements_of,
     labels_of,
     positions,
+    reshape_labels,
     squeeze_constant,
     varying_axes,
 )
 from fxrebasin.passes.entries import ROUTED, Edge, Imposition, Pin
-from fxrebasin.passes.rows import Ints, distinct_rows, multiset_hashes, row_codes
+from fxrebasin.passes.rows import Ints, count_rows, distinct, distinct_rows, multiset_hashes
 from fxrebasin.passes.units import Units
 from fxrebasin.provenance import Origin
 
@@ -48,7 +49,7 @@ class Ledger(Units):
 
     origins: list[Origin] = field(default_factory=list)
     edges: list[Edge] = field(default_factory=list)
-    relations: list[tuple[Tensor, ...]] = field(default_factory=list)
+    relations: dict[tuple[object, ...], tuple[Tensor, ...]] = field(default_factory=dict)
     members: list[Tensor] = field(default_factory=list)
     used: list[Tensor] = field(default_factory=list)
     used_states: set[str] = field(default_factory=set)
@@ -69,7 +70,7 @@ class Ledger(Units):
         """Record that units never move; rigid labels are passed over."""
         free = units[units >= 0]
         if free.size:
-            self.pins.append(Pin(np.unique(free), reason, self.origin))
+            self.pins.append(Pin(distinct(free), reason, self.origin))
 
     def use(self, labels: Labels) -> None:
         """Record that something is computed from the values of these units."""
@@ -82,11 +83,7 @@ class Ledger(Units):
         if len(columns) < 2:
             return
         tensors = tuple(column.values for column in columns)
-        key = ("relation", *(_identity(values) for values in tensors))
-        if key in self._seen:
-            return
-        self._seen[key] = tensors
-        self.relations.append(tensors)
+        self.relations.setdefault(tuple(identity(values) for values in tensors), tensors)
 
     def remember(self, labels: Labels | None) -> None:
         """Record a selection of units: those in it differ from those that are not."""
@@ -101,7 +98,7 @@ class Ledger(Units):
             tuple(
                 (elements.view.shape[axis], elements.view.stride(axis)) for axis in elements.axes
             ),
-            _identity(labels.values),
+            identity(labels.values),
         )
         if key in self._seen:
             return
@@ -145,11 +142,22 @@ class Ledger(Units):
             return item
         if isinstance(item, Elements):
             return self._coarsen_elements(item, inside)
-        key = ("coarsen", _identity(item.values), inside)
+        key = ("coarsen", identity(item.values), inside)
         if key not in self._seen:
             # The labels stay alive with the key, since their address is part of it.
             self._seen[key] = (item.values, self._coarsen_labels(item, inside))
         found: Field | None = self._seen[key][1]
+        return found
+
+    def reshaped(
+        self, item: Labels, before: tuple[int, ...], after: tuple[int, ...]
+    ) -> Labels | None:
+        """A field in another shape; remembered, for layers cut the same positions up alike."""
+        flags = (item.injective, item.rigid, item.reason)
+        key = ("reshape", identity(item.values), flags, before, after)
+        if key not in self._seen:
+            self._seen[key] = (item.values, reshape_labels(item, before, after))
+        found: Labels | None = self._seen[key][1]
         return found
 
     def _mark_part(self, item: Elements) -> None:
@@ -203,7 +211,7 @@ class Ledger(Units):
         if len(sets) == 1:
             return None
         inside, units = _distinct_units(sets)
-        if units.size != np.unique(units).size:
+        if units.size != distinct(units).size:
             self.pin(units, "sets of units that overlap")
             labels = positions(1, 0, len(sets), "sets of units that overlap").values
         else:
@@ -274,7 +282,7 @@ class Ledger(Units):
             for other in fields:
                 alike = isinstance(other, Labels) and (other.rigid or other.reason == item.reason)
                 if not alike and len(set(item.axes) & set(other.axes)) > 1:
-                    self.pin(np.unique(item.values.numpy()), "meets rows of another choice")
+                    self.pin(distinct(item.values.numpy()), "meets rows of another choice")
 
     def identified(self, labels: Sequence[Labels]) -> set[int]:
         """Axes all of whose positions some of the given fields tell apart."""
@@ -324,13 +332,13 @@ class Ledger(Units):
 
     @staticmethod
     def _distinct(labels: Ints) -> bool:
-        return np.unique(labels).size == labels.size
+        return distinct(labels).size == labels.size
 
     def _identify_together(self, axis: int, kept: Sequence[Labels]) -> bool:
         columns = [item.values.reshape(-1).numpy() for item in kept if item.axes == (axis,)]
         if len(columns) < 2:
             return False
-        return int(row_codes(columns).max()) + 1 == columns[0].size
+        return count_rows(columns) == columns[0].size
 
     def _join_elements(
         self, elements: Sequence[Elements], kept: list[Labels], identified: set[int]
@@ -394,7 +402,7 @@ def _preference(item: Labels) -> tuple[object, ...]:
     return (len(item.axes), item.axes, not item.injective, not item.rigid)
 
 
-def _identity(values: Tensor) -> tuple[object, ...]:
+def identity(values: Tensor) -> tuple[object, ...]:
     """Equal for two views of the same labels; valid while one of them is alive."""
     return (
         values.data_ptr(),
@@ -419,4 +427,4 @@ def elements_field(state: str, shape: Sequence[int]) -> tuple[Field, ...]:
 def free_labels(values: Tensor, like: Labels | None = None) -> Labels | None:
     """Labels from any movement of a field, with `injective` decided by looking."""
     flat = values.reshape(-1).numpy()
-    return labels_of(values, like, injective=np.unique(flat).size == flat.size)
+    return labels_of(values, like, injective=distinct(flat).size == flat.size)

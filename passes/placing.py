@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fxrebasin.layout import AxisGroup, Piece, Slot
 from fxrebasin.passes.classes import Classes, Column, IrregularError, Motion, combine
-from fxrebasin.passes.rows import Ints, Table, distinct_rows, row_codes
+from fxrebasin.passes.rows import Ints, Table, count_rows, distinct, distinct_rows, row_codes
 from fxrebasin.passes.state_fields import StateField
 
 
@@ -28,13 +28,13 @@ def check_closed(classes: Classes, table: Table) -> None:
         columns, rows = _coordinates(classes, part)
         tag = row_codes(list(np.where(_moving(classes, part), -1, part).T))
         tags = int(tag.max()) + 1
-        distinct = distinct_rows([*rows.T, tag]).shape[0]
+        found = count_rows([*rows.T, tag])
         full = int(np.prod([column.size for column in columns], dtype=np.int64))
-        if distinct == full * tags:
+        if found == full * tags:
             continue
-        if any(distinct_rows(list(rows[tag == value].T)).shape[0] != full for value in range(tags)):
+        if any(count_rows(list(rows[tag == value].T)) != full for value in range(tags)):
             free = part[_moving(classes, part)]
-            raise IrregularError(np.unique(free), _IRREGULAR)
+            raise IrregularError(distinct(free), _IRREGULAR)
 
 
 _IRREGULAR = "occurs together with others irregularly"
@@ -49,11 +49,11 @@ def _check_single(classes: Classes, table: Table, moving: npt.NDArray[np.bool_])
     tag = row_codes([np.argmax(moving, axis=1), color, *np.where(moving, -1, table).T])
     found = distinct_rows([tag, units])[:, 0]
     complete = np.zeros(int(color.max()) + 1, np.int64)
-    for index in np.unique(color):
+    for index in distinct(color):
         complete[index] = classes.coordinates[int(index)].units.size
     lacking = np.bincount(found)[tag] != complete[color]
     if lacking.any():
-        raise IrregularError(np.unique(units[lacking]), _IRREGULAR)
+        raise IrregularError(distinct(units[lacking]), _IRREGULAR)
 
 
 def _moving(classes: Classes, table: Table) -> npt.NDArray[np.bool_]:
@@ -134,18 +134,24 @@ def place(moves: Motion, columns: Sequence[Ints], axes: tuple[int, ...]) -> Plac
         columns: for every position, numbers of coordinates (see `Motion`) or rigid labels.
     """
     kinds = [moves.kind_of(column) for column in columns]
-    part = row_codes(kinds)
     pieces = []
-    for value in range(int(part.max()) + 1):
-        where = np.flatnonzero(part == value)
-        free, rows = _coordinates_of_codes(
-            moves, [(k[where], c[where]) for k, c in zip(kinds, columns, strict=True)]
-        )
+    for where in _alike(kinds):
+        part = list(zip(kinds, columns, strict=True))
+        if where.size < columns[0].size:
+            part = [(kind[where], column[where]) for kind, column in part]
+        free, rows = _coordinates_of_codes(moves, part)
         if free:
-            rigid = [c[where] for k, c in zip(kinds, columns, strict=True) if k[where[0]] < 0]
-            tag = row_codes(rigid) if rigid else np.zeros(where.size, np.int64)
-            pieces += _pieces(free, rows, tag, where)
+            rigid = [column for kind, column in part if kind[0] < 0]
+            pieces += _pieces(free, rows, rigid, where)
     return Placement(axes, tuple(pieces)) if pieces else None
+
+
+def _alike(kinds: Sequence[Ints]) -> list[Ints]:
+    """The positions of each tuple of kinds."""
+    if all((kind == kind[0]).all() for kind in kinds):
+        return [np.arange(kinds[0].size)]
+    part = row_codes(kinds)
+    return [np.flatnonzero(part == value) for value in range(int(part.max()) + 1)]
 
 
 def _coordinates_of_codes(
@@ -160,21 +166,34 @@ def _coordinates_of_codes(
 
 
 def _pieces(
-    free: tuple[Column, ...], rows: Ints, tag: Ints, where: Ints
+    free: tuple[Column, ...], rows: Ints, rigid: Sequence[Ints], where: Ints
 ) -> list[tuple[tuple[Column | None, ...], Ints]]:
+    """Grids of positions over the coordinates, one for each tuple of rigid labels if needed.
+
+    Args:
+        free: the coordinates.
+        rows: their values, one row per position.
+        rigid: columns of rigid labels.
+        where: the positions, ascending.
+    """
     sizes = [column.size for column in free]
     code = np.ravel_multi_index(tuple(rows.T), sizes)
     full = int(np.prod(sizes, dtype=np.int64))
-    order = np.lexsort((where, tag, code))
     counts = np.bincount(code, minlength=full)
+    if where.size == full and (counts == 1).all():
+        positions = np.empty(full, np.int64)
+        positions[code] = where
+        return [_piece(free, positions.reshape(*sizes, 1))]
+    tag = row_codes(rigid) if rigid else np.zeros(where.size, np.int64)
     if (counts == counts[0]).all():
+        order = np.lexsort((tag, code))
         tags = tag[order].reshape(full, -1)
         if (tags == tags[0]).all():
             return [_piece(free, where[order].reshape(*sizes, int(counts[0])))]
     pieces = []
-    for value in np.unique(tag):
+    for value in distinct(tag):
         chosen = tag == value
-        order = np.lexsort((where[chosen], code[chosen]))
+        order = np.argsort(code[chosen], kind="stable")
         positions = where[chosen][order]
         if (
             positions.size % full

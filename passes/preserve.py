@@ -102,7 +102,8 @@ def _module_states(model: nn.Module, held: Iterable[Any]) -> list[_Undo]:
 
     def restore_containers() -> None:
         for container, items, values in containers:
-            _restore_container(container, items, values)
+            if container or items:
+                _restore_container(container, items, values)
 
     def restore_flags() -> None:  # scripted submodules keep theirs outside __dict__
         for module, training in modules:

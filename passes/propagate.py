@@ -39,6 +39,7 @@ from fxrebasin.passes.schema import (
     SHAPED_LIKE,
     UNIFORM,
     bind,
+    name_of,
     tensors_in,
     touched_by,
     viewed_by,
@@ -256,7 +257,8 @@ class Propagator(TorchDispatchMode):
                 decomposed = func.decompose(*args, **options)
             if decomposed is not NotImplemented:
                 return decomposed
-        with _disable_current_modes():
+        # Either turns all modes off. The quick one turns off subclasses of tensors, too.
+        with _disable_current_modes() if types else torch._C._DisableTorchDispatch():
             return self._tracked(func, args, options)
 
     def _untracked(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -285,9 +287,10 @@ class Propagator(TorchDispatchMode):
 
     def _tracked(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         result = self.result
-        result.operators[str(func)] = result.operators.get(str(func), 0) + 1
+        name = name_of(func)
+        result.operators[name] = result.operators.get(name, 0) + 1
         node, source = self.site.describe()
-        result.ledger.origins.append(Origin(str(func), node, source))
+        result.ledger.origins.append(Origin(name, node, source))
         bound = bind(func, args, options)
         writes = written_by(func, bound)
         also = [] if writes else touched_by(func, bound)
@@ -312,7 +315,7 @@ class Propagator(TorchDispatchMode):
         rule = RULES.get(func)
         if rule is None and (outputs or also):
             rule = pin_everything("unknown operator")
-            result.unknown.setdefault(str(func))
+            result.unknown.setdefault(name)
         else:
             also = []
         values = [] if rule is None else self._apply(rule, call)

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from fxrebasin.passes.entries import Edge
 from fxrebasin.passes.ledger import Ledger
-from fxrebasin.passes.rows import Hashes, Ints, distinct_rows, mix, row_codes
+from fxrebasin.passes.rows import Hashes, Ints, count_rows, distinct, distinct_rows, mix, row_codes
+
+_Met = TypeVar("_Met")
 
 _ALIKE = -2
 """Codes of rigid labels go down from here."""
+
+
+def maximal(relations: Mapping[tuple[object, ...], _Met]) -> list[_Met]:
+    """The relations without those that are a part of another, and follow from that.
+
+    Args:
+        relations: by what identifies each of their columns.
+    """
+    kept: dict[frozenset[object], _Met] = {}
+    holding: dict[object, list[frozenset[object]]] = {}
+    for names in sorted(relations, key=len, reverse=True):
+        columns = frozenset(names)
+        if not any(columns <= other for other in holding.get(names[0], ())):
+            kept[columns] = relations[names]
+            for name in columns:
+                holding.setdefault(name, []).append(columns)
+    return list(kept.values())
 
 
 def compact(columns: Sequence[Ints]) -> list[list[Ints]]:
@@ -59,7 +79,7 @@ def _tell_apart(columns: Sequence[Ints], like: Ints, axes: Sequence[int]) -> boo
     along = [column for column in columns if set(axes).issuperset(_axes(column))]
     shape = [size if axis in axes else 1 for axis, size in enumerate(like.shape)]
     flat = [np.broadcast_to(column, shape).reshape(-1) for column in along]
-    return bool(flat) and int(row_codes(flat).max()) + 1 == math.prod(shape)
+    return bool(flat) and count_rows(flat) == math.prod(shape)
 
 
 def _blocks(ledger: Ledger, column: Ints, outer: Sequence[int], own: Sequence[int]) -> Ints:
@@ -70,7 +90,7 @@ def _blocks(ledger: Ledger, column: Ints, outer: Sequence[int], own: Sequence[in
     first = np.zeros(int(row_of.max()) + 1, np.int64)
     first[row_of] = np.arange(count)
     sets = rows[first]
-    if np.unique(sets).size < sets.size or not np.array_equal(sets[row_of], rows):
+    if distinct(sets).size < sets.size or not np.array_equal(sets[row_of], rows):
         return column
     blocks = ledger.fresh(len(sets)).numpy()
     ledger.edges.append(Edge(sets.reshape(-1), np.repeat(blocks, sets.shape[1])))
@@ -92,7 +112,7 @@ def _fixed(rigid: Sequence[Ints]) -> set[int]:
     found = set()
     for axis in {axis for column in rigid for axis in _axes(column)}:
         along = [column.reshape(-1) for column in rigid if _axes(column) == [axis]]
-        if along and int(row_codes(along).max()) + 1 == along[0].size:
+        if along and count_rows(along) == along[0].size:
             found.add(axis)
     return found
 
@@ -125,8 +145,7 @@ def _sets(rows: Ints, tags: Ints, count: int) -> Hashes:
     """A hash of the set of tags of each row."""
     row, tag = distinct_rows([rows, tags]).T
     found = np.zeros(count, np.uint64)
-    with np.errstate(over="ignore"):
-        np.add.at(found, row, mix(tag, 11))
+    np.add.at(found, row, mix(tag, 11))
     return found
 
 
@@ -158,7 +177,7 @@ def _summed(columns: Sequence[Ints], axes: Collection[int]) -> tuple[Ints, bool]
         return (_ALIKE - tags).reshape(shape), True
     rows = np.repeat(np.arange(count), tags.size // count)
     codes = row_codes([_sets(rows, tags, count).view(np.int64)])
-    apart = int(row_codes([codes[rows], tags]).max()) == int(tags.max())
+    apart = count_rows([codes[rows], tags]) == int(tags.max()) + 1
     return (_ALIKE - codes).reshape(shape), apart
 
 
@@ -167,7 +186,7 @@ def _each_once(columns: Sequence[Ints], free: int) -> bool:
 
     Of several, the union of their sets counts, and that may be the same for other tuples.
     """
-    return int(row_codes(columns).max()) == int(row_codes(columns[:free]).max())
+    return count_rows(columns) == count_rows(columns[:free])
 
 
 def _axes(column: Ints) -> list[int]:

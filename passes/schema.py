@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -49,46 +50,66 @@ def tensors_in(found: Any) -> list[Tensor]:
     """The tensors among an operator's arguments or results, which nest in lists at most."""
     if isinstance(found, Tensor):
         return [found]
-    if isinstance(found, Mapping):
+    tensors: list[Tensor] = []
+    if isinstance(found, dict):
         found = found.values()
-    elif not isinstance(found, (list, tuple)):
-        return []
-    return [tensor for item in found for tensor in tensors_in(item)]
+    elif not isinstance(found, list | tuple):
+        return tensors
+    for item in found:
+        if isinstance(item, Tensor):
+            tensors.append(item)
+        elif isinstance(item, list | tuple | dict):
+            tensors += tensors_in(item)
+    return tensors
+
+
+@cache
+def name_of(func: Any) -> str:
+    """The operator's name, for example `aten.addmm.default`."""
+    return str(func)
 
 
 def bind(func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments by schema name, with defaults."""
-    bound: dict[str, Any] = {}
-    for index, argument in enumerate(func._schema.arguments):
-        if index < len(args):
-            bound[argument.name] = args[index]
-        elif argument.name in options:
-            bound[argument.name] = options[argument.name]
-        elif argument.has_default_value():
-            bound[argument.name] = argument.default_value
+    bound = dict(zip(_defaults(func), args, strict=False))
+    for name, default in islice(_defaults(func).items(), len(args), None):
+        value = options.get(name, default)
+        if value is not _MISSING:
+            bound[name] = value
     return bound
+
+
+_MISSING = object()
+
+
+@cache
+def _defaults(func: Any) -> dict[str, Any]:
+    """The names of all arguments in their order, with defaults where they have one."""
+    return {
+        argument.name: argument.default_value if argument.has_default_value() else _MISSING
+        for argument in func._schema.arguments
+    }
 
 
 def touched_by(func: Any, bound: Mapping[str, Any]) -> list[Tensor]:
     """All that an operator may write to, also without returning it."""
-    names = [
-        argument.name
-        for argument in func._schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    return tensors_in([bound.get(name) for name in names])
+    return tensors_in([bound.get(name) for name in _touched_names(func)])
 
 
 @cache
-def written_names(func: Any) -> tuple[str, ...]:
-    """Arguments that an operator writes to; running statistics are written in training only."""
-    if not any(item.alias_info is not None for item in func._schema.returns):
-        return ()
+def _touched_names(func: Any) -> tuple[str, ...]:
     return tuple(
         str(argument.name)
         for argument in func._schema.arguments
         if argument.alias_info is not None and argument.alias_info.is_write
     )
+
+
+@cache
+def written_names(func: Any) -> tuple[str, ...]:
+    """Arguments that an operator writes to; running statistics are written in training only."""
+    returns = any(item.alias_info is not None for item in func._schema.returns)
+    return _touched_names(func) if returns else ()
 
 
 def written_by(func: Any, bound: Mapping[str, Any]) -> list[Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -79,35 +79,79 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _located(shape: tuple[int, ...], item: Imposition) -> StateField:
     """One imposition in the tensor's own axes."""
+    view, labels = item.view, item.values.numpy()
+    varying = tuple(axis for axis, size in enumerate(labels.shape) if size > 1)
+    if tuple(view.shape) == shape and view.stride() == contiguous_strides(shape) and _whole(view):
+        values = labels.reshape([shape[axis] for axis in varying])
+        return StateField(varying, values, (), item.reason, item.origin)
+    place = _place(shape, tuple(view.shape), view.stride(), int(view.storage_offset()), varying)
+    if place is None:
+        return _scattered(shape, item)
+    return StateField(
+        place.axes, _values_on(place, view.shape, labels), place.region, item.reason, item.origin
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Where the labels of a view go in the tensor that it is a view of.
+
+    Attributes:
+        axes: of the tensor, along which the labels vary.
+        order: the axes of the view that lie inside these.
+        sizes: of the tensor, along its axes.
+        grids: the positions along these that the view reaches; None if it is all of them, in order.
+        region: positions along other axes, where the view does not reach all of them.
+    """
+
+    axes: tuple[int, ...]
+    order: tuple[int, ...]
+    sizes: tuple[int, ...]
+    grids: tuple[Ints, ...] | None
+    region: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+@lru_cache(maxsize=4096)
+def _place(
+    shape: tuple[int, ...],
+    sizes: tuple[int, ...],
+    steps: tuple[int, ...],
+    offset: int,
+    varying: tuple[int, ...],
+) -> _Place | None:
+    """Remembered, for layers repeat; None if an axis of the view runs across several axes.
+
+    Args:
+        shape: of the tensor.
+        sizes: of the view.
+        steps: the view's strides.
+        offset: where in the tensor the view begins.
+        varying: the axes of the view along which labels vary.
+    """
     strides = contiguous_strides(shape)
-    if tuple(item.view.shape) == shape and item.view.stride() == strides and _whole(item.view):
-        labels = item.values.numpy()
-        along = tuple(axis for axis, size in enumerate(labels.shape) if size > 1)
-        values = labels.reshape([shape[axis] for axis in along])
-        return StateField(along, values, (), item.reason, item.origin)
     inside: dict[int, list[int]] = {}
-    for axis, (size, stride) in enumerate(zip(item.view.shape, item.view.stride(), strict=True)):
-        if size == 1 or stride == 0:
+    for axis, (size, step) in enumerate(zip(sizes, steps, strict=True)):
+        if size == 1 or step == 0:
             continue
-        inner = owner(shape, size, stride)
+        inner = owner(shape, size, step)
         if inner is None:
-            return _scattered(shape, item)
+            return None
         inside.setdefault(inner, []).append(axis)
-    start = _unravel(int(item.view.storage_offset()), shape)
-    varying = {axis for axis, size in enumerate(item.values.shape) if size > 1}
-    axes = tuple(j for j in sorted(inside) if varying & set(inside[j]))
-    region = []
-    for j, size in enumerate(shape):
-        if j not in axes and size > 1:
-            covered = _covered(item, inside.get(j, []), strides[j], int(start[j]))
-            if covered.size < size:
-                region.append((j, tuple(int(p) for p in np.sort(covered.reshape(-1)))))
-    values = _values_on(item, shape, strides, axes, inside, start)
-    return StateField(axes, values, tuple(region), item.reason, item.origin)
-
-
-def _unravel(offset: int, shape: tuple[int, ...]) -> list[int]:
-    return [int(place) for place in np.unravel_index(offset, shape)] if shape else []
+    start = np.unravel_index(offset, shape) if shape else []
+    covered = []
+    for j in range(len(shape)):
+        view_axes = [(sizes[axis], steps[axis] // strides[j]) for axis in inside.get(j, [])]
+        covered.append(_covered(view_axes, int(start[j])))
+    axes = tuple(j for j in sorted(inside) if set(varying) & set(inside[j]))
+    region = tuple(
+        (j, tuple(np.sort(covered[j]).tolist()))
+        for j, size in enumerate(shape)
+        if j not in axes and size > 1 and covered[j].size < size
+    )
+    grids = tuple(covered[j] for j in axes)
+    whole = all(np.array_equal(covered[j], np.arange(shape[j])) for j in axes)
+    order = tuple(axis for j in axes for axis in inside[j])
+    return _Place(axes, order, tuple(shape[j] for j in axes), None if whole else grids, region)
 
 
 def owner(shape: Sequence[int], size: int, stride: int) -> int | None:
@@ -119,37 +163,29 @@ def owner(shape: Sequence[int], size: int, stride: int) -> int | None:
     return None
 
 
-def _covered(item: Imposition, axes: Sequence[int], step: int, start: int) -> Ints:
-    """Positions along one tensor axis that the view reaches, one dimension per view axis."""
+def _covered(view_axes: Sequence[tuple[int, int]], start: int) -> Ints:
+    """Positions along one tensor axis that a view reaches, in the view's order.
+
+    Args:
+        view_axes: sizes and steps of the view's axes inside it.
+        start: the first position.
+    """
     grid = np.array(start, dtype=np.int64)
-    for axis in axes:
-        offsets = np.arange(item.view.shape[axis]) * (item.view.stride(axis) // step)
-        grid = np.add.outer(grid, offsets)
-    return grid
+    for size, step in view_axes:
+        grid = np.add.outer(grid, np.arange(size) * step)
+    return grid.reshape(-1)
 
 
-def _values_on(
-    item: Imposition,
-    shape: Sequence[int],
-    strides: Sequence[int],
-    axes: Sequence[int],
-    inside: Mapping[int, Sequence[int]],
-    start: Sequence[int],
-) -> Ints:
+def _values_on(place: _Place, sizes: Sequence[int], labels: Ints) -> Ints:
     """Labels over whole axes of the tensor, `NONE` where the view does not reach."""
-    order = [axis for j in axes for axis in inside[j]]
-    full = item.values.expand([s if a in order else 1 for a, s in enumerate(item.view.shape)])
-    rest = [axis for axis in range(full.ndim) if axis not in order]
-    labels = full.permute([*order, *rest]).reshape([item.view.shape[a] for a in order]).numpy()
-    grids = [_covered(item, inside[j], strides[j], int(start[j])).reshape(-1) for j in axes]
-    flat = labels.reshape([grid.size for grid in grids])
-    sizes = [shape[j] for j in axes]
-    if all(
-        g.size == n and np.array_equal(g, np.arange(n)) for g, n in zip(grids, sizes, strict=True)
-    ):
-        return np.asarray(flat)
-    values = np.full(sizes, NONE, dtype=np.int64)
-    values[np.ix_(*grids)] = flat
+    chosen = set(place.order)
+    full = np.broadcast_to(labels, [n if axis in chosen else 1 for axis, n in enumerate(sizes)])
+    rest = [axis for axis in range(full.ndim) if axis not in chosen]
+    ordered = full.transpose([*place.order, *rest])
+    if place.grids is None:
+        return ordered.reshape(place.sizes)
+    values = np.full(place.sizes, NONE, dtype=np.int64)
+    values[np.ix_(*place.grids)] = ordered.reshape([grid.size for grid in place.grids])
     return values
 
 

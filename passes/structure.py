@@ -95,9 +95,13 @@ class _Pairs:
 
     def dirty(self) -> bool:
         """Some pairs are no longer in terms of representatives."""
+        if self.ledger.flat:
+            return False
         return any(not np.array_equal(self.ledger.find(t), t) for t in self.tables)
 
     def _refresh(self) -> None:
+        if self.ledger.flat:
+            return
         self.ledger.compress()
         found: dict[bytes, Table] = {}
         for table in self.tables:

@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 from fxrebasin.labels import Field, Labels, Value
 from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.propagate import Propagation, Record
-from fxrebasin.passes.rows import Ints
+from fxrebasin.passes.rows import Ints, distinct
 from fxrebasin.passes.state_fields import StateField, owner
 from fxrebasin.provenance import Origin
 
@@ -64,7 +64,7 @@ def _state_axes(family: Ints, items: Iterable[StateField]) -> dict[int, frozense
 
 def _families_in(family: Ints, labels: Ints) -> frozenset[int]:
     free = labels[labels >= 0]
-    return frozenset(np.unique(family[free]).tolist()) if free.size else frozenset()
+    return frozenset(distinct(family[free]).tolist()) if free.size else frozenset()
 
 
 class _Reader:

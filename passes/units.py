@@ -25,6 +25,11 @@ class Units:
     _flat: bool = True  # every parent is a representative
 
     @property
+    def flat(self) -> bool:
+        """Whether nothing was tied since representatives were last compressed."""
+        return self._flat
+
+    @property
     def size(self) -> int:
         """How many units there are."""
         return self._size

@@ -21,15 +21,16 @@ NOT_FINISHED = "not finished"
 
 @dataclass(frozen=True)
 class Row:
-    """One model. Figures are None where a stage was not reached; errors are relative.
+    """One model, on square images of `size`. Figures are None where a stage was not reached.
 
-    `smallest_tolerance` is the smallest tolerance on onnxruntime that would have passed,
+    Errors are relative. `smallest_tolerance` is the smallest on onnxruntime that would have passed,
     `tolerance` the one that was allowed, a multiple of float32's own error in this model.
     `control_error` is the float64 error with one tensor left unpermuted. `reason` says why the
     model fails; it is empty if it passes.
     """
 
     model: str
+    size: int | None = None
     parameters: int | None = None
     classes: int | None = None
     log10_order: float | None = None
@@ -56,6 +57,7 @@ class Row:
 # Title and format of the columns for people; CSV has all of them at full precision.
 _COLUMNS = (
     ("model", "model", ""),
+    ("size", "image", "d"),
     ("parameters", "parameters", ","),
     ("classes", "classes", "d"),
     ("log10_order", "log10 order", ".3f"),

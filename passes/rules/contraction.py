@@ -53,6 +53,17 @@ def _parse_axes(text: str) -> Axes:
     return tuple(tuple(word.strip("()").split()) for word in re.findall(r"\([^)]*\)|\S+", text))
 
 
+@lru_cache(maxsize=1024)
+def _merged(pattern: Pattern, ones: frozenset[str]) -> Pattern:
+    """The pattern without the factors of size 1 of axes that are split: one group is none."""
+    *inputs, output = (
+        tuple(tuple(name for name in axis if name not in ones) or axis[:1] for axis in axes)
+        for axes in (*pattern.inputs, pattern.output)
+    )
+    factors = dict.fromkeys(name for axes in (*inputs, output) for axis in axes for name in axis)
+    return Pattern(tuple(inputs), output, tuple(factors))
+
+
 def factor_sizes(
     pattern: Pattern, shapes: Sequence[Sequence[int]], known: Mapping[str, int]
 ) -> dict[str, int]:
@@ -80,6 +91,8 @@ def contract(
     pattern = parse(text)
     shapes = [value.shape for value in values] + [tuple(out_shape)]
     sizes = factor_sizes(pattern, shapes, known or {})
+    pattern = _merged(pattern, frozenset(name for name, size in sizes.items() if size == 1))
+    sizes = {name: sizes[name] for name in pattern.factors}
     operands = [
         _to_factors(ledger, value, axes, pattern, sizes, reason)
         for value, axes in zip(values, pattern.inputs, strict=True)
@@ -131,7 +144,7 @@ def reshape_field(
     if tuple(before) == tuple(after):
         return [item]
     if isinstance(item, Labels):
-        found = reshape_labels(item, before, after)
+        found = ledger.reshaped(item, tuple(before), tuple(after))
         return [] if found is None else [found]
     try:
         viewed = elements_of(item.state, whole_view(item, before).view(tuple(after)))
