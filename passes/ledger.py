@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -420,8 +421,14 @@ _EMPTY: Ints = np.zeros(0, np.int64)
 
 def elements_field(state: str, shape: Sequence[int]) -> tuple[Field, ...]:
     """The field of a state tensor that nothing constrains yet."""
-    found = elements_of(state, torch.empty(tuple(shape), dtype=torch.int8, device="meta"))
+    found = elements_of(state, _addresses(tuple(shape)))
     return () if found is None else (found,)
+
+
+@lru_cache(maxsize=4096)
+def _addresses(shape: tuple[int, ...]) -> Tensor:
+    """A tensor whose strides address the elements of a contiguous one."""
+    return torch.empty(shape, dtype=torch.int8, device="meta")
 
 
 def free_labels(values: Tensor, like: Labels | None = None) -> Labels | None:

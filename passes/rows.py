@@ -20,21 +20,24 @@ _MOST = 1 << 62
 
 def _joint_code(columns: Sequence[Ints]) -> tuple[Ints, int]:
     """One number per row, equal for equal rows, and a bound that all numbers are below."""
-    code = np.zeros(columns[0].size, dtype=np.int64)
-    span = 1
+    code, span = np.zeros(columns[0].size, dtype=np.int64), 1
     for column in columns:
         if not column.size:
             continue
         low = int(column.min())
         width = int(column.max()) - low + 1
         values = column - low
-        if span * width >= _MOST:
+        if span * width >= _MOST and span > 1:
             code = np.unique(code, return_inverse=True)[1].reshape(-1)
             span = int(code.max()) + 1
         if span * width >= _MOST:
             values = np.unique(values, return_inverse=True)[1].reshape(-1)
             width = int(values.max()) + 1
-        code = code * width + values
+        if span > 1:
+            code *= width
+            code += values
+        elif width > 1:
+            code = values
         span *= width
     return code, span
 

@@ -48,17 +48,17 @@ class Units:
 
     def find(self, labels: Ints) -> Ints:
         """Representatives of units; rigid labels are returned as they are."""
-        rigid = labels < 0
-        roots = np.where(rigid, 0, labels)
         if not self._size:
             return labels
-        roots = self._parent[roots]
+        rigid = labels < 0
+        some_rigid = bool(rigid.any())
+        roots = self._parent[np.where(rigid, 0, labels) if some_rigid else labels]
         while not self._flat:
             above = self._parent[roots]
             if np.array_equal(above, roots):
                 break
             roots = above
-        return np.where(rigid, labels, roots)
+        return np.where(rigid, labels, roots) if some_rigid else roots
 
     def compress(self) -> Ints:
         """The representative of every unit."""
@@ -75,7 +75,9 @@ class Units:
         """
         different = first != second
         first, second = first[different], second[different]
-        if np.intersect1d(first, second).size:
+        on_one_side = np.zeros(self._size, np.bool_)
+        on_one_side[first] = True
+        if on_one_side[second].any():
             return False
         self._parent[np.maximum(first, second)] = np.minimum(first, second)
         self._flat = False
