@@ -3,7 +3,7 @@
     python -m benchmarks.equivalence                      a set of 12 models, a few minutes
     python -m benchmarks.equivalence --models all         all 80, some hours
     python -m benchmarks.equivalence --models all --resume   the same, after an interruption
-    python -m benchmarks.equivalence --models all --size 64  then --resume at 224 for those
+    python -m benchmarks.equivalence --models all --size 96  then --resume at 224 for those
                                                           that do not take small images
     python -m benchmarks.equivalence --models resnet18,vit_b_16 --skip-onnx
 
@@ -220,7 +220,8 @@ def _with_a_fault(model: nn.Module, permutation: fxrebasin.Permutation) -> nn.Mo
     permuted = permutation.permute_state_dict(state)
     victim = next(name for name, tensor in state.items() if not tensor.equal(permuted[name]))
     faulty = copy.deepcopy(model)
-    faulty.load_state_dict({**permuted, victim: state[victim]})
+    permuted[victim] = state[victim]  # in place, for a state may carry versions of its modules
+    faulty.load_state_dict(permuted)
     return faulty
 
 

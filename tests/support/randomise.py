@@ -97,11 +97,19 @@ def permuted(model: nn.Module, permutation: Permutation) -> nn.Module:
 
 
 def with_a_fault(model: nn.Module, symmetry: Symmetry) -> nn.Module:
-    """A permuted copy in which one tensor was left as it was: the first that moves and is used."""
+    """A permuted copy in which one tensor was left as it was: the first that moves with others.
+
+    One that moves all by itself, such as tokens that have no positions, may as well be left.
+    """
     state = model.state_dict()
+    together: set[int] = set()
+    for item in symmetry.classes:
+        held = {state[name].data_ptr() for name, _ in item.axes}
+        together |= held if len(held) > 1 else set()
     for seed in range(100):
         moved = symmetry.random(seed).permute_state_dict(state)
         victims = [name for name in state if not torch.equal(state[name], moved[name])]
+        victims = [name for name in victims if state[name].data_ptr() in together] or victims
         if len(victims) > 1:
             break
     aliases = [n for n in state if state[n].data_ptr() == state[victims[0]].data_ptr()]
