@@ -7,7 +7,8 @@ parents. A unit that is the only one of its colour in its parents has just their
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
@@ -85,10 +86,12 @@ class Motion:
             return np.full(codes.size, first)
         return np.where(codes >= 0, np.searchsorted(self.starts, codes, side="right") - 1, -1)
 
-    def coordinates(self, kind: int, codes: Ints) -> Ints:
-        """Coordinates of numbers of one kind, one row each."""
+    def coordinates(self, kind: int, codes: Ints) -> list[Ints]:
+        """Coordinates of numbers of one kind, one array for each column."""
         sizes = [column.size for column in self.kinds[kind]]
-        return np.stack(np.unravel_index(codes - self.starts[kind], sizes)).T
+        grid = np.unravel_index(np.arange(math.prod(sizes)), sizes)
+        inner = codes - self.starts[kind]
+        return [np.asarray(along, dtype=np.int64).take(inner) for along in grid]
 
 
 def motion(classes: Classes) -> Motion:
@@ -196,8 +199,9 @@ class _Builder:
         blocks = []
         for above, parent_units in parents:
             place = self.coordinates[above]
-            blocks.append((place.columns, place.of(parent_units)))
-        columns, rows = combine(blocks, units.size)
+            blocks.append((place.columns, place.of(parent_units).T))
+        columns, contents = combine(blocks)
+        rows = np.stack(contents).T if contents else np.zeros((units.size, 0), np.int64)
         tuple_of = row_codes(list(rows.T)) if columns else np.zeros(units.size, np.int64)
         counts = np.bincount(tuple_of)
         expected = int(np.prod([column.size for column in columns], dtype=np.int64))
@@ -226,14 +230,18 @@ def _rank_within(group: Ints) -> Ints:
 
 
 def combine(
-    blocks: Sequence[tuple[tuple[Column, ...], Ints]], length: int
-) -> tuple[tuple[Column, ...], Ints]:
-    """Join coordinates of aligned units; a coordinate that two of them share is kept once."""
+    blocks: Sequence[tuple[tuple[Column, ...], Iterable[Ints]]],
+) -> tuple[tuple[Column, ...], list[Ints]]:
+    """Join coordinates of aligned units; a coordinate that two of them share is kept once.
+
+    Args:
+        blocks: columns, and an array for each.
+    """
     columns: list[Column] = []
     contents: list[Ints] = []
-    for block_columns, rows in blocks:
+    for block_columns, block in blocks:
         position: list[int] = []
-        for column, content in zip(block_columns, rows.T, strict=True):
+        for column, content in zip(block_columns, block, strict=True):
             within = tuple(position[outer] for outer in column.within)
             wanted = Column(column.index, column.size, within)
             for index, (other, known) in enumerate(zip(columns, contents, strict=True)):
@@ -244,5 +252,4 @@ def combine(
                 columns.append(wanted)
                 contents.append(content)
                 position.append(len(columns) - 1)
-    rows = np.stack(contents).T if contents else np.zeros((length, 0), dtype=np.int64)
-    return tuple(columns), rows
+    return tuple(columns), contents

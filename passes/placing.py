@@ -25,14 +25,14 @@ def check_closed(classes: Classes, table: Table) -> None:
     count = moving.sum(axis=1)
     _check_single(classes, table[count == 1], moving[count == 1])
     for part in _parts(classes, table[count > 1]):
-        columns, rows = _coordinates(classes, part)
+        columns, along = _coordinates(classes, part)
         tag = row_codes(list(np.where(_moving(classes, part), -1, part).T))
         tags = int(tag.max()) + 1
-        found = count_rows([*rows.T, tag])
+        found = count_rows([*along, tag])
         full = int(np.prod([column.size for column in columns], dtype=np.int64))
         if found == full * tags:
             continue
-        if any(count_rows(list(rows[tag == value].T)) != full for value in range(tags)):
+        if any(count_rows([c[tag == value] for c in along]) != full for value in range(tags)):
             free = part[_moving(classes, part)]
             raise IrregularError(distinct(free), _IRREGULAR)
 
@@ -73,15 +73,15 @@ def _parts(classes: Classes, table: Table) -> Iterator[Table]:
     yield from np.split(rows, np.cumsum(np.bincount(part))[:-1])
 
 
-def _coordinates(classes: Classes, part: Table) -> tuple[tuple[Column, ...], Ints]:
+def _coordinates(classes: Classes, part: Table) -> tuple[tuple[Column, ...], list[Ints]]:
     """Coordinates of rows whose labels have the same colours in each column."""
     blocks = []
     for column in part.T:
         color = int(classes.colors[column[0]]) if column[0] >= 0 else -1
         if color >= 0:
             place = classes.coordinates[color]
-            blocks.append((place.columns, place.of(column)))
-    return combine(blocks, part.shape[0])
+            blocks.append((place.columns, place.of(column).T))
+    return combine(blocks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,10 +139,10 @@ def place(moves: Motion, columns: Sequence[Ints], axes: tuple[int, ...]) -> Plac
         part = list(zip(kinds, columns, strict=True))
         if where.size < columns[0].size:
             part = [(kind[where], column[where]) for kind, column in part]
-        free, rows = _coordinates_of_codes(moves, part)
+        free, along = _coordinates_of_codes(moves, part)
         if free:
             rigid = [column for kind, column in part if kind[0] < 0]
-            pieces += _pieces(free, rows, rigid, where)
+            pieces += _pieces(free, along, rigid, where)
     return Placement(axes, tuple(pieces)) if pieces else None
 
 
@@ -156,28 +156,28 @@ def _alike(kinds: Sequence[Ints]) -> list[Ints]:
 
 def _coordinates_of_codes(
     moves: Motion, columns: Sequence[tuple[Ints, Ints]]
-) -> tuple[tuple[Column, ...], Ints]:
+) -> tuple[tuple[Column, ...], list[Ints]]:
     blocks = []
     for kinds, codes in columns:
         kind = int(kinds[0])
         if kind >= 0:
             blocks.append((moves.kinds[kind], moves.coordinates(kind, codes)))
-    return combine(blocks, columns[0][1].size)
+    return combine(blocks)
 
 
 def _pieces(
-    free: tuple[Column, ...], rows: Ints, rigid: Sequence[Ints], where: Ints
+    free: tuple[Column, ...], along: Sequence[Ints], rigid: Sequence[Ints], where: Ints
 ) -> list[tuple[tuple[Column | None, ...], Ints]]:
     """Grids of positions over the coordinates, one for each tuple of rigid labels if needed.
 
     Args:
         free: the coordinates.
-        rows: their values, one row per position.
+        along: their values at the positions.
         rigid: columns of rigid labels.
         where: the positions, ascending.
     """
     sizes = [column.size for column in free]
-    code = np.ravel_multi_index(tuple(rows.T), sizes)
+    code = np.ravel_multi_index(tuple(along), sizes)
     full = int(np.prod(sizes, dtype=np.int64))
     counts = np.bincount(code, minlength=full)
     if where.size == full and (counts == 1).all():
