@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -191,8 +192,8 @@ class _Measurement:
             return f"the comparison is blind: a wrong permutation gave a relative error of {error}"
         return ""
 
-    def _note(self, **values: object) -> None:
-        self.row = replace(self.row, **values)  # type: ignore[arg-type]
+    def _note(self, **values: Any) -> None:
+        self.row = replace(self.row, **values)
 
     @contextmanager
     def _timed(self, column: str) -> Iterator[None]:

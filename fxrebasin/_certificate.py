@@ -80,7 +80,7 @@ def read(path: Path) -> Contents:
             raise InputError(
                 f"it has version {metadata.get('version')}; this release reads version {VERSION}"
             )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     document = json.loads(metadata["document"])
     classes = tuple(_class(entry) for entry in document["classes"])
     layout = {

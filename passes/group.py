@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from fxrebasin.layout import AxisGroup, PermutationClass
-from fxrebasin.passes.classes import Classes, IrregularError, Motion, classify, motion
+from fxrebasin.passes.classes import Classes, IrregularError, classify, motion
 from fxrebasin.passes.coloring import color, marks, occurrences
 from fxrebasin.passes.ledger import Ledger
+from fxrebasin.passes.placements import placements_of
 from fxrebasin.passes.placing import (
     Placement,
     axis_groups,
     check_closed,
-    group_columns,
     group_labels,
     named_group,
-    place,
 )
 from fxrebasin.passes.propagate import Propagation
 from fxrebasin.passes.relations import compact, maximal, with_blocks
-from fxrebasin.passes.rows import Hashes, Ints, count_rows, distinct, row_codes
-from fxrebasin.passes.state_fields import StateField, squeezed, state_fields
+from fxrebasin.passes.rows import Hashes, Ints, distinct, row_codes
+from fxrebasin.passes.state_fields import StateField, state_fields
 from fxrebasin.passes.structure import Structure, derive
 
 Bools = npt.NDArray[np.bool_]
@@ -100,7 +99,9 @@ def _solve(
             for table in structure.tables:
                 check_closed(classes, table)
             unit_marks = (own ^ colors).view(np.int64)
-            return classes, _placements(propagation, motion(classes), fields, unit_marks)
+            return classes, placements_of(
+                propagation.shapes, roots, motion(classes), fields, unit_marks
+            )
         except IrregularError as error:
             ledger.pin(error.units, error.reason)
 
@@ -158,106 +159,6 @@ def _pin_tied_alike(ledger: Ledger, seen: Hashes) -> None:
         code = row_codes([roots, seen.view(np.int64)])
         alike = np.bincount(code)[code] > 1
         ledger.pin(distinct(roots[alike]), "tied to another unit of its own axis")
-
-
-def _placements(
-    propagation: Propagation,
-    moves: Motion,
-    fields: Mapping[str, list[StateField]],
-    unit_marks: Ints,
-) -> dict[str, list[Placement]]:
-    placer = _Placer(propagation.ledger, moves, unit_marks)
-    found: dict[str, list[Placement]] = {}
-    alike: dict[object, list[Placement]] = {}
-    for state, items in fields.items():
-        shape = tuple(propagation.shapes[state])
-        key = (shape, *((item.axes, _memory(item.values)) for item in items))
-        if key not in alike:
-            alike[key] = placer.placements(items, shape)
-        if alike[key]:
-            found[state] = alike[key]
-    return found
-
-
-def _memory(values: Ints) -> tuple[object, ...]:
-    """Equal for arrays that are the same part of memory."""
-    return (values.ctypes.data, values.shape, values.strides)
-
-
-class _Placer:
-    """Lays coordinates onto the axes of state tensors.
-
-    Args:
-        ledger: for representatives.
-        moves: how units move.
-        unit_marks: what tells units apart that were tied.
-    """
-
-    def __init__(self, ledger: Ledger, moves: Motion, unit_marks: Ints) -> None:
-        self._moves, self._marks = moves, unit_marks
-        self._codes = _codes_of_units(ledger.compress(), moves)
-        self._placed: dict[tuple[bytes, ...], Placement | None] = {}
-
-    def placements(self, fields: Sequence[StateField], shape: Sequence[int]) -> list[Placement]:
-        """Those of one tensor.
-
-        Args:
-            fields: the labels on the tensor.
-            shape: of the tensor.
-
-        Raises:
-            IrregularError: two positions that differ would have to move alike.
-        """
-        coded = [squeezed(replace(f, values=self._coded(f.values))) for f in fields]
-        found = []
-        for axes in axis_groups(coded, len(shape)):
-            columns = group_columns(coded, axes, shape)
-            if not any((column >= 0).any() for column in columns):
-                continue
-            try:
-                placement = self._place(columns, group_columns(fields, axes, shape), axes)
-            except IrregularError as error:
-                units = np.concatenate([f.values.reshape(-1) for f in fields])
-                raise IrregularError(distinct(units[units >= 0]), error.reason) from error
-            if placement is not None:
-                found.append(replace(placement, axes=axes))
-        return found
-
-    def _coded(self, values: Ints) -> Ints:
-        if not self._codes.size:
-            return values
-        return np.where(values >= 0, self._codes[np.maximum(values, 0)], values)
-
-    def _place(
-        self, columns: list[Ints], raw: list[Ints], axes: tuple[int, ...]
-    ) -> Placement | None:
-        columns = _told_apart(columns, raw, self._marks)
-        key = tuple(column.tobytes() for column in columns)
-        if key not in self._placed:
-            self._placed[key] = place(self._moves, columns, axes)
-        return self._placed[key]
-
-
-def _codes_of_units(roots: Ints, moves: Motion) -> Ints:
-    """By unit, the number of its coordinates; of those that cannot move, a rigid label."""
-    codes = moves.codes[roots]
-    return np.where(codes >= 0, codes, -2 - roots - _RIGID)
-
-
-_RIGID = 1 << 40
-"""Keeps units that turned out to be fixed apart from labels that were rigid from the start."""
-
-
-def _told_apart(columns: list[Ints], raw: list[Ints], unit_marks: Ints) -> list[Ints]:
-    """The columns, with the marks of units where ties made two positions alike that differ."""
-    count = count_rows(columns)
-    if count == columns[0].size or not raw or count >= count_rows([*columns, *raw]):
-        return columns
-    seen = [np.where(column >= 0, unit_marks[np.maximum(column, 0)], column) for column in raw]
-    marked = [*columns, -2 - row_codes(seen)]
-    if count_rows(marked) < count_rows([*columns, *raw]):
-        raise IrregularError(np.zeros(0, np.int64), "two positions of an axis that are tied")
-    return marked
 
 
 def _named(

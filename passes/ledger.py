@@ -36,7 +36,14 @@ from fxrebasin.labels import (
     varying_axes,
 )
 from fxrebasin.passes.entries import ROUTED, Edge, Imposition, Pin
-from fxrebasin.passes.rows import Ints, count_rows, distinct, distinct_rows, multiset_hashes
+from fxrebasin.passes.rows import (
+    Ints,
+    all_differ,
+    count_rows,
+    distinct,
+    distinct_rows,
+    multiset_hashes,
+)
 from fxrebasin.passes.units import Units
 from fxrebasin.provenance import Origin
 
@@ -84,7 +91,7 @@ class Ledger(Units):
         if len(columns) < 2:
             return
         tensors = tuple(column.values for column in columns)
-        self.relations.setdefault(tuple(identity(values) for values in tensors), tensors)
+        self.relations.setdefault(tuple(_identity(values) for values in tensors), tensors)
 
     def remember(self, labels: Labels | None) -> None:
         """Record a selection of units: those in it differ from those that are not."""
@@ -99,7 +106,7 @@ class Ledger(Units):
             tuple(
                 (elements.view.shape[axis], elements.view.stride(axis)) for axis in elements.axes
             ),
-            identity(labels.values),
+            _identity(labels.values),
         )
         if key in self._seen:
             return
@@ -143,7 +150,7 @@ class Ledger(Units):
             return item
         if isinstance(item, Elements):
             return self._coarsen_elements(item, inside)
-        key = ("coarsen", identity(item.values), inside)
+        key = ("coarsen", _identity(item.values), inside)
         if key not in self._seen:
             # The labels stay alive with the key, since their address is part of it.
             self._seen[key] = (item.values, self._coarsen_labels(item, inside))
@@ -155,7 +162,7 @@ class Ledger(Units):
     ) -> Labels | None:
         """A field in another shape; remembered, for layers cut the same positions up alike."""
         flags = (item.injective, item.rigid, item.reason)
-        key = ("reshape", identity(item.values), flags, before, after)
+        key = ("reshape", _identity(item.values), flags, before, after)
         if key not in self._seen:
             self._seen[key] = (item.values, reshape_labels(item, before, after))
         found: Labels | None = self._seen[key][1]
@@ -212,7 +219,7 @@ class Ledger(Units):
         if len(sets) == 1:
             return None
         inside, units = _distinct_units(sets)
-        if units.size != distinct(units).size:
+        if not all_differ(units):
             self.pin(units, "sets of units that overlap")
             labels = positions(1, 0, len(sets), "sets of units that overlap").values
         else:
@@ -333,7 +340,7 @@ class Ledger(Units):
 
     @staticmethod
     def _distinct(labels: Ints) -> bool:
-        return distinct(labels).size == labels.size
+        return all_differ(labels)
 
     def _identify_together(self, axis: int, kept: Sequence[Labels]) -> bool:
         columns = [item.values.reshape(-1).numpy() for item in kept if item.axes == (axis,)]
@@ -403,7 +410,7 @@ def _preference(item: Labels) -> tuple[object, ...]:
     return (len(item.axes), item.axes, not item.injective, not item.rigid)
 
 
-def identity(values: Tensor) -> tuple[object, ...]:
+def _identity(values: Tensor) -> tuple[object, ...]:
     """Equal for two views of the same labels; valid while one of them is alive."""
     return (
         values.data_ptr(),
@@ -434,4 +441,4 @@ def _addresses(shape: tuple[int, ...]) -> Tensor:
 def free_labels(values: Tensor, like: Labels | None = None) -> Labels | None:
     """Labels from any movement of a field, with `injective` decided by looking."""
     flat = values.reshape(-1).numpy()
-    return labels_of(values, like, injective=distinct(flat).size == flat.size)
+    return labels_of(values, like, injective=all_differ(flat))

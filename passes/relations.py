@@ -10,7 +10,15 @@ import numpy as np
 
 from fxrebasin.passes.entries import Edge
 from fxrebasin.passes.ledger import Ledger
-from fxrebasin.passes.rows import Hashes, Ints, count_rows, distinct, distinct_rows, mix, row_codes
+from fxrebasin.passes.rows import (
+    Hashes,
+    Ints,
+    all_differ,
+    count_rows,
+    distinct_rows,
+    mix,
+    row_codes,
+)
 
 _Met = TypeVar("_Met")
 
@@ -90,7 +98,7 @@ def _blocks(ledger: Ledger, column: Ints, outer: Sequence[int], own: Sequence[in
     first = np.zeros(int(row_of.max()) + 1, np.int64)
     first[row_of] = np.arange(count)
     sets = rows[first]
-    if distinct(sets).size < sets.size or not np.array_equal(sets[row_of], rows):
+    if not all_differ(sets) or not np.array_equal(sets[row_of], rows):
         return column
     blocks = ledger.fresh(len(sets)).numpy()
     ledger.edges.append(Edge(sets.reshape(-1), np.repeat(blocks, sets.shape[1])))

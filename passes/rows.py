@@ -73,6 +73,11 @@ def distinct(values: npt.NDArray[_Whole]) -> npt.NDArray[_Whole]:
     return ordered[first]
 
 
+def all_differ(values: Ints) -> bool:
+    """Whether no number occurs twice in an array of any shape."""
+    return distinct(values).size == values.size
+
+
 def distinct_rows(columns: Sequence[Ints]) -> Table:
     """The distinct tuples of aligned columns, sorted."""
     code, span = _joint_code(columns)

@@ -145,8 +145,11 @@ def _numeric_difference(
     state = _disturbed(named_state(model))
     outputs: list[list[Any]] = []
     for module in (model, graph_module):
-        run = partial(_outputs, module, state, args, kwargs)
-        error = attempt(lambda run=run: outputs.append(run()))  # type: ignore[misc]
+
+        def run(module: nn.Module = module) -> None:
+            outputs.append(_outputs(module, state, args, kwargs))
+
+        error = attempt(run)
         if error is not None:
             return f"with other weights it raises {first_lines(error)}"
     wanted, got = outputs

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def walk(
     """
     prepare: Prepare | None = None
     if calibration is not None:
-        prepare = lambda model: recalibrate(model, calibration)  # noqa: E731
+        prepare = partial(recalibrate, loader=calibration)
     return barrier(a, b, lambda model: score(model, data.test), steps=steps, prepare=prepare)
 
 

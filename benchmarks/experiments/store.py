@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,8 +44,7 @@ class Store:
         steps = subject.training.epochs * steps_of_epoch(source, subject.training)
         with progress_bar() as progress:
             task = progress.add_task(f"train {subject.kind}, seed {seed}", total=steps)
-            on_step: Callable[[], None] = lambda: progress.advance(task)  # noqa: E731
-            model = train(model, source, subject.training, seed, on_step)
+            model = train(model, source, subject.training, seed, partial(progress.advance, task))
         buffer = io.BytesIO()
         torch.save(model.state_dict(), buffer)
         publish(path, buffer.getvalue(), overwrite=True)

@@ -23,7 +23,6 @@ from fxrebasin.labels import (
     elements_of,
     place,
     positions,
-    reshape_labels,
 )
 from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.rules.registry import Call, Rule, rule
@@ -149,8 +148,11 @@ def reshape_field(
     try:
         viewed = elements_of(item.state, whole_view(item, before).view(tuple(after)))
     except RuntimeError:
-        parts = (reshape_labels(part, before, after) for part in ledger.separate(item))
-        return [part for part in parts if part is not None]
+        return [
+            part
+            for labels in ledger.separate(item)
+            for part in reshape_field(ledger, labels, before, after)
+        ]
     return [] if viewed is None else [viewed]
 
 
