@@ -19,7 +19,7 @@ FEW_BOXES = {
     "box_score_thresh": 0.0,
     "box_detections_per_img": 4,
 }
-SMALL = {"min_size": 64, "max_size": 64}
+SMALL = {"min_size": 192, "max_size": 192}
 
 
 def _image(*shape: int) -> Tensor:
@@ -52,7 +52,7 @@ def _flow(name: str) -> Case:
 
 
 def _detection(name: str, **options: Any) -> Case:
-    return getattr(models.detection, name)(**NEW, **options), ([_image(3, 64, 64)],)
+    return getattr(models.detection, name)(**NEW, **options), ([_image(3, 192, 192)],)
 
 
 MODELS: dict[str, Callable[[], Case]] = {
@@ -81,6 +81,6 @@ MODELS: dict[str, Callable[[], Case]] = {
             {**SMALL, "score_thresh": 0.0, "topk_candidates": 10},
         ),
         "fcos_resnet50_fpn": (_detection, {**SMALL, "score_thresh": 0.0, "topk_candidates": 10}),
-        "ssd300_vgg16": (_detection, {"score_thresh": 0.0, "topk_candidates": 10}),
+        "ssd300_vgg16": (_detection, {"score_thresh": 0.0, "detections_per_img": 2000}),
     }.items()
 }
