@@ -46,7 +46,7 @@ def recorded(clock: Callable[[], float] = time.perf_counter) -> Iterator[Floor]:
         return clock() - start
 
     add_products, products = gram.add_products, blocks.products
-    solved, best_of_all = assignment._solved, assignment._best_of_all
+    solved, each, best_of_all = assignment._solved, assignment._solved_each, assignment._best_of_all
 
     def counted_add(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
         add_products(total, a, b)
@@ -66,6 +66,13 @@ def recorded(clock: Callable[[], float] = time.perf_counter) -> Iterator[Floor]:
         floor.assignments += 1
         return found
 
+    def counted_each(gains: Any) -> Any:
+        found = each(gains)
+        if gains.shape[-1] < assignment._PRICES_FROM:  # larger ones are counted one by one
+            floor.assignment_seconds += bare(each, gains)
+            floor.assignments += len(gains)
+        return found
+
     def counted_all(gains: Any, prefer: Any) -> Any:
         found = best_of_all(gains, prefer)
         floor.assignment_seconds += bare(best_of_all, gains, prefer)
@@ -77,6 +84,7 @@ def recorded(clock: Callable[[], float] = time.perf_counter) -> Iterator[Floor]:
         patch.object(blocks, "products", counted_products),
         patch.object(nested, "products", counted_products),
         patch.object(assignment, "_solved", counted_solved),
+        patch.object(assignment, "_solved_each", counted_each),
         patch.object(assignment, "_best_of_all", counted_all),
     ):
         yield floor

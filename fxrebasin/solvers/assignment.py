@@ -1,8 +1,7 @@
 """Linear assignment: the permutation that collects the most gain, with ties settled for good.
 
-scipy's solver searches from every row in turn. It is many times faster on gains that were reduced
-by good prices (see `scaling` and `auction`), which leaves the solution as it is: most rows then
-find their column at once.
+Any solver is many times faster on large gains that were reduced by good prices (see `scaling`),
+which leaves the solution as it is: most rows then find their column at once.
 """
 
 from __future__ import annotations
@@ -12,22 +11,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
 from fxrebasin.layout import IntArray
-from fxrebasin.solvers import auction
-from fxrebasin.solvers.auction import Gains, Prices
-from fxrebasin.solvers.scaling import scale_prices
+from fxrebasin.solvers.cheapest import cheapest, cheapest_of_each
+from fxrebasin.solvers.scaling import Gains, Prices, reduced, scale_prices
 
 # Gains are sums of float32 products: what differs by less than this share of them is a tie.
 ROUNDING = 8 * float(np.finfo(np.float32).eps)
 # Up to this size all permutations are tried at once, which is faster than a call for each matrix.
 _TRY_ALL = 4
-# From these sizes on, prices cost less than they save, an auction is the fastest way to bring known
-# prices up to date, and the fastest way to find prices at all.
-_PRICES_FROM = 48
-_REFINE_FROM = 192
-_AUCTION_FROM = 768
+# From this size on, prices cost less than they save.
+_PRICES_FROM = 112
 
 
 def assign(gains: Gains, prefer: IntArray | None = None, prices: Prices | None = None) -> IntArray:
@@ -74,10 +68,7 @@ def assign_batch(gains: Gains, prefer: IntArray | None = None) -> IntArray:
         prefer = np.broadcast_to(np.arange(n), (count, n))
     if n <= _TRY_ALL:
         return _best_of_all(gains, prefer)
-    solved = np.empty((count, n), dtype=np.int64)
-    for k in range(count):
-        solved[k] = _solved(gains[k], None)
-    return _settled(gains, solved, prefer)
+    return _settled(gains, _solved_each(gains), prefer)
 
 
 def collected(gains: Gains, chosen: IntArray) -> npt.NDArray[np.float64]:
@@ -125,21 +116,23 @@ def _solved(gains: Gains, prices: Prices | None) -> IntArray:
     """An optimal permutation; `prices` are updated where that can help the next time."""
     n = len(gains)
     if n < _PRICES_FROM:
-        return np.asarray(linear_sum_assignment(gains, maximize=True)[1])
+        return cheapest(-gains)
     best: IntArray = gains.argmax(axis=1)
     if np.bincount(best, minlength=n).all():
         return best
     prices = np.zeros(n) if prices is None else prices
-    _find_prices(gains, prices)
-    return np.asarray(linear_sum_assignment(auction.reduced(gains, prices))[1])
+    scale_prices(gains, prices)
+    return cheapest(reduced(gains, prices))
 
 
-def _find_prices(gains: Gains, prices: Prices) -> None:
-    """Bring prices up to date by whatever is fastest at this size."""
-    n = len(gains)
-    if n >= _REFINE_FROM and prices.any() and auction.refine_prices(gains, prices):
-        return
-    (scale_prices if n < _AUCTION_FROM else auction.raise_prices)(gains, prices)
+def _solved_each(gains: Gains) -> IntArray:
+    """Optimal permutations of many gains."""
+    if gains.shape[-1] < _PRICES_FROM:
+        return cheapest_of_each(-gains)
+    solved = np.empty(gains.shape[:2], dtype=np.int64)
+    for k, own in enumerate(gains):
+        solved[k] = _solved(own, None)
+    return solved
 
 
 def _best_of_all(gains: Gains, prefer: IntArray) -> IntArray:

@@ -14,7 +14,6 @@ import numpy as np
 
 from fxrebasin.layout import IntArray
 from fxrebasin.solvers.assignment import ROUNDING, assign, improves
-from fxrebasin.solvers.auction import Gains, Prices
 from fxrebasin.solvers.blocks import Block, focus
 from fxrebasin.solvers.families import Evidence, Family, Gathered, gather
 from fxrebasin.solvers.nested import match_pairs, solve
@@ -22,6 +21,7 @@ from fxrebasin.solvers.pair_table import Pairing
 from fxrebasin.solvers.pairs import Pair
 from fxrebasin.solvers.placement import Placement
 from fxrebasin.solvers.problem import Problem
+from fxrebasin.solvers.scaling import Gains, Prices
 
 _KEPT = 0.75
 

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from fxrebasin.indexing import Arrays
 from fxrebasin.layout import IntArray
 from fxrebasin.solvers.assignment import ROUNDING, assign_batch, improves
-from fxrebasin.solvers.auction import Gains
 from fxrebasin.solvers.blocks import Block, focus, open_beside, products
 from fxrebasin.solvers.pair_table import Pairing, PairTable
 from fxrebasin.solvers.problem import Problem
+from fxrebasin.solvers.scaling import Gains
 
 # Inner coordinate descent is repeated at most so often; it nearly always stops after two.
 _MOST_ROUNDS = 10

@@ -10,9 +10,9 @@ import numpy as np
 from fxrebasin.indexing import Arrays
 from fxrebasin.layout import IntArray
 from fxrebasin.solvers.assignment import ROUNDING, assign_batch
-from fxrebasin.solvers.auction import Gains
 from fxrebasin.solvers.blocks import Block, paired
 from fxrebasin.solvers.problem import Problem, Values
+from fxrebasin.solvers.scaling import Gains
 
 # Elements of one side of a batch of pairs.
 _MOST_ELEMENTS = 2**22

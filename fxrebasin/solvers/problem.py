@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from fxrebasin.indexing import Arrays
 from fxrebasin.solvers.assignment import collected
-from fxrebasin.solvers.auction import Gains
 from fxrebasin.solvers.blocks import Block, agreement
+from fxrebasin.solvers.scaling import Gains
 
 Values: TypeAlias = npt.NDArray[np.float64]
 
