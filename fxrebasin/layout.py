@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -69,6 +70,11 @@ class AxisGroup:
 
     axes: tuple[int, ...]
     pieces: tuple[Piece, ...]
+
+    @cached_property
+    def pattern(self) -> tuple[object, ...]:
+        """Equal for groups whose positions are those of the same units, on whatever axes."""
+        return tuple((piece.slots, piece.positions.tobytes()) for piece in self.pieces)
 
 
 Layout: TypeAlias = Mapping[str, tuple[AxisGroup, ...]]

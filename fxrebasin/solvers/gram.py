@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from fxrebasin.layout import AxisGroup, IntArray, Piece, Slot
-from fxrebasin.solvers.pairs import Pair, gathered, is_plain, is_run, shares_memory
+from fxrebasin.solvers.pairs import FloatArray, Pair, gathered, is_run, lies_in
 from fxrebasin.solvers.placement import Axis, Placement
 
 # Elements of one operand of one product, and columns of it where there are many rows: large enough
@@ -47,6 +47,7 @@ class Operand:
     axes: list[Axis] = field(init=False)
     others: list[int] = field(init=False)
     start: int | None = field(init=False)
+    _memory: tuple[FloatArray, FloatArray] | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.others = [d for d in range(len(self.pair.axes)) if d != self.dim]
@@ -55,6 +56,9 @@ class Operand:
             self.axes.insert(0, self.held)
         flat = self.positions.ravel()
         self.start = int(flat[0]) if is_run(flat) else None
+        in_runs = not self.others or (len(self.others) == 1 and self.pair.a.shape[-1] > 1)
+        plain = in_runs and self.held is None and self.start is not None
+        self._memory = self.pair.memory if plain else None
 
     def included(self) -> int:
         """Elements per row whose place is decided, as of the last look at the axes."""
@@ -70,8 +74,9 @@ class Operand:
         Returns:
             Shape (rows, columns), in the dtype to compute in.
         """
-        if self._is_scattered(tensor, picks):
-            return self._runs(tensor, picks[0])
+        if self._memory is not None:
+            a, b = self._memory
+            return torch.from_numpy(self._in_runs(b if tensor is self.pair.b else a, picks))
         return self._in_rows(self._picked(tensor, picks), picks)
 
     def difference(self, now: Sequence[IntArray], before: Sequence[IntArray]) -> torch.Tensor:
@@ -86,28 +91,20 @@ class Operand:
         """
         moved = self.matrix(self.pair.b, now)
         old = self.matrix(self.pair.b, before)
-        return torch.sub(moved, old, out=None if shares_memory(old, self.pair.b) else old)
+        return torch.sub(moved, old, out=None if lies_in(old, self.pair.b) else old)
 
-    def _is_scattered(self, tensor: torch.Tensor, picks: Sequence[IntArray]) -> bool:
-        """Whether rows are made of runs that lie apart, as in the weights of a convolution."""
-        return (
-            self.held is None
-            and self.start is not None
-            and len(picks) == 1
-            and tensor.shape[-1] > 1
-            and (self.dim > 0 or not is_run(picks[0]))
-            and is_plain(tensor)
-        )
-
-    def _runs(self, tensor: torch.Tensor, pick: IntArray) -> torch.Tensor:
+    def _in_runs(self, memory: FloatArray, picks: Sequence[IntArray]) -> FloatArray:
         """Rows put together from the runs along the last axis, each of which is moved once."""
-        length = tensor.shape[-1]
-        strides = (tensor.shape[1], 1)
-        rows = self.positions[:, 0] * strides[self.dim]
-        at = rows[:, None] + pick * strides[1 - self.dim]
-        runs = tensor.numpy().reshape(-1, length).take(at.reshape(-1), axis=0)
-        columns = torch.from_numpy(runs).view(len(rows), -1)
-        return columns.to(self.pair.a.device, self.pair.dtype)
+        start, count, pick = self.start or 0, len(self.positions), picks[0] if picks else None
+        found = memory[start : start + count]
+        if self.dim and pick is not None:
+            at = self.positions[:, :1] + pick * memory.shape[1]
+            found = memory.reshape(-1, memory.shape[-1]).take(at.reshape(-1), axis=0)
+        elif pick is not None and is_run(pick):
+            found = found[:, pick[0] : pick[0] + len(pick)]
+        elif pick is not None:
+            found = found.take(pick, axis=1)
+        return found.reshape(count, -1)
 
     def _picked(self, tensor: torch.Tensor, picks: Sequence[IntArray]) -> torch.Tensor:
         """The rows, at the picked positions of the other groups, with axes as they were."""
@@ -226,7 +223,8 @@ class Gram:
         for k, operand in enumerate(self._moving):
             now = [axis.source(placement) for axis in operand.axes]
             if any(map(operator.is_not, now, self._seen[k])):
-                for a, b in _changes(operand, self._seen[k], now):
+                changes = _changes if len(now) > 1 else _changes_along_one
+                for a, b in changes(operand, self._seen[k], now):
                     yield self._like(a), self._like(b)
                 self._seen[k] = now
 
@@ -285,8 +283,7 @@ def _changes(
         width = pair.a.shape[-1] * math.prod(len(p) for i, p in enumerate(picks) if i != k)
         if width == 0:
             continue
-        rows = len(operand.positions)
-        step = max(1, max(_MOST_ELEMENTS, rows * _MOST_COLUMNS) // (width * rows))
+        step = _step(operand, width)
         old = seen[k]
         fresh = picks[k] if old is None else np.flatnonzero((now[k] >= 0) & (old < 0))
         for part in _parts(fresh, step):
@@ -300,6 +297,31 @@ def _changes(
             at = [*picks[:k], part, *picks[k + 1 :]]
             b = operand.difference(_taken(axes, known, at), _taken(axes, before, at))
             yield operand.matrix(pair.a, at), b
+
+
+def _changes_along_one(
+    operand: Operand, seen: Sequence[IntArray | None], now: Sequence[IntArray]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The same for an operand with one axis, as nearly all have."""
+    pair, (axis,), (new,), (old,) = operand.pair, operand.axes, now, seen
+    step = _step(operand, pair.a.shape[-1])
+    if old is None:
+        fresh = axis.everything if axis.included == axis.total else np.flatnonzero(new >= 0)
+    else:
+        moved = np.flatnonzero(new != old)
+        was_open = old[moved] < 0
+        fresh = moved[was_open]
+        for part in _parts(moved[~was_open], step):
+            yield operand.matrix(pair.a, [part]), operand.difference([new[part]], [old[part]])
+    for part in _parts(fresh, step):
+        taken = new if part is axis.everything else new[part]
+        yield operand.matrix(pair.a, [part]), operand.matrix(pair.b, [taken])
+
+
+def _step(operand: Operand, width: int) -> int:
+    """How many positions of an axis are multiplied at once, each of so many elements a row."""
+    rows = len(operand.positions)
+    return max(1, max(_MOST_ELEMENTS, rows * _MOST_COLUMNS) // (width * rows))
 
 
 def _decided(axis: Axis, source: IntArray) -> IntArray:

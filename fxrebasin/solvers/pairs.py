@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from fxrebasin._gather import storage_identity
 from fxrebasin.layout import AxisGroup, IntArray, Layout
 from fxrebasin.solvers.placement import Axes, Axis, Placement
+
+FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
 # Elements that fit into a processor's cache, and elements that are summed in their own precision.
 _BLOCK = 2**20
@@ -37,6 +42,13 @@ class Pair:
         found = [_moments(x, self.dtype) for x in (self.a, self.b)]
         means, deviations = zip(*found, strict=True)
         return means[0] * means[1], deviations[0] * deviations[1] if self.varies else 0.0
+
+    @cached_property
+    def memory(self) -> tuple[FloatArray, FloatArray] | None:
+        """Both sides as numpy sees them; None where it cannot, or where their dtypes differ."""
+        if self.a.dtype == self.b.dtype and is_plain(self.a) and is_plain(self.b):
+            return self.a.numpy(), self.b.numpy()
+        return None
 
     @cached_property
     def varies(self) -> bool:
@@ -126,14 +138,15 @@ def is_plain(tensor: torch.Tensor) -> bool:
     return known and tensor.is_contiguous()
 
 
-def shares_memory(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Whether two tensors lie in the same memory.
+def lies_in(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether a tensor begins in the memory of another one.
 
     Args:
-        x: of any shape.
+        x: of any shape; its storage may be another one for the same memory.
         y: of any shape.
     """
-    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
+    memory = y.untyped_storage()
+    return 0 <= x.data_ptr() - memory.data_ptr() < memory.nbytes()
 
 
 def _inner(x: torch.Tensor, y: torch.Tensor) -> float:

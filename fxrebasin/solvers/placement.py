@@ -114,7 +114,7 @@ class Axes:
     """Axes of equal structure are one object, so that their sources are found once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], Axis] = {}
+        self._known: dict[tuple[int, tuple[object, ...]], Axis] = {}
 
     def of(self, group: AxisGroup, total: int) -> Axis:
         """The axis of a group.
@@ -123,7 +123,7 @@ class Axes:
             group: its pieces.
             total: number of flat positions.
         """
-        key = (total, *((piece.slots, piece.positions.tobytes()) for piece in group.pieces))
+        key = (total, group.pattern)
         if key not in self._known:
             self._known[key] = Axis(group.pieces, total)
         return self._known[key]
