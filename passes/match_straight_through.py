@@ -189,7 +189,7 @@ class _Estimator:
             problem.names,
             problem.free,
         )
-        search = WeightSearch(nearest, self._seed, _MOST_SWEEPS)
+        search = WeightSearch(nearest, self._seed, _MOST_SWEEPS, warn=False)
         self.arrays = search.polish(self.arrays).arrays
         if search.interrupted:
             raise KeyboardInterrupt

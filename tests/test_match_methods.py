@@ -19,6 +19,7 @@ from fxrebasin.errors import InputError
 from fxrebasin.passes.match import METHODS, match_states
 from fxrebasin.permutation import Permutation
 from fxrebasin.representatives import find_representatives
+from fxrebasin.solvers.coordinate_descent import Descent
 from tests.support.small_nets import Attention, Residual, SelfAttention, unsettled
 from tests.support.synthetic import ZOO
 
@@ -326,6 +327,22 @@ def test_ctrl_c_in_an_ascent_gives_the_best_so_far(
     with pytest.warns(UserWarning, match="interrupted: the best permutation so far is used"):
         result = match_states(model, b, a, method=method)
     assert result.objective_after >= result.objective_before
+
+
+def test_ctrl_c_in_a_projection_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, count = Descent.descend, itertools.count()
+
+    def interrupted(self: Descent, *args: Any) -> None:
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        original(self, *args)
+
+    monkeypatch.setattr(Descent, "descend", interrupted)
+    task = Task("attention", planted=False)
+    with pytest.warns(UserWarning, match="interrupted: the best permutation so far") as told:
+        task.match("straight_through")
+    assert next(count) == 4
+    assert len(told) == 1
 
 
 def test_only_the_classes_that_may_move_do() -> None:

@@ -72,6 +72,7 @@ class WeightSearch:
         most_sweeps: of each descent.
         report: called with the stage, how many families are settled and how many there are.
         deadline: on the clock of `time.perf_counter`; no random start after it.
+        warn: of an interrupt; who calls this more than once does so itself.
     """
 
     def __init__(
@@ -81,13 +82,14 @@ class WeightSearch:
         most_sweeps: int = 100,
         report: Report = lambda stage, done, total: None,
         deadline: float = math.inf,
+        warn: bool = True,
     ) -> None:
         self.problem = problem
         self.best: Solution | None = None
         self._value: float | None = None
         self.interrupted = False
         self._seed, self._most_sweeps = seed, most_sweeps
-        self._report, self._deadline = report, deadline
+        self._report, self._deadline, self._warn = report, deadline, warn
         layout = restricted(problem.layout, problem.classes, problem.free)
         self.pairs = make_pairs(layout, problem.state_a, problem.state_b, problem.names)
 
@@ -173,9 +175,10 @@ class WeightSearch:
         except KeyboardInterrupt:
             descent.placement.decide_rest()
             self.interrupted = True
-            warnings.warn(
-                "matching was interrupted: the best permutation so far is used", stacklevel=4
-            )
+            if self._warn:
+                warnings.warn(
+                    "matching was interrupted: the best permutation so far is used", stacklevel=4
+                )
         return self._kept(descent.placement, descent.sweeps)
 
     def _kept(self, placement: Placement, sweeps: int) -> Solution:
