@@ -42,6 +42,7 @@ MODELS = tuple(REDUCED)
 _FULL_SIDE = 224
 _RATES = {"vit_b_16": 1e-3}  # networks without BatchNorm take smaller steps
 _RATE = 3e-3
+_CHANCE = 1.5  # times the accuracy of guessing still counts as that
 _LAG = 0.05  # of accuracy, that recomputed statistics alone gain
 
 
@@ -75,7 +76,7 @@ FULL = Sizes(
     steps=7,
     calibration=512,
     models=MODELS,
-    full_size=1,
+    full_size=3,
 )
 QUICK = Sizes(
     {"wide_resnet50_2": 4},
@@ -286,6 +287,7 @@ def _write(study: _Study, seconds: float) -> Path:
     _say_equivalence(report, study.rebased)
     report.head("Lines")
     report.say(*_sentences(study))
+    report.say(*_near_chance(study.lines, study.data.classes))
     report.say(*_lagging(study.lines))
     _table(report, study)
     titles = {name: name for name in sizes.models}
@@ -317,6 +319,23 @@ def _sentences(study: _Study) -> list[str]:
         before, after = (mean_of(barriers(same, line)) for line in (BEFORE, AFTER))
         how = f" ({RECALIBRATED})" if same[0].treatment == RECALIBRATED else ""
         found.append(f"{name}{how}: the mean barrier goes from {before:.3f} to {after:.3f} nats.")
+    return found
+
+
+def _near_chance(lines: Sequence[Line], classes: int) -> list[str]:
+    """Networks that merge so badly that the barrier says nothing of the alignment."""
+    found = []
+    for name, same in grouped(_treated(lines), lambda line: line.setting).items():
+        before, after = (
+            mean_of([line.curve.midpoint[1] or 0.0 for line in chosen(same, line_name)])
+            for line_name in (BEFORE, AFTER)
+        )
+        if max(before, after) < _CHANCE / classes:
+            found.append(
+                f"Half way, {name} is {before:.1%} accurate before and {after:.1%} after rebasing, "
+                f"where guessing gives {1 / classes:.0%}: such losses say how sure wrong answers "
+                "are, not how well the networks are aligned."
+            )
     return found
 
 
