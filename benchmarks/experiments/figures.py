@@ -139,7 +139,7 @@ class Dots:
     Args:
         title: above it.
         x: label of the x axis.
-        values: by name of the row, then by label in the legend.
+        values: above 0, by name of the row, then by label in the legend.
     """
 
     title: str
@@ -200,15 +200,12 @@ def _draw_dots(axes: Axes, panel: Dots, names: Sequence[str], labels: Sequence[s
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set_ylim(len(names) - 0.5, -0.5)
     every = [value for found in panel.values.values() for v in found.values() for value in v]
-    if every and min(every) > 0:
+    if every:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(min(every) / _MARGIN, max(every) * _MARGIN)
-    else:
-        axes.set_xscale("symlog", linthresh=0.01)
-        axes.set_xlim(0, max(every, default=1.0) * _MARGIN)
     axes.set_xlabel(panel.x, fontsize=9)
     axes.set_title(panel.title, fontsize=11)
     axes.grid(visible=True, alpha=0.3)

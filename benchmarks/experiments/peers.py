@@ -43,6 +43,7 @@ from benchmarks.support.methods_table import spread
 from fxrebasin.merge import BarrierCurve, recalibrate
 
 _DEFAULT = "weight"
+_LEAST_DRAWN = 0.001
 _TREATMENTS = (PLAIN, RECALIBRATED, REPAIRED)
 
 
@@ -69,7 +70,8 @@ class Sizes:
     methods: tuple[str, ...]
 
 
-FULL = Sizes((0.0, 0.1), (3,), (128, 128), 1024, 128, 5, tuple(OURS))
+DECAYS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)
+FULL = Sizes(DECAYS, (3, 9), (128, 128), 1024, 128, 5, tuple(OURS))
 QUICK = Sizes((0.0,), (), (64, 64), 256, 128, 3, ("weight", "activation"))
 
 
@@ -315,9 +317,9 @@ def _write(
         Dots(setting, "barrier (nats)", _dots(same))
         for setting, same in grouped(rows, lambda row: row.setting).items()
     ]
-    picture = draw_dots(
-        panels, 3 if len(panels) in (3, 5, 6) else 2, "Barrier by method; bars are means"
-    )
+    columns = 2 if len(panels) in (1, 2, 4) else 3
+    words = f"Barrier by method; bars are means; what is below {_LEAST_DRAWN} is drawn there"
+    picture = draw_dots(panels, columns, words)
     report.picture("barriers", picture, "Barrier by method and kind of network")
     report.rows(
         "verdicts",
@@ -400,7 +402,7 @@ def _setting_table(report: Report, setting: str, rows: Sequence[Row]) -> None:
 def _dots(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
     return {
         method: {
-            treatment: [row.barrier for row in found]
+            treatment: [max(row.barrier, _LEAST_DRAWN) for row in found]
             for treatment, found in grouped(same, lambda row: row.treatment).items()
         }
         for method, same in grouped(rows, lambda row: row.method).items()
