@@ -16,8 +16,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from fxrebasin.layout import AxisGroup, IntArray, Piece, Slot
-from fxrebasin.solvers.pairs import FloatArray, Pair, gathered, is_run, lies_in
+from fxrebasin.layout import AxisGroup, FloatArray, IntArray, Piece, Slot
+from fxrebasin.solvers.pairs import Pair, gathered, is_run, lies_in
 from fxrebasin.solvers.placement import Axis, Placement
 
 # Elements of one operand of one product, and columns of it where there are many rows: large enough

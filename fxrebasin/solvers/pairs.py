@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from fxrebasin._gather import storage_identity
-from fxrebasin.layout import AxisGroup, IntArray, Layout
+from fxrebasin.layout import AxisGroup, FloatArray, IntArray, Layout
 from fxrebasin.solvers.placement import Axes, Axis, Placement
-
-FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
 # Elements that fit into a processor's cache, and elements that are summed in their own precision.
 _BLOCK = 2**20

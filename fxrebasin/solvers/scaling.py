@@ -8,13 +8,15 @@ remains exact, is short.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-Gains: TypeAlias = npt.NDArray[np.floating[Any]]
+from fxrebasin.layout import FloatArray
+
+Gains: TypeAlias = FloatArray
 Prices: TypeAlias = npt.NDArray[np.float64]
 
 # Temperatures, as shares of how far the best gain of a row is above its mean.
@@ -42,7 +44,7 @@ def scale_prices(gains: Gains, prices: Prices) -> None:
     if unit <= 0:
         return
     found = torch.from_numpy(prices.astype(gains.dtype))
-    kernel, row, column = torch.empty_like(rows), torch.empty_like(found), torch.ones_like(found)
+    kernel, row, column = torch.empty_like(rows), torch.empty_like(found), torch.empty_like(found)
     for share in _SHARES[-1:] if known else _SHARES:
         temperature = share * unit
         torch.sub(rows, found, out=kernel)
