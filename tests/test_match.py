@@ -11,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import fxrebasin
 from fxrebasin import console
 from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.layout import PermutationClass
@@ -19,7 +20,7 @@ from fxrebasin.passes.match import MatchResult, match_states, match_weights
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers import coordinate_descent
 from fxrebasin.solvers.families import make_families
-from fxrebasin.solvers.pairs import make_pairs
+from fxrebasin.solvers.pairs import joined, make_pairs
 from fxrebasin.solvers.placement import Placement
 from tests.support.synthetic import (
     ZOO,
@@ -194,7 +195,7 @@ def test_gains_kept_up_to_date_are_those_computed_anew(name: str) -> None:
     model = ZOO[name]()
     a, b = model.state(1, torch.float64), model.state(2, torch.float64)
     names = [c.name for c in model.classes]
-    pairs = make_pairs(model.layout, a, b, list(model.layout))
+    pairs = joined(make_pairs(model.layout, a, b, list(model.layout)))
     families = make_families(model.classes, pairs, names)
     placement = Placement(model.identity().arrays, [])
     generator = np.random.default_rng(0)
@@ -205,6 +206,38 @@ def test_gains_kept_up_to_date_are_those_computed_anew(name: str) -> None:
                 kept = gram.update(placement).clone()
                 gram.forget()
                 torch.testing.assert_close(kept, gram.update(placement), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_no_order_collects_more_than_what_is_within_reach(name: str) -> None:
+    model = ZOO[name]()
+    a = model.state(1, torch.float64)
+    twin = model.random(3).permute_state_dict(a)
+    pairs = make_pairs(model.layout, a, twin, list(model.layout))
+    together = joined(pairs)
+    for seed in range(20):
+        arrays = model.random(seed).arrays
+        placement = Placement(arrays, list(arrays))
+        apart = [pair.agreement(placement) for pair in pairs]
+        assert sum(pair.agreement(placement) for pair in together) == pytest.approx(sum(apart))
+        for pair, found in zip(pairs, apart, strict=True):
+            assert abs(found - pair.reach[0]) <= pair.reach[1] * (1 + 1e-9) + 1e-9
+    reach = sum(pair.reach[1] for pair in pairs)
+    assert sum(pair.reach[1] for pair in together) == pytest.approx(reach)
+    home = Placement(model.random(3).inverse().arrays, list(arrays))
+    found = sum(pair.agreement(home) - pair.reach[0] for pair in pairs)
+    assert found == pytest.approx(reach)
+
+
+def test_narrow_tensors_of_one_class_are_matched_together() -> None:
+    layers = (torch.nn.Linear(5, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3))
+    model = torch.nn.Sequential(*layers)
+    symmetry = fxrebasin.analyze(model, torch.zeros(2, 5))
+    state = {n: torch.randn(t.shape) for n, t in model.state_dict().items() if t.dim()}
+    state["1.bias"] = torch.zeros(8)
+    names = [n for n in symmetry.parameters if n != "2.bias"]
+    pairs = joined(make_pairs(symmetry.layout, state, state, names))
+    assert [pair.name for pair in pairs] == ["0.weight, 0.bias, 1.weight, 2.weight", "1.bias"]
 
 
 def test_a_model_and_itself_are_left_alone_even_if_units_are_alike() -> None:

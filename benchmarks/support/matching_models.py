@@ -86,15 +86,17 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     Raises:
         ValueError: torchvision has no such classifier.
     """
-    generator = torch.Generator().manual_seed(0)
-    if name in OWN:
-        make, shape = OWN[name]
-        return make().eval(), torch.randn(2, *shape, generator=generator)
-    ensure_torchvision()
-    from torchvision import models
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if name in OWN:
+            make, shape = OWN[name]
+            model = make()
+        else:
+            ensure_torchvision()
+            from torchvision import models
 
-    model = models.get_model(name, weights=None)
-    return model.eval(), torch.randn(2, 3, 224, 224, generator=generator)
+            model, shape = models.get_model(name, weights=None), (3, 224, 224)
+        return model.eval(), torch.randn(2, *shape)
 
 
 def draw(model: nn.Module, images: Tensor, seed: int) -> dict[str, Tensor]:

@@ -174,7 +174,6 @@ def _exchange_is_free(
 ) -> Any:
     """Whether units collect no less, up to rounding, if they and others exchange what they have."""
     mine, wanted = solved[unit], prefer[unit]
-    here, there = gains[unit, mine].astype(np.float64), gains[other, wanted].astype(np.float64)
-    taken, given = gains[unit, wanted].astype(np.float64), gains[other, mine].astype(np.float64)
-    slack = ROUNDING * (abs(here) + abs(there) + abs(taken) + abs(given))
-    return taken + given - here - there >= -slack
+    entries = gains[np.array([unit, other, unit, other]), np.array([mine, wanted, wanted, mine])]
+    here, there, taken, given = entries = entries.astype(np.float64)
+    return taken + given - here - there >= -ROUNDING * np.abs(entries).sum(axis=0)

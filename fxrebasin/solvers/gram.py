@@ -20,10 +20,12 @@ from fxrebasin.layout import AxisGroup, FloatArray, IntArray, Piece, Slot
 from fxrebasin.solvers.pairs import Pair, gathered, is_run, lies_in
 from fxrebasin.solvers.placement import Axis, Placement
 
-# Elements of one operand of one product, and columns of it where there are many rows: large enough
-# for speed, small enough to be no burden.
-_MOST_ELEMENTS = 2**18
-_MOST_COLUMNS = 512
+# Elements of one operand of one product: this share of all that a sum is over, but not fewer than
+# are worth a call of their own, nor more than a processor's cache holds.
+_SHARE = 8
+_FEWEST, _MOST = 2**17, 2**20
+# Columns of one operand for which any number of rows is multiplied at once.
+_COLUMNS = 512
 # Operands with fewer columns than this are joined before they are multiplied.
 _NARROW = 64
 
@@ -76,7 +78,7 @@ class Operand:
         """
         if self._memory is not None:
             a, b = self._memory
-            return torch.from_numpy(self._in_runs(b if tensor is self.pair.b else a, picks))
+            return self._in_runs(b if tensor is self.pair.b else a, picks)
         return self._in_rows(self._picked(tensor, picks), picks)
 
     def difference(self, now: Sequence[IntArray], before: Sequence[IntArray]) -> torch.Tensor:
@@ -93,18 +95,25 @@ class Operand:
         old = self.matrix(self.pair.b, before)
         return torch.sub(moved, old, out=None if lies_in(old, self.pair.b) else old)
 
-    def _in_runs(self, memory: FloatArray, picks: Sequence[IntArray]) -> FloatArray:
+    def _in_runs(self, memory: FloatArray, picks: Sequence[IntArray]) -> torch.Tensor:
         """Rows put together from the runs along the last axis, each of which is moved once."""
-        start, count, pick = self.start or 0, len(self.positions), picks[0] if picks else None
-        found = memory[start : start + count]
-        if self.dim and pick is not None:
+        count, pick = len(self.positions), picks[0] if picks else None
+        rows = slice(self.start or 0, (self.start or 0) + count)
+        if pick is None:
+            found = memory[rows]
+        elif is_run(pick):
+            along = slice(pick[0], pick[0] + len(pick))
+            if self.dim:
+                # Torch transposes with all threads; numpy gathers with one.
+                turned = torch.from_numpy(memory[along, rows]).transpose(0, 1)
+                return turned.reshape(count, -1)
+            found = memory[rows, along]
+        elif self.dim:
             at = self.positions[:, :1] + pick * memory.shape[1]
             found = memory.reshape(-1, memory.shape[-1]).take(at.reshape(-1), axis=0)
-        elif pick is not None and is_run(pick):
-            found = found[:, pick[0] : pick[0] + len(pick)]
-        elif pick is not None:
-            found = found.take(pick, axis=1)
-        return found.reshape(count, -1)
+        else:
+            found = memory[rows].take(pick, axis=1)
+        return torch.from_numpy(found.reshape(count, -1))
 
     def _picked(self, tensor: torch.Tensor, picks: Sequence[IntArray]) -> torch.Tensor:
         """The rows, at the picked positions of the other groups, with axes as they were."""
@@ -142,6 +151,10 @@ class Gram:
         self.names = frozenset(n for o in operands for axis in o.axes for n in axis.names)
         self._fixed = [o for o in operands if not o.axes]
         self._moving = [o for o in operands if o.axes]
+        elements = sum(o.pair.a.numel() for o in operands)
+        self._at_once = max(
+            min(max(_FEWEST, elements // _SHARE), _MOST), rows * min(_COLUMNS, rows // 2)
+        )
         first = operands[0].pair
         wide = any(o.pair.dtype == torch.float64 for o in operands)
         self._dtype = torch.float64 if wide else torch.float32
@@ -224,7 +237,7 @@ class Gram:
             now = [axis.source(placement) for axis in operand.axes]
             if any(map(operator.is_not, now, self._seen[k])):
                 changes = _changes if len(now) > 1 else _changes_along_one
-                for a, b in changes(operand, self._seen[k], now):
+                for a, b in changes(operand, self._seen[k], now, self._at_once):
                     yield self._like(a), self._like(b)
                 self._seen[k] = now
 
@@ -266,7 +279,7 @@ def add_products(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def _changes(
-    operand: Operand, seen: Sequence[IntArray | None], now: Sequence[IntArray]
+    operand: Operand, seen: Sequence[IntArray | None], now: Sequence[IntArray], at_once: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Matrices whose products, summed, lead from the sources seen before to those of now.
 
@@ -283,7 +296,7 @@ def _changes(
         width = pair.a.shape[-1] * math.prod(len(p) for i, p in enumerate(picks) if i != k)
         if width == 0:
             continue
-        step = _step(operand, width)
+        step = _step(operand, width, at_once)
         old = seen[k]
         fresh = picks[k] if old is None else np.flatnonzero((now[k] >= 0) & (old < 0))
         for part in _parts(fresh, step):
@@ -300,11 +313,11 @@ def _changes(
 
 
 def _changes_along_one(
-    operand: Operand, seen: Sequence[IntArray | None], now: Sequence[IntArray]
+    operand: Operand, seen: Sequence[IntArray | None], now: Sequence[IntArray], at_once: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The same for an operand with one axis, as nearly all have."""
     pair, (axis,), (new,), (old,) = operand.pair, operand.axes, now, seen
-    step = _step(operand, pair.a.shape[-1])
+    step = _step(operand, pair.a.shape[-1], at_once)
     if old is None:
         fresh = axis.everything if axis.included == axis.total else np.flatnonzero(new >= 0)
     else:
@@ -318,10 +331,9 @@ def _changes_along_one(
         yield operand.matrix(pair.a, [part]), operand.matrix(pair.b, [taken])
 
 
-def _step(operand: Operand, width: int) -> int:
+def _step(operand: Operand, width: int, at_once: int) -> int:
     """How many positions of an axis are multiplied at once, each of so many elements a row."""
-    rows = len(operand.positions)
-    return max(1, max(_MOST_ELEMENTS, rows * _MOST_COLUMNS) // (width * rows))
+    return max(1, at_once // (width * len(operand.positions)))
 
 
 def _decided(axis: Axis, source: IntArray) -> IntArray:
@@ -342,11 +354,11 @@ def _taken(
 
 
 def _parts(positions: IntArray, step: int) -> Iterator[IntArray]:
-    if len(positions) <= step:
-        yield from (positions,) if len(positions) else ()
-        return
-    for start in range(0, len(positions), step):
-        yield positions[start : start + step]
+    """Positions in parts of about equal length, near to a given one."""
+    count = len(positions)
+    parts = max(1, round(count / step))
+    for k in range(parts if count else 0):
+        yield positions if parts == 1 else positions[k * count // parts : (k + 1) * count // parts]
 
 
 def held_axis(slots: Sequence[Slot]) -> Axis | None:

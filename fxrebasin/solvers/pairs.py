@@ -15,6 +15,8 @@ from fxrebasin.solvers.placement import Axes, Axis, Placement
 # Elements that fit into a processor's cache, and elements that are summed in their own precision.
 _BLOCK = 2**20
 _RUN = 2**14
+# Pairs with fewer columns than this are joined where they can be.
+_NARROW = 64
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,16 @@ class Pair:
     axes: tuple[Axis, ...]
 
     @cached_property
-    def moments(self) -> tuple[float, float]:
-        """Product of the means and product of the standard deviations of both sides."""
-        found = [_moments(x, self.dtype) for x in (self.a, self.b)]
-        means, deviations = zip(*found, strict=True)
-        return means[0] * means[1], deviations[0] * deviations[1] if self.varies else 0.0
+    def reach(self) -> tuple[float, float]:
+        """What every order of the units collects, and how much more the best one can at most.
+
+        By Cauchy and Schwarz, for each position along the last axis, which never moves.
+        """
+        (mean_a, deviation_a), (mean_b, deviation_b) = (
+            _moments(x, self.dtype) for x in (self.a, self.b)
+        )
+        count = self.a.numel() // self.a.shape[-1]
+        return count * float(mean_a @ mean_b), count * float(deviation_a @ deviation_b)
 
     @cached_property
     def memory(self) -> tuple[FloatArray, FloatArray] | None:
@@ -152,19 +159,21 @@ def _inner(x: torch.Tensor, y: torch.Tensor) -> float:
     return float(torch.stack([torch.dot(*run) for run in zip(*runs, strict=True)]).double().sum())
 
 
-def _moments(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[float, float]:
-    """Mean and standard deviation."""
-    blocks = [block.to(dtype) for block in blocks_of(tensor)]
-    mean = sum(float(block.sum()) for block in blocks) / tensor.numel()
-    square = sum(float(torch.linalg.vector_norm(block)) ** 2 for block in blocks) / tensor.numel()
-    return mean, max(0.0, square - mean**2) ** 0.5
+def _moments(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation at each position along the last axis, in float64."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    blocks = [block.to(dtype) for block in blocks_of(rows)]
+    sums = [block.sum(0, dtype=torch.float64).cpu() for block in blocks]
+    squares = [block.square().sum(0, dtype=torch.float64).cpu() for block in blocks]
+    mean, square = (torch.stack(x).sum(0) / len(rows) for x in (sums, squares))
+    return mean, (square - mean**2).clamp_(min=0).sqrt_()
 
 
 def _varies(tensor: torch.Tensor) -> bool:
     """Whether any two elements differ, which mostly is seen at the first."""
-    ends = tensor.numpy().flat if is_plain(tensor) else tensor.flatten()
-    first, last = float(ends[0]), float(ends[-1])
-    if first != last:
+    ends = tensor.numpy() if is_plain(tensor) else tensor.flatten()[[0, -1]].cpu().double().numpy()
+    first = ends.item(0)
+    if first != ends.item(-1):
         return True
     return any(bool((block != first).any()) for block in blocks_of(tensor))
 
@@ -198,6 +207,36 @@ def make_pairs(
     return pairs
 
 
+def joined(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same pairs, with narrow ones side by side that have one and the same axis only.
+
+    Biases and the like are many; together they are handled at once.
+
+    Args:
+        pairs: all of them.
+
+    Returns:
+        Those that are joined come first in the place of their first; constant ones stay apart.
+    """
+    alike: dict[tuple[object, ...], list[Pair]] = {}
+    for k, pair in enumerate(pairs):
+        key: tuple[object, ...] = (k,)
+        if len(pair.axes) == 1 and pair.a.shape[-1] < _NARROW:
+            sides = ((side.dtype, side.device) for side in (pair.a, pair.b))
+            key = (id(pair.axes[0]), pair.varies, *sides)
+        alike.setdefault(key, []).append(pair)
+    return [_side_by_side(found) for found in alike.values()]
+
+
+def _side_by_side(pairs: Sequence[Pair]) -> Pair:
+    """One pair of several with the same axis."""
+    first = pairs[0]
+    if len(pairs) == 1:
+        return first
+    a, b = (torch.cat(sides, dim=1) for sides in zip(*((p.a, p.b) for p in pairs), strict=True))
+    return Pair(", ".join(p.name for p in pairs), a, b, first.groups, first.axes)
+
+
 def _data(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, without gradient."""
     return tensor.detach() if tensor.requires_grad else tensor
@@ -224,7 +263,7 @@ def unfolded(tensor: torch.Tensor, groups: tuple[AxisGroup, ...]) -> torch.Tenso
     """
     grouped = [axis for group in groups for axis in group.axes]
     if grouped == list(range(len(groups))):
-        return tensor.reshape(*tensor.shape[: len(groups)], -1)
+        return tensor.flatten(len(groups)) if tensor.dim() > len(groups) else tensor[..., None]
     rest = [axis for axis in range(tensor.dim()) if axis not in grouped]
     ordered = tensor.permute(*grouped, *rest)
     for k, group in enumerate(groups):

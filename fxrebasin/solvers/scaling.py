@@ -20,8 +20,8 @@ Gains: TypeAlias = FloatArray
 Prices: TypeAlias = npt.NDArray[np.float64]
 
 # Temperatures, as shares of how far the best gain of a row is above its mean.
-_SHARES = (1 / 20, 1 / 100)
-_ROUNDS = 6
+_SHARES = (1 / 10, 1 / 50)
+_ROUNDS = 4
 # Logarithms below this count as this, so that sums neither vanish nor overflow in float32.
 _LOWEST = -60
 # Prices that are farther apart, in the same unit, are not of such gains.

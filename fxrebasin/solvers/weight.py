@@ -18,7 +18,7 @@ from fxrebasin.layout import IntArray, Layout, PermutationClass
 from fxrebasin.solvers.assignment import ROUNDING
 from fxrebasin.solvers.coordinate_descent import Descent, total_agreement
 from fxrebasin.solvers.families import make_families, restricted
-from fxrebasin.solvers.pairs import Pair, make_pairs
+from fxrebasin.solvers.pairs import Pair, joined, make_pairs
 from fxrebasin.solvers.placement import Placement
 
 Report: TypeAlias = Callable[[str, int, int | None], None]
@@ -91,7 +91,7 @@ class WeightSearch:
         self._seed, self._most_sweeps = seed, most_sweeps
         self._report, self._deadline, self._warn = report, deadline, warn
         layout = restricted(problem.layout, problem.classes, problem.free)
-        self.pairs = make_pairs(layout, problem.state_a, problem.state_b, problem.names)
+        self.pairs = joined(make_pairs(layout, problem.state_a, problem.state_b, problem.names))
 
     def usual_starts(self) -> tuple[str, ...]:
         """The starts that are worth their time: both on small models, otherwise evidence."""
@@ -252,10 +252,7 @@ def solve_weights(
 
 
 def _is_near_perfect(pairs: Sequence[Pair], value: float) -> bool:
-    """Whether the objective is near its bound, apart from what no permutation changes.
-
-    By Cauchy and Schwarz, with the means of the tensors taken off.
-    """
-    fixed = sum(pair.a.numel() * pair.moments[0] for pair in pairs)
-    bound = sum(pair.a.numel() * pair.moments[1] for pair in pairs)
-    return value - fixed >= _ENOUGH * bound
+    """Whether the objective is near its bound, apart from what no permutation changes."""
+    fixed = sum(pair.reach[0] for pair in pairs)
+    more = sum(pair.reach[1] for pair in pairs)
+    return value - fixed >= _ENOUGH * more
