@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,6 +54,8 @@ class Sizes:
 
     Args:
         decays: weight decays whose pairs of MLPs are taken.
+        widths: whose pairs of MLPs are taken too.
+        width_decays: weight decays of those.
         kernels: filter sizes whose pairs of residual networks are taken.
         pieces: of text: to take statistics on, and held out.
         calibration: images that statistics are taken on.
@@ -62,6 +65,8 @@ class Sizes:
     """
 
     decays: tuple[float, ...]
+    widths: tuple[int, ...]
+    width_decays: tuple[float, ...]
     kernels: tuple[int, ...]
     pieces: tuple[int, int]
     calibration: int
@@ -70,9 +75,28 @@ class Sizes:
     methods: tuple[str, ...]
 
 
-DECAYS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9)
-FULL = Sizes(DECAYS, (3, 9), (128, 128), 1024, 128, 5, tuple(OURS))
-QUICK = Sizes((0.0,), (), (64, 64), 256, 128, 3, ("weight", "activation"))
+FULL = Sizes(
+    decays=(0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9),
+    widths=(32, 64, 256),
+    width_decays=(0.0, 0.02),
+    kernels=(3, 6, 9, 12, 15),
+    pieces=(128, 128),
+    calibration=1024,
+    batch=128,
+    steps=5,
+    methods=tuple(OURS),
+)
+QUICK = Sizes(
+    decays=(0.0,),
+    widths=(),
+    width_decays=(),
+    kernels=(),
+    pieces=(64, 64),
+    calibration=256,
+    batch=128,
+    steps=3,
+    methods=("weight", "activation"),
+)
 
 
 @dataclass(frozen=True)
@@ -145,6 +169,10 @@ def _pairs(settings: Settings, sizes: Sizes) -> Iterator[Pair]:
     for decay in sizes.decays:
         wanted = mlp_weight_decay.subject(images, mlp, decay)
         setting = f"mlp, weight decay {decay:g}"
+        yield from _seeds(settings, setting, wanted, images, images, sizes.calibration, sizes)
+    for width, decay in itertools.product(sizes.widths, sizes.width_decays):
+        wanted = mlp_weight_decay.subject(images, mlp, decay, width)
+        setting = f"mlp of width {width}, weight decay {decay:g}"
         yield from _seeds(settings, setting, wanted, images, images, sizes.calibration, sizes)
     resnet = resnet_filter_size.sizes_of(settings)
     for kernel in sizes.kernels:
