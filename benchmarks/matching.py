@@ -6,35 +6,31 @@
 
 A pair of networks is drawn at random, statistics included. What is timed is solving, from two
 states to permutations: our analysis and the peers' building of a graph are in columns of their own.
-Each side runs `--repeats` times, in turn, and its fastest run counts; after a round in which one
-took over ten seconds there is no other. The floor is the time of the matrix products and the
-assignments of our own solve, called bare. With `--clock cpu`, seconds of the processor are counted,
-which other work on the machine disturbs less; use it with one thread. Writes `<out>/<set>.csv` and
-`.md` after every pair.
+Each side runs in turn, in `--repeats` rounds, and its fastest run counts; after a round in which
+one took over ten seconds there is no other. Within a round, what takes less than a second runs
+again until a second has passed, except rebasin, which is a process of its own. The floor is the
+time of the matrix products and the assignments of our own solve, called bare. With `--clock cpu`,
+seconds of the processor are counted, which other work on the machine disturbs less; use it with one
+thread. Writes `<out>/<set>.csv` and `.md` after every pair.
 """
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
-from torch import Tensor
 
 import fxrebasin
-from benchmarks.support.matching_environment import ensure_rebasin, run_rebasin
+from benchmarks.support.matching_contest import Contest
+from benchmarks.support.matching_environment import ensure_rebasin
 from benchmarks.support.matching_models import OWN, build, draw
-from benchmarks.support.matching_ours import Pair, peak_bytes, recovered, shared_classes
+from benchmarks.support.matching_ours import Pair, peak_bytes, recovered
 from benchmarks.support.matching_table import Row, console_table, write_tables
-from benchmarks.support.plain_rebasin import NotPlainError, match_plainly, objective, specify
-from fxrebasin.blame import first_lines
 from fxrebasin.console import output_console, progress_bar
-from fxrebasin.symmetry import Symmetry
 
 DEFAULT_MODELS = (
     *("mlp", "resnet22x2", "vgg16_cifar", "resnet18", "mobilenet_v3_large"),
@@ -149,7 +145,12 @@ def measure(name: str, seed: int, settings: Settings) -> Row:
     )
     del model
     pair = Pair(symmetry, state_a, state_b)
-    row = _timed(row, pair, settings)
+    contest = Contest(name, seed, pair, settings.now)
+    for _ in range(settings.repeats):
+        contest.round(settings.peer, settings.plain and name in PLAIN_MODELS)
+        if contest.longest > PATIENCE:
+            break
+    row = replace(row, **contest.figures())
     if settings.extras:
         row = replace(
             row,
@@ -159,71 +160,6 @@ def measure(name: str, seed: int, settings: Settings) -> Row:
             allowed_bytes=pair.allowed_bytes,
         )
     return row
-
-
-def _timed(row: Row, pair: Pair, settings: Settings) -> Row:
-    """Every side in turn, again and again, the fastest of each."""
-    best: dict[str, float] = {}
-    found: dict[str, Any] = {}
-    notes: dict[str, None] = {}
-
-    def keep(key: str, seconds: float) -> None:
-        best[key] = min(seconds, best.get(key, seconds))
-
-    for _ in range(settings.repeats):
-        if settings.peer is not None:
-            try:
-                peer = run_rebasin(
-                    settings.peer, row.model, pair.state_a, pair.state_b, seed=row.seed
-                )
-            except subprocess.CalledProcessError as error:
-                notes[f"rebasin failed: {first_lines(RuntimeError(error.stderr))}"] = None
-            else:
-                prefix = "cpu_" if settings.clock == "cpu" else ""
-                keep("rebasin_seconds", peer[f"{prefix}seconds"])
-                keep("rebasin_graph_seconds", peer["graph_seconds"])
-                found |= {f"rebasin_{k}": peer[k] for k in ("sweeps", "objective", "error")}
-                shared = shared_classes(pair.symmetry, peer["classes"])
-                part = replace(pair, classes=shared)
-                keep("shared_seconds", part.solve(settings.now))
-                found["shared_classes"] = len(shared)
-                if "shared_objective" not in found:
-                    found["shared_objective"] = part.match().objective_after
-        if settings.plain and row.model in PLAIN_MODELS:
-            try:
-                plain = _plain(pair.symmetry, pair.state_a, pair.state_b, row.seed, settings)
-            except NotPlainError as error:
-                notes[str(error)] = None
-            else:
-                keep("plain_seconds", plain.pop("plain_seconds"))
-                found |= plain
-        keep("ours_seconds", pair.solve(settings.now))
-        keep("floor_seconds", pair.floor(settings.now).seconds)
-        start = settings.now()
-        result = pair.match()
-        keep("match_seconds", settings.now() - start)
-        found |= {"ours_sweeps": result.sweeps, "ours_objective": result.objective_after}
-        if max(best.values()) > PATIENCE:
-            break
-    return replace(row, **best, **found, notes="; ".join(notes))
-
-
-def _plain(
-    symmetry: Symmetry,
-    state_a: dict[str, Tensor] | Any,
-    state_b: dict[str, Tensor] | Any,
-    seed: int,
-    settings: Settings,
-) -> dict[str, Any]:
-    names = symmetry.parameters
-    specification = specify(symmetry.classes, symmetry.layout, names)
-    start = settings.now()
-    plain = match_plainly(specification, state_a, state_b, seed)
-    return {
-        "plain_seconds": settings.now() - start,
-        "plain_sweeps": plain.sweeps,
-        "plain_objective": objective(specification, plain.arrays, state_a, state_b, names),
-    }
 
 
 if __name__ == "__main__":

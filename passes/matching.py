@@ -19,7 +19,7 @@ from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.indexing import Arrays, misfits
 from fxrebasin.layout import Layout, PermutationClass
 from fxrebasin.permutation import Permutation
-from fxrebasin.solvers.pairs import blocks_of, view_of_reals
+from fxrebasin.solvers.pairs import blocks_of, inner, view_of_reals
 from fxrebasin.solvers.weight import WeightProblem
 
 # A progress bar that flashes by is only in the way.
@@ -246,7 +246,7 @@ def _measures(
 ) -> tuple[float, float]:
     """Inner product and Euclidean distance of the reference and the (permuted) model.
 
-    One tensor is permuted at a time, and the sums are in float64.
+    One tensor is permuted at a time, and long sums are in float64.
     """
     product = square = 0.0
     for name in names:
@@ -257,8 +257,9 @@ def _measures(
         dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
         for x, y in zip(blocks_of(a), blocks_of(b), strict=True):
             x, y = x.to(dtype), y.to(x.device, dtype)
-            product += float((x * y).sum(dtype=torch.float64))
-            square += float((x - y).square().sum(dtype=torch.float64))
+            product += inner(x, y)
+            difference = x - y
+            square += inner(difference, difference)
         if not math.isfinite(product + square):
             raise InputError(f"{name} holds values that are not finite, or too large to compare")
     return product, square**0.5

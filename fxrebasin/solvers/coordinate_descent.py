@@ -23,7 +23,7 @@ from fxrebasin.solvers.placement import Placement
 from fxrebasin.solvers.problem import Problem
 from fxrebasin.solvers.scaling import Gains, Prices
 
-_KEPT = 0.75
+_KEPT = 1.25
 
 
 class Descent:
@@ -49,8 +49,8 @@ class Descent:
         self._coupled = [family.is_coupled() for family in families]
         self._stale = set(range(len(families)))
         self._prices: dict[int, Prices] = {}
-        # Gains are kept for the next visit in no more memory than this share of what the tensors of
-        # one family take, which leaves room for an assignment.
+        # Gains are kept for the next visit in no more memory than so many times what the tensors of
+        # one family take; with what a step needs, that stays below twice as much and a cost matrix.
         largest = max((sum(p.a.nbytes for p in f.pairs()) for f in families), default=0)
         self._budget = int(_KEPT * largest)
         self._grams = [gram for family in families for gram in family.all_grams()]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from fxrebasin.layout import AxisGroup, FloatArray, IntArray, Piece, Slot
-from fxrebasin.solvers.pairs import Pair, gathered, is_run, lies_in
+from fxrebasin.solvers.pairs import Pair, blocks_of, gathered, is_run, lies_in
 from fxrebasin.solvers.placement import Axis, Placement
 
 # Elements of one operand of one product: this share of all that a sum is over, but not fewer than
@@ -260,7 +260,7 @@ class Gram:
                 continue
             picks = [np.flatnonzero(s < 0) if (s < 0).any() else np.arange(len(s)) for s in sources]
             a, b = (
-                self._like(operand.matrix(side, picks)).sort(dim=1).values
+                _with_sorted_rows(self._like(operand.matrix(side, picks)))
                 for side in (operand.pair.a, operand.pair.b)
             )
             add_products(total, a, b)
@@ -359,6 +359,14 @@ def _parts(positions: IntArray, step: int) -> Iterator[IntArray]:
     parts = max(1, round(count / step))
     for k in range(parts if count else 0):
         yield positions if parts == 1 else positions[k * count // parts : (k + 1) * count // parts]
+
+
+def _with_sorted_rows(x: torch.Tensor) -> torch.Tensor:
+    """Each row in ascending order; few at a time, as sorting takes several times their memory."""
+    found = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for rows, into in zip(blocks_of(x), blocks_of(found), strict=True):
+        torch.sort(rows, dim=1, out=(into, torch.empty(0, dtype=torch.int64, device=x.device)))
+    return found
 
 
 def held_axis(slots: Sequence[Slot]) -> Axis | None:

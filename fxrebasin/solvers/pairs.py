@@ -13,7 +13,7 @@ from fxrebasin.layout import AxisGroup, FloatArray, IntArray, Layout
 from fxrebasin.solvers.placement import Axes, Axis, Placement
 
 # Elements that fit into a processor's cache, and elements that are summed in their own precision.
-_BLOCK = 2**20
+_BLOCK = 2**17
 _RUN = 2**14
 # Pairs with fewer columns than this are joined where they can be.
 _NARROW = 64
@@ -82,7 +82,7 @@ class Pair:
         """
         moved = self.arranged(placement)
         return sum(
-            _inner(x.to(self.dtype), y.to(x.device, self.dtype))
+            inner(x.to(self.dtype), y.to(x.device, self.dtype))
             for x, y in zip(blocks_of(self.a), blocks_of(moved), strict=True)
         )
 
@@ -120,6 +120,19 @@ def gathered(tensor: torch.Tensor, dim: int, source: IntArray) -> torch.Tensor:
     return tensor.index_select(dim, torch.from_numpy(source).to(tensor.device))
 
 
+def inner(x: torch.Tensor, y: torch.Tensor) -> float:
+    """The inner product, in runs short enough to lose no digits, which are summed in float64.
+
+    Args:
+        x: of any shape.
+        y: of the same shape, dtype and device.
+    """
+    if x.numel() <= _RUN:
+        return float(torch.dot(x.reshape(-1), y.reshape(-1)))
+    runs = (side.reshape(-1).split(_RUN) for side in (x, y))
+    return float(torch.stack([torch.dot(*run) for run in zip(*runs, strict=True)]).double().sum())
+
+
 def is_run(source: IntArray) -> bool:
     """Whether there are positions, and they follow each other.
 
@@ -151,14 +164,6 @@ def lies_in(x: torch.Tensor, y: torch.Tensor) -> bool:
     return 0 <= x.data_ptr() - memory.data_ptr() < memory.nbytes()
 
 
-def _inner(x: torch.Tensor, y: torch.Tensor) -> float:
-    """The inner product, in runs short enough to lose no digits."""
-    if x.numel() <= _RUN:
-        return float(torch.dot(x.reshape(-1), y.reshape(-1)))
-    runs = (side.reshape(-1).split(_RUN) for side in (x, y))
-    return float(torch.stack([torch.dot(*run) for run in zip(*runs, strict=True)]).double().sum())
-
-
 def _moments(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation at each position along the last axis, in float64."""
     rows = tensor.reshape(-1, tensor.shape[-1])
@@ -171,9 +176,12 @@ def _moments(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, to
 
 def _varies(tensor: torch.Tensor) -> bool:
     """Whether any two elements differ, which mostly is seen at the first."""
-    ends = tensor.numpy() if is_plain(tensor) else tensor.flatten()[[0, -1]].cpu().double().numpy()
-    first = ends.item(0)
-    if first != ends.item(-1):
+    if is_plain(tensor):
+        memory = tensor.numpy()
+        first, last = memory.item(0), memory.item(-1)
+    else:
+        first, last = (float(tensor[(end,) * tensor.dim()]) for end in (0, -1))
+    if first != last:
         return True
     return any(bool((block != first).any()) for block in blocks_of(tensor))
 
