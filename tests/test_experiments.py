@@ -454,6 +454,16 @@ def test_verdicts():
     }
 
 
+def test_a_lost_pair_is_told_from_a_lucky_start():
+    def said(barriers):
+        return str(peers.Chance("net", 0, "rebasin", "REPAIR", barriers, 0.5))
+
+    assert said((0.4, 0.6, 0.7, 0.8)).endswith(
+        "0.5000 in 1 of them: the order that B came in was a lucky one."
+    )
+    assert said((0.4, 0.4, 0.4, 0.8)).endswith("0.5000 in 3 of them.")
+
+
 def test_text_says_what_figures_show(tmp_path):
     def page(after):
         report = Report(tmp_path, "x", "t", "c", "d")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+import fxrebasin
 from benchmarks.experiments import gpt, mlp_weight_decay, resnet_filter_size
 from benchmarks.experiments.contestants import (
     NOTHING,
@@ -31,7 +32,9 @@ from benchmarks.experiments.figures import Dots, draw_dots
 from benchmarks.experiments.lines import PLAIN, RECALIBRATED, REPAIRED, grouped, mean_of
 from benchmarks.experiments.measure import (
     NO_BARRIER,
+    example_of,
     has_batch_norm,
+    permuted,
     score,
     walk,
     walk_repaired,
@@ -46,6 +49,7 @@ from fxrebasin.merge import BarrierCurve, recalibrate
 _DEFAULT = "weight"
 _LEAST_DRAWN = 0.001
 _TREATMENTS = (PLAIN, RECALIBRATED, REPAIRED)
+_STARTS = 8
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,37 @@ class Row:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Chance:
+    """What a method that was lowest on one pair reaches from other orders of B's units.
+
+    Args:
+        setting: the networks, in words.
+        seed: of the pair.
+        method: that was lowest.
+        treatment: of the models on the line.
+        barriers: in nats, from random orders.
+        ours: our lowest on this pair.
+    """
+
+    setting: str
+    seed: int
+    method: str
+    treatment: str
+    barriers: tuple[float, ...]
+    ours: float
+
+    def __str__(self) -> str:
+        ahead = sum(barrier < self.ours for barrier in self.barriers)
+        lucky = ": the order that B came in was a lucky one."
+        return (
+            f"Why another is lowest on {self.setting}, pair {self.seed}: from "
+            f"{len(self.barriers)} random orders of B's units, {self.method} with "
+            f"{self.treatment} leaves {spread(self.barriers, '.4f')}, which is below our "
+            f"{self.ours:.4f} in {ahead} of them{lucky if 2 * ahead < len(self.barriers) else '.'}"
+        )
+
+
 def run(settings: Settings, environment: Path) -> Path:
     """Barriers of every method on the trained pairs of the other experiments.
 
@@ -137,18 +172,22 @@ def run(settings: Settings, environment: Path) -> Path:
     methods = _methods(sizes, None if settings.quick else environment)
     rows: list[Row] = []
     notes: dict[tuple[str, str], list[str]] = {}
+    chances: list[Chance] = []
     report = _report(settings, sizes)
     for pair in _pairs(settings, sizes):
+        own: list[Row] = []
         for name, method in methods.items():
             outcome = method(pair)
             if outcome.note:
                 notes.setdefault((pair.setting, name), []).append(outcome.note)
-            rows += _measured(pair, name, outcome, sizes)
+            own += _measured(pair, name, outcome, sizes)
+        rows += own
+        chances += _chances(pair, own, methods, sizes)
         # After every pair, as this takes long.
         report.rows("barriers", [asdict(row) for row in rows])
     if settings.quick:
         _assert_robust(rows)
-    return _write(report, rows, notes, time.process_time() - start)
+    return _write(report, rows, notes, chances, time.process_time() - start)
 
 
 def _methods(sizes: Sizes, cache: Path | None) -> dict[str, Method]:
@@ -238,6 +277,25 @@ def _measured(pair: Pair, name: str, outcome: Outcome, sizes: Sizes) -> list[Row
     return found
 
 
+def _chances(
+    pair: Pair, rows: Sequence[Row], methods: Mapping[str, Method], sizes: Sizes
+) -> list[Chance]:
+    """For a pair on which another is lowest: how much of that is where it started."""
+    (best,) = (v for v in verdicts(rows) if v.treatment == BEST)
+    if best.outcome != "others":
+        return []
+    name, treatment = best.others[1].rsplit(", ", 1)
+    symmetry = fxrebasin.analyze(pair.b, example_of(pair.data))
+    barriers = []
+    for k in range(_STARTS):
+        state = symmetry.random(k).permute_state_dict(pair.b.state_dict())
+        shuffled = replace(pair, b=permuted(pair.b, state))
+        outcome = methods[name](shuffled)
+        found = _measured(shuffled, name, outcome, sizes)
+        barriers += [row.barrier for row in found if row.treatment == treatment]
+    return [Chance(pair.setting, pair.seed, name, treatment, tuple(barriers), best.ours[0])]
+
+
 def _above(curve: BarrierCurve, loss_b: float) -> float:
     """Largest excess over the straight line from the loss of A to that of B as trained."""
     excess = [
@@ -324,13 +382,23 @@ def _write(
     report: Report,
     rows: Sequence[Row],
     notes: Mapping[tuple[str, str], Sequence[str]],
+    chances: Sequence[Chance],
     seconds: float,
 ) -> Path:
     judged = verdicts(rows)
-    _say_verdicts(report, judged)
+    _say_verdicts(report, judged, rows)
     default = verdicts([row for row in rows if row.method in (*OTHERS, _DEFAULT)])
     what = f"Of our methods only `{_DEFAULT}`, the default"
     report.say(_verdict(what, [v for v in default if v.treatment == BEST]))
+    for chance in chances:
+        report.say(str(chance))
+    starts = [
+        {**asdict(chance), "barriers": barrier, "start": k}
+        for chance in chances
+        for k, barrier in enumerate(chance.barriers)
+    ]
+    if starts:
+        report.rows("starts", starts)
     report.say("" if any(r.method == REBASIN for r in rows) else "rebasin was not run.")
     _verdict_table(report, judged)
     _say_notes(report, notes)
@@ -368,10 +436,19 @@ def _write(
     return report.write(seconds)
 
 
-def _say_verdicts(report: Report, judged: Sequence[Verdict]) -> None:
+def _say_verdicts(report: Report, judged: Sequence[Verdict], rows: Sequence[Row]) -> None:
     for treatment, same in grouped(judged, lambda v: v.treatment).items():
-        what = "Each side's best method and treatment" if treatment == BEST else treatment
-        report.say(_verdict(what, same))
+        if treatment == BEST:
+            report.say(_verdict("Each side's best method and treatment", same))
+            continue
+        lost = {(v.setting, v.seed) for v in same if v.outcome == "others"}
+        left = [r.barrier for r in rows if r.treatment == treatment and (r.setting, r.seed) in lost]
+        text = _verdict(treatment, same)
+        if left:
+            which = "that" if len(lost) == 1 else "those"
+            text += f" On {which}, all methods, and none at all, leave {min(left):.3f} to "
+            text += f"{max(left):.3f} nats."
+        report.say(text)
 
 
 def _verdict(what: str, judged: Sequence[Verdict]) -> str:
