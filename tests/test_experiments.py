@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from benchmarks.experiments import gpt, mlp_weight_decay, peers
+from benchmarks.experiments import gpt, mlp_weight_decay, peers, verdicts
 from benchmarks.experiments.__main__ import main
 from benchmarks.experiments.data.cifar import FOLDER_10, FOLDER_100, load_cifar
 from benchmarks.experiments.data.find import load_images
@@ -434,7 +434,7 @@ def test_a_method_that_breaks_b_is_not_helped_by_it():
 
 def test_verdicts():
     def row(method, treatment, barrier, seed=0):
-        return peers.Row("net", seed, method, treatment, barrier, 0.0, 0.0, 0.0)
+        return verdicts.Row("net", seed, method, treatment, barrier, 0.0, 0.0, 0.0)
 
     rows = [
         row("rebasin", PLAIN, 0.5),
@@ -444,19 +444,19 @@ def test_verdicts():
         row("rebasin", PLAIN, 0.004, seed=1),
         row("weight", PLAIN, 0.009, seed=1),
     ]
-    found = {(v.seed, v.treatment): v.outcome for v in peers.verdicts(rows)}
+    found = {(v.seed, v.treatment): v.outcome for v in verdicts.verdicts(rows)}
     assert found == {
         (0, PLAIN): "others",
         (0, "REPAIR"): "ours",
-        (0, peers.BEST): "ours",
+        (0, verdicts.BEST): "ours",
         (1, PLAIN): "zero for both",
-        (1, peers.BEST): "zero for both",
+        (1, verdicts.BEST): "zero for both",
     }
 
 
 def test_a_lost_pair_is_told_from_a_lucky_start():
     def said(barriers):
-        return str(peers.Chance("net", 0, "rebasin", "REPAIR", barriers, 0.5))
+        return str(verdicts.Chance("net", 0, "rebasin", "REPAIR", barriers, 0.5))
 
     assert said((0.4, 0.6, 0.7, 0.8)).endswith(
         "0.5000 in 1 of them: the order that B came in was a lucky one."
