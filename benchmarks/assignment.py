@@ -31,7 +31,7 @@ from benchmarks.support.matching_ours import Pair
 from fxrebasin.console import progress_bar
 from fxrebasin.files import publish
 from fxrebasin.solvers import assignment
-from fxrebasin.solvers.scaling import Gains, Prices, reduced, scale_prices
+from fxrebasin.solvers.scaling import Gains, Prices, easy_costs
 
 MODELS = "mlp,resnet22x2,resnet18,mobilenet_v3_large,vit_b_16"
 ROUNDING = 1e-5
@@ -126,9 +126,7 @@ def timed(gains: Gains, prices: Prices, repeats: int) -> dict[str, float]:
 
     def with_prices(solver: Callable[[Gains], Any]) -> Callable[[], Any]:
         def solve() -> Any:
-            known = prices.copy()
-            scale_prices(gains, known)
-            return solver(reduced(gains, known))
+            return solver(easy_costs(gains, prices.copy()))
 
         return solve
 

@@ -73,9 +73,10 @@ class AxisGroup:
     pieces: tuple[Piece, ...]
 
     @cached_property
-    def pattern(self) -> tuple[object, ...]:
+    def pattern(self) -> bytes:
         """Equal for groups whose positions are those of the same units, on whatever axes."""
-        return tuple((piece.slots, piece.positions.tobytes()) for piece in self.pieces)
+        # Bytes remember their hash.
+        return b"".join(repr(p.slots).encode() + p.positions.tobytes() for p in self.pieces)
 
 
 Layout: TypeAlias = Mapping[str, tuple[AxisGroup, ...]]

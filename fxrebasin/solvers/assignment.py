@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fxrebasin.layout import IntArray
 from fxrebasin.solvers.cheapest import cheapest, cheapest_of_each
-from fxrebasin.solvers.scaling import Gains, Prices, reduced, scale_prices
+from fxrebasin.solvers.scaling import Gains, Prices, easy_costs
 
 # Gains are sums of float32 products: what differs by less than this share of them is a tie.
 ROUNDING = 8 * float(np.finfo(np.float32).eps)
@@ -50,7 +50,8 @@ def assign(gains: Gains, prefer: IntArray | None = None, prices: Prices | None =
     if n <= _TRY_ALL:
         return np.asarray(_best_of_all(gains[None], prefer[None])[0])
     solved = _solved(gains, prices)
-    return np.asarray(_settled(gains[None], solved[None], prefer[None])[0])
+    _settle(gains, solved, prefer)
+    return solved
 
 
 def assign_batch(gains: Gains, prefer: IntArray | None = None) -> IntArray:
@@ -120,9 +121,7 @@ def _solved(gains: Gains, prices: Prices | None) -> IntArray:
     best: IntArray = gains.argmax(axis=1)
     if np.bincount(best, minlength=n).all():
         return best
-    prices = np.zeros(n) if prices is None else prices
-    scale_prices(gains, prices)
-    return cheapest(reduced(gains, prices))
+    return cheapest(easy_costs(gains, np.zeros(n) if prices is None else prices))
 
 
 def _solved_each(gains: Gains) -> IntArray:
@@ -149,19 +148,22 @@ def _best_of_all(gains: Gains, prefer: IntArray) -> IntArray:
 
 def _settled(gains: Gains, solved: IntArray, prefer: IntArray) -> IntArray:
     """Put units where `prefer` has them as long as an exchange of two costs nothing."""
-    moved = solved != prefer
-    for k in np.flatnonzero(moved.any(axis=-1)):
-        inverse = np.empty_like(solved[k])
-        inverse[solved[k]] = np.arange(len(inverse))
-        unit = np.flatnonzero(moved[k])
-        if _exchange_is_free(gains[k], solved[k], prefer[k], unit, inverse[prefer[k, unit]]).any():
-            _settle_one(gains[k], solved[k], inverse, prefer[k])
+    for own, chosen, wanted in zip(gains, solved, prefer, strict=True):
+        _settle(own, chosen, wanted)
     return solved
 
 
-def _settle_one(gains: Gains, solved: IntArray, inverse: IntArray, prefer: IntArray) -> None:
+def _settle(gains: Gains, solved: IntArray, prefer: IntArray) -> None:
     """Exchange in place, one unit after the other."""
-    for i in range(len(solved)):
+    if np.array_equal(solved, prefer):
+        return
+    unit = np.arange(len(solved))
+    inverse = np.empty_like(solved)
+    inverse[solved] = unit
+    free = _exchange_is_free(gains, solved, prefer, unit, inverse[prefer]) & (solved != prefer)
+    if not free.any():
+        return
+    for i in unit:
         mine, wanted = solved[i], prefer[i]
         j = inverse[wanted]
         if mine != wanted and _exchange_is_free(gains, solved, prefer, i, j):
@@ -174,6 +176,7 @@ def _exchange_is_free(
 ) -> Any:
     """Whether units collect no less, up to rounding, if they and others exchange what they have."""
     mine, wanted = solved[unit], prefer[unit]
-    entries = gains[np.array([unit, other, unit, other]), np.array([mine, wanted, wanted, mine])]
-    here, there, taken, given = entries = entries.astype(np.float64)
-    return taken + given - here - there >= -ROUNDING * np.abs(entries).sum(axis=0)
+    after = gains[unit, wanted].astype(np.float64), gains[other, mine].astype(np.float64)
+    before = gains[unit, mine].astype(np.float64), gains[other, wanted].astype(np.float64)
+    scale = sum(map(np.abs, (*after, *before)))
+    return sum(after) - sum(before) >= -ROUNDING * scale

@@ -42,12 +42,12 @@ class Occurrence:
         return {s.class_name for s in beside if s.class_name is not None}
 
     def decided(self, placement: Placement) -> int:
-        """Elements of the piece whose place across it is decided.
+        """Elements of the piece that tell units apart and whose place across it is decided.
 
         Args:
             placement: what is decided.
         """
-        elements = self.piece.positions.size * self.pair.a.shape[-1]
+        elements = self.piece.positions.size * self.pair.telling
         for dim, axis in enumerate(self.pair.axes):
             if dim != self.dim:
                 axis.source(placement)
@@ -164,8 +164,7 @@ class Family:
         """
         elements = sum(gram.decided(placement) for gram in self.all_grams()) / self.size
         for occurrence in self.occurrences:
-            if occurrence.pair.varies:
-                elements += occurrence.decided(placement) / self.size
+            elements += occurrence.decided(placement) / self.size
         return Evidence(math.sqrt(elements), math.sqrt(2 * math.log(max(2, self.size))))
 
 

@@ -56,15 +56,18 @@ class Operand:
         self.axes = [self.pair.axes[d] for d in self.others]
         if self.held is not None:
             self.axes.insert(0, self.held)
-        flat = self.positions.ravel()
-        self.start = int(flat[0]) if is_run(flat) else None
+        if self.pair.axes[self.dim].is_one_class:
+            self.start = 0
+        else:
+            flat = self.positions.ravel()
+            self.start = int(flat[0]) if is_run(flat) else None
         in_runs = not self.others or (len(self.others) == 1 and self.pair.a.shape[-1] > 1)
         plain = in_runs and self.held is None and self.start is not None
         self._memory = self.pair.memory if plain else None
 
-    def included(self) -> int:
-        """Elements per row whose place is decided, as of the last look at the axes."""
-        return self.pair.a.shape[-1] * math.prod(axis.included for axis in self.axes)
+    def telling(self) -> int:
+        """Elements per row that tell rows apart and whose place is decided, at the last look."""
+        return self.pair.telling * math.prod(axis.included for axis in self.axes)
 
     def matrix(self, tensor: torch.Tensor, picks: Sequence[IntArray]) -> torch.Tensor:
         """The rows of a or b, at the picked positions of the axes.
@@ -172,20 +175,19 @@ class Gram:
     @cached_property
     def _fixed_elements(self) -> int:
         """Elements of all rows that tell them apart whatever is decided."""
-        return self.rows * sum(o.pair.a.shape[-1] for o in self._fixed if o.pair.varies)
+        return self.rows * sum(o.pair.telling for o in self._fixed)
 
     def decided(self, placement: Placement) -> int:
-        """Elements of all rows whose place is decided, of tensors that tell rows apart.
+        """Elements of all rows that tell rows apart and whose place is decided.
 
         Args:
             placement: what is decided.
         """
         total = self._fixed_elements
         for operand in self._moving:
-            if operand.pair.varies:
-                for axis in operand.axes:
-                    axis.source(placement)
-                total += self.rows * operand.included()
+            for axis in operand.axes:
+                axis.source(placement)
+            total += self.rows * operand.telling()
         return total
 
     @property
@@ -217,8 +219,10 @@ class Gram:
                 narrow.append((a, b))
             else:
                 add_products(self._kept(), a, b)
-        if narrow:
+        if len(narrow) > 1:
             a, b = (torch.cat(side, dim=1) for side in zip(*narrow, strict=True))
+            narrow = [(a, b)]
+        for a, b in narrow:
             add_products(self._kept(), a, b)
         return self._kept()
 
@@ -256,7 +260,7 @@ class Gram:
         total = torch.zeros(self.rows, self.rows, dtype=self._dtype, device=self._device)
         for operand in self._moving:
             sources = [axis.source(placement) for axis in operand.axes]
-            if not operand.pair.varies or all((source >= 0).all() for source in sources):
+            if not operand.pair.telling or all((source >= 0).all() for source in sources):
                 continue
             picks = [np.flatnonzero(s < 0) if (s < 0).any() else np.arange(len(s)) for s in sources]
             a, b = (

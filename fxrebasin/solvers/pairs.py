@@ -53,9 +53,15 @@ class Pair:
         return None
 
     @cached_property
-    def varies(self) -> bool:
-        """Whether neither side is the same everywhere."""
-        return _varies(self.a) and _varies(self.b)
+    def telling(self) -> int:
+        """Positions along the last axis at which neither side is the same everywhere."""
+        first, last = ((end,) * len(self.axes) for end in (0, -1))
+        if self.memory is not None:
+            # Mostly the ends differ, which numpy looks up faster.
+            a, b = self.memory
+            if ((a[first] != a[last]) & (b[first] != b[last])).all():
+                return a.shape[-1]
+        return int((_differs(self.a) & _differs(self.b)).sum())
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -174,16 +180,11 @@ def _moments(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, to
     return mean, (square - mean**2).clamp_(min=0).sqrt_()
 
 
-def _varies(tensor: torch.Tensor) -> bool:
-    """Whether any two elements differ, which mostly is seen at the first."""
-    if is_plain(tensor):
-        memory = tensor.numpy()
-        first, last = memory.item(0), memory.item(-1)
-    else:
-        first, last = (float(tensor[(end,) * tensor.dim()]) for end in (0, -1))
-    if first != last:
-        return True
-    return any(bool((block != first).any()) for block in blocks_of(tensor))
+def _differs(tensor: torch.Tensor) -> torch.Tensor:
+    """For each position along the last axis whether any two elements differ; on the CPU."""
+    first = tensor[(0,) * (tensor.dim() - 1)]
+    rows = [(block != first).reshape(-1, len(first)).any(0) for block in blocks_of(tensor)]
+    return torch.stack(rows).any(0).cpu()
 
 
 def make_pairs(
@@ -224,14 +225,14 @@ def joined(pairs: Sequence[Pair]) -> list[Pair]:
         pairs: all of them.
 
     Returns:
-        Those that are joined come first in the place of their first; constant ones stay apart.
+        Those that are joined are in the place of their first.
     """
     alike: dict[tuple[object, ...], list[Pair]] = {}
     for k, pair in enumerate(pairs):
         key: tuple[object, ...] = (k,)
         if len(pair.axes) == 1 and pair.a.shape[-1] < _NARROW:
             sides = ((side.dtype, side.device) for side in (pair.a, pair.b))
-            key = (id(pair.axes[0]), pair.varies, *sides)
+            key = (id(pair.axes[0]), *sides)
         alike.setdefault(key, []).append(pair)
     return [_side_by_side(found) for found in alike.values()]
 
@@ -269,9 +270,9 @@ def unfolded(tensor: torch.Tensor, groups: tuple[AxisGroup, ...]) -> torch.Tenso
     Returns:
         A view where strides allow it, of shape `(positions of each group..., rest)`.
     """
+    if [group.axes for group in groups] == [(k,) for k in range(len(groups))]:
+        return tensor.flatten(len(groups)) if tensor.dim() > len(groups) else tensor.unsqueeze(-1)
     grouped = [axis for group in groups for axis in group.axes]
-    if grouped == list(range(len(groups))):
-        return tensor.flatten(len(groups)) if tensor.dim() > len(groups) else tensor[..., None]
     rest = [axis for axis in range(tensor.dim()) if axis not in grouped]
     ordered = tensor.permute(*grouped, *rest)
     for k, group in enumerate(groups):

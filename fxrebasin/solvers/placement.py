@@ -69,8 +69,8 @@ class Axis:
         self._clock = 0
         self.everything = self._source
         self.included = total
-        # The usual case, in which positions are the units of a class.
-        self._is_one_class = (
+        # The usual case: positions are the units of a class.
+        self.is_one_class = (
             len(pieces) == 1
             and [slot.within for slot in pieces[0].slots] == [()]
             and len(self.names) == 1
@@ -99,14 +99,14 @@ class Axis:
             if stamp == seen:
                 continue
             self._parts[at] = (piece, names, stamp)
-            if stamp and self._is_one_class:
-                fresh = placement.arrays[names[0]].copy()
+            if self.is_one_class:
+                fresh = placement.arrays[names[0]].copy() if stamp else np.full(self.total, -1)
                 continue
             fresh = self._source.copy() if fresh is None else fresh
             known = placement.arrays if stamp else {}
             fresh[piece.positions] = piece_source(piece, known)
         if fresh is not None:
-            self._source = self.everything if np.array_equal(fresh, self.everything) else fresh
+            self._source = self.everything if (fresh == self.everything).all() else fresh
             self.included = int(np.count_nonzero(fresh >= 0))
 
 
@@ -114,7 +114,7 @@ class Axes:
     """Axes of equal structure are one object, so that their sources are found once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, tuple[object, ...]], Axis] = {}
+        self._known: dict[tuple[int, bytes], Axis] = {}
 
     def of(self, group: AxisGroup, total: int) -> Axis:
         """The axis of a group.

@@ -8,13 +8,14 @@ remains exact, is short.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from fxrebasin.layout import FloatArray
+from fxrebasin.layout import FloatArray, IntArray
 
 Gains: TypeAlias = FloatArray
 Prices: TypeAlias = npt.NDArray[np.float64]
@@ -26,27 +27,47 @@ _ROUNDS = 4
 _LOWEST = -60
 # Prices that are farther apart, in the same unit, are not of such gains.
 _FARTHEST = 100
+# Prices do as they are while so many of the columns are what some row wants most.
+_WANTED = 0.7
 
 
-def scale_prices(gains: Gains, prices: Prices) -> None:
-    """Find prices at which most rows get a column that they want.
+def easy_costs(gains: Gains, prices: Prices) -> Gains:
+    """Costs whose cheapest assignment is the best one for the gains, and soon found.
 
     Args:
         gains: floats of shape (n, n).
-        prices: those of similar gains, or zeros; float64 of shape (n,). They are updated.
+        prices: those of similar gains, or zeros; float64 of shape (n,). They are updated where
+            too many rows want the same columns at them.
+
+    Returns:
+        Of the shape and dtype of the gains, from 0 on: what a row loses by a column at these
+        prices, beside the one that it wants most.
     """
+    unit = _unit(gains)
+    known = 0 < np.ptp(prices) <= _FARTHEST * unit
+    if known:
+        costs, most_wanted = _reduced(gains, prices)
+        if np.count_nonzero(np.bincount(most_wanted)) >= _WANTED * len(costs):
+            return costs
+    else:
+        prices[:] = 0
+    if unit > 0:
+        _scale(gains, prices, [share * unit for share in (_SHARES[-1:] if known else _SHARES)])
+    return _reduced(gains, prices)[0]
+
+
+def _unit(gains: Gains) -> float:
+    """How far the best gain of a row is above its mean."""
     # In torch, so that no more threads run than it is set to; numpy's products have their own.
     rows = torch.from_numpy(gains)
-    unit = float(rows.amax(1).mean() - rows.mean())
-    known = 0 < np.ptp(prices) <= _FARTHEST * unit
-    if not known:
-        prices[:] = 0
-    if unit <= 0:
-        return
-    found = torch.from_numpy(prices.astype(gains.dtype))
+    return float(rows.amax(1).mean() - rows.mean())
+
+
+def _scale(gains: Gains, prices: Prices, temperatures: Sequence[float]) -> None:
+    """Find prices at which most rows get a column that they want, from given ones."""
+    rows, found = torch.from_numpy(gains), torch.from_numpy(prices.astype(gains.dtype))
     kernel, row, column = torch.empty_like(rows), torch.empty_like(found), torch.empty_like(found)
-    for share in _SHARES[-1:] if known else _SHARES:
-        temperature = share * unit
+    for temperature in temperatures:
         torch.sub(rows, found, out=kernel)
         kernel.sub_(kernel.amax(1, keepdim=True)).mul_(1 / temperature).clamp_(_LOWEST).exp_()
         column.fill_(1)
@@ -57,17 +78,9 @@ def scale_prices(gains: Gains, prices: Prices) -> None:
     prices[:] = found.numpy()
 
 
-def reduced(gains: Gains, prices: Prices) -> Gains:
-    """Costs from 0 on, whose cheapest assignment is the best one for the gains.
-
-    Args:
-        gains: floats of shape (n, n).
-        prices: float64 of shape (n,), at most some times as far apart as gains are.
-
-    Returns:
-        Of the shape and dtype of the gains: what a row loses by a column at these prices, beside
-        the one that it wants most.
-    """
+def _reduced(gains: Gains, prices: Prices) -> tuple[Gains, IntArray]:
+    """Costs at some prices, and the column that each row wants most."""
     costs = prices.astype(gains.dtype) - gains
-    costs -= costs.min(axis=1)[:, None]
-    return costs
+    most_wanted = costs.argmin(axis=1)
+    costs -= costs[np.arange(len(costs)), most_wanted][:, None]
+    return costs, most_wanted
