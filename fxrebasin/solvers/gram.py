@@ -65,10 +65,6 @@ class Operand:
         plain = in_runs and self.held is None and self.start is not None
         self._memory = self.pair.memory if plain else None
 
-    def telling(self) -> int:
-        """Elements per row that tell rows apart and whose place is decided, at the last look."""
-        return self.pair.telling * math.prod(axis.included for axis in self.axes)
-
     def matrix(self, tensor: torch.Tensor, picks: Sequence[IntArray]) -> torch.Tensor:
         """The rows of a or b, at the picked positions of the axes.
 
@@ -104,7 +100,7 @@ class Operand:
         rows = slice(self.start or 0, (self.start or 0) + count)
         if pick is None:
             found = memory[rows]
-        elif is_run(pick):
+        elif pick is self.axes[0].everything or is_run(pick):
             along = slice(pick[0], pick[0] + len(pick))
             if self.dim:
                 # Torch transposes with all threads; numpy gathers with one.
@@ -174,8 +170,8 @@ class Gram:
 
     @cached_property
     def _fixed_elements(self) -> int:
-        """Elements of all rows that tell them apart whatever is decided."""
-        return self.rows * sum(o.pair.telling for o in self._fixed)
+        """Elements of a row that tell it from others whatever is decided."""
+        return sum(o.pair.telling for o in self._fixed)
 
     def decided(self, placement: Placement) -> int:
         """Elements of all rows that tell rows apart and whose place is decided.
@@ -185,10 +181,12 @@ class Gram:
         """
         total = self._fixed_elements
         for operand in self._moving:
+            elements = operand.pair.telling
             for axis in operand.axes:
                 axis.source(placement)
-            total += self.rows * operand.telling()
-        return total
+                elements *= axis.included
+            total += elements
+        return self.rows * total
 
     @property
     def full_bytes(self) -> int:

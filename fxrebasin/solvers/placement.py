@@ -87,8 +87,19 @@ class Axis:
         """
         if self._clock != placement.clock:
             self._clock = placement.clock
-            self._refresh(placement)
+            if self.is_one_class:
+                self._follow(placement)
+            else:
+                self._refresh(placement)
         return self._source
+
+    def _follow(self, placement: Placement) -> None:
+        """Go where the one class goes."""
+        piece, (name,), seen = self._parts[0]
+        stamp = placement.stamps.get(name, 0)
+        if stamp != seen:
+            self._parts[0] = (piece, [name], stamp)
+            self._set(placement.arrays[name] if stamp else np.full(self.total, -1))
 
     def _refresh(self, placement: Placement) -> None:
         """Rewrite the pieces whose classes changed."""
@@ -99,15 +110,16 @@ class Axis:
             if stamp == seen:
                 continue
             self._parts[at] = (piece, names, stamp)
-            if self.is_one_class:
-                fresh = placement.arrays[names[0]].copy() if stamp else np.full(self.total, -1)
-                continue
             fresh = self._source.copy() if fresh is None else fresh
             known = placement.arrays if stamp else {}
             fresh[piece.positions] = piece_source(piece, known)
         if fresh is not None:
-            self._source = self.everything if (fresh == self.everything).all() else fresh
-            self.included = int(np.count_nonzero(fresh >= 0))
+            self._set(fresh)
+
+    def _set(self, source: IntArray) -> None:
+        """Take over where positions come from."""
+        self._source = self.everything if (source == self.everything).all() else source
+        self.included = int(np.count_nonzero(source >= 0))
 
 
 class Axes:
