@@ -45,15 +45,20 @@ def easy_costs(gains: Gains, prices: Prices) -> Gains:
     """
     unit = _unit(gains)
     known = 0 < np.ptp(prices) <= _FARTHEST * unit
-    if known:
-        costs, most_wanted = _reduced(gains, prices)
-        if np.count_nonzero(np.bincount(most_wanted)) >= _WANTED * len(costs):
-            return costs
-    else:
+    if not known:
         prices[:] = 0
+    elif (costs := _reduced_if_easy(gains, prices)) is not None:
+        return costs
     if unit > 0:
         _scale(gains, prices, [share * unit for share in (_SHARES[-1:] if known else _SHARES)])
     return _reduced(gains, prices)[0]
+
+
+def _reduced_if_easy(gains: Gains, prices: Prices) -> Gains | None:
+    """Costs at some prices; None if too many rows want the same columns at them."""
+    costs, most_wanted = _reduced(gains, prices)
+    wanted = np.count_nonzero(np.bincount(most_wanted))
+    return costs if wanted >= _WANTED * len(costs) else None
 
 
 def _unit(gains: Gains) -> float:
