@@ -60,7 +60,7 @@ class Pair:
             # Mostly the ends differ, which numpy looks up faster.
             a, b = self.memory
             if ((a[first] != a[last]) & (b[first] != b[last])).all():
-                return a.shape[-1]
+                return int(a.shape[-1])
         return int((_differs(self.a) & _differs(self.b)).sum())
 
     @cached_property
