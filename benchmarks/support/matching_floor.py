@@ -48,10 +48,12 @@ def recorded(clock: Callable[[], float] = time.perf_counter) -> Iterator[Floor]:
     add_products, products = gram.add_products, blocks.products
     solved, each, best_of_all = assignment._solved, assignment._solved_each, assignment._best_of_all
 
-    def counted_add(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-        add_products(total, a, b)
-        floor.product_seconds += bare(add_products, total.clone(), a.contiguous(), b.contiguous())
+    def counted_add(total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        found = add_products(total, a, b)
+        again = None if total is None else total.clone()
+        floor.product_seconds += bare(add_products, again, a.contiguous(), b.contiguous())
         floor.products += 1
+        return found
 
     def counted_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         found = products(a, b)

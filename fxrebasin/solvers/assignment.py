@@ -155,15 +155,15 @@ def _settled(gains: Gains, solved: IntArray, prefer: IntArray) -> IntArray:
 
 def _settle(gains: Gains, solved: IntArray, prefer: IntArray) -> None:
     """Exchange in place, one unit after the other."""
-    if np.array_equal(solved, prefer):
+    out_of_place = np.flatnonzero(solved != prefer)
+    if not len(out_of_place):
         return
-    unit = np.arange(len(solved))
     inverse = np.empty_like(solved)
-    inverse[solved] = unit
-    free = _exchange_is_free(gains, solved, prefer, unit, inverse[prefer]) & (solved != prefer)
-    if not free.any():
+    inverse[solved] = np.arange(len(solved))
+    others = inverse[prefer[out_of_place]]
+    if not _exchange_is_free(gains, solved, prefer, out_of_place, others).any():
         return
-    for i in unit:
+    for i in out_of_place:
         mine, wanted = solved[i], prefer[i]
         j = inverse[wanted]
         if mine != wanted and _exchange_is_free(gains, solved, prefer, i, j):
@@ -176,7 +176,7 @@ def _exchange_is_free(
 ) -> Any:
     """Whether units collect no less, up to rounding, if they and others exchange what they have."""
     mine, wanted = solved[unit], prefer[unit]
-    after = gains[unit, wanted].astype(np.float64), gains[other, mine].astype(np.float64)
-    before = gains[unit, mine].astype(np.float64), gains[other, wanted].astype(np.float64)
-    scale = sum(map(np.abs, (*after, *before)))
-    return sum(after) - sum(before) >= -ROUNDING * scale
+    rows, columns = np.array([unit, other, unit, other]), np.array([wanted, mine, mine, wanted])
+    entries = gains[rows, columns].astype(np.float64)
+    gain = entries[:2].sum(axis=0) - entries[2:].sum(axis=0)
+    return gain >= -ROUNDING * np.abs(entries).sum(axis=0)

@@ -216,19 +216,19 @@ class Gram:
             if a.shape[1] < _NARROW:
                 narrow.append((a, b))
             else:
-                add_products(self._kept(), a, b)
+                self._sum = add_products(self._sum, a, b)
         if len(narrow) > 1:
             a, b = (torch.cat(side, dim=1) for side in zip(*narrow, strict=True))
             narrow = [(a, b)]
         for a, b in narrow:
-            add_products(self._kept(), a, b)
-        return self._kept()
-
-    def _kept(self) -> torch.Tensor:
-        """The sum, zeros at first."""
+            self._sum = add_products(self._sum, a, b)
         if self._sum is None:
-            self._sum = torch.zeros(self.rows, self.rows, dtype=self._dtype, device=self._device)
+            self._sum = self._zeros()
         return self._sum
+
+    def _zeros(self) -> torch.Tensor:
+        """A sum of nothing."""
+        return torch.zeros(self.rows, self.rows, dtype=self._dtype, device=self._device)
 
     def _changes(self, placement: Placement) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Matrices whose products lead from the last update to what is decided now."""
@@ -255,7 +255,7 @@ class Gram:
         Returns:
             Shape (rows, rows).
         """
-        total = torch.zeros(self.rows, self.rows, dtype=self._dtype, device=self._device)
+        total = self._zeros()
         for operand in self._moving:
             sources = [axis.source(placement) for axis in operand.axes]
             if not operand.pair.telling or all((source >= 0).all() for source in sources):
@@ -269,15 +269,18 @@ class Gram:
         return total
 
 
-def add_products(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Add inner products of all rows of a with all rows of b, in place.
+def add_products(total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Add inner products of all rows of a with all rows of b.
 
     Args:
-        total: of shape (rows, rows).
+        total: of shape (rows of a, rows of b); None if these are the first.
         a: of shape (rows, columns).
-        b: of the same shape.
+        b: of shape (rows, columns).
+
+    Returns:
+        The total, which is changed in place.
     """
-    total.addmm_(a, b.T)
+    return a @ b.T if total is None else total.addmm_(a, b.T)
 
 
 def _changes(

@@ -55,12 +55,11 @@ class Pair:
     @cached_property
     def telling(self) -> int:
         """Positions along the last axis at which neither side is the same everywhere."""
-        first, last = ((end,) * len(self.axes) for end in (0, -1))
-        if self.memory is not None:
-            # Mostly the ends differ, which numpy looks up faster.
-            a, b = self.memory
-            if ((a[first] != a[last]) & (b[first] != b[last])).all():
-                return int(a.shape[-1])
+        # Mostly the ends differ, which is soon seen, and sooner by numpy.
+        first, last = (0,) * len(self.axes), (-1,) * len(self.axes)
+        sides = self.memory or (self.a, self.b)
+        if all((side[first] != side[last]).all() for side in sides):
+            return int(self.a.shape[-1])
         return int((_differs(self.a) & _differs(self.b)).sum())
 
     @cached_property

@@ -99,7 +99,8 @@ class Axis:
         stamp = placement.stamps.get(name, 0)
         if stamp != seen:
             self._parts[0] = (piece, [name], stamp)
-            self._set(placement.arrays[name] if stamp else np.full(self.total, -1))
+            source = placement.arrays[name] if stamp else np.full(self.total, -1)
+            self._set(source, self.total if stamp else 0)
 
     def _refresh(self, placement: Placement) -> None:
         """Rewrite the pieces whose classes changed."""
@@ -114,12 +115,12 @@ class Axis:
             known = placement.arrays if stamp else {}
             fresh[piece.positions] = piece_source(piece, known)
         if fresh is not None:
-            self._set(fresh)
+            self._set(fresh, int(np.count_nonzero(fresh >= 0)))
 
-    def _set(self, source: IntArray) -> None:
-        """Take over where positions come from."""
+    def _set(self, source: IntArray, included: int) -> None:
+        """Take over where positions come from, and of how many that is known."""
         self._source = self.everything if (source == self.everything).all() else source
-        self.included = int(np.count_nonzero(source >= 0))
+        self.included = included
 
 
 class Axes:
