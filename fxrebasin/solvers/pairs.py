@@ -154,7 +154,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
     Args:
         tensor: of any shape.
     """
-    known = tensor.dtype in (torch.float32, torch.float64) and tensor.device.type == "cpu"
+    known = tensor.dtype in (torch.float32, torch.float64) and tensor.is_cpu
     return known and tensor.is_contiguous()
 
 
