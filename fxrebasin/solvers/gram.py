@@ -278,7 +278,7 @@ def add_products(total: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor) -
         b: of shape (rows, columns).
 
     Returns:
-        The total, which is changed in place.
+        The total: the one given, changed in place, or a new one.
     """
     return a @ b.T if total is None else total.addmm_(a, b.T)
 
