@@ -21,10 +21,11 @@ Gains: TypeAlias = FloatArray
 Prices: TypeAlias = npt.NDArray[np.float64]
 
 # Temperatures, as shares of how far the best gain of a row is above its mean.
-_SHARES = (1 / 10, 1 / 50)
-_ROUNDS = 4
-# Logarithms below this count as this, so that sums neither vanish nor overflow in float32.
-_LOWEST = -60
+_SHARES = (1 / 12, 1 / 60)
+# Of scaling rows, then columns, at each temperature; softmax does the first one of the rows.
+_ROUNDS = 5
+# Shares of a row below this count as this, so that sums neither vanish nor overflow in float32.
+_LEAST = 1e-26
 # Prices that are farther apart, in the same unit, are not of such gains.
 _FARTHEST = 100
 # Prices do as they are while so many of the columns are what some row wants most.
@@ -72,13 +73,14 @@ def _scale(gains: Gains, prices: Prices, temperatures: Sequence[float]) -> None:
     """Find prices at which most rows get a column that they want, from given ones."""
     rows, found = torch.from_numpy(gains), torch.from_numpy(prices.astype(gains.dtype))
     kernel, row, column = torch.empty_like(rows), torch.empty_like(found), torch.empty_like(found)
+    columns = kernel.T
     for temperature in temperatures:
-        torch.sub(rows, found, out=kernel)
-        kernel.sub_(kernel.amax(1, keepdim=True)).mul_(1 / temperature).clamp_(_LOWEST).exp_()
-        column.fill_(1)
-        for _ in range(_ROUNDS):
+        torch.sub(rows, found, out=kernel).mul_(1 / temperature)
+        torch.softmax(kernel, 1, out=kernel).clamp_(_LEAST)
+        torch.sum(kernel, 0, out=column).reciprocal_()
+        for _ in range(_ROUNDS - 1):
             torch.mv(kernel, column, out=row).reciprocal_()
-            torch.mv(kernel.T, row, out=column).reciprocal_()
+            torch.mv(columns, row, out=column).reciprocal_()
         found.sub_(column.log_(), alpha=temperature)
     prices[:] = found.numpy()
 
