@@ -25,12 +25,11 @@ def identity_arrays(classes: Sequence[PermutationClass]) -> dict[str, IntArray]:
     """
     check_classes(classes)
     sizes = {c.name: c.size for c in classes}
-    return {
-        c.name: np.broadcast_to(
-            np.arange(c.size, dtype=np.int64), (*(sizes[name] for name in c.within), c.size)
-        ).copy()
-        for c in classes
-    }
+    arrays = {}
+    for c in classes:
+        units = np.arange(c.size, dtype=np.int64)
+        arrays[c.name] = np.tile(units, [*(sizes[n] for n in c.within), 1]) if c.within else units
+    return arrays
 
 
 def gather_index(group: AxisGroup, total: int, arrays: Arrays) -> IntArray:

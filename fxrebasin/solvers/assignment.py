@@ -119,7 +119,7 @@ def _solved(gains: Gains, prices: Prices | None) -> IntArray:
     if n < _PRICES_FROM:
         return cheapest(-gains)
     best: IntArray = gains.argmax(axis=1)
-    if np.bincount(best, minlength=n).all():
+    if np.count_nonzero(np.bincount(best)) == n:
         return best
     return cheapest(easy_costs(gains, np.zeros(n) if prices is None else prices))
 
@@ -155,7 +155,7 @@ def _settled(gains: Gains, solved: IntArray, prefer: IntArray) -> IntArray:
 
 def _settle(gains: Gains, solved: IntArray, prefer: IntArray) -> None:
     """Exchange in place, one unit after the other."""
-    out_of_place = np.flatnonzero(solved != prefer)
+    (out_of_place,) = (solved != prefer).nonzero()
     if not len(out_of_place):
         return
     inverse = np.empty_like(solved)

@@ -46,7 +46,11 @@ class Descent:
         self.sweeps = 0
         self._report = report
         self._neighbours = [family.neighbours() for family in families]
-        self._coupled = [family.is_coupled() for family in families]
+        # Where a member meets itself, a step may fall short of what its gains say.
+        self._coupled = [
+            not near.isdisjoint(family.members)
+            for family, near in zip(families, self._neighbours, strict=True)
+        ]
         self._stale = set(range(len(families)))
         self._prices: dict[int, Prices] = {}
         # Gains are kept for the next visit in no more memory than so many times what the tensors of

@@ -146,10 +146,6 @@ class Family:
             names |= occurrence.beside()
         return frozenset(names)
 
-    def is_coupled(self) -> bool:
-        """Whether a member meets itself, so that a step may fall short of what its gains say."""
-        return not self.neighbours().isdisjoint(self.members)
-
     def pairs(self) -> list[Pair]:
         """All tensors that hold the outer class."""
         operands = [operand.pair for gram in self.all_grams() for operand in gram.operands]

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from fxrebasin._gather import storage_identity
@@ -55,10 +56,13 @@ class Pair:
     @cached_property
     def telling(self) -> int:
         """Positions along the last axis at which neither side is the same everywhere."""
-        # Mostly the ends differ, which is soon seen, and sooner by numpy.
+        # Mostly the ends differ, which is soon seen, and soonest by counting in numpy.
         first, last = (0,) * len(self.axes), (-1,) * len(self.axes)
-        sides = self.memory or (self.a, self.b)
-        if all((side[first] != side[last]).all() for side in sides):
+        if self.memory is not None:
+            alike = any(np.count_nonzero(side[first] == side[last]) for side in self.memory)
+        else:
+            alike = any(bool((side[first] == side[last]).any()) for side in (self.a, self.b))
+        if not alike:
             return int(self.a.shape[-1])
         return int((_differs(self.a) & _differs(self.b)).sum())
 
@@ -209,7 +213,7 @@ def make_pairs(
             continue
         seen.add(tie)
         groups = layout[name]
-        a, b = (unfolded(view_of_reals(_data(s[name])), groups) for s in (state_a, state_b))
+        a, b = _unfolded_reals(state_a[name], groups), _unfolded_reals(state_b[name], groups)
         found = tuple(axes.of(g, a.shape[dim]) for dim, g in enumerate(groups))
         pairs.append(Pair(name, a, b, groups, found))
     return pairs
@@ -245,9 +249,10 @@ def _side_by_side(pairs: Sequence[Pair]) -> Pair:
     return Pair(", ".join(p.name for p in pairs), a, b, first.groups, first.axes)
 
 
-def _data(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, without gradient."""
-    return tensor.detach() if tensor.requires_grad else tensor
+def _unfolded_reals(tensor: torch.Tensor, groups: tuple[AxisGroup, ...]) -> torch.Tensor:
+    """Real numbers without gradient, the axes of each group merged and in front."""
+    data = tensor.detach() if tensor.requires_grad else tensor
+    return unfolded(view_of_reals(data), groups)
 
 
 def view_of_reals(tensor: torch.Tensor) -> torch.Tensor:
