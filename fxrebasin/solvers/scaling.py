@@ -76,6 +76,7 @@ def _scale(gains: Gains, prices: Prices, temperatures: Sequence[float]) -> None:
     columns = kernel.T
     for temperature in temperatures:
         torch.sub(rows, found, out=kernel).mul_(1 / temperature)
+        # In place, as PyTorch's own attention does it: another matrix would count as memory.
         torch.softmax(kernel, 1, out=kernel).clamp_(_LEAST)
         torch.sum(kernel, 0, out=column).reciprocal_()
         for _ in range(_ROUNDS - 1):
