@@ -59,6 +59,7 @@ def symmetry_of(
         },
         parameters=tuple(parameters),
         operators=dict(propagation.operators),
+        notes=tuple(propagation.notes),
         _graph=partial(tie_graph, propagation, grouping.fields, parameters),
         _flow=partial(data_flow, propagation, grouping.fields, grouping.classes, grouping.layout),
     )

@@ -198,7 +198,7 @@ def transform(
         sweeps=found.sweeps,
         seconds=seconds,
         tracer=traced.tracer,
-        notes=(*traced.notes, *found.notes),
+        notes=(*traced.notes, *symmetry.notes, *found.notes),
         equivalence=equivalence,
         certificate=found.permutation,
         log10_order=symmetry.log10_order(),

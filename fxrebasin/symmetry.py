@@ -35,6 +35,7 @@ class Symmetry:
         shapes: of all state tensors, by name.
         parameters: the names among them that are parameters.
         operators: how often each ATen operator was called.
+        notes: what limits what was found, or puts it in doubt, in words.
 
     Example:
         >>> import torch, fxrebasin
@@ -51,6 +52,7 @@ class Symmetry:
     shapes: Mapping[str, tuple[int, ...]]
     parameters: tuple[str, ...]
     operators: Mapping[str, int]
+    notes: tuple[str, ...]
     _graph: Callable[[], nx.Graph[AxisName]] = field(repr=False, compare=False)
     _flow: Callable[[], Flow] = field(repr=False, compare=False)
 

@@ -83,6 +83,7 @@ class Propagation:
     records: list[Record] = field(default_factory=list)
     unknown: dict[str, None] = field(default_factory=dict)
     operators: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
 
 
 def propagate(
