@@ -33,7 +33,8 @@ def symmetry_view(title: str, symmetry: Symmetry) -> RenderableType:
         tied = ", ".join(f"{_short(o)} ×{n}" for o, n in symmetry.tying_operators(c).items())
         cells = (c.name, str(c.size), copies, axes, tied or "–")
         table.add_row(numbers[c.name], *map(escape, cells))
-    return Group(table, _totals(symmetry), _pins(symmetry))
+    notes = [escape(f"note: {note}") for note in symmetry.notes]
+    return Group(table, _totals(symmetry), *notes, _pins(symmetry))
 
 
 def _listed(names: list[str]) -> str:
@@ -64,6 +65,7 @@ def symmetry_document(symmetry: Symmetry) -> dict[str, Any]:
         "log10_order": symmetry.log10_order(),
         "coverage": symmetry.coverage(),
         "unknown_operators": list(symmetry.unknown_operators),
+        "notes": list(symmetry.notes),
         "classes": [
             {
                 "name": c.name,
