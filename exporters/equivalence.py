@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxrebasin.choices import choices_for
 from fxrebasin.compare import check_usable, unwrap
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.input_sets import (
@@ -45,6 +46,8 @@ def verify(
     other: nn.Module | str | PathLike[str],
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    state_buffers: Sequence[str] = (),
 ) -> EquivalenceReport:
     """Compare what `model` computes with what another model, or an ONNX file, computes.
 
@@ -60,6 +63,7 @@ def verify(
         other: a module that takes the same inputs, or the path of an ONNX file.
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
+        state_buffers: as for `analyze`; checked to exist, and of no effect on a comparison.
 
     Returns:
         The report; it does not raise if the two differ (`report.raise_if_failed()` does).
@@ -76,6 +80,7 @@ def verify(
     """
     model = unwrap(model)
     check_usable(model, needs_weights=False)
+    choices_for(model, state_buffers=state_buffers)
     candidate = _candidate(other)
     args, kwargs = normalise_inputs(model, example_inputs, example_kwargs)
     if not isinstance(candidate, OnnxModel):

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from fxrebasin.blame import describe_call, first_lines
+from fxrebasin.choices import choices_for
 from fxrebasin.compare import check_usable, unwrap
 from fxrebasin.errors import CheckpointError, EquivalenceError, ExportError, InputError
 from fxrebasin.exporters.equivalence import compare_onnxruntime
@@ -41,6 +42,7 @@ def export_onnx(
     opset: int | None = None,
     dynamic_batch: bool = True,
     optimize: bool = True,
+    state_buffers: Sequence[str] = (),
 ) -> EquivalenceReport:
     """Write `model` as an ONNX file that has been checked and run on onnxruntime first.
 
@@ -65,6 +67,7 @@ def export_onnx(
         optimize: simplify the graph (onnxscript's optimizer), which folds BatchNorm into the
             layer before it. False keeps every parameter as it is, and is faster; onnxruntime
             simplifies at load in either case.
+        state_buffers: as for `analyze`; checked to exist, and of no effect on a file.
 
     Returns:
         The report of the comparison, with `.path` and `.notes`.
@@ -84,6 +87,7 @@ def export_onnx(
     target = _destination(model, path, overwrite)
     _check_opset(opset)
     check_usable(model)
+    choices_for(model, state_buffers=state_buffers)
     args, kwargs = normalise_inputs(model, example_inputs, example_kwargs)
     _check_inputs(model, args, kwargs)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from fxrebasin.errors import InputError
+from fxrebasin.choices import Choices
 from fxrebasin.layout import PermutationClass
 from fxrebasin.passes.collector import collector_paused
 from fxrebasin.passes.data_flow import data_flow
@@ -18,24 +18,22 @@ from fxrebasin.passes.propagate import propagate
 from fxrebasin.passes.tie_graph import tie_graph
 from fxrebasin.symmetry import Symmetry
 
+_NO_CHOICES = Choices()
+
 
 def symmetry_of(
     model: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    state_buffers: Sequence[str] = (),
+    choices: Choices = _NO_CHOICES,
 ) -> Symmetry:
     """The symmetry of one call of a model; see `fxrebasin.analyze`.
 
     Raises:
-        InputError: `state_buffers` names no buffer, or the model does not run on the inputs.
+        InputError: the model does not run on the inputs.
     """
-    buffers = [name for name, _ in model.named_buffers(remove_duplicate=False)]
-    unknown = [name for name in state_buffers if name not in buffers]
-    if unknown:
-        raise InputError(f"state_buffers: the model has no buffer {', '.join(unknown)}")
     with collector_paused():
-        propagation = propagate(model, args, kwargs, state_buffers)
+        propagation = propagate(model, args, kwargs, choices.state_buffers)
         grouping = group(propagation)
     names = _all_names(model)
     parameters = [name for name, _ in model.named_parameters()]

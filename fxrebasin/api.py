@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxrebasin.analysis import symmetry_of
+from fxrebasin.choices import choices_for
 from fxrebasin.compare import check_usable, first_graph_difference, unwrap
 from fxrebasin.errors import ArchitectureMismatchError
 from fxrebasin.exporters.equivalence import compare_float64
@@ -44,11 +45,12 @@ def analyze(
         model: any module or GraphModule.
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
-        state_buffers: buffers to treat as state that may be permuted. Running statistics of
-            normalisation layers always are; other buffers are constants.
+        state_buffers: buffers to treat as state that may be permuted, by name or pattern
+            (`"*.weight_u"`). Running statistics of normalisation layers always are; other buffers
+            are constants.
 
     Raises:
-        InputError: the model or its inputs cannot be used.
+        InputError: the model or its inputs cannot be used, or a pattern fits no buffer.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3))
@@ -57,8 +59,9 @@ def analyze(
     """
     module = unwrap(model)
     check_usable(module, needs_weights=False)
+    choices = choices_for(module, state_buffers=state_buffers)
     args, kwargs = normalise_inputs(module, example_inputs, example_kwargs, check=False)
-    return symmetry_of(module, args, kwargs, state_buffers)
+    return symmetry_of(module, args, kwargs, choices)
 
 
 def match(
@@ -68,6 +71,8 @@ def match(
     example_kwargs: Mapping[str, Any] | None = None,
     method: str = "weight",
     seed: int = 0,
+    *,
+    state_buffers: Sequence[str] = (),
     **options: Any,
 ) -> Permutation:
     """Find the permutation of `model_b` that brings its weights closest to those of `ref`.
@@ -83,6 +88,7 @@ def match(
             and `loss=`) lowers the loss between the models. See docs/matching.md, and
             `fxrebasin.passes` for the options of each.
         seed: the same seed gives the same permutation.
+        state_buffers: see `analyze`.
         **options: of the method.
 
     Raises:
@@ -95,9 +101,8 @@ def match(
         >>> match(b, ref=a).arrays["0.weight[0]"].shape
         (5,)
     """
-    return (
-        _Task(model_b, ref, example_inputs, example_kwargs, method, options).match(seed).permutation
-    )
+    inputs = (example_inputs, example_kwargs)
+    return _Task(model_b, ref, inputs, method, options, state_buffers).match(seed).permutation
 
 
 def apply(
@@ -105,6 +110,8 @@ def apply(
     permutation: Permutation,
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    state_buffers: Sequence[str] = (),
 ) -> fx.GraphModule:
     """Permute the units of a model; the result owns its weights, and `model_b` is left as it was.
 
@@ -113,6 +120,7 @@ def apply(
         permutation: from `match`, `Symmetry.random`, or `Permutation.load`.
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
+        state_buffers: see `analyze`; they move if the permutation was found with them as state.
 
     Returns:
         A GraphModule in eval mode with the same state dict keys, shapes and dtypes.
@@ -131,6 +139,7 @@ def apply(
     """
     module = unwrap(model_b)
     check_usable(module)
+    choices_for(module, state_buffers=state_buffers)
     args, kwargs = normalise_inputs(module, example_inputs, example_kwargs, check=False)
     return rewrite(module, permutation, args, kwargs)
 
@@ -143,6 +152,8 @@ def transform(
     method: str = "weight",
     seed: int = 0,
     verify: bool = True,
+    *,
+    state_buffers: Sequence[str] = (),
     **options: Any,
 ) -> fx.GraphModule:
     """Re-base `model_b` onto `ref`: match, permute, and prove that the function is unchanged.
@@ -155,6 +166,7 @@ def transform(
         method: see `match`.
         seed: the same seed gives the same permutation.
         verify: compare result and model in float64 (relative error at most 1e-10).
+        state_buffers: see `analyze`.
         **options: of the method.
 
     Returns:
@@ -174,7 +186,8 @@ def transform(
         >>> g.meta["fxrebasin"].equivalence.passed
         True
     """
-    task = _Task(model_b, ref, example_inputs, example_kwargs, method, options)
+    inputs = (example_inputs, example_kwargs)
+    task = _Task(model_b, ref, inputs, method, options, state_buffers)
     seconds: dict[str, float] = {}
     with _timed(seconds, "trace"):
         traced = task.trace()
@@ -221,19 +234,18 @@ class _Task:
         self,
         model_b: nn.Module,
         ref: Reference,
-        example_inputs: Any,
-        example_kwargs: Mapping[str, Any] | None,
+        inputs: tuple[Any, Mapping[str, Any] | None],
         method: str,
         options: Mapping[str, Any],
+        state_buffers: Sequence[str],
     ) -> None:
         check_method(method, options)
         self.model = unwrap(model_b)
         check_usable(self.model)
         self.reference = unwrap(ref) if isinstance(ref, nn.Module) else None
         self.state_a = reference_state(ref, self.model)
-        self.args, self.kwargs = normalise_inputs(
-            self.model, example_inputs, example_kwargs, check=False
-        )
+        self.choices = choices_for(self.model, state_buffers=state_buffers)
+        self.args, self.kwargs = normalise_inputs(self.model, *inputs, check=False)
         self.method, self.options = method, dict(options)
 
     def trace(self) -> TraceResult:
@@ -248,7 +260,7 @@ class _Task:
         return traced
 
     def analyze(self) -> Symmetry:
-        return symmetry_of(self.model, self.args, self.kwargs)
+        return symmetry_of(self.model, self.args, self.kwargs, self.choices)
 
     def match(self, seed: int, symmetry: Symmetry | None = None) -> MatchResult:
         own = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}

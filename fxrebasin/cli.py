@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What every command about a model takes: MODEL, --input-shape and --debug."""
+    """What every command about a model takes: MODEL, --input-shape, --state-buffers, --debug."""
     shape = click.option(
         "--input-shape",
         "input_shapes",
@@ -78,7 +78,14 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
         help="Shape of an input, such as 1,3,224,224 or input_ids=2,16:int64; once per input, in "
         "order. Inferred from the first layers when left out.",
     )
-    return click.argument("model")(shape(debug_option(command)))
+    buffers = click.option(
+        "--state-buffers",
+        multiple=True,
+        metavar="PATTERN",
+        help="Name or pattern, such as '*.weight_u', of buffers to treat as state that may be "
+        "permuted; once per pattern.",
+    )
+    return click.argument("model")(shape(buffers(debug_option(command))))
 
 
 def _output(name: str, suffix: str, **attributes: Any) -> Callable[..., Any]:
@@ -135,6 +142,7 @@ def demo(out: Path, seed: int, overwrite: bool) -> None:
 def inspect(
     model: str,
     input_shapes: tuple[str, ...],
+    state_buffers: tuple[str, ...],
     explain: tuple[str, int] | None,
     as_json: bool,
     svg: Path | None,
@@ -152,7 +160,7 @@ def inspect(
         refuse_existing([svg], overwrite=overwrite)
     module = build_model(model)
     inputs = _example_inputs(module, input_shapes)
-    symmetry = fxrebasin.analyze(module, inputs.args, inputs.kwargs)
+    symmetry = fxrebasin.analyze(module, inputs.args, inputs.kwargs, state_buffers=state_buffers)
     if explain is not None:
         text = symmetry.explain(*explain)
         click.echo(json.dumps({"explanation": text}) if as_json else text)
@@ -178,6 +186,7 @@ def inspect(
 def transform(
     model: str,
     input_shapes: tuple[str, ...],
+    state_buffers: tuple[str, ...],
     model_b: Path,
     ref: Path,
     out: Path,
@@ -207,6 +216,7 @@ def transform(
         example_kwargs=inputs.kwargs,
         method=method,
         seed=seed,
+        state_buffers=state_buffers,
     )
     report = result.meta["fxrebasin"]
     for path in outputs:
@@ -235,6 +245,7 @@ def verify(
     ctx: click.Context,
     model: str,
     input_shapes: tuple[str, ...],
+    state_buffers: tuple[str, ...],
     other: Path,
     weights: Path | None,
     as_json: bool,
@@ -245,7 +256,9 @@ def verify(
     module = _load_model(model, weights)
     inputs = _example_inputs(module, input_shapes)
     candidate = other if other.suffix == ".onnx" else _load_model(model, other)
-    report = fxrebasin.verify(module, candidate, inputs.args, inputs.kwargs)
+    report = fxrebasin.verify(
+        module, candidate, inputs.args, inputs.kwargs, state_buffers=state_buffers
+    )
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else f"{report}\n{report.table()}")
     if not report.passed:
         ctx.exit(CHECK_FAILED)
@@ -257,7 +270,12 @@ def verify(
 @_output("--out", ".onnx", required=True, help="File to write.")
 @_overwrite_option
 def export(
-    model: str, input_shapes: tuple[str, ...], weights: Path, out: Path, overwrite: bool
+    model: str,
+    input_shapes: tuple[str, ...],
+    state_buffers: tuple[str, ...],
+    weights: Path,
+    out: Path,
+    overwrite: bool,
 ) -> None:
     """Export MODEL to ONNX; the file appears only after it was checked and run on onnxruntime."""
     import fxrebasin
@@ -267,7 +285,14 @@ def export(
     module = _load_model(model, weights)
     inputs = _example_inputs(module, input_shapes)
     out.parent.mkdir(parents=True, exist_ok=True)
-    report = fxrebasin.export_onnx(module, out, inputs.args, inputs.kwargs, overwrite=overwrite)
+    report = fxrebasin.export_onnx(
+        module,
+        out,
+        inputs.args,
+        inputs.kwargs,
+        overwrite=overwrite,
+        state_buffers=state_buffers,
+    )
     click.echo(f"{report}\n{report.table()}\nwrote {out}")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxrebasin.analysis import symmetry_of
+from fxrebasin.choices import choices_for
 from fxrebasin.errors import InputError
 from fxrebasin.inputs import normalise_inputs
 from fxrebasin.merge.alignment import Task, align_with_mean, gauged
@@ -39,6 +40,7 @@ def align_many(
     example_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
     max_sweeps: int = 100,
+    state_buffers: Sequence[str] = (),
     **options: Any,
 ) -> tuple[Permutation, ...]:
     """Permutations of many models to one order of units, which is that of the first model.
@@ -61,6 +63,7 @@ def align_many(
         example_kwargs: keyword inputs by name.
         seed: of the order in which models are taken; the same seed gives the same result.
         max_sweeps: over the models, at least 1.
+        state_buffers: see `analyze`.
         **options: of the method: `init` ("growing" or "identity") of `"merge_many"`, `max_steps`
             and `restarts` of `"cycle_consistent"`.
 
@@ -79,7 +82,8 @@ def align_many(
     """
     _check(method, [*ALIGNERS], options)
     sources = _sources(models, model, weights, max_sweeps)
-    return _aligned(sources, method, example_inputs, example_kwargs, (seed, max_sweeps), options)
+    inputs = (example_inputs, example_kwargs)
+    return _aligned(sources, method, inputs, state_buffers, (seed, max_sweeps), options)
 
 
 def merge_many(
@@ -92,6 +96,7 @@ def merge_many(
     example_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
     max_sweeps: int = 100,
+    state_buffers: Sequence[str] = (),
     **options: Any,
 ) -> nn.Module:
     """One model with the mean weights of many, whose units were aligned first.
@@ -112,6 +117,7 @@ def merge_many(
         example_kwargs: keyword inputs by name.
         seed: see `align_many`.
         max_sweeps: see `align_many`.
+        state_buffers: see `analyze`.
         **options: see `align_many`; `"mean"` has none.
 
     Raises:
@@ -131,9 +137,8 @@ def merge_many(
     sources = _sources(models, model, weights, max_sweeps)
     if method == "mean":
         return _mean(sources, [None] * len(sources))
-    permutations = _aligned(
-        sources, method, example_inputs, example_kwargs, (seed, max_sweeps), options
-    )
+    inputs = (example_inputs, example_kwargs)
+    permutations = _aligned(sources, method, inputs, state_buffers, (seed, max_sweeps), options)
     return _mean(sources, permutations)
 
 
@@ -167,13 +172,14 @@ def _sources(
 def _aligned(
     sources: Sources,
     method: str,
-    example_inputs: Any,
-    example_kwargs: Mapping[str, Any] | None,
+    inputs: tuple[Any, Mapping[str, Any] | None],
+    state_buffers: Sequence[str],
     effort: tuple[int, int],
     options: Mapping[str, Any],
 ) -> tuple[Permutation, ...]:
-    args, kwargs = normalise_inputs(sources.model, example_inputs, example_kwargs, check=False)
-    task = Task(sources, symmetry_of(sources.model, args, kwargs), *effort)
+    choices = choices_for(sources.model, state_buffers=state_buffers)
+    args, kwargs = normalise_inputs(sources.model, *inputs, check=False)
+    task = Task(sources, symmetry_of(sources.model, args, kwargs, choices), *effort)
     return gauged(ALIGNERS[method](task, **options))
 
 
