@@ -1,0 +1,1 @@
+"""Random programs against the analysis: `python -m tests.fuzz --seconds 60 --seed 0`."""

@@ -1,0 +1,216 @@
+"""Holds what the analysis says of a program against the program."""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import fxrebasin
+from fxrebasin.blame import attempt
+from fxrebasin.errors import FxRebasinError
+from fxrebasin.indexing import identity_arrays
+from fxrebasin.permutation import Permutation
+from fxrebasin.symmetry import Symmetry
+from tests.fuzz import brute
+from tests.fuzz.outputs import difference, tensors
+from tests.fuzz.program import Built, float64
+
+TOLERANCE = 1e-9
+SEEDS = (0, 1)
+BATCHES = (3, 5)
+LOUDEST = 1e4
+"""Outputs beyond this are not compared."""
+
+
+class Kind(Enum):
+    """What can be wrong."""
+
+    WRONG = "a permutation of the group changes the outputs"
+    CRASH = "an exception"
+    BITS = "the inverse does not restore the bits"
+    PLANTED = "what match finds for a permuted copy changes the outputs"
+    ORDER = "the order does not divide the number of permutations that change nothing"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with the analysis of a program.
+
+    Attributes:
+        kind: what.
+        where: of an exception, its type and place, for telling causes apart.
+        detail: in words.
+    """
+
+    kind: Kind
+    where: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out of a check.
+
+    Attributes:
+        fault: what is wrong, if anything.
+        refusal: the first line of the error that the model was refused with.
+        symmetry: what was found.
+        lost: how many times as large the group is, by trying everything; 1 where that is unknown.
+    """
+
+    fault: Fault | None = None
+    refusal: str = ""
+    symmetry: Symmetry | None = None
+    lost: int = 1
+
+
+def check(built: Built, planted: bool = False, counted: bool = False) -> Verdict:
+    """Analyse a program and try what was found on it.
+
+    Args:
+        built: the program.
+        planted: whether to match a permuted copy, too.
+        counted: whether to compare the order with the number of permutations that change nothing.
+    """
+    with float64():
+        net, x = built.make()
+        if not _calm(net, x):
+            return Verdict(refusal="its outputs are not finite, or too large")
+        found: list[Symmetry] = []
+        error = attempt(lambda: found.append(fxrebasin.analyze(net, x)))
+        if error is not None:
+            return _refused(error)
+        return _tried(net, x, found[0], planted, counted)
+
+
+def _tried(net: nn.Module, x: Tensor, symmetry: Symmetry, planted: bool, counted: bool) -> Verdict:
+    """Random elements, a planted one, and all that there are."""
+    faults: list[Fault | None] = []
+    lost = [1]
+
+    def run() -> None:
+        faults.append(_with_elements(net, x, symmetry))
+        if planted and symmetry.classes and faults == [None]:
+            faults.append(_planted(net, x, symmetry))
+        if counted and not any(faults):
+            fault, lost[0] = _counted(net, x, symmetry)
+            faults.append(fault)
+
+    error = attempt(run)
+    fault = next(filter(None, faults), None) if error is None else _crash(error)
+    return Verdict(fault, symmetry=symmetry, lost=lost[0])
+
+
+def _calm(net: nn.Module, x: Tensor) -> bool:
+    """Whether a program runs, and gives numbers that can be compared."""
+    found: list[Tensor] = []
+    if attempt(lambda: found.extend(tensors(net(x)))) is not None:
+        return False
+    return all(bool(t.isfinite().all()) and float(t.abs().max()) < LOUDEST for t in found)
+
+
+def _refused(error: Exception) -> Verdict:
+    """An error of the family is a refusal, unless it was raised for an exception in our code."""
+    cause = error.__cause__
+    if not isinstance(error, FxRebasinError):
+        return Verdict(_crash(error))
+    if isinstance(error, fxrebasin.TraceError) and cause is not None:
+        return Verdict(_crash(cause))
+    return Verdict(refusal=f"{type(error).__name__}: {str(error).splitlines()[0][:150]}")
+
+
+def _crash(error: BaseException) -> Fault:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if "/fuzz/" not in f.filename and "/torch/" not in f.filename]
+    place = f" in {ours[-1].name}" if ours else ""
+    text = " ".join(str(error).split())[:200]
+    return Fault(Kind.CRASH, f"{type(error).__name__}{place}", f"{type(error).__name__}: {text}")
+
+
+def _with_elements(net: nn.Module, x: Tensor, symmetry: Symmetry) -> Fault | None:
+    """Random elements of the group and one that moves everything, on fresh inputs."""
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    inputs = _inputs(net, x)
+    expected = [tensors(net(item)) for item in inputs]
+    for element in [*map(symmetry.random, SEEDS), rolled(symmetry)] if symmetry.classes else []:
+        moved = element.permute_state_dict(state)
+        if not _same_bits(element.inverse().permute_state_dict(moved), state):
+            return Fault(Kind.BITS)
+        fault = _changed(net, moved, inputs, expected)
+        if fault is not None:
+            return fault
+    return None
+
+
+def _changed(
+    net: nn.Module,
+    moved: Mapping[str, Tensor],
+    inputs: Sequence[Tensor],
+    expected: Sequence[list[Tensor]],
+) -> Fault | None:
+    other = copy.deepcopy(net)
+    other.load_state_dict(moved)
+    for item, wanted in zip(inputs, expected, strict=True):
+        change = difference(wanted, tensors(other(item)))
+        if not change <= TOLERANCE:
+            shape = tuple(item.shape)
+            return Fault(Kind.WRONG, "", f"relative change {change:.1e}, input of shape {shape}")
+    return None
+
+
+def rolled(symmetry: Symmetry) -> Permutation:
+    """The element that moves every unit of every class by one."""
+    identity = identity_arrays(symmetry.classes)
+    arrays = {name: np.roll(array, 1, -1) for name, array in identity.items()}
+    return Permutation(symmetry.classes, arrays, symmetry.layout)
+
+
+def _inputs(net: nn.Module, x: Tensor) -> list[Tensor]:
+    """Fresh inputs, of another batch size too if the program takes them."""
+    generator = torch.Generator().manual_seed(99)
+    found = []
+    for batch in BATCHES:
+        item = torch.randn((batch, *x.shape[1:]), generator=generator, dtype=x.dtype)
+        if _calm(net, item):
+            found.append(item)
+    return found
+
+
+def _planted(net: nn.Module, x: Tensor, symmetry: Symmetry) -> Fault | None:
+    """A permuted copy is matched back, or by something that changes nothing at least."""
+    other = copy.deepcopy(net)
+    other.load_state_dict(symmetry.random(5).permute_state_dict(net.state_dict()))
+    found = fxrebasin.match(other, ref=net, example_inputs=x)
+    back = found.permute_state_dict(other.state_dict())
+    if _same_bits(back, net.state_dict()):
+        return None
+    fault = _changed(net, back, [x], [tensors(net(x))])
+    return fault and Fault(Kind.PLANTED, "", fault.detail)
+
+
+def _counted(net: nn.Module, x: Tensor, symmetry: Symmetry) -> tuple[Fault | None, int]:
+    """The order against the number of permutations that change nothing, and their quotient."""
+    found = brute.found_order(symmetry)
+    number = None
+    if found is not None:
+        number = brute.count(net, x, brute.read_tensors(net, x, symmetry))
+    if found is None or number is None:
+        return None, 1
+    if number % found:
+        return Fault(Kind.ORDER, "", f"order {found}; {number} permutations change nothing"), 1
+    return None, number // found
+
+
+def _same_bits(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    """All state is float64, and so are its bits."""
+    return all(
+        torch.equal(one[name].contiguous().view(torch.int64), value.contiguous().view(torch.int64))
+        for name, value in two.items()
+    )

@@ -1,0 +1,89 @@
+"""Draws programs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import tests.fuzz.grammar  # noqa: F401  (importing it fills the table)
+from tests.fuzz.grammar.registry import ENDINGS, GRAMMAR
+from tests.fuzz.program import Program, Step
+from tests.fuzz.scope import DoesNotFit, Form, Scope
+
+SIZES = (2, 3, 4, 5, 6, 3, 4)
+FEW_SIZES = (2, 3)
+"""For programs whose permutations can all be tried."""
+
+ATTEMPTS = 8
+"""Steps that are drawn where one is wanted, for many do not fit."""
+
+FORMS: dict[str, Form] = {
+    "tensor": lambda names: [
+        f"return {names[0]}" if len(names) == 1 else f"return {', '.join(names)}"
+    ],
+    "tuple": lambda names: [f"return ({', '.join(names)},)"],
+    "dict": lambda names: [f"return {{{', '.join(f'{n!r}: {n}' for n in names)}}}"],
+    "nested": lambda names: [f"return [{{'out': [{', '.join(names)}]}}, None]"],
+    "object": lambda names: [
+        f"return types.SimpleNamespace({', '.join(f'{n}={n}' for n in names)})"
+    ],
+}
+
+
+def generate(seed: str, few: bool = False) -> Program:
+    """A program; the same for the same seed in every process."""
+    choose = random.Random(seed)
+    number = choose.randrange(1 << 16)
+    sizes = FEW_SIZES if few else SIZES
+    shape = (3, *(choose.choice(sizes) for _ in range(choose.choice((1, 1, 2, 2, 3)))))
+    steps: list[Step] = []
+    scope = _scope(number, sizes, shape, steps)
+    names = list(GRAMMAR)
+    for _ in range(choose.choice((1, 2, 2, 3) if few else (2, 3, 4, 5, 6, 7))):
+        scope = _extend(scope, steps, names, choose)
+    returned = _end(scope, steps, choose)
+    form = choose.choice(list(FORMS)) if choose.random() < 0.3 else "tensor"
+    return Program(number, sizes, shape, tuple(steps), returned, form)
+
+
+def _scope(
+    number: int, sizes: tuple[int, ...], shape: tuple[int, ...], steps: Sequence[Step]
+) -> Scope:
+    scope = Scope(number, sizes, shape)
+    for step in steps:
+        scope.add(step, GRAMMAR[step.op], None)
+    return scope
+
+
+def _extend(
+    scope: Scope, steps: list[Step], names: Sequence[str], choose: random.Random, last: str = ""
+) -> Scope:
+    """Add a step; returns the scope, a new one if steps had to be undone."""
+    for _ in range(ATTEMPTS):
+        op = choose.choice(names)
+        operands = (last,) if last else ()
+        step = Step(1 + max((step.uid for step in steps), default=0), op, operands)
+        try:
+            steps.append(scope.add(step, GRAMMAR[op], choose))
+        except DoesNotFit:
+            scope = _scope(scope.seed, scope.sizes, scope.shape, steps)
+        else:
+            return scope
+    return scope
+
+
+def _end(scope: Scope, steps: list[Step], choose: random.Random) -> tuple[str, ...]:
+    """End with one or two results, most often of steps that sum over units."""
+    names = list(scope.variables)
+    wanted = [names[-1]]
+    if len(names) > 2 and choose.random() < 0.3:
+        wanted.append(choose.choice(names[1:-1]))
+    returned = []
+    for name in wanted:
+        if choose.random() < 0.85:
+            before = len(steps)
+            scope = _extend(scope, steps, ENDINGS, choose, name)
+            if len(steps) > before:
+                name = list(scope.variables)[-1]
+        returned.append(name)
+    return tuple(dict.fromkeys(returned))

@@ -1,0 +1,146 @@
+"""A generated module as data: steps that can be dropped, and numbers that can be lowered.
+
+A step does not hold the text of its statements but the choices that lead to it: the operator, the
+variables that it reads and the numbers that were drawn. Statements and the shapes of parameters
+follow from these and from the shapes of the operands, so that a program in which something was
+changed is still a program.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PREAMBLE = """\
+import types
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+torch.set_default_dtype(torch.float64)
+generator = torch.Generator().manual_seed({seed})
+
+
+def randn(*shape):
+    return torch.randn(shape, generator=generator)
+
+
+def rand(*shape):
+    return 0.5 + torch.rand(shape, generator=generator)
+
+"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One or several statements.
+
+    Attributes:
+        uid: what its results are called after.
+        op: the key of the grammar.
+        operands: variables it reads, in the order in which it asks for them.
+        draws: numbers, in the order in which it asks for them.
+    """
+
+    uid: int
+    op: str
+    operands: tuple[str, ...] = ()
+    draws: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Program:
+    """Choices that a module follows from.
+
+    Attributes:
+        seed: of the numbers in parameters, buffers and inputs.
+        sizes: axes of parameters get one of these.
+        shape: of the input; the first axis is the batch.
+        steps: in the order of execution.
+        returned: variables that `forward` returns.
+        form: the key of how they are returned.
+    """
+
+    seed: int
+    sizes: tuple[int, ...]
+    shape: tuple[int, ...]
+    steps: tuple[Step, ...]
+    returned: tuple[str, ...]
+    form: str = "tensor"
+
+
+@dataclass(frozen=True)
+class Built:
+    """The statements that a program stands for.
+
+    Attributes:
+        program: where they come from.
+        state: statements that make parameters and buffers.
+        lines: the statements of `forward`.
+    """
+
+    program: Program
+    state: tuple[str, ...]
+    lines: tuple[str, ...]
+
+    def source(self) -> str:
+        """The module and an input as a file that anyone can run."""
+        shape = ", ".join(map(str, self.program.shape))
+        preamble = PREAMBLE.format(seed=self.program.seed)
+        return "\n".join(
+            [preamble, *self.class_lines(), "", "", "net = Net().eval()", f"x = randn({shape})"]
+        )
+
+    def class_lines(self) -> list[str]:
+        """The lines of the class."""
+        return [
+            "class Net(nn.Module):",
+            "    def __init__(self):",
+            "        super().__init__()",
+            *(f"        {line}" for line in self.state),
+            "",
+            "    def forward(self, x):",
+            *(f"        {line}" for line in self.lines),
+        ]
+
+    def make(self) -> tuple[nn.Module, Tensor]:
+        """The module in eval mode, and an input for it."""
+        names = namespace(self.program.seed)
+        exec("\n".join(self.class_lines()), names)
+        return names["Net"]().eval(), names["randn"](*self.program.shape)
+
+
+def namespace(seed: int) -> dict[str, Any]:
+    """The names that statements use."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def rand(*shape: int) -> Tensor:
+        return 0.5 + torch.rand(shape, generator=generator, dtype=torch.float64)
+
+    return {"torch": torch, "F": F, "nn": nn, "types": types, "randn": randn, "rand": rand}
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """Tensors that programs make are float64; no gradients."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+Run = Callable[..., Any]
