@@ -41,14 +41,18 @@ from fxrebasin.passes.rows import (
     all_differ,
     count_rows,
     distinct,
-    distinct_rows,
+    mix,
     multiset_hashes,
+    row_codes,
 )
 from fxrebasin.passes.units import Units
 from fxrebasin.provenance import Origin
 
 MATERIALISE_AT_MOST = 1 << 16
 """Elements of a state tensor that may become units of their own."""
+
+TUPLES_AT_MOST = 1 << 20
+"""Positions whose tuples of labels may become units; beyond that, they are pinned."""
 
 
 @dataclass
@@ -135,26 +139,28 @@ class Ledger(Units):
             return [self.materialise(elements)]
         return [self._coarsen_elements(elements, (axis,)) for axis in elements.axes]
 
-    def coarsen(self, item: Field, kept: Collection[int]) -> Field | None:
+    def coarsen(self, item: Field, kept: Collection[int]) -> tuple[Field, ...]:
         """What is left of a field when only the kept axes are looked at (the others get size 1).
 
         Where the field varies along kept and removed axes, the units at each kept position become
-        the children of a new unit. None when nothing is left.
+        the children of a new unit, and rigid labels beside them a field of their own. Nothing is
+        left of a field that does not tell kept positions apart.
         """
         inside = tuple(axis for axis in item.axes if axis in kept)
-        if not inside:
-            if isinstance(item, Elements):
-                self._mark_part(item)
-            return None
         if len(inside) == len(item.axes):
-            return item
+            return (item,) if inside else ()
         if isinstance(item, Elements):
-            return self._coarsen_elements(item, inside)
+            if not inside:
+                self._mark_part(item)
+                return ()
+            return (self._coarsen_elements(item, inside),)
+        if not inside and (item.injective or item.rigid):
+            return ()
         key = ("coarsen", _identity(item.values), inside)
         if key not in self._seen:
             # The labels stay alive with the key, since their address is part of it.
             self._seen[key] = (item.values, self._coarsen_labels(item, inside))
-        found: Field | None = self._seen[key][1]
+        found: tuple[Field, ...] = self._seen[key][1]
         return found
 
     def reshaped(
@@ -204,35 +210,40 @@ class Ledger(Units):
         self.impose(item, placed)
         return placed
 
-    def _coarsen_labels(self, item: Labels, kept: tuple[int, ...]) -> Labels | None:
+    def _coarsen_labels(self, item: Labels, kept: tuple[int, ...]) -> tuple[Labels, ...]:
         values = item.values
         removed = [axis for axis in item.axes if axis not in kept]
         shape = [1 if axis in removed else size for axis, size in enumerate(values.shape)]
         rows = values.permute([*kept, *removed, *self._others(values.ndim, item.axes)])
-        rows_np = rows.reshape(int(np.prod([values.shape[axis] for axis in kept])), -1).numpy()
-        _, first, row_of = np.unique(
-            multiset_hashes(rows_np), return_index=True, return_inverse=True
-        )
-        order = np.argsort(first)  # sets are numbered as they come
-        row_of = np.argsort(order)[row_of.reshape(-1)]
-        sets = rows_np[first[order]]
+        rows_np = rows.reshape(math.prod(values.shape[axis] for axis in kept), -1).numpy()
+        sets, row_of = (rows_np, np.arange(len(rows_np))) if item.injective else _sets(rows_np)
+        row, units, count = _distinct_units(sets)
+        for times in distinct(count) if not item.injective else ():
+            if (count != times).any():  # a unit that is added twice is no other that is added once
+                self.members.append(torch.from_numpy(units[count == times]))
         if len(sets) == 1:
-            return None
-        inside, units = _distinct_units(sets)
-        if not all_differ(units):
-            self.pin(units, "sets of units that overlap")
-            labels = positions(1, 0, len(sets), "sets of units that overlap").values
-        else:
-            labels = positions(1, 0, len(sets), item.reason).values.clone()
-            parents, parent_of = np.unique(inside, return_inverse=True)
+            return ()
+        labels = positions(1, 0, len(sets), item.reason).values.clone()
+        if units.size:
+            parents, parent_of = np.unique(row, return_inverse=True)
             blocks = self.fresh(parents.size)
             self.used.append(blocks)
             labels[torch.from_numpy(parents)] = blocks
-            self.edges.append(Edge(units, blocks.numpy()[parent_of.reshape(-1)]))
-        result = squeeze_constant(labels[torch.from_numpy(row_of)].view(shape), kept)
-        rigid = bool((labels < 0).all())
-        injective = len(sets) == result.numel()
-        return Labels(result, varying_axes(result), injective, rigid, item.reason if rigid else "")
+            self._nest(units, blocks[torch.from_numpy(parent_of.reshape(-1))])
+        main = _over_rows(labels, row_of, shape, kept, item.reason)
+        beside = _over_rows(_rigid_parts(sets), row_of, shape, kept, "positions beside units")
+        if main.rigid or not beside.axes:
+            return (main,)
+        self.relate(main, beside)
+        return main, beside
+
+    def _nest(self, units: Ints, blocks: Tensor) -> None:
+        """Units move inside blocks; where blocks overlap, they still have to stay what they are."""
+        if all_differ(units):
+            self.edges.append(Edge(units, blocks.numpy()))
+        else:
+            inside = Labels(torch.from_numpy(units), (0,), injective=False)
+            self.relate(inside, Labels(blocks, (0,), injective=False))
 
     @staticmethod
     def _others(ndim: int, axes: Iterable[int]) -> list[int]:
@@ -246,8 +257,73 @@ class Ledger(Units):
                     self.used_states.add(item.state)
             elif not set(item.axes) <= set(kept):
                 self.use(item)
-        found = (self.coarsen(item, kept) for item in value.fields)
-        return [item for item in found if item is not None]
+        found = [part for item in value.fields for part in self.coarsen(item, kept)]
+        return [*found, *self.together(value.fields, kept)]
+
+    def together(self, fields: Iterable[Field], kept: Collection[int]) -> list[Labels]:
+        """What the fields of a tensor say together about kept positions, and no one by itself.
+
+        At each kept position a reduction sees a set of tuples of labels. Where a field has the
+        same labels at several positions, what it says of each kept position and what the others
+        say of the removed ones does not tell which tuples these are: the same neighbours in
+        another order. Then tuples become units, in blocks by kept position.
+        """
+        return [
+            part
+            for met in _sharing([item for item in fields if not set(item.axes) <= set(kept)], kept)
+            if _lost_apart(met, kept)
+            for part in self._coarsen_tuples(met, kept)
+        ]
+
+    def _coarsen_tuples(self, fields: Sequence[Field], kept: Collection[int]) -> Sequence[Labels]:
+        shared = {axis for item in fields if isinstance(item, Labels) for axis in item.axes}
+        parts = [part for item in fields for part in self.coarsen(item, shared)]
+        labels = [item for item in parts if isinstance(item, Labels)]
+        columns = self._telling(labels)
+        if len(columns) < 2 or not any(_crosses(item, kept) for item in columns):
+            return []
+        sizes = np.broadcast_shapes(*(item.values.shape for item in columns))
+        if math.prod(sizes) > TUPLES_AT_MOST:
+            reason = "too many tuples of units"
+            for item in columns:
+                self.pin(distinct(item.values.numpy()), reason)
+            axes = [axis for axis, size in enumerate(sizes) if size > 1 and axis in kept]
+            return [positions(len(sizes), axis, sizes[axis], reason) for axis in axes]
+        key = ("tuples", *(_identity(item.values) for item in columns))
+        if key not in self._seen:
+            self._seen[key] = ([item.values for item in columns], self._tuples(columns, sizes))
+        found: Labels = self._seen[key][1]
+        return [part for part in self.coarsen(found, kept) if isinstance(part, Labels)]
+
+    def _telling(self, fields: Sequence[Labels]) -> list[Labels]:
+        """The fields without those that another one determines, along the same axes or more."""
+        found: list[Labels] = []
+        for item in sorted(fields, key=lambda item: (-len(item.axes), not item.injective)):
+            above = [other for other in found if set(item.axes) <= set(other.axes)]
+            if not any(other.injective or self._determines(other, item) for other in above):
+                found.append(item)
+        return found
+
+    def _determines(self, first: Labels, second: Labels) -> bool:
+        """Whether positions with one label in the first have one label in the second."""
+        if self._same(first, second):
+            return True
+        sizes = first.values.shape
+        one = self.find(first.values.reshape(-1).numpy())
+        two = self.find(second.values.expand(sizes).reshape(-1).numpy())
+        return count_rows([one, two]) == count_rows([one])
+
+    def _tuples(self, columns: Sequence[Labels], sizes: Sequence[int]) -> Labels:
+        """A field of the tuples of labels at the positions of a tensor."""
+        flat = [item.values.expand(tuple(sizes)).reshape(-1).numpy() for item in columns]
+        code = torch.from_numpy(row_codes([self.find(column) for column in flat]))
+        rigid = all(bool((self.find(column) < 0).all()) for column in flat)
+        units = -2 - code if rigid else self.fresh(int(code.max()) + 1)[code]
+        values = squeeze_constant(units.view(tuple(sizes)), range(len(sizes)))
+        injective = all_differ(values.numpy())
+        found = Labels(values, varying_axes(values), injective, rigid, "tuples of positions")
+        self.relate(found, *columns)
+        return found
 
     # Joining ----------------------------------------------------------------------------------
 
@@ -305,12 +381,13 @@ class Ledger(Units):
         for other in touching:
             if other.axes == item.axes and self._same(other, item):
                 return True
-        if touching:
-            if len(item.axes) == 1:
-                for other in touching:
-                    self._meet(other, item)
-            else:
+        if touching and len(item.axes) == 1:
+            for other in touching:
+                self._meet(other, item)
+            if len(touching) > 1 and not any(other.injective for other in [item, *touching]):
                 self.relate(item, *touching)
+        elif touching:
+            self.relate(item, *_reached(item, kept))
         return all(axis in identified for axis in item.axes)
 
     def _same(self, first: Labels, second: Labels) -> bool:
@@ -333,14 +410,10 @@ class Ledger(Units):
                 self.pin(two if first.rigid else one, first.reason or second.reason)
                 return
             free = (one >= 0) & (two >= 0)
-            if free.all() and self._distinct(one) and self._distinct(two) and self.tie(one, two):
+            if free.all() and all_differ(one) and all_differ(two) and self.tie(one, two):
                 self.ties.append(raw)
                 return
         self.relate(first, second)
-
-    @staticmethod
-    def _distinct(labels: Ints) -> bool:
-        return all_differ(labels)
 
     def _identify_together(self, axis: int, kept: Sequence[Labels]) -> bool:
         columns = [item.values.reshape(-1).numpy() for item in kept if item.axes == (axis,)]
@@ -365,9 +438,9 @@ class Ledger(Units):
         return result
 
     def _impose_part(self, item: Elements, labels: Labels) -> None:
-        part = self.coarsen(labels, item.axes)
-        if isinstance(part, Labels):
-            self.impose(item, part)
+        for part in self.coarsen(labels, item.axes):
+            if isinstance(part, Labels):
+                self.impose(item, part)
 
     def _join_open(self, first: Elements, second: Elements) -> None:
         """Two state tensors meet element by element, and no field tells the elements apart."""
@@ -378,15 +451,86 @@ class Ledger(Units):
             self.element_ties.append((first, second))
 
 
-def _distinct_units(sets: Ints) -> tuple[Ints, Ints]:
-    """The free labels of each row, each once, and the rows that they are in."""
+def _sets(rows: Ints) -> tuple[Ints, Ints]:
+    """Rows that are different as multisets, as they come, and the index of that of each row."""
+    _, first, row_of = np.unique(multiset_hashes(rows), return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return rows[first[order]], np.argsort(order)[row_of.reshape(-1)]
+
+
+def _distinct_units(sets: Ints) -> tuple[Ints, Ints, Ints]:
+    """The free labels of each row, each once, the rows that they are in, and how often they are."""
     row = np.repeat(np.arange(sets.shape[0]), sets.shape[1])
     labels = sets.reshape(-1)
     free = labels >= 0
     if not free.any():
-        return _EMPTY, _EMPTY
-    inside, units = distinct_rows([row[free], labels[free]]).T
-    return inside, units
+        return _EMPTY, _EMPTY, _EMPTY
+    code = row_codes([row[free], labels[free]])
+    first = np.zeros(int(code.max()) + 1, np.int64)
+    first[code] = np.arange(code.size)
+    return row[free][first], labels[free][first], np.bincount(code)
+
+
+def _rigid_parts(sets: Ints) -> Tensor:
+    """A label for the rigid labels of each row, as a multiset."""
+    hashes = np.where(sets < 0, mix(sets, 9), np.uint64(0)).sum(axis=1, dtype=np.uint64)
+    return torch.from_numpy(-2 - row_codes([hashes.view(np.int64)]))
+
+
+def _over_rows(
+    labels: Tensor, row_of: Ints, shape: Sequence[int], kept: Sequence[int], reason: str
+) -> Labels:
+    """A field of the labels of rows, at the kept positions that the rows belong to."""
+    values = squeeze_constant(labels[torch.from_numpy(row_of)].view(tuple(shape)), kept)
+    rigid = bool((labels < 0).all())
+    injective = all_differ(values.numpy())
+    return Labels(values, varying_axes(values), injective, rigid, reason if rigid else "")
+
+
+def _sharing(fields: Sequence[Field], kept: Collection[int]) -> list[list[Field]]:
+    """Fields that vary along a removed axis together, directly or through others."""
+    groups: list[tuple[set[int], list[Field]]] = []
+    for item in fields:
+        axes = set(item.axes) - set(kept)
+        touching = [group for group in groups if group[0] & axes]
+        groups = [group for group in groups if not group[0] & axes]
+        members = [other for _, found in touching for other in found]
+        groups.append((axes.union(*(found for found, _ in touching)), [*members, item]))
+    return [found for _, found in groups]
+
+
+def _lost_apart(fields: Sequence[Field], kept: Collection[int]) -> bool:
+    """Whether fields may say more of kept positions together than each by itself.
+
+    They do not if each that varies along kept and removed axes has another label at each position,
+    or if one that has so varies along the same axes.
+    """
+    apart = [item for item in fields if isinstance(item, Elements) or item.injective]
+    return len(fields) > 1 and any(
+        _crosses(item, kept) and not any(set(item.axes) <= set(other.axes) for other in apart)
+        for item in fields
+        if isinstance(item, Labels)
+    )
+
+
+def _crosses(item: Labels, kept: Collection[int]) -> bool:
+    """Whether a field that does not tell all its positions apart varies along a kept axis."""
+    return not item.injective and bool(set(item.axes) & set(kept))
+
+
+def _reached(item: Labels, others: Sequence[Labels]) -> list[Labels]:
+    """The fields that share an axis with one, directly or through some that tell too little apart.
+
+    A field with another label at each of its positions links what it says of one axis to what it
+    says of the next; of others, only the tuples with their neighbours on all sides do.
+    """
+    axes, found = set(item.axes), list[Labels]()
+    while True:
+        new = [other for other in others if set(other.axes) & axes and other not in found]
+        if not new:
+            return [other for other in others if other in found]
+        found += new
+        axes |= {axis for other in new if not other.injective for axis in other.axes}
 
 
 def _connected_to_free(columns: Sequence[Labels]) -> tuple[Labels, ...]:

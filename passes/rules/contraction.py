@@ -104,6 +104,7 @@ def contract(
     result: list[Field] = []
     for fields, mine in zip(operands, inside, strict=True):
         result += ledger.reduce(Value((), tuple(fields)), mine & out)
+    result += ledger.together([item for fields in operands for item in fields], out)
     for name in pattern.factors:
         if name.startswith("!") and index[name] in out and sizes[name] > 1:
             result.append(positions(len(sizes), index[name], sizes[name], reason))
@@ -181,20 +182,19 @@ def _tie_shared(
     fields: list[Field] = [*meeting]
     for here, there in ((0, 1), (1, 0)):
         for item in elements[there]:
-            if labels[here]:
-                ledger.join([*labels[here], item])
+            if meeting:
+                ledger.join([*meeting, item])
             open_axes = shared.intersection(item.axes) - told_apart
             if open_axes and (elements[here] or not labels[here]):
-                part = ledger.coarsen(item, shared)
-                fields += [] if part is None else [part]
+                fields += ledger.coarsen(item, shared)
     for field in ledger.join(fields):
         if isinstance(field, Labels):
             ledger.use(field)
 
 
 def _labels_on(ledger: Ledger, fields: Sequence[Field], shared: set[int]) -> list[Labels]:
-    found = (ledger.coarsen(item, shared) for item in fields if isinstance(item, Labels))
-    return [item for item in found if isinstance(item, Labels)]
+    parts = (part for f in fields if isinstance(f, Labels) for part in ledger.coarsen(f, shared))
+    return [part for part in parts if isinstance(part, Labels)]
 
 
 def _from_factors(

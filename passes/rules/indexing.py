@@ -99,8 +99,7 @@ def _before_index(call: Call, value: Value, indices: Sequence[Tensor | None]) ->
         if isinstance(item, Labels):
             fields.append(item)
         else:
-            parts = (call.ledger.coarsen(item, {axis}) for axis in item.axes)
-            fields += [part for part in parts if part is not None]
+            fields += [part for axis in item.axes for part in call.ledger.coarsen(item, {axis})]
     return fields
 
 
