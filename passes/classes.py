@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import networkx as nx
 import numpy as np
@@ -56,6 +57,12 @@ class Classes:
     within: tuple[tuple[int, ...], ...]
     coordinates: dict[int, Coordinates]
     colors: Ints
+
+    @cached_property
+    def members(self) -> Ints:
+        """By index of a colour, how many representatives have it."""
+        places = (self.coordinates[index] for index in range(len(self.coordinates)))
+        return np.array([place.units.size for place in places], np.int64)
 
     def count(self, index: int) -> int:
         """Number of copies of a class."""
@@ -118,11 +125,24 @@ class IrregularError(FxRebasinError):
         self.reason = reason
 
 
+class TwiceInsideError(FxRebasinError):
+    """Units lie inside two units of one class: no class of their own can say in which copy.
+
+    Attributes:
+        parts: the units by their rank inside; told apart, they follow the units that they are in.
+    """
+
+    def __init__(self, parts: Sequence[Ints]) -> None:
+        super().__init__("units inside two units of one class")
+        self.parts = tuple(parts)
+
+
 def classify(structure: Structure, colors: Hashes, roots: Ints) -> Classes:
     """Classes and coordinates, parents first.
 
     Raises:
         IrregularError: parents do not have their children in a regular grid.
+        TwiceInsideError: children would be a class inside the same class twice.
     """
     canonical = distinct(roots)
     index_of_color, members = _by_color(colors, canonical)
@@ -211,6 +231,8 @@ class _Builder:
             raise IrregularError(np.concatenate([units, *outer]), "an irregular grid of units")
         if per_tuple > 1:
             rank = _rank_within(tuple_of)
+            if len({column.index for column in columns}) < len(columns):
+                raise TwiceInsideError([units[rank == value] for value in range(per_tuple)])
             rows = np.concatenate([rows, rank[:, None]], axis=1)
             self.sizes.append(per_tuple)
             self.within.append(tuple(column.index for column in columns))

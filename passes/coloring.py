@@ -27,52 +27,49 @@ class _Stack:
     salts: Ints
 
 
-def color(ledger: Ledger, structure: Structure, seen: Hashes, pinned: Ints) -> Hashes:
+def color(ledger: Ledger, structure: Structure, tags: Hashes, pinned: Ints) -> Hashes:
     """The colour of every unit (of a tie, that of its representative).
 
     Args:
         ledger: for representatives.
         structure: what units occur with.
-        seen: the occurrences of units before any tie.
+        tags: the roles of units before any tie.
         pinned: units that do not move.
     """
     roots = ledger.compress()
-    colors = _initial(seen, roots, pinned)
     stacks = _stacked([table for table in structure.tables if (table >= 0).any()])
     edges = _stacked_edges(structure.edges)
+    colors = _initial(tags, roots, pinned)
     canonical = np.flatnonzero(roots == np.arange(roots.size))
-    before = distinct(colors[canonical]).size
-    for _ in range(_ROUNDS):
-        colors = _with_occurrences(colors, mix(colors, 5), stacks) + _beside(colors, edges)
-        now = distinct(colors[canonical]).size
-        if now == before:
-            break
-        before = now
-    return colors[roots]
+    return _refined(colors, canonical, stacks, edges)[roots]
 
 
-def marks(ledger: Ledger) -> Hashes:
-    """What sets units apart that may have been tied: their birth, the selections that they fell
-    into, and the same of the units that they were tied to directly.
+def roles(ledger: Ledger, structure: Structure) -> Hashes:
+    """What sets units apart that may have been tied: the colours of units before any tie.
+
+    They start from how a unit was made and the selections that it fell into.
 
     Args:
         ledger: all units.
+        structure: what units occur with.
     """
     own = _own_marks(ledger)
-    if not ledger.ties:
-        return own
-    one, two = (np.concatenate(side) for side in zip(*ledger.ties, strict=True))
-    result = own
-    before = distinct(result).size
+    known = np.arange(structure.known)
+    return _refined(own, known, _stacked(structure.raw), _stacked_edges([]))
+
+
+def _refined(
+    colors: Hashes, units: Ints, stacks: Sequence[_Stack], edges: tuple[Ints, Ints, Ints]
+) -> Hashes:
+    """Colours that also tell what units occur with, until no more of some units are told apart."""
+    before = distinct(colors[units]).size
     for _ in range(_ROUNDS):
-        spread = mix(own, 7)
-        np.add.at(spread, one, mix(result[two], 8))
-        np.add.at(spread, two, mix(result[one], 8))
-        now = distinct(spread).size
-        if now <= before:
-            return result
-        result, before = spread, now
-    return result
+        colors = _with_occurrences(colors, mix(colors, 5), stacks) + _beside(colors, edges)
+        now = distinct(colors[units]).size
+        if now == before:
+            break
+        before = now
+    return colors
 
 
 def _own_marks(ledger: Ledger) -> Hashes:
@@ -85,16 +82,6 @@ def _own_marks(ledger: Ledger) -> Hashes:
         free = labels >= 0
         np.add.at(result, labels[free], mix(index[free], 2))
     return result
-
-
-def occurrences(own: Hashes, structure: Structure) -> Hashes:
-    """The marks of units, and of what each occurs with, both before any tie.
-
-    Args:
-        own: the marks of units.
-        structure: what units occur with.
-    """
-    return _with_occurrences(own, mix(own, 3), _stacked(structure.raw))
 
 
 def _stacked(tables: Sequence[Table]) -> list[_Stack]:
@@ -143,14 +130,14 @@ def _beside(colors: Hashes, edges: tuple[Ints, Ints, Ints]) -> Hashes:
     return result
 
 
-def _initial(seen: Hashes, roots: Ints, pinned: Ints) -> Hashes:
-    """What all units tied to one occur with; pinned units are all different.
+def _initial(tags: Hashes, roots: Ints, pinned: Ints) -> Hashes:
+    """The roles of all units tied to one; pinned units are all different.
 
     Looked at before ties: units inside two parents that got tied must not be exchanged across
     the tie.
     """
-    colors = np.zeros(seen.size, dtype=np.uint64)
-    np.add.at(colors, roots, seen)
+    colors = np.zeros(tags.size, dtype=np.uint64)
+    np.add.at(colors, roots, mix(tags, 3))
     fixed = distinct(roots[pinned])
     np.add.at(colors, fixed, mix(fixed, 4))
     return colors

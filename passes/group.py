@@ -9,21 +9,21 @@ import numpy as np
 import numpy.typing as npt
 
 from fxrebasin.layout import AxisGroup, PermutationClass
-from fxrebasin.passes.classes import Classes, IrregularError, classify, motion
-from fxrebasin.passes.coloring import color, marks, occurrences
+from fxrebasin.passes.classes import Classes, IrregularError, TwiceInsideError, classify, motion
+from fxrebasin.passes.closure import Moves, check_closed, check_roles
+from fxrebasin.passes.coloring import color, roles
 from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.placements import placements_of
 from fxrebasin.passes.placing import (
     Placement,
     axis_groups,
-    check_closed,
     group_labels,
     named_group,
 )
 from fxrebasin.passes.propagate import Propagation
 from fxrebasin.passes.relations import compact, maximal, with_blocks
-from fxrebasin.passes.rows import Hashes, Ints, distinct, row_codes
-from fxrebasin.passes.state_fields import StateField, state_fields
+from fxrebasin.passes.rows import Ints, distinct
+from fxrebasin.passes.state_fields import StateField, remember_parts, state_fields
 from fxrebasin.passes.structure import Structure, derive
 
 Bools = npt.NDArray[np.bool_]
@@ -43,6 +43,7 @@ def group(propagation: Propagation) -> Grouping:
     """Find all permutations of units that satisfy the recorded constraints."""
     ledger = propagation.ledger
     fields = state_fields(ledger, propagation.shapes)
+    remember_parts(ledger, propagation.shapes, fields)
     relations = [
         part
         for met in maximal(ledger.relations)
@@ -51,10 +52,7 @@ def group(propagation: Propagation) -> Grouping:
     known = ledger.size
     relations += _relations_of_state(ledger, propagation.shapes, fields)
     structure = derive(ledger, relations)
-    own = marks(ledger)
-    seen = occurrences(own, structure)
-    _pin_tied_alike(ledger, seen[:known])
-    classes, placements = _solve(propagation, structure, fields, own, seen)
+    classes, placements = _solve(propagation, structure, fields)
     read = _read(ledger, structure, fields, known)
     return _named(propagation, fields, classes, placements, _classes_of(classes, read))
 
@@ -73,11 +71,7 @@ def _relations_of_state(
 
 
 def _solve(
-    propagation: Propagation,
-    structure: Structure,
-    fields: Mapping[str, list[StateField]],
-    own: Hashes,
-    seen: Hashes,
+    propagation: Propagation, structure: Structure, fields: Mapping[str, list[StateField]]
 ) -> tuple[Classes, dict[str, list[Placement]]]:
     """Classes that all tables and tensors are closed under; what is irregular gets pinned.
 
@@ -85,25 +79,29 @@ def _solve(
         propagation: what was recorded.
         structure: what follows from it.
         fields: the labels on state tensors.
-        own: the marks of units.
-        seen: their occurrences.
     """
     ledger = propagation.ledger
+    tags = roles(ledger, structure)
     while True:
         roots = ledger.compress()
         pinned = [pin.units for pin in ledger.pins]
         fixed = distinct(np.concatenate(pinned)) if pinned else np.zeros(0, np.int64)
         try:
-            colors = color(ledger, structure, seen, fixed)
+            colors = color(ledger, structure, tags, fixed)
             classes = classify(structure, colors, roots)
-            for table in structure.tables:
-                check_closed(classes, table)
-            unit_marks = (own ^ colors).view(np.int64)
+            moves = Moves(classes, roots, (tags ^ colors).view(np.int64))
+            check_roles(moves, structure.known)
+            for table in structure.raw:
+                check_closed(moves, table)
             return classes, placements_of(
-                propagation.shapes, roots, motion(classes), fields, unit_marks
+                propagation.shapes, roots, motion(classes), fields, moves.roles
             )
         except IrregularError as error:
             ledger.pin(error.units, error.reason)
+        except TwiceInsideError as error:
+            for part in error.parts:
+                ledger.remember_units(part)
+            tags = roles(ledger, structure)
 
 
 def _read(
@@ -144,21 +142,6 @@ def _classes_of(classes: Classes, units: Bools) -> set[int]:
         if units[place.units].any()
         for column in place.columns
     }
-
-
-def _pin_tied_alike(ledger: Ledger, seen: Hashes) -> None:
-    """Pin units that are tied to another of the same birth that nothing tells from them.
-
-    Args:
-        ledger: for representatives.
-        seen: the occurrences of the units that propagation made; those that the derivation added
-            have no positions of their own, and may be tied.
-    """
-    roots = ledger.compress()[: seen.size]
-    if roots.size:
-        code = row_codes([roots, seen.view(np.int64)])
-        alike = np.bincount(code)[code] > 1
-        ledger.pin(distinct(roots[alike]), "tied to another unit of its own axis")
 
 
 def _named(

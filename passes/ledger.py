@@ -102,6 +102,12 @@ class Ledger(Units):
         if labels is not None and not labels.rigid:
             self.members.append(labels.values)
 
+    def remember_units(self, units: Ints) -> None:
+        """Record a selection of units by their labels; rigid ones are passed over."""
+        free = units[units >= 0]
+        if free.size:
+            self.members.append(torch.from_numpy(distinct(free)))
+
     def impose(self, elements: Elements, labels: Labels) -> None:
         """Lay labels onto the elements of a state tensor."""
         key = (
@@ -220,7 +226,7 @@ class Ledger(Units):
         row, units, count = _distinct_units(sets)
         for times in distinct(count) if not item.injective else ():
             if (count != times).any():  # a unit that is added twice is no other that is added once
-                self.members.append(torch.from_numpy(units[count == times]))
+                self.remember_units(units[count == times])
         if len(sets) == 1:
             return ()
         labels = positions(1, 0, len(sets), item.reason).values.clone()

@@ -9,7 +9,7 @@ import numpy as np
 
 from fxrebasin.passes.classes import IrregularError, Motion
 from fxrebasin.passes.placing import Placement, axis_groups, group_columns, place
-from fxrebasin.passes.rows import Ints, count_rows, distinct, row_codes
+from fxrebasin.passes.rows import Ints, count_rows, distinct, mix, row_codes
 from fxrebasin.passes.state_fields import StateField, squeezed
 
 
@@ -18,7 +18,7 @@ def placements_of(
     roots: Ints,
     moves: Motion,
     fields: Mapping[str, list[StateField]],
-    unit_marks: Ints,
+    unit_roles: Ints,
 ) -> dict[str, list[Placement]]:
     """Which positions of state tensors which coordinates move.
 
@@ -27,12 +27,12 @@ def placements_of(
         roots: the representatives of units.
         moves: how units move.
         fields: the labels on the tensors.
-        unit_marks: what tells units apart that were tied.
+        unit_roles: by unit, a number for its role, which tells it from those it is tied to.
 
     Raises:
         IrregularError: two positions that differ would have to move alike.
     """
-    placer = _Placer(roots, moves, unit_marks)
+    placer = _Placer(roots, moves, unit_roles)
     found: dict[str, list[Placement]] = {}
     alike: dict[object, list[Placement]] = {}
     for state, items in fields.items():
@@ -56,11 +56,11 @@ class _Placer:
     Args:
         roots: the representatives of units.
         moves: how units move.
-        unit_marks: what tells units apart that were tied.
+        unit_roles: by unit, a number for its role, which tells it from those it is tied to.
     """
 
-    def __init__(self, roots: Ints, moves: Motion, unit_marks: Ints) -> None:
-        self._moves, self._marks = moves, unit_marks
+    def __init__(self, roots: Ints, moves: Motion, unit_roles: Ints) -> None:
+        self._moves, self._unit_roles = moves, unit_roles
         self._codes = _codes_of_units(roots, moves)
         self._placed: dict[tuple[bytes, ...], Placement | None] = {}
 
@@ -80,8 +80,11 @@ class _Placer:
             columns = group_columns(coded, axes, shape)
             if not any((column >= 0).any() for column in columns):
                 continue
+            raw = [f.values for f in fields]
+            roles = [self._roles(values) for values in raw]
+            apart = (_columns_on(axes, fields, found, shape) for found in (roles, raw))
             try:
-                placement = self._place(columns, group_columns(fields, axes, shape), axes)
+                placement = self._place(columns, *apart, axes)
             except IrregularError as error:
                 units = np.concatenate([f.values.reshape(-1) for f in fields])
                 raise IrregularError(distinct(units[units >= 0]), error.reason) from error
@@ -94,10 +97,13 @@ class _Placer:
             return values
         return np.where(values >= 0, self._codes[np.maximum(values, 0)], values)
 
+    def _roles(self, values: Ints) -> Ints:
+        return np.where(values >= 0, self._unit_roles[np.maximum(values, 0)], values)
+
     def _place(
-        self, columns: list[Ints], raw: list[Ints], axes: tuple[int, ...]
+        self, columns: list[Ints], roles: list[Ints], raw: list[Ints], axes: tuple[int, ...]
     ) -> Placement | None:
-        columns = _told_apart(columns, raw, self._marks)
+        columns = _told_apart(columns, roles, raw)
         key = tuple(column.tobytes() for column in columns)
         if key not in self._placed:
             self._placed[key] = place(self._moves, columns, axes)
@@ -114,13 +120,44 @@ _RIGID = 1 << 40
 """Keeps units that turned out to be fixed apart from labels that were rigid from the start."""
 
 
-def _told_apart(columns: list[Ints], raw: list[Ints], unit_marks: Ints) -> list[Ints]:
-    """The columns, with the marks of units where ties made two positions alike that differ."""
+def _columns_on(
+    axes: tuple[int, ...],
+    fields: Sequence[StateField],
+    found: Sequence[Ints],
+    shape: Sequence[int],
+) -> list[Ints]:
+    """A number for what stands at every position of some axes, one flat column for each field.
+
+    A field that varies along other axes as well has a whole row there.
+
+    Args:
+        axes: of the tensor.
+        fields: those of the tensor.
+        found: for each field, what stands in the place of its labels.
+        shape: of the tensor.
+    """
+    columns = []
+    for field, values in zip(fields, found, strict=True):
+        inside = [index for index, axis in enumerate(field.axes) if axis in axes]
+        if not inside:
+            continue
+        outside = [index for index, axis in enumerate(field.axes) if axis not in axes]
+        rows = values.transpose([*inside, *outside])
+        sizes = [shape[axis] if axis in field.axes else 1 for axis in axes]
+        rows = rows.reshape(*sizes, -1)
+        if rows.shape[-1] > 1:
+            rows = mix(rows, np.arange(rows.shape[-1])).sum(axis=-1, keepdims=True)
+        full = np.broadcast_to(rows[..., 0], [shape[axis] for axis in axes])
+        columns.append(full.reshape(-1).view(np.int64))
+    return columns
+
+
+def _told_apart(columns: list[Ints], roles: list[Ints], raw: list[Ints]) -> list[Ints]:
+    """The columns, with the roles of units where ties made two positions alike that differ."""
     count = count_rows(columns)
     if count == columns[0].size or not raw or count >= count_rows([*columns, *raw]):
         return columns
-    seen = [np.where(column >= 0, unit_marks[np.maximum(column, 0)], column) for column in raw]
-    marked = [*columns, -2 - row_codes(seen)]
+    marked = [*columns, -2 - row_codes(roles)]
     if count_rows(marked) < count_rows([*columns, *raw]):
         raise IrregularError(np.zeros(0, np.int64), "two positions of an axis that are tied")
     return marked

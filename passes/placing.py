@@ -1,87 +1,17 @@
-"""Check that tables are closed under the classes' permutations, and lay classes onto tensors."""
+"""Lay classes onto the axes of state tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
-import numpy.typing as npt
 
 from fxrebasin.layout import AxisGroup, Piece, Slot
-from fxrebasin.passes.classes import Classes, Column, IrregularError, Motion, combine
-from fxrebasin.passes.rows import Ints, Table, count_rows, distinct, distinct_rows, row_codes
+from fxrebasin.passes.classes import Column, IrregularError, Motion, combine
+from fxrebasin.passes.rows import Ints, distinct, row_codes
 from fxrebasin.passes.state_fields import StateField
-
-
-def check_closed(classes: Classes, table: Table) -> None:
-    """A permutation of the classes maps the tuples of a relation onto tuples of it.
-
-    Raises:
-        IrregularError: the tuples are not the full grid over the coordinates they have.
-    """
-    moving = _moving(classes, table)
-    count = moving.sum(axis=1)
-    _check_single(classes, table[count == 1], moving[count == 1])
-    for part in _parts(classes, table[count > 1]):
-        columns, along = _coordinates(classes, part)
-        tag = row_codes(list(np.where(_moving(classes, part), -1, part).T))
-        tags = int(tag.max()) + 1
-        found = count_rows([*along, tag])
-        full = int(np.prod([column.size for column in columns], dtype=np.int64))
-        if found == full * tags:
-            continue
-        if any(count_rows([c[tag == value] for c in along]) != full for value in range(tags)):
-            free = part[_moving(classes, part)]
-            raise IrregularError(distinct(free), _IRREGULAR)
-
-
-_IRREGULAR = "occurs together with others irregularly"
-
-
-def _check_single(classes: Classes, table: Table, moving: npt.NDArray[np.bool_]) -> None:
-    """The same for rows with one label that moves: all units of its colour have to be there."""
-    if not table.size:
-        return
-    units = table[moving]
-    color = classes.colors[units]
-    tag = row_codes([np.argmax(moving, axis=1), color, *np.where(moving, -1, table).T])
-    found = distinct_rows([tag, units])[:, 0]
-    complete = np.zeros(int(color.max()) + 1, np.int64)
-    for index in distinct(color):
-        complete[index] = classes.coordinates[int(index)].units.size
-    lacking = np.bincount(found)[tag] != complete[color]
-    if lacking.any():
-        raise IrregularError(distinct(units[lacking]), _IRREGULAR)
-
-
-def _moving(classes: Classes, table: Table) -> npt.NDArray[np.bool_]:
-    return (table >= 0) & (classes.colors[np.maximum(table, 0)] >= 0)
-
-
-def _parts(classes: Classes, table: Table) -> Iterator[Table]:
-    """Rows of a table by the colours of their labels."""
-    if not table.size:
-        return
-    colors = np.where(table >= 0, classes.colors[np.maximum(table, 0)], -1)
-    if (colors == colors[:1]).all():
-        yield table
-        return
-    part = row_codes(list(colors.T))
-    rows = table[np.argsort(part, kind="stable")]
-    yield from np.split(rows, np.cumsum(np.bincount(part))[:-1])
-
-
-def _coordinates(classes: Classes, part: Table) -> tuple[tuple[Column, ...], list[Ints]]:
-    """Coordinates of rows whose labels have the same colours in each column."""
-    blocks = []
-    for column in part.T:
-        color = int(classes.colors[column[0]]) if column[0] >= 0 else -1
-        if color >= 0:
-            place = classes.coordinates[color]
-            blocks.append((place.columns, place.of(column).T))
-    return combine(blocks)
 
 
 @dataclass(frozen=True, eq=False)

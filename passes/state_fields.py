@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 import numpy as np
 import torch
 
-from fxrebasin.labels import NONE, Labels, positions
+from fxrebasin.labels import NONE, positions
 from fxrebasin.passes.entries import Imposition
 from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.rows import Ints
@@ -44,6 +44,30 @@ def state_fields(
         for state, shape in shapes.items()
         for impositions in [ledger.impositions.get(state, [])]
     }
+
+
+def remember_parts(
+    ledger: Ledger, shapes: Mapping[str, Sequence[int]], fields: Mapping[str, list[StateField]]
+) -> None:
+    """Units of a state tensor that lie in a part that was read by itself differ from the others."""
+    for state, impositions in ledger.impositions.items():
+        shape = tuple(shapes[state])
+        for part in dict.fromkeys(_part(shape, item.view) for item in impositions):
+            for field in fields[state] if part else ():
+                at = {axis: np.array(positions) for axis, positions in part}
+                chosen = [at.get(axis, np.arange(shape[axis])) for axis in field.axes]
+                if at.keys() & set(field.axes):
+                    ledger.remember_units(field.values[np.ix_(*chosen)])
+
+
+def _part(shape: tuple[int, ...], view: torch.Tensor) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    """Positions along those axes of a tensor that a view does not reach all of.
+
+    A view whose axes run across several of the tensor's is laid onto these element by element, so
+    that its labels say which part it is.
+    """
+    place = _place(shape, tuple(view.shape), view.stride(), int(view.storage_offset()), ())
+    return () if place is None else place.region
 
 
 def share_between_tied_elements(ledger: Ledger) -> None:
@@ -262,11 +286,3 @@ def _overlaid(found: list[StateField]) -> list[StateField]:
         else:
             result.append(item)
     return [squeezed(item) for item in result]
-
-
-def as_labels(item: StateField, ndim: int) -> Labels:
-    """A state field as an ordinary field of the tensor."""
-    shape = [1] * ndim
-    for axis, size in zip(item.axes, item.values.shape, strict=True):
-        shape[axis] = size
-    return Labels(torch.from_numpy(item.values).view(shape), item.axes, injective=False)

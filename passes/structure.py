@@ -19,11 +19,13 @@ class Structure:
     """What follows from the relations.
 
     Attributes:
-        raw: the relations as recorded, before any tie.
-        tables: the same in terms of representatives.
+        known: how many units there were before; those added since stand for others.
+        raw: the relations as recorded, before any tie, and pairs of units that were tied.
+        tables: the relations in terms of representatives.
         edges: from units to the units that they move inside of.
     """
 
+    known: int
     raw: list[Table]
     tables: list[Table]
     edges: list[Edge]
@@ -36,6 +38,7 @@ def derive(ledger: Ledger, relations: Iterable[Sequence[Ints]]) -> Structure:
     of another field moves inside that. Where neither holds but the pairs fall into several
     connected parts, each part becomes a unit that both sides move inside of.
     """
+    known = ledger.size
     tables = [distinct_rows(columns) for columns in relations]
     tables += [distinct_rows([e.children, e.parents]) for e in ledger.edges if e.children.size]
     pairs = _Pairs(ledger)
@@ -48,7 +51,8 @@ def derive(ledger: Ledger, relations: Iterable[Sequence[Ints]]) -> Structure:
             continue
         added = [pairs.add(*columns) for columns in _shared_parents(edges)]
         if not any(added):
-            return Structure(tables, _canonical(ledger, tables), edges)
+            raw = [*tables, *(np.stack(pair).T for pair in ledger.ties)]
+            return Structure(known, raw, _canonical(ledger, tables), edges)
 
 
 def _canonical(ledger: Ledger, tables: Iterable[Table]) -> list[Table]:
