@@ -284,9 +284,18 @@ class Ledger(Units):
     def _coarsen_tuples(self, fields: Sequence[Field], kept: Collection[int]) -> Sequence[Labels]:
         shared = {axis for item in fields if isinstance(item, Labels) for axis in item.axes}
         parts = [part for item in fields for part in self.coarsen(item, shared)]
-        labels = [item for item in parts if isinstance(item, Labels)]
-        columns = self._telling(labels)
-        if len(columns) < 2 or not any(_crosses(item, kept) for item in columns):
+        columns = _telling([item for item in parts if isinstance(item, Labels)])
+        rigid = [item for item in columns if item.rigid]
+        free = [item for item in columns if not item.rigid]
+        found = self._coarsened_together(rigid, kept)
+        if free and rigid:
+            rigid = _as_positions(rigid, kept)
+        return [*found, *(self._coarsened_together([*rigid, *free], kept) if free else ())]
+
+    def _coarsened_together(
+        self, columns: Sequence[Labels], kept: Collection[int]
+    ) -> Sequence[Labels]:
+        if not _lost_apart(columns, kept):
             return []
         sizes = np.broadcast_shapes(*(item.values.shape for item in columns))
         if math.prod(sizes) > TUPLES_AT_MOST:
@@ -301,29 +310,10 @@ class Ledger(Units):
         found: Labels = self._seen[key][1]
         return [part for part in self.coarsen(found, kept) if isinstance(part, Labels)]
 
-    def _telling(self, fields: Sequence[Labels]) -> list[Labels]:
-        """The fields without those that another one determines, along the same axes or more."""
-        found: list[Labels] = []
-        for item in sorted(fields, key=lambda item: (-len(item.axes), not item.injective)):
-            above = [other for other in found if set(item.axes) <= set(other.axes)]
-            if not any(other.injective or self._determines(other, item) for other in above):
-                found.append(item)
-        return found
-
-    def _determines(self, first: Labels, second: Labels) -> bool:
-        """Whether positions with one label in the first have one label in the second."""
-        if self._same(first, second):
-            return True
-        sizes = first.values.shape
-        one = self.find(first.values.reshape(-1).numpy())
-        two = self.find(second.values.expand(sizes).reshape(-1).numpy())
-        return count_rows([one, two]) == count_rows([one])
-
     def _tuples(self, columns: Sequence[Labels], sizes: Sequence[int]) -> Labels:
         """A field of the tuples of labels at the positions of a tensor."""
-        flat = [item.values.expand(tuple(sizes)).reshape(-1).numpy() for item in columns]
-        code = torch.from_numpy(row_codes([self.find(column) for column in flat]))
-        rigid = all(bool((self.find(column) < 0).all()) for column in flat)
+        code = torch.from_numpy(_joint_codes(columns, sizes))
+        rigid = all(item.rigid for item in columns)
         units = -2 - code if rigid else self.fresh(int(code.max()) + 1)[code]
         values = squeeze_constant(units.view(tuple(sizes)), range(len(sizes)))
         injective = all_differ(values.numpy())
@@ -517,6 +507,46 @@ def _lost_apart(fields: Sequence[Field], kept: Collection[int]) -> bool:
         for item in fields
         if isinstance(item, Labels)
     )
+
+
+def _telling(fields: Sequence[Labels]) -> list[Labels]:
+    """The fields without those that another one determines, along the same axes or more."""
+    found: list[Labels] = []
+    for item in sorted(fields, key=lambda item: (-len(item.axes), not item.injective)):
+        above = [other for other in found if set(item.axes) <= set(other.axes)]
+        if not any(other.injective or _determines(other, item) for other in above):
+            found.append(item)
+    return found
+
+
+def _determines(first: Labels, second: Labels) -> bool:
+    """Whether positions with one label in the first have one label in the second."""
+    sizes = first.values.shape
+    one = first.values.reshape(-1).numpy()
+    two = second.values.expand(sizes).reshape(-1).numpy()
+    return count_rows([one, two]) == count_rows([one])
+
+
+def _as_positions(fields: Sequence[Labels], kept: Collection[int]) -> list[Labels]:
+    """Rigid fields for what they tell apart of removed axes; what they say of kept ones is known.
+
+    Where they tell all removed positions apart at some kept position, whatever else varies along
+    the removed axes stays in its place, as beside the positions themselves.
+    """
+    sizes = np.broadcast_shapes(*(item.values.shape for item in fields))
+    order = sorted(range(len(sizes)), key=lambda axis: axis not in kept)
+    removed = [axis for axis, size in enumerate(sizes) if size > 1 and axis not in kept]
+    width = math.prod(sizes[axis] for axis in removed)
+    rows = _joint_codes(fields, sizes).reshape(sizes).transpose(order).reshape(-1, width)
+    ordered = np.sort(rows, axis=1)
+    if not (ordered[:, 1:] != ordered[:, :-1]).all(axis=1).any():
+        return list(fields)
+    return [positions(len(sizes), axis, sizes[axis], fields[0].reason) for axis in removed]
+
+
+def _joint_codes(fields: Sequence[Labels], sizes: Sequence[int]) -> Ints:
+    """A number for the tuple of labels at each position."""
+    return row_codes([item.values.expand(tuple(sizes)).reshape(-1).numpy() for item in fields])
 
 
 def _crosses(item: Labels, kept: Collection[int]) -> bool:
