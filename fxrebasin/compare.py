@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fxrebasin.blame import describe
 from fxrebasin.errors import ArchitectureMismatchError, InputError
+from fxrebasin.passes.subclasses import behaves_otherwise
 
 _SHOWN = 30  # differences in a message; the error has them all
 _QUANTISED_PACKAGES = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
@@ -173,6 +174,11 @@ _CHECKS = (
         "sparse parameters",
         lambda tensor: tensor.layout != torch.strided,
         "Make them dense first, with `to_dense()`.",
+    ),
+    _Check(
+        "parameters of a tensor subclass with operators of its own",
+        lambda tensor: behaves_otherwise(type(tensor)),
+        "What such a tensor holds is its own affair; permute the model before it gets them.",
     ),
 )
 _META = _Check(

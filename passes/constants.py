@@ -1,4 +1,8 @@
-"""Keep the data of constants that a model makes while its activations have none."""
+"""What a model asks torch for before any operator runs: literals, and the data of tensors.
+
+The data of constants that a model makes are kept while its activations have none, and reads of data
+that no dispatch mode sees are reported.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,32 @@ from torch.overrides import TorchFunctionMode
 _MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor)
 
 
-class ConstantsKept(TorchFunctionMode):
+_READS = {
+    getattr(Tensor, name): name.strip("_")
+    for name in (
+        *("numpy", "__array__", "tolist", "data_ptr", "untyped_storage", "storage"),
+        *("_typed_storage", "__dlpack__", "__reduce_ex__", "apply_", "map_", "map2_"),
+        *("share_memory_", "is_set_to"),
+    )
+}
+"""Methods that hand out data or memory of a tensor without an operator."""
+
+
+class FunctionWatch(TorchFunctionMode):
     """Makes literals on the CPU that the model wants where its activations are: on meta.
 
     `torch.tensor([0, 2], device=x.device)` and the list in `x[:, [0, 2]]` become tensors inside
     torch's C++, where no dispatch mode sees their data.
     """
+
+    def __init__(self, on_read: Callable[[Tensor, str], None]) -> None:
+        """Watch the functions of torch that are called.
+
+        Args:
+            on_read: called with a tensor whose data Python is about to get, and by which method.
+        """
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._on_read = on_read
 
     def __torch_function__(
         self,
@@ -31,6 +55,10 @@ class ConstantsKept(TorchFunctionMode):
             options["device"] = "cpu"
         elif func is Tensor.new_tensor and args[0].is_meta:
             return torch.tensor(*args[1:], **{"dtype": args[0].dtype, **options, "device": "cpu"})
+        elif func in _READS:
+            self._on_read(args[0], _READS[func])
+        elif func is Tensor.__deepcopy__:
+            return args[1].setdefault(id(args[0]), args[0].clone())
         elif func in (Tensor.__getitem__, Tensor.__setitem__):
             args = (args[0], _with_tensors(args[1]), *args[2:])
         return func(*args, **options)

@@ -8,6 +8,7 @@ the data of its activations is run again on real tensors.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxrebasin.passes.rules  # noqa: F401  (importing it fills the registry)
 from fxrebasin.blame import attempt
@@ -28,12 +29,14 @@ from fxrebasin.errors import FxRebasinError, TraceError
 from fxrebasin.inputs import wrong_inputs
 from fxrebasin.labels import Value, pinned_value
 from fxrebasin.passes.call_site import CallSite
-from fxrebasin.passes.constants import ConstantsKept
+from fxrebasin.passes.constants import FunctionWatch
+from fxrebasin.passes.escapes import Escapes
 from fxrebasin.passes.ledger import Ledger, elements_field
 from fxrebasin.passes.on_meta import on_meta
-from fxrebasin.passes.preserve import preserve
+from fxrebasin.passes.preserve import preserve, tensors_of
 from fxrebasin.passes.rules.registry import RULES, Call, Rule, pin_everything
 from fxrebasin.passes.schema import (
+    INDIFFERENT,
     LOOKING,
     OVERWRITING,
     SHAPED_LIKE,
@@ -43,19 +46,11 @@ from fxrebasin.passes.schema import (
     tensors_in,
     touched_by,
     viewed_by,
+    writes,
     written_by,
 )
-from fxrebasin.passes.tracking import (
-    Replay,
-    Track,
-    begin_track,
-    constant_value,
-    get_track,
-    mark_view,
-    refresh,
-    set_track,
-    write,
-)
+from fxrebasin.passes.subclasses import has_own_operators
+from fxrebasin.passes.tracking import Replay, Track, refresh, write
 from fxrebasin.provenance import Origin
 from fxrebasin.redraw import redrawn
 
@@ -153,14 +148,17 @@ def _run(
     with preserve(model):
         site = CallSite(model)
         mode = Propagator(site, kind)
+        mode.add_constants(model)
         stand_ins = _stand_ins(model, mode, state_buffers)
         given: tuple[Any, ...] = (tuple(args), dict(kwargs))
         others = (redrawn(given, seed) for seed in range(1, 1 + _MORE_RUNS))
         for values in chain((given,), others):
             known = mode.result.ledger.places()
             inputs = pytree.tree_map_only(Tensor, mode.add_input, values)
-            with site.watch(), mode, ConstantsKept():
+            with site.watch(), mode, FunctionWatch(mode.read):
                 output = functional_call(model, stand_ins, *inputs, tie_weights=False)
+            if mode.escapes.refusal is not None:
+                raise mode.escapes.refusal
             mode.pin_outputs(output)
             if not mode.looked_at_data or mode.result.ledger.places() == known:
                 break
@@ -197,6 +195,9 @@ class Propagator(TorchDispatchMode):
         self.real = kind is _Tensors.REAL
         self.all_meta = kind is _Tensors.ALL_META
         self.looked_at_data = False
+        self.escapes = Escapes(self.result.ledger, self.result.notes, site, self.real)
+        self.memory = self.escapes.memory
+        self._without_data: nn.Module | None = None
 
     # State and values -------------------------------------------------------------------------
 
@@ -205,7 +206,9 @@ class Propagator(TorchDispatchMode):
         stand_in = tensor.detach().clone() if self.real else _to_meta(tensor.detach())
         self.result.shapes[name] = tuple(tensor.shape)
         value = Value(tuple(tensor.shape), elements_field(name, tensor.shape))
-        set_track(stand_in, Track(value, state=name, name=name))
+        track = Track(value, state=name, name=name)
+        self.memory.set(stand_in, track)
+        self.memory.alias(tensor, track)  # for models that hold it elsewhere as well
         return stand_in
 
     def add_buffer(self, name: str, tensor: Tensor) -> Tensor:
@@ -213,23 +216,35 @@ class Propagator(TorchDispatchMode):
         stand_in = tensor.detach().clone()
         self.result.shapes[name] = tuple(tensor.shape)
         setattr(stand_in, _BUFFER, name)
+        self.memory.add_constants([stand_in])
         return stand_in
 
     def add_input(self, tensor: Tensor) -> Tensor:
         """A tracked stand-in for a model input, all of whose axes are pinned."""
         stand_in = tensor.detach().clone() if self.real else _to_meta(tensor.detach())
-        set_track(stand_in, Track(pinned_value(tensor.shape, "model input"), name="input"))
+        self.memory.set(stand_in, Track(pinned_value(tensor.shape, "model input"), name="input"))
         return stand_in
+
+    def add_constants(self, model: nn.Module) -> None:
+        """Tensors that exist before the run, where others have to be told from them."""
+        if self.real:
+            self.memory.add_constants(o for o in gc.get_objects() if issubclass(type(o), Tensor))
+            self.memory.add_constants(tensors_of(model))  # with some that Python has not seen yet
+        elif any(parameter.is_meta for parameter in model.parameters()):
+            self._without_data = model
 
     def lookup(self, tensor: Tensor) -> Value:
         """What is known of a tensor; of a constant, where it is not uniform."""
-        found = get_track(tensor)
-        return constant_value(tensor) if found is None else refresh(found, self.result.ledger)
+        found = self.memory.find(tensor)
+        if found is None:
+            return self.memory.constant_value(tensor)
+        return refresh(found, self.result.ledger)
 
     def constant(self, tensor: Tensor) -> Tensor | None:
         """The tensor itself, if it is a constant whose values are known."""
-        known = get_track(tensor) is None and tensor.device.type != "meta"
-        return tensor if known else None
+        if self.memory.find(tensor) is not None or tensor.is_meta:
+            return None
+        return None if self.escapes.happened and self.memory.is_exposed(tensor) else tensor
 
     def running_statistics(self, tensor: Tensor) -> Value:
         """The value of a tensor that a normalisation reads: a buffer becomes state."""
@@ -249,39 +264,81 @@ class Propagator(TorchDispatchMode):
     ) -> Any:
         options = dict(kwargs or {})
         if func in SHAPED_LIKE and not self.all_meta:
-            return func(_on_cpu(args[0]), *args[1:], **_constant_options(options))
-        if not any(get_track(item) is not None for item in tensors_in((args, options))):
-            return self._untracked(func, args, options)
+            result = func(_on_cpu(args[0]), *args[1:], **_constant_options(options))
+            self.memory.add_constants([result])
+            return result
+        if any(has_own_operators(kind) for kind in types):
+            return NotImplemented  # such a subclass runs its operators first, and they are seen
+        tensors = tensors_in((args, options))
+        tracked = [self._is_tracked(func, tensor) for tensor in tensors]  # all have to be known
+        if not any(tracked):
+            if not (tensors and self.escapes.may_be_in(args, options)):
+                return self._untracked(func, args, options)
+            for tensor in tensors:
+                self.memory.begin(tensor)
         self.looked_at_data |= func in LOOKING
+        if func is torch.ops.aten.equal.default and args[0].shape == args[1].shape:
+            with self:  # it is made of these, and they have rules
+                return bool((args[0] == args[1]).all())
         if func not in RULES:
             with self:
                 decomposed = func.decompose(*args, **options)
             if decomposed is not NotImplemented:
                 return decomposed
-        # Either turns all modes off. The quick one turns off subclasses of tensors, too.
-        with _disable_current_modes() if types else torch._C._DisableTorchDispatch():
+        with torch._C._DisableTorchDispatch():
             return self._tracked(func, args, options)
+
+    def _is_tracked(self, func: Any, tensor: Tensor) -> bool:
+        """Whether something is known of an operand; else it is a constant, or refused."""
+        if self.memory.find(tensor) is not None:
+            return True
+        if not self.real and not tensor.is_meta:  # nothing with data depends on activations
+            return False
+        if self._without_data is not None and not self.memory.is_constant(tensor):
+            self.memory.add_constants(tensors_of(self._without_data))
+            self._without_data = None
+        if self.memory.is_constant(tensor):
+            return False
+        made_by_torch = func is torch.ops.aten.lift_fresh.default or tensor.numel() <= 1
+        if made_by_torch and not tensor.is_meta and not self.escapes.happened:
+            self.memory.add_constants([tensor])
+            return False
+        self.escapes.arrived(tensor)
+        return True
+
+    def read(self, tensor: Tensor, how: str) -> None:
+        """Python reads data of a tensor without an operator."""
+        with torch._C._DisableTorchDispatch():
+            self.looked_at_data |= self.memory.find(tensor) is not None
+            self.escapes.read(tensor, how)
 
     def _untracked(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """An operator on constants is just run."""
         if self.all_meta:
             return self._untracked_on_meta(func, args, options)
         result = func(*args, **_constant_options(options))
+        made = tensors_in(result)
+        if self.escapes.may_be_in(args, options) and func not in UNIFORM:
+            self.escapes.made(made)
+            return result
+        self.memory.add_constants(made if self.real else [item for item in made if item.is_meta])
         argument = viewed_by(func)
+        bound = bind(func, args, options) if argument or writes(func) else {}
+        for tensor in touched_by(func, bound):
+            self.memory.note_write(tensor)
         if argument:
-            bound = bind(func, args, options)
-            for index, tensor in enumerate(tensors_in(result)):
-                mark_view(tensor, bound[argument], Replay(func, bound, argument, index))
+            for index, tensor in enumerate(made):
+                self.memory.mark_view(tensor, bound[argument], Replay(func, bound, argument, index))
         return result
 
     def _untracked_on_meta(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """A constant without data is pinned, unless it holds one number throughout."""
         result = func(*args, **options)
         for tensor in tensors_in(result):
-            if tensor.is_meta and get_track(tensor) is None:
+            if tensor.is_meta and self.memory.find(tensor) is None:
                 shape = tuple(tensor.shape)
                 uniform = func in SHAPED_LIKE or func in UNIFORM
-                set_track(
+                self.memory.set(
                     tensor, Track(Value(shape) if uniform else pinned_value(shape, "constant"))
                 )
         return result
@@ -296,7 +353,7 @@ class Propagator(TorchDispatchMode):
         writes = written_by(func, bound)
         also = [] if writes else touched_by(func, bound)
         for tensor in writes:
-            begin_track(tensor)  # while a constant still holds what it held before
+            self.memory.begin(tensor)  # while a constant still holds what it held before
         strides = [tensor.stride() for tensor in tensors_in(list(bound.values()))]
         computed = self._execute(func, args, options)
         outputs = writes or tensors_in(computed)
@@ -310,11 +367,11 @@ class Propagator(TorchDispatchMode):
             self.running_statistics,
             strides,
         )
-        for track in filter(None, map(get_track, call.tensors())):
+        for track in filter(None, map(self.memory.find, call.tensors())):
             refresh(track, result.ledger)  # it is read, also by a rule that does not look at it
         inputs = tuple(self._named(tensor) for tensor in call.tensors())
         rule = RULES.get(func)
-        if rule is None and (outputs or also):
+        if rule is None and func not in LOOKING and func not in INDIFFERENT:
             rule = pin_everything("unknown operator")
             result.unknown.setdefault(name)
         else:
@@ -344,7 +401,11 @@ class Propagator(TorchDispatchMode):
     def _execute(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if self.real:
             return func(*args, **options)
-        return on_meta(func, args, options)
+        try:
+            return on_meta(func, args, options)
+        except Exception as error:
+            self.escapes.refusal = self.escapes.refusal or error  # also if the model catches it
+            raise
 
     def _attach(
         self,
@@ -354,26 +415,28 @@ class Propagator(TorchDispatchMode):
         values: Sequence[Value],
     ) -> None:
         argument = viewed_by(func)
-        base = get_track(bound[argument]) if argument else None
+        base = self.memory.find(bound[argument]) if argument else None
         for index, (tensor, value) in enumerate(zip(outputs, values, strict=True)):
             track = Track(value)
             if base is not None:
                 track.base, track.seen = base, base.version
                 track.replay = Replay(func, bound, argument, index)
-            set_track(tensor, track)
+            self.memory.set(tensor, track)
 
     def _write(self, tensor: Tensor, value: Value, overwritten: bool) -> None:
-        track = begin_track(tensor)
-        if tuple(value.shape) != tuple(track.value.shape):
+        track = self.memory.begin(tensor)
+        if tuple(value.shape) == tuple(track.value.shape):
+            write(track, value, self.result.ledger, overwritten)
+        else:
             track.value = value
-            return
-        write(track, value, self.result.ledger, overwritten)
+        self.memory.moved(tensor, track)
+        self.escapes.written(tensor)
 
     def _named(self, tensor: Tensor) -> tuple[str, Value]:
-        track = get_track(tensor)
+        track = self.memory.find(tensor)
         if track is None:
             name = getattr(tensor, _BUFFER, "constant")
-            return name, constant_value(tensor) if name == "constant" else Value(
+            return name, self.memory.constant_value(tensor) if name == "constant" else Value(
                 tuple(tensor.shape)
             )
         return track.name, track.value
@@ -389,7 +452,7 @@ class Propagator(TorchDispatchMode):
         named = []
         for index, (tensor, value) in enumerate(zip(outputs, values, strict=True)):
             name = node if index == 0 else f"{node}[{index}]"
-            track = get_track(tensor)
+            track = self.memory.find(tensor)
             if track is not None:
                 track.name = name
             named.append((name, value))
@@ -399,7 +462,7 @@ class Propagator(TorchDispatchMode):
         """The model's outputs are seen by the user: none of their axes may move."""
         ledger = self.result.ledger
         for index, tensor in enumerate(_output_tensors(output)):
-            if get_track(tensor) is None:
+            if self.memory.find(tensor) is None:
                 continue
             ledger.origins.append(Origin("output", f"output[{index}]"))
             value = self.lookup(tensor)

@@ -45,6 +45,21 @@ LOOKING = frozenset(
 )
 """Operators by which a model looks at data: what it does next may be another with other inputs."""
 
+INDIFFERENT = frozenset(
+    getattr(packet, item)
+    for name in (
+        *("is_pinned", "is_same_size", "_assert_tensor_metadata", "_has_same_storage_numel"),
+        *("sym_size", "sym_numel", "sym_stride", "sym_storage_offset", "is_contiguous", "dim"),
+        *("is_coalesced", "dense_dim", "sparse_dim", "_has_compatible_shallow_copy_type"),
+        *("is_strides_like_format", "is_non_overlapping_and_dense", "record_stream"),
+        *("_assert_async", "_assert_scalar"),
+    )
+    for packet in [getattr(torch.ops.aten, name, None)]
+    if packet is not None
+    for item in packet.overloads()
+)
+"""Operators that answer questions about layouts and devices, or raise; nothing is computed."""
+
 
 def tensors_in(found: Any) -> list[Tensor]:
     """The tensors among an operator's arguments or results, which nest in lists at most."""
@@ -89,6 +104,11 @@ def _defaults(func: Any) -> dict[str, Any]:
         argument.name: argument.default_value if argument.has_default_value() else _MISSING
         for argument in func._schema.arguments
     }
+
+
+def writes(func: Any) -> bool:
+    """Whether an operator writes to one of its arguments."""
+    return bool(_touched_names(func))
 
 
 def touched_by(func: Any, bound: Mapping[str, Any]) -> list[Tensor]:

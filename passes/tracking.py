@@ -1,4 +1,4 @@
-"""Tensor objects and what is known of them; views and writes through views."""
+"""What is known of a tensor; views and writes through views."""
 
 from __future__ import annotations
 
@@ -10,19 +10,15 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from fxrebasin.labels import NONE, Field, Labels, Value, pinned_value
+from fxrebasin.labels import NONE, Field, Labels, Value
 from fxrebasin.passes.ledger import Ledger, free_labels
 from fxrebasin.passes.rules.concatenation import aligned
 from fxrebasin.passes.rules.movement import as_list, reshape_value, view_fields
 
-_ATTRIBUTE = "_fxrebasin_track"
-_VIEW_OF = "_fxrebasin_view_of"
-_CONSTANT = "_fxrebasin_constant"
-
 
 @dataclass(eq=False)
 class Track:
-    """What is known of one tensor object.
+    """What is known of one tensor.
 
     A view remembers its base and how it was made, so that a write through either is seen by both.
     `version` counts the writes to a base that its views have to catch up with.
@@ -56,43 +52,6 @@ class Replay:
         if self.op._schema.name in ("aten::view", "aten::_unsafe_view", "aten::reshape"):
             return reshape_value(ledger, value, shape).fields
         return view_fields(ledger, value, self, 1)[0]
-
-
-def get_track(tensor: Tensor) -> Track | None:
-    """What is known of a tensor; None for a constant."""
-    found: Track | None = getattr(tensor, _ATTRIBUTE, None)
-    if found is None:
-        made: tuple[Tensor, Replay] | None = getattr(tensor, _VIEW_OF, None)
-        base = None if made is None else get_track(made[0])
-        if made is not None and base is not None:
-            found = Track(Value(tuple(tensor.shape)), base=base, replay=made[1], seen=-1)
-            set_track(tensor, found)
-    return found
-
-
-def begin_track(tensor: Tensor) -> Track:
-    """Start to follow a constant that is going to be written to, and what it is a view of."""
-    found = get_track(tensor)
-    if found is None:
-        made: tuple[Tensor, Replay] | None = getattr(tensor, _VIEW_OF, None)
-        if made is None:
-            found = Track(constant_value(tensor))
-        else:
-            base = begin_track(made[0])
-            found = Track(constant_value(tensor), base=base, replay=made[1], seen=base.version)
-        set_track(tensor, found)
-    return found
-
-
-def mark_view(tensor: Tensor, base: Tensor, replay: Replay) -> None:
-    """Remember that one constant is a view of another."""
-    if tensor is not base:
-        setattr(tensor, _VIEW_OF, (base, replay))
-
-
-def set_track(tensor: Tensor, track: Track) -> None:
-    """Attach what is known to a tensor object."""
-    setattr(tensor, _ATTRIBUTE, track)
 
 
 def refresh(track: Track, ledger: Ledger) -> Value:
@@ -201,28 +160,3 @@ def _count(shape: Sequence[int]) -> int:
     for size in shape:
         count *= size
     return count
-
-
-def constant_value(tensor: Tensor) -> Value:
-    """A constant pins the axes along which it is not uniform."""
-    if tensor.numel() <= 1:
-        return Value(tuple(tensor.shape))
-    if tensor.is_meta:
-        return pinned_value(tensor.shape, "constant")
-    written = 0 if tensor.is_inference() else tensor._version
-    known: tuple[int, Value] | None = getattr(tensor, _CONSTANT, None)
-    if known is None or known[0] != written:
-        known = (written, _looked_at(tensor))
-        setattr(tensor, _CONSTANT, known)
-    return known[1]
-
-
-def _looked_at(tensor: Tensor) -> Value:
-    varying = []
-    for axis, size in enumerate(tensor.shape):
-        if size > 1 and tensor.stride(axis) != 0:
-            first = tensor.narrow(axis, 0, 1)
-            if not bool(((tensor == first) | ((tensor != tensor) & (first != first))).all()):
-                varying.append(axis)
-    pinned = pinned_value(tensor.shape, "constant").fields
-    return Value(tuple(tensor.shape), tuple(f for f in pinned if f.axes[0] in varying))
