@@ -40,7 +40,7 @@ class FunctionWatch(TorchFunctionMode):
         Args:
             on_read: called with a tensor whose data Python is about to get, and by which method.
         """
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._on_read = on_read
 
     def __torch_function__(

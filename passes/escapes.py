@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fxrebasin.blame import describe
-from fxrebasin.errors import TraceError
+from fxrebasin.errors import InputError, TraceError
 from fxrebasin.labels import pinned_value
 from fxrebasin.passes.call_site import CallSite
 from fxrebasin.passes.ledger import Ledger
@@ -24,7 +24,7 @@ from fxrebasin.provenance import Origin
 _FROM_PYTHON = "computed in Python from values that left the operators"
 
 
-class NeedsDataError(Exception):
+class NeedsDataError(InputError):
     """The model reads data of activations in a way that meta tensors do not refuse."""
 
 
@@ -55,24 +55,25 @@ class Escapes:
         elif self._has_data:
             self._leave(tensor, how)
         elif not (tensor.is_meta and how == "data_ptr"):  # which is 0 then, and says nothing
-            self._refuse(NeedsDataError(how))
+            self._need_data(how)
 
     def written(self, tensor: Tensor) -> None:
         """An operator wrote something that depends on data; others may see it, too."""
         if self.memory.is_exposed(tensor):
             if not self._has_data:
-                self._refuse(NeedsDataError("memory that others see"))
+                self._need_data("memory that others see")
             self._leave(tensor, "memory that others see")
 
     def _leave(self, tensor: Tensor, how: str) -> None:
-        source = self._pin_memory(tensor, f"left the operators by {how}")
+        self._pin_memory(tensor, f"left the operators by {how}")
         self.happened = True
+        source = self._ledger.origins[-1].source
         self._notes.setdefault(
             f"values leave the operators by {how}{f' at {source}' if source else ''}: what they "
             "hold is pinned, and so is what is made of them"
         )
 
-    def _pin_memory(self, tensor: Tensor, reason: str) -> str:
+    def _pin_memory(self, tensor: Tensor, reason: str) -> None:
         """Give up all freedom of what a memory holds now and later."""
         node, source = self._site.describe()
         self._ledger.origins.append(Origin(reason, node, source))
@@ -83,7 +84,6 @@ class Escapes:
             track.value = pinned
             track.state = ""
         self.memory.expose(tensor)
-        return source
 
     def arrived(self, tensor: Tensor) -> None:
         """A tensor that is no constant is met, and no operator made it."""
@@ -91,7 +91,7 @@ class Escapes:
             self.memory.set(tensor, Track(pinned_value(tensor.shape, _FROM_PYTHON)))
             return
         if tensor.is_meta and not self._has_data:
-            self._refuse(NeedsDataError("a tensor that no operator made"))
+            self._need_data("a tensor that no operator made")
         place = self._site.describe()[1] or "an unknown line"
         self._refuse(
             TraceError(
@@ -111,6 +111,15 @@ class Escapes:
     def may_be_in(self, *arguments: Any) -> bool:
         """Whether numbers among the arguments of an operator may come from values that left."""
         return self.happened and _has_number(arguments)
+
+    def _need_data(self, how: str) -> None:
+        place = self._site.describe()[1] or "an unknown line"
+        self._refuse(
+            NeedsDataError(
+                f"the model reads values of activations by {how} at {place}, and there are none: "
+                "its parameters are on the meta device. Load its weights first."
+            )
+        )
 
     def _refuse(self, error: Exception) -> None:
         self.refusal = self.refusal or error

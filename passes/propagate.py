@@ -30,7 +30,7 @@ from fxrebasin.inputs import wrong_inputs
 from fxrebasin.labels import Value, pinned_value
 from fxrebasin.passes.call_site import CallSite
 from fxrebasin.passes.constants import FunctionWatch
-from fxrebasin.passes.escapes import Escapes
+from fxrebasin.passes.escapes import Escapes, NeedsDataError
 from fxrebasin.passes.ledger import Ledger, elements_field
 from fxrebasin.passes.on_meta import on_meta
 from fxrebasin.passes.preserve import preserve, tensors_of
@@ -98,7 +98,7 @@ def propagate(
         found.append(_run(model, args, kwargs, state_buffers, kind))
 
     error = attempt(lambda: run(_Tensors.META))
-    if error is not None and not isinstance(error, FxRebasinError):
+    if isinstance(error, NeedsDataError) or not isinstance(error, FxRebasinError | None):
         on_meta = any(tensor.is_meta for tensor in model.state_dict().values())
         with _without_mkldnn():
             again = attempt(lambda: run(_Tensors.ALL_META if on_meta else _Tensors.REAL))

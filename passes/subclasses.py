@@ -13,6 +13,12 @@ def has_own_operators(kind: type) -> bool:
 
 def behaves_otherwise(kind: type) -> bool:
     """Whether operators or functions of torch do something else to instances of a class."""
-    functions = getattr(kind, "__torch_function__", None)
-    plain = (torch.Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
-    return has_own_operators(kind) or getattr(functions, "__func__", functions) not in plain
+    return has_own_operators(kind) or _functions_of(kind) not in (
+        _functions_of(torch.Tensor),
+        torch._C._disabled_torch_function_impl,
+    )
+
+
+def _functions_of(kind: type) -> object:
+    found = getattr(kind, "__torch_function__", None)
+    return getattr(found, "__func__", found)
