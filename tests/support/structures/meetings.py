@@ -1,4 +1,4 @@
-"""Labels that say more together than each by itself: sets, tuples, the same set in another order."""
+"""Labels that together say more than each by itself: sets, tuples, one set in another order."""
 
 from __future__ import annotations
 
