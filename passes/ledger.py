@@ -287,10 +287,11 @@ class Ledger(Units):
         columns = _telling([item for item in parts if isinstance(item, Labels)])
         rigid = [item for item in columns if item.rigid]
         free = [item for item in columns if not item.rigid]
-        found = self._coarsened_together(rigid, kept)
-        if free and rigid:
-            rigid = _as_positions(rigid, kept)
-        return [*found, *(self._coarsened_together([*rigid, *free], kept) if free else ())]
+        places = _places_told_apart(rigid, kept) if free and rigid else []
+        found = [*self._coarsened_together([*rigid, *places], kept)]
+        if places:
+            self.join([*places, *free])
+        return [*found, *self._coarsened_together([*(places or rigid), *free], kept)]
 
     def _coarsened_together(
         self, columns: Sequence[Labels], kept: Collection[int]
@@ -527,11 +528,10 @@ def _determines(first: Labels, second: Labels) -> bool:
     return count_rows([one, two]) == count_rows([one])
 
 
-def _as_positions(fields: Sequence[Labels], kept: Collection[int]) -> list[Labels]:
-    """Rigid fields for what they tell apart of removed axes; what they say of kept ones is known.
+def _places_told_apart(fields: Sequence[Labels], kept: Collection[int]) -> list[Labels]:
+    """The removed positions, if rigid fields tell all of them apart at some kept position.
 
-    Where they tell all removed positions apart at some kept position, whatever else varies along
-    the removed axes stays in its place, as beside the positions themselves.
+    Whatever else varies along the removed axes then stays in its place, at all kept positions.
     """
     sizes = np.broadcast_shapes(*(item.values.shape for item in fields))
     order = sorted(range(len(sizes)), key=lambda axis: axis not in kept)
@@ -540,7 +540,7 @@ def _as_positions(fields: Sequence[Labels], kept: Collection[int]) -> list[Label
     rows = _joint_codes(fields, sizes).reshape(sizes).transpose(order).reshape(-1, width)
     ordered = np.sort(rows, axis=1)
     if not (ordered[:, 1:] != ordered[:, :-1]).all(axis=1).any():
-        return list(fields)
+        return []
     return [positions(len(sizes), axis, sizes[axis], fields[0].reason) for axis in removed]
 
 
