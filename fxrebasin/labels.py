@@ -29,10 +29,12 @@ class Labels:
 
     Attributes:
         values: int64, as many dimensions as the tensor; size 1 along axes where it is constant.
-        axes: the axes along which it varies.
-        injective: no label occurs twice in `values`.
-        rigid: all labels are negative.
-        reason: for rigid fields, why its positions cannot move.
+        axes: the axes along which it varies, which are those of a size above 1; at least one.
+        injective: no label occurs twice in `values`. It may be False where nobody looked: two
+            fields that are injective are tied unit by unit, of others the relation is kept,
+            which says as much and takes longer to solve.
+        rigid: all labels are negative, and no unit of the field can move.
+        reason: for rigid fields, why its positions cannot move, if that is known.
     """
 
     values: Tensor
@@ -78,13 +80,17 @@ def varying_axes(values: Tensor) -> tuple[int, ...]:
 
 
 def labels_of(values: Tensor, like: Labels | None = None, injective: bool = False) -> Labels | None:
-    """Wrap label values as a field; None when they vary along no axis and hence say nothing."""
+    """Wrap label values as a field; None when they vary along no axis and hence say nothing.
+
+    A part of a field may be constant where the field is not, and rigid where that is not.
+    """
+    if not injective:
+        values = squeeze_constant(values, varying_axes(values))
     axes = varying_axes(values)
     if not axes:
         return None
-    if like is None:
-        return Labels(values, axes, injective)
-    return Labels(values, axes, injective, like.rigid, like.reason)
+    rigid = (like is not None and like.rigid) or int(values.max()) < 0
+    return Labels(values, axes, injective, rigid, "" if like is None else like.reason)
 
 
 def elements_of(state: str, view: Tensor) -> Elements | None:

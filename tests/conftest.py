@@ -12,6 +12,8 @@ import hypothesis
 import pytest
 import torch
 
+from fxrebasin.passes.propagate import Propagator
+from tests.support.invariants import checked
 from tests.support.torchvision_shim import ensure_torchvision
 
 # Results must not depend on how a machine splits a sum between its cores.
@@ -25,6 +27,12 @@ ensure_torchvision()
 def seeded() -> None:
     """Give the layers that a test constructs the same weights in every run and order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def invariants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at what every rule gives back."""
+    monkeypatch.setattr(Propagator, "_apply", checked(Propagator._apply))
 
 
 @pytest.fixture

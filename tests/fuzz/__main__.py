@@ -7,32 +7,31 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from unittest import mock
 
 import torch
 
-from tests.fuzz.generate import FORMS
-from tests.fuzz.grammar.registry import ENDINGS, GRAMMAR
-from tests.fuzz.hunt import Finding, Tally, hunt
+from fxrebasin.passes.propagate import Propagator
+from tests.fuzz.generate import ALL
+from tests.fuzz.hunt import Tally, hunt
+from tests.support.invariants import checked
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the hunt and print what it finds; 1 if there is anything."""
     options = _options(arguments)
-    for name in options.without:
-        GRAMMAR.pop(name, None)
-        FORMS.pop(name, None)
-        ENDINGS[:] = [ending for ending in ENDINGS if ending != name]
+    words = ALL.without(options.without)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     tally, found = Tally(), 0
     causes: dict[tuple[object, ...], int] = {}
-    for item in hunt(
-        options.seed, options.seconds, tally, options.programs, _progress(options.seconds)
-    ):
-        found += 1
-        causes[item.cause] = causes.get(item.cause, 0) + 1
-        if causes[item.cause] == 1:
-            _say(_text(item, options.seed))
+    watch = _progress(options.seconds)
+    with mock.patch.object(Propagator, "_apply", checked(Propagator._apply)):
+        for item in hunt(options.seed, options.seconds, tally, options.programs, words, watch):
+            found += 1
+            causes[item.cause] = causes.get(item.cause, 0) + 1
+            if causes[item.cause] == 1:
+                _say("\n" + item.text(options.seed))
     _say(_summary(tally, causes, options.seed))
     return 1 if found else 0
 
@@ -55,15 +54,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="steps not to use: causes known already",
     )
     return parser.parse_args(arguments)
-
-
-def _text(item: Finding, seed: int) -> str:
-    title = f"# Program {item.index} of seed {seed}: {item.fault.kind.value}."
-    steps = ", ".join(step.op for step in item.built.program.steps)
-    classes = [f"# class {text}" for text in item.classes]
-    return "\n".join(
-        ["", title, f"# {item.fault.detail}", f"# Steps: {steps}", *classes, item.built.source()]
-    )
 
 
 def _summary(tally: Tally, causes: dict[tuple[object, ...], int], seed: int) -> str:

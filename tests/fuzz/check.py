@@ -71,13 +71,13 @@ class Verdict:
     lost: int = 1
 
 
-def check(built: Built, planted: bool = False, counted: bool = False) -> Verdict:
+def check(built: Built, planted: bool = False, every: bool = False) -> Verdict:
     """Analyse a program and try what was found on it.
 
     Args:
         built: the program.
         planted: whether to match a permuted copy, too.
-        counted: whether to compare the order with the number of permutations that change nothing.
+        every: whether to compare the order with the number of permutations that change nothing.
     """
     with float64():
         net, x = built.make()
@@ -87,10 +87,10 @@ def check(built: Built, planted: bool = False, counted: bool = False) -> Verdict
         error = attempt(lambda: found.append(fxrebasin.analyze(net, x)))
         if error is not None:
             return _refused(error)
-        return _tried(net, x, found[0], planted, counted)
+        return _tried(net, x, found[0], planted, every)
 
 
-def _tried(net: nn.Module, x: Tensor, symmetry: Symmetry, planted: bool, counted: bool) -> Verdict:
+def _tried(net: nn.Module, x: Tensor, symmetry: Symmetry, planted: bool, every: bool) -> Verdict:
     """Random elements, a planted one, and all that there are."""
     faults: list[Fault | None] = []
     lost = [1]
@@ -99,8 +99,8 @@ def _tried(net: nn.Module, x: Tensor, symmetry: Symmetry, planted: bool, counted
         faults.append(_with_elements(net, x, symmetry))
         if planted and symmetry.classes and faults == [None]:
             faults.append(_planted(net, x, symmetry))
-        if counted and not any(faults):
-            fault, lost[0] = _counted(net, x, symmetry)
+        if every and not any(faults):
+            fault, lost[0] = counted(net, x, symmetry)
             faults.append(fault)
 
     error = attempt(run)
@@ -195,7 +195,7 @@ def _planted(net: nn.Module, x: Tensor, symmetry: Symmetry) -> Fault | None:
     return fault and Fault(Kind.PLANTED, "", fault.detail)
 
 
-def _counted(net: nn.Module, x: Tensor, symmetry: Symmetry) -> tuple[Fault | None, int]:
+def counted(net: nn.Module, x: Tensor, symmetry: Symmetry) -> tuple[Fault | None, int]:
     """The order against the number of permutations that change nothing, and their quotient."""
     found = brute.found_order(symmetry)
     number = None

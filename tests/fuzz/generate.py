@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import tests.fuzz.grammar  # noqa: F401  (importing it fills the table)
 from tests.fuzz.grammar.registry import ENDINGS, GRAMMAR
@@ -30,19 +31,45 @@ FORMS: dict[str, Form] = {
 }
 
 
-def generate(seed: str, few: bool = False) -> Program:
-    """A program; the same for the same seed in every process."""
+@dataclass(frozen=True)
+class Words:
+    """What programs are drawn from: names of steps, of steps to end with, and of forms."""
+
+    steps: tuple[str, ...] = tuple(GRAMMAR)
+    endings: tuple[str, ...] = tuple(ENDINGS)
+    forms: tuple[str, ...] = tuple(FORMS)
+
+    def without(self, names: Collection[str]) -> Words:
+        """Those that are left when some are not used."""
+        return Words(
+            *(
+                tuple(name for name in words if name not in names)
+                for words in (self.steps, self.endings, self.forms)
+            )
+        )
+
+
+ALL = Words()
+
+
+def generate(seed: str, few: bool = False, words: Words = ALL) -> Program:
+    """A program; the same for the same seed in every process.
+
+    Args:
+        seed: any text.
+        few: whether it is to be so small that all permutations can be tried.
+        words: what it is drawn from.
+    """
     choose = random.Random(seed)
     number = choose.randrange(1 << 16)
     sizes = FEW_SIZES if few else SIZES
     shape = (3, *(choose.choice(sizes) for _ in range(choose.choice((1, 1, 2, 2, 3)))))
     steps: list[Step] = []
     scope = _scope(number, sizes, shape, steps)
-    names = list(GRAMMAR)
     for _ in range(choose.choice((1, 2, 2, 3) if few else (2, 3, 4, 5, 6, 7))):
-        scope = _extend(scope, steps, names, choose)
-    returned = _end(scope, steps, choose)
-    form = choose.choice(list(FORMS)) if choose.random() < 0.3 else "tensor"
+        scope = _extend(scope, steps, words.steps, choose)
+    returned = _end(scope, steps, words.endings, choose)
+    form = choose.choice(words.forms) if choose.random() < 0.3 else "tensor"
     return Program(number, sizes, shape, tuple(steps), returned, form)
 
 
@@ -72,7 +99,9 @@ def _extend(
     return scope
 
 
-def _end(scope: Scope, steps: list[Step], choose: random.Random) -> tuple[str, ...]:
+def _end(
+    scope: Scope, steps: list[Step], endings: Sequence[str], choose: random.Random
+) -> tuple[str, ...]:
     """End with one or two results, most often of steps that sum over units."""
     names = list(scope.variables)
     wanted = [names[-1]]
@@ -82,7 +111,7 @@ def _end(scope: Scope, steps: list[Step], choose: random.Random) -> tuple[str, .
     for name in wanted:
         if choose.random() < 0.85:
             before = len(steps)
-            scope = _extend(scope, steps, ENDINGS, choose, name)
+            scope = _extend(scope, steps, endings, choose, name)
             if len(steps) > before:
                 name = list(scope.variables)[-1]
         returned.append(name)

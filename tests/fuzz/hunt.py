@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from tests.fuzz.check import Fault, Kind, Verdict, check
-from tests.fuzz.generate import FORMS, generate
+from tests.fuzz.generate import ALL, FORMS, Words, generate
 from tests.fuzz.grammar.registry import ENDINGS, GRAMMAR
 from tests.fuzz.program import Built, float64
 from tests.fuzz.scope import build
@@ -34,6 +34,19 @@ class Finding:
         ops = frozenset(step.op for step in self.built.program.steps) - set(ENDINGS)
         return (self.fault.kind, self.fault.where, ops, self.built.program.form)
 
+    def text(self, seed: int) -> str:
+        """The program as a file, with what is wrong in comments."""
+        steps = ", ".join(step.op for step in self.built.program.steps)
+        return "\n".join(
+            [
+                f"# Program {self.index} of seed {seed}: {self.fault.kind.value}.",
+                f"# {self.fault.detail}",
+                f"# Steps: {steps}.",
+                *(f"# Class {item}" for item in self.classes),
+                self.built.source(),
+            ]
+        )
+
 
 @dataclass
 class Tally:
@@ -43,7 +56,6 @@ class Tally:
         tried: programs.
         free: those with at least one class.
         refused: error messages, with their numbers.
-        counted: programs of which all permutations were tried.
         lost: indices of programs whose group is larger than what was found, by how many times.
     """
 
@@ -53,10 +65,10 @@ class Tally:
     lost: dict[int, int] = field(default_factory=dict)
 
 
-def drawn(seed: int, index: int) -> Built:
+def drawn(seed: int, index: int, words: Words = ALL) -> Built:
     """The program with some index of a seed."""
     with float64():
-        return build(generate(f"{seed}/{index}", few=_counted(index)), GRAMMAR, FORMS)
+        return build(generate(f"{seed}/{index}", _counted(index), words), GRAMMAR, FORMS)
 
 
 def _counted(index: int) -> bool:
@@ -65,7 +77,7 @@ def _counted(index: int) -> bool:
 
 def judged(built: Built, index: int) -> Verdict:
     """The verdict on the program with some index."""
-    return check(built, planted=index % PLANTED == 0, counted=_counted(index))
+    return check(built, index % PLANTED == 0, _counted(index))
 
 
 def hunt(
@@ -73,6 +85,7 @@ def hunt(
     seconds: float,
     tally: Tally,
     most: int | None = None,
+    words: Words = ALL,
     watch: Callable[[Tally], None] = lambda tally: None,
 ) -> Iterator[Finding]:
     """Findings, as they come.
@@ -82,12 +95,13 @@ def hunt(
         seconds: when to stop.
         tally: is kept up to date.
         most: programs to try at most.
+        words: what they are drawn from.
         watch: called after each program.
     """
     end = time.monotonic() + seconds
     index = 0
     while time.monotonic() < end and (most is None or index < most):
-        built = drawn(seed, index)
+        built = drawn(seed, index, words)
         verdict = judged(built, index)
         tally.tried += 1
         if verdict.refusal:
