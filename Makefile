@@ -7,6 +7,7 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
+FUZZ_FLAGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 TREE := build/types/fxrebasin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types bench docs clean distclean
+.PHONY: help setup demo test lint format types fuzz bench docs clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -59,6 +60,9 @@ types: $(READY) ## check types, strictly
 	@cd $(TREE) && ln -s ../../../fxrebasin/* ../../../passes ../../../exporters .
 	cd $(TREE)/.. && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 		--cache-dir ../../.mypy_cache -p fxrebasin
+
+fuzz: $(READY) ## try random programs; FUZZ_FLAGS="--seconds 600 --seed 1" for how long and which
+	$(BIN)/python -m tests.fuzz $(FUZZ_FLAGS)
 
 bench: $(READY) ## measure torchvision's models
 	$(BIN)/python -m benchmarks.equivalence $(BENCH_FLAGS)
