@@ -143,6 +143,10 @@ class Ledger(Units):
         """One field per axis: gives up permutations of one axis that depend on another."""
         if _count(elements) <= MATERIALISE_AT_MOST:
             return [self.materialise(elements)]
+        return self.by_axis(elements)
+
+    def by_axis(self, elements: Elements) -> list[Labels]:
+        """One field per axis, of however many elements."""
         return [self._coarsen_elements(elements, (axis,)) for axis in elements.axes]
 
     def coarsen(self, item: Field, kept: Collection[int]) -> tuple[Field, ...]:

@@ -7,22 +7,50 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxrebasin.labels import Field, Labels, Value, pinned_value, place, positions
+from fxrebasin.labels import (
+    Field,
+    Labels,
+    Value,
+    pinned_value,
+    place,
+    positions,
+    squeeze_constant,
+)
 from fxrebasin.passes.rules.contraction import pick_axes
-from fxrebasin.passes.rules.movement import chosen_labels, materialised, move_labels
+from fxrebasin.passes.rules.movement import chosen_labels, move_labels
 from fxrebasin.passes.rules.registry import Call, pin_everything, rule
+
+_BY_DATA = "position chosen by data"
+_MASKS = (torch.bool, torch.uint8)
 
 
 @rule("embedding")
 def embedding(call: Call) -> Sequence[Value]:
-    """Rows are chosen by token ids: they are pinned, the features are free."""
+    """Rows are chosen by numbers: they are pinned, the features are free."""
     table = call.pin_axes(call.value("weight"), [0], "row chosen by index")
     ndim = len(call.shape)
     features = call.ledger.reduce(table, {1})
     fields: list[Field] = [place(pick_axes(item, [1]), [ndim - 1], ndim) for item in features]
-    for item in pinned_value(call.shape[:-1], f"row chosen by index of {call.op}").fields:
-        fields.append(place(item, range(ndim - 1), ndim))
-    return [call.join(fields)]
+    chosen = _chosen(call, call.args["indices"], range(ndim - 1), "row chosen by index")
+    return [call.join([*fields, *chosen])]
+
+
+def _chosen(call: Call, index: Tensor, target: Sequence[int], what: str) -> list[Field]:
+    """What tells apart the positions of an index, at the axes of the output that these become.
+
+    Equal numbers choose equal rows. An index that was computed from units is permuted with them,
+    and so is what it chooses.
+    """
+    ndim = len(call.shape)
+    fields: list[Field] = []
+    for item in call.lookup(index).fields:
+        placed = place(item, target, ndim)
+        if isinstance(placed, Labels) and placed.rigid and placed.injective:
+            reason = f"{what} of {call.op}"
+            fields += [positions(ndim, axis, call.shape[axis], reason) for axis in placed.axes]
+        else:
+            fields.append(placed)
+    return fields
 
 
 @rule("_embedding_bag", "_embedding_bag_forward_only")
@@ -31,9 +59,10 @@ def embedding_bag(call: Call) -> Sequence[Value]:
     if call.outputs[3].ndim == 2:
         return pin_everything("the index of a maximum")(call)
     table = call.pin_axes(call.value("weight"), [0], "row chosen by index")
-    factors = call.optional("per_sample_weights")
-    if factors is not None:
-        call.pin_axes(factors, [0], "factor of a row chosen by index")
+    for name in ("indices", "offsets", "per_sample_weights"):
+        given = call.optional(name)
+        if given is not None:
+            call.pin_axes(given, [0], "which rows belong to which bag")
     reason = f"row chosen by index of {call.op}"
     bags = [positions(2, 0, call.shape[0], reason)] if call.shape[0] > 1 else []
     first = call.join([*call.ledger.reduce(table, {1}), *bags])
@@ -43,32 +72,45 @@ def embedding_bag(call: Call) -> Sequence[Value]:
 @rule("index_select")
 def index_select(call: Call) -> Sequence[Value]:
     """Positions along one axis, chosen by a constant or by data."""
-    dim, index = call.args["dim"], call.constant(call.args["index"])
-    value = call.value("self")
-    if index is None:
-        return [_looked_up(call, value, dim % len(value.shape))]
-    return [move_labels(call, value, lambda labels: labels.index_select(dim, index), [dim])]
+    value, index = call.value("self"), call.args["index"]
+    dim, constant = call.args["dim"] % max(len(value.shape), 1), call.constant(index)
+    if constant is None:
+        return [_looked_up(call, value, dim, index)]
+    return [move_labels(call, value, lambda labels: labels.index_select(dim, constant), [dim])]
 
 
-def _looked_up(call: Call, value: Value, dim: int) -> Value:
-    """Positions along an axis are chosen by data."""
-    pinned = call.pin_axes(value, [dim], "position chosen by data")
-    kept = call.ledger.reduce(pinned, set(range(len(value.shape))) - {dim})
-    reason = f"position chosen by data of {call.op}"
-    fresh = (
-        [positions(len(value.shape), dim, call.shape[dim], reason)] if call.shape[dim] > 1 else []
-    )
-    return Value(call.shape, (*kept, *fresh))
+def _looked_up(call: Call, value: Value, axis: int, index: Tensor) -> Value:
+    """Positions along an axis are chosen by data: the index's axes take its place.
+
+    A mask chooses from several axes at once, and deals out what it chose in the order of positions.
+    """
+    mask = index.dtype in _MASKS
+    covered = range(axis, axis + (index.ndim if mask else 1))
+    pinned = call.pin_axes(value, covered, _BY_DATA)
+    kept = [other for other in range(len(value.shape)) if other not in covered]
+    ndim = len(call.shape)
+    grown = ndim - len(kept)
+    target = [other if other < axis else other - len(covered) + grown for other in kept]
+    fields = [
+        place(pick_axes(item, kept), target, ndim) for item in call.ledger.reduce(pinned, kept)
+    ]
+    if mask:
+        call.pin_axes(call.lookup(index), range(index.ndim), _BY_DATA)
+        size = call.shape[axis]
+        fields += [positions(ndim, axis, size, f"{_BY_DATA} of {call.op}")] if size > 1 else []
+        return call.join(fields)
+    inside = range(axis, axis + grown)[: index.ndim]
+    return call.join([*fields, *_chosen(call, index, inside, _BY_DATA)])
 
 
 @rule("gather")
 def gather(call: Call) -> Sequence[Value]:
     """Chooses along one axis; along the others source and index are aligned."""
     value, dim = call.value("self"), call.args["dim"] % max(len(call.shape), 1)
-    pinned = call.pin_axes(value, [dim], "position chosen by index")
-    kept = call.ledger.reduce(pinned, set(range(len(value.shape))) - {dim})
     if value.shape[:dim] + value.shape[dim + 1 :] != call.shape[:dim] + call.shape[dim + 1 :]:
         return pin_everything("gather of a part of the other axes")(call)
+    pinned = call.pin_axes(value, [dim], "position chosen by index")
+    kept = call.ledger.reduce(pinned, set(range(len(value.shape))) - {dim})
     index = call.lookup(call.args["index"])
     return [call.join([*kept, *index.fields])]
 
@@ -83,23 +125,22 @@ def index_tensor(call: Call) -> Sequence[Value]:
         return _index_by_data(call, value, axes)
     fields: list[Field] = []
     for item in _before_index(call, value, constants):
-        if isinstance(item, Labels):
-            fields += _indexed(call, item, value, constants)
+        fields += _indexed(call, item, value, constants)
     return [call.join(fields)]
 
 
-def _before_index(call: Call, value: Value, indices: Sequence[Tensor | None]) -> list[Field]:
+def _before_index(call: Call, value: Value, indices: Sequence[Tensor | None]) -> list[Labels]:
     """The fields as labels; of a table that is read repeatedly, a field for each of its axes."""
-    axes = set(range(len(value.shape)))
     given = [index for index in indices if index is not None]
-    if len(given) > 1 or given[0].dtype == torch.bool or _distinct(given[0]):
-        return materialised(call.ledger, value, axes)
-    fields: list[Field] = []
+    repeated = len(given) == 1 and given[0].dtype not in _MASKS and not _distinct(given[0])
+    fields: list[Labels] = []
     for item in value.fields:
         if isinstance(item, Labels):
             fields.append(item)
+        elif repeated:
+            fields += call.ledger.by_axis(item)
         else:
-            fields += [part for axis in item.axes for part in call.ledger.coarsen(item, {axis})]
+            fields += call.ledger.separate(item)
     return fields
 
 
@@ -111,31 +152,12 @@ def _indexed(
     call: Call, item: Labels, value: Value, indices: Sequence[Tensor | None]
 ) -> list[Field]:
     full = torch.ops.aten.index.Tensor(item.values.expand(value.shape), list(indices))
-    for axis in range(full.ndim):
-        first = full.narrow(axis, 0, 1)
-        if bool((full == first).all()):
-            full = first
-    moved = chosen_labels(call.ledger, full, item)
+    moved = chosen_labels(call.ledger, squeeze_constant(full, range(full.ndim)), item)
     return [] if moved is None else [moved]
 
 
 def _index_by_data(call: Call, value: Value, axes: Sequence[int]) -> list[Value]:
-    """The indexed axes are pinned; with one index tensor the others pass through."""
-    pinned = call.pin_axes(value, axes, "position chosen by data")
+    """With one index tensor, the axes that are not indexed pass through."""
     if len(axes) != 1:
         return list(pin_everything("advanced indexing by data")(call))
-    (axis,) = axes
-    kept = [other for other in range(len(value.shape)) if other != axis]
-    grown = len(call.shape) - len(value.shape) + 1
-    target = [other if other < axis else other - 1 + grown for other in kept]
-    ndim = len(call.shape)
-    fields = [
-        place(pick_axes(item, kept), target, ndim) for item in call.ledger.reduce(pinned, kept)
-    ]
-    reason = f"position chosen by data of {call.op}"
-    fresh = [
-        positions(ndim, new, call.shape[new], reason)
-        for new in range(axis, axis + grown)
-        if call.shape[new] > 1
-    ]
-    return [call.join([*fields, *fresh])]
+    return [_looked_up(call, value, axes[0], call.args["indices"][axes[0]])]

@@ -20,6 +20,7 @@ from fxrebasin.labels import (
     place,
     positions,
     reshape_groups,
+    squeeze_constant,
 )
 from fxrebasin.passes.ledger import Ledger, free_labels
 from fxrebasin.passes.rows import distinct_rows
@@ -57,7 +58,17 @@ def view_fields(
         for fields, moved in zip(found, views, strict=True):
             elements = elements_of(item.state, moved)
             fields += [] if elements is None else [elements]
-    return [tuple(fields) for fields in found]
+    return [met(ledger, fields) for fields in found]
+
+
+def met(ledger: Ledger, fields: Sequence[Field]) -> tuple[Field, ...]:
+    """Fields that came to lie along the same axes: which labels of theirs meet has to be recorded.
+
+    Of positions that were chosen, or brought together, the labels are no longer all pairs that
+    fields on axes of their own have.
+    """
+    axes = [axis for item in fields for axis in item.axes]
+    return tuple(fields) if len(set(axes)) == len(axes) else ledger.join(fields)
 
 
 def _view_labels(
@@ -267,9 +278,10 @@ def move_labels(
             size if axis in wanted else item.values.shape[axis]
             for axis, size in enumerate(value.shape)
         ]
-        moved = chosen_labels(call.ledger, move(item.values.expand(shape)), item)
+        values = squeeze_constant(move(item.values.expand(shape)), range(ndim))
+        moved = chosen_labels(call.ledger, values, item)
         fields += [] if moved is None else [moved]
-    return Value(call.shape, tuple(fields))
+    return Value(call.shape, met(call.ledger, fields))
 
 
 def materialised(ledger: Ledger, value: Value, axes: set[int]) -> list[Field]:
@@ -303,14 +315,11 @@ def rearrange_all(call: Call) -> Sequence[Value]:
     fields: list[Field] = []
     for item in materialised(call.ledger, value, set(range(len(value.shape)))):
         if isinstance(item, Labels):
-            moved_values = call.op(_full(item, value.shape).contiguous(), **rest)
-            for axis in range(moved_values.ndim):
-                first = moved_values.narrow(axis, 0, 1)
-                if bool((moved_values == first).all()):
-                    moved_values = first
-            moved = chosen_labels(call.ledger, moved_values, item)
+            values = call.op(_full(item, value.shape).contiguous(), **rest)
+            values = squeeze_constant(values, range(values.ndim))
+            moved = chosen_labels(call.ledger, values, item)
             fields += [] if moved is None else [moved]
-    return [Value(call.shape, tuple(fields))]
+    return [Value(call.shape, met(call.ledger, fields))]
 
 
 @rule("constant_pad_nd")

@@ -71,6 +71,6 @@ def uniform(call: Call) -> Sequence[Value]:
 def inactive_dropout(call: Call) -> Sequence[Value]:
     """Models are analysed in eval mode, where this is the identity, with a mask of ones."""
     value = call.value("input")
-    if call.args.get("train"):
+    if call.args["train"] is not False:
         return pin_everything("random mask")(call)
     return [value, *(Value(tuple(out.shape)) for out in call.outputs[1:])]

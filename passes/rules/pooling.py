@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxrebasin.labels import Value, positions
+from fxrebasin.labels import Value, place, positions
+from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.registry import Call, rule
 
 
@@ -42,7 +43,7 @@ _spatial(
     *("adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d"),
     *("_upsample_nearest_exact2d", "upsample_bilinear2d", "upsample_bicubic2d"),
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad2d"),
-    *("replication_pad2d", "fractional_max_pool2d"),
+    *("replication_pad2d",),
 )
 _spatial(
     3,
@@ -51,3 +52,25 @@ _spatial(
     *("_upsample_nearest_exact3d", "upsample_trilinear3d", "reflection_pad3d"),
     *("replication_pad3d",),
 )
+
+
+@rule("fractional_max_pool2d", "fractional_max_pool3d")
+def fractional_pool(call: Call) -> Sequence[Value]:
+    """Where the windows begin is drawn at random for each image and channel."""
+    value, samples = call.value("self"), call.value("random_samples")
+    spatial = samples.shape[2]
+    leading = range(len(value.shape) - spatial)
+    mine = list(range(2))[2 - len(leading) :]
+    begins = call.ledger.reduce(call.pin_axes(samples, [2], "coordinate"), mine)
+    placed = [place(pick_axes(item, mine), leading, len(value.shape)) for item in begins]
+    pooled = windowed(call, value, range(len(leading), len(value.shape)))
+    return [call.join([*item.fields, *placed], item.shape) for item in pooled]
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(call: Call) -> Sequence[Value]:
+    """Values go back to the positions that their maxima had, in each channel."""
+    value, indices = call.value("self"), call.value("indices")
+    axes = range(len(value.shape) - len(call.args["output_size"]), len(value.shape))
+    both = call.join([*value.fields, *indices.fields], value.shape)
+    return windowed(call, both, axes)

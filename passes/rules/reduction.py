@@ -10,10 +10,11 @@ from fxrebasin.passes.rules.normalization import with_statistics
 from fxrebasin.passes.rules.registry import Call, block, rule
 
 
-def _reduced_axes(call: Call, ndim: int) -> set[int]:
-    dims = call.args.get("dim")
+def _reduced_axes(call: Call, value: Value) -> set[int]:
+    """An empty list of axes stands for all of them, or for none, as the operator likes."""
+    ndim, dims = len(value.shape), call.args.get("dim")
     if dims is None or (isinstance(dims, (list, tuple)) and not dims):
-        return set(range(ndim))
+        return set() if dims is not None and call.shape == value.shape else set(range(ndim))
     return {dim % max(ndim, 1) for dim in (dims if isinstance(dims, (list, tuple)) else [dims])}
 
 
@@ -37,14 +38,14 @@ def _reduce(call: Call, value: Value, axes: set[int]) -> list[Value]:
 def symmetric_reduction(call: Call) -> Sequence[Value]:
     """The result does not depend on the order of the elements that are reduced."""
     value = call.value("self")
-    return _reduce(call, value, _reduced_axes(call, len(value.shape)))
+    return _reduce(call, value, _reduced_axes(call, value))
 
 
 @rule("argmax", "argmin")
 def position(call: Call) -> Sequence[Value]:
     """Gives back an index along the reduced axis, which thereby cannot be permuted."""
     value = call.value("self")
-    axes = _reduced_axes(call, len(value.shape))
+    axes = _reduced_axes(call, value)
     return _reduce(call, call.pin_axes(value, axes, "order-dependent operator"), axes)
 
 
@@ -52,7 +53,7 @@ def position(call: Call) -> Sequence[Value]:
 def value_and_position(call: Call) -> Sequence[Value]:
     """The value does not depend on order; its index does, if anything reads it."""
     value = call.value("self")
-    axes = _reduced_axes(call, len(value.shape))
+    axes = _reduced_axes(call, value)
     found, index = _reduce(call, value, axes)
     return [found, Value(index.shape, index.fields, lambda: position(call)[1])]
 
@@ -71,20 +72,24 @@ def scan(call: Call) -> Sequence[Value]:
 
 @rule("topk")
 def top_k(call: Call) -> Sequence[Value]:
-    """The largest values of an axis by rank: they do not depend on order, their indices do."""
+    """The largest values of an axis by rank: they do not depend on order, their indices do.
+
+    Nor do the values, unless they come in any order.
+    """
     value = call.value("self")
     ndim = len(value.shape)
     dim = call.args["dim"] % max(ndim, 1)
     others = set(range(ndim)) - {dim}
     order = f"order-dependent operator of {call.op}"
-    ranks = [positions(ndim, dim, call.shape[dim], order)] if call.shape[dim] > 1 else []
+    ranks = [positions(ndim, dim, call.shape[dim], order)] if ndim and call.shape[dim] > 1 else []
 
-    def index() -> Value:
-        pinned = call.pin_axes(value, [dim], "order-dependent operator")
-        return Value(call.shape, (*call.ledger.reduce(pinned, others), *ranks))
+    def pinned() -> Value:
+        held = call.pin_axes(value, [dim], "order-dependent operator")
+        return Value(call.shape, (*call.ledger.reduce(held, others), *ranks))
 
     fields = (*call.ledger.reduce(value, others), *ranks)
-    return [Value(call.shape, fields), Value(call.shape, fields, index)]
+    values = Value(call.shape, fields, None if call.args["sorted"] else pinned)
+    return [values, Value(call.shape, fields, pinned)]
 
 
 block(

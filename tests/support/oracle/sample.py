@@ -15,13 +15,24 @@ from torch.utils import _pytree as pytree
 
 @dataclass(frozen=True)
 class Operand:
-    """A tensor operand: a parameter, a buffer of running statistics, or an input of the model."""
+    """A tensor operand: a parameter, a buffer of running statistics, or an input of the model.
+
+    The operator gets it with its axes in reverse order, or expanded, where that is asked for.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float64
     low: float = -2.0
     high: float = 2.0
     role: str = "parameter"
+    seen_as: tuple[int, ...] = ()
+    transposed: bool = False
+
+    def seen(self, tensor: Tensor) -> Tensor:
+        """The tensor as the operator gets it."""
+        if self.transposed:
+            return tensor.permute(*reversed(range(tensor.ndim)))
+        return tensor.expand(self.seen_as) if self.seen_as else tensor
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """Uniform random data."""
@@ -146,7 +157,8 @@ class Sample:
 
     def _own(self, operand: Operand, tensor: Tensor) -> Tensor:
         """A tensor that the operator may write to."""
-        return tensor.clone() if self._writes and operand.role == "parameter" else tensor
+        writes = self._writes and operand.role == "parameter"
+        return operand.seen(tensor.clone() if writes else tensor)
 
 
 def sample(overload: OpOverload, *args: Any, **options: Any) -> Sample:
