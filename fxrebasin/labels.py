@@ -87,14 +87,16 @@ def labels_of(values: Tensor, like: Labels | None = None, injective: bool = Fals
     if not injective:
         values = squeeze_constant(values, varying_axes(values))
     axes = varying_axes(values)
-    if not axes:
+    if not axes or 0 in values.shape:
         return None
     rigid = (like is not None and like.rigid) or int(values.max()) < 0
     return Labels(values, axes, injective, rigid, "" if like is None else like.reason)
 
 
 def elements_of(state: str, view: Tensor) -> Elements | None:
-    """The elements that a view of a state tensor addresses; None if it is one element."""
+    """The elements that a view of a state tensor addresses; None if they are one, or none."""
+    if 0 in view.shape:
+        return None
     axes = tuple(
         axis
         for axis, (size, stride) in enumerate(zip(view.shape, view.stride(), strict=True))
@@ -118,10 +120,8 @@ def positions(ndim: int, axis: int, size: int, reason: str) -> Labels:
 def pinned_value(shape: Sequence[int], reason: str) -> Value:
     """A tensor none of whose axes can be permuted."""
     size = tuple(shape)
-    return Value(
-        size,
-        tuple(positions(len(size), axis, n, reason) for axis, n in enumerate(size) if n > 1),
-    )
+    axes = [axis for axis, n in enumerate(size) if n > 1 and 0 not in size]
+    return Value(size, tuple(positions(len(size), axis, size[axis], reason) for axis in axes))
 
 
 def place(field: Field, target: Sequence[int], ndim: int) -> Field:

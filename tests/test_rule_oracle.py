@@ -19,6 +19,7 @@ from fxrebasin.passes.rules import concatenation, registry
 from fxrebasin.passes.rules.contraction import contract
 from fxrebasin.passes.rules.movement import same
 from fxrebasin.passes.rules.registry import BLOCKED, RULES, Call, pin_everything
+from tests.support.oracle.forms import form_faults, forms
 from tests.support.oracle.freedom import contains, missing
 from tests.support.oracle.sample import Sample, given, indices, p, program, sample
 from tests.support.oracle.samples import OPERATORS, PROGRAMS
@@ -44,6 +45,24 @@ def numbered(samples: Sequence[Sample]) -> list[str]:
 @pytest.mark.parametrize("item", OPERATORS, ids=numbered(OPERATORS))
 def test_a_rule_agrees_with_its_operator(item: Sample) -> None:
     assert not faults(item), "\n".join(faults(item))
+
+
+DRAWN = 4
+"""Every how manieth sample is tried in another form; all are among the slow tests."""
+
+
+@pytest.mark.parametrize("number", range(0, len(OPERATORS), DRAWN))
+def test_a_rule_agrees_with_another_form_of_its_operator(number: int) -> None:
+    found = forms(OPERATORS[number])
+    for form in found[number % len(found) :][:1] if found else ():
+        assert not form_faults(form), f"{form.name}: {form_faults(form)}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("item", OPERATORS, ids=numbered(OPERATORS))
+def test_a_rule_agrees_with_all_forms_of_its_operator(item: Sample) -> None:
+    for form in forms(item):
+        assert not form_faults(form), f"{form.name}: {form_faults(form)}"
 
 
 @pytest.mark.parametrize("item", PROGRAMS, ids=numbered(PROGRAMS))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from tests.support.oracle.sample import Sample, bools, indices, p, sample
+from tests.support.oracle.sample import Operand, Sample, bools, indices, ints, p, sample
 
 aten = torch.ops.aten
 
@@ -20,7 +20,14 @@ def at(*positions: int) -> Tensor:
     return torch.tensor(positions)
 
 
+def per_unit(*shape: int, below: int) -> Operand:
+    """Indices whose positions may move: a parameter holds them."""
+    return ints(*shape, low=0, high=below - 1)
+
+
 _EMBEDDINGS = [
+    sample(aten.embedding.default, p(5, 4), per_unit(2, 3, below=5)),
+    sample(aten.embedding.default, p(3, 4), per_unit(below=3)),
     sample(aten.embedding.default, p(5, 4), indices(2, 3, below=5)),
     sample(aten.embedding.default, p(5, 4), indices(3, below=5), 0),
     sample(aten.embedding.default, p(5, 4), indices(below=5)),
@@ -28,9 +35,14 @@ _EMBEDDINGS = [
 ]
 
 
-def _bags(overload: OpOverload, mode: int, *rest: Any, **options: Any) -> Sample:
+POOLED = {"*": "positions of an index that is divided into bags are pinned"}
+
+
+def _bags(
+    overload: OpOverload, mode: int, *rest: Any, rows: Operand | None = None, **options: Any
+) -> Sample:
     """Three bags of six rows in all; the outputs after the first are counts."""
-    rows, starts = indices(6, below=5), at(0, 2, 3)
+    rows, starts = rows or indices(6, below=5), at(0, 2, 3)
     call = None if mode == 2 else lambda *args: overload(*args)[0]
     return sample(overload, p(5, 4), rows, starts, False, mode, False, *rest, call=call, **options)
 
@@ -42,6 +54,7 @@ _BAGS = [
         _bags(packet.default, 0),
         _bags(packet.default, 1),
         _bags(packet.default, 0, p(6)),
+        _bags(packet.default, 0, rows=per_unit(6, below=5), missing=POOLED),
         _bags(packet.default, 2, missing={"*": "the index of a maximum pins all axes"}),
     )
 ]
@@ -53,7 +66,10 @@ _ALONG_ONE_AXIS = [
         *(aten.index_select.default, p(3, 4), 1, indices(2, below=4)),
         missing={"*": "positions chosen by data are pinned"},
     ),
+    sample(aten.index_select.default, p(3, 4), -2, per_unit(2, below=3), missing=UNREAD),
+    sample(aten.index_select.default, p(), 0, at(0)),
     sample(aten.gather.default, p(3, 4), 1, indices(3, 2, below=4)),
+    sample(aten.gather.default, p(3, 4), 1, per_unit(3, 2, below=4)),
     sample(
         *(aten.gather.default, p(3, 4), 0, at(2, 0, 1, 1).view(1, 4)),
         missing={"*": "an index that is a constant pins the axes along which it varies"},
@@ -63,6 +79,8 @@ _ALONG_ONE_AXIS = [
         missing={"*": "an index that covers a part of the other axes pins all of them"},
     ),
 ]
+
+TWICE = {"*": "positions that hold the same element are exchanged with nothing else"}
 
 _ADVANCED = [
     sample(aten.index.Tensor, p(3, 4), [at(2, 0)], missing=UNREAD),
@@ -75,6 +93,11 @@ _ADVANCED = [
     sample(aten.index.Tensor, p(3, 4), [torch.tensor([True, False, True])], missing=UNREAD),
     sample(aten.index.Tensor, p(5, 4), [indices(3, below=5)]),
     sample(aten.index.Tensor, p(2, 5, 4), [None, indices(2, 3, below=5)]),
+    sample(aten.index.Tensor, p(5, 4), [per_unit(2, 3, below=5)]),
+    sample(aten.index.Tensor, p(2, 5, 4), [None, per_unit(2, 3, below=5)]),
+    sample(aten.index.Tensor, p(2, 3, 4), [None, None, per_unit(2, below=4)]),
+    sample(aten.index.Tensor, p(4), [at(0, 1, 2, 3, 1, 0).view(2, 3)], missing=TWICE),
+    sample(aten.index.Tensor, p(4), [at(0, 1, 2, 3, 3, 2, 1, 0)], missing=TWICE),
     sample(
         *(aten.index.Tensor, p(3, 5, 4), [indices(2, below=3), indices(2, below=5)]),
         missing={"*": "several indices that depend on data pin all axes"},

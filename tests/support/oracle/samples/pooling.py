@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from tests.support.oracle.sample import Sample, given, p, sample
+from tests.support.oracle.sample import Sample, given, indices, p, sample
 
 aten = torch.ops.aten
 
 POSITIONS = {"*": "positions are pinned, also where windows do not overlap or hold everything"}
+CORNERS = torch.tensor([0, 3, 12, 15])
 
 
 def image(dimensions: int, size: int = 4) -> Any:
@@ -58,6 +59,35 @@ _POOLS = [
     ),
 ]
 
+_RANDOM = [
+    sample(
+        *(aten.fractional_max_pool2d.default, p(*batch, 3, 4, 4), [2, 2], [2, 2]),
+        p(1, 3, 2, low=0.05, high=0.95),
+        search=False,
+    )
+    for batch in ((), (1,))
+] + [
+    sample(
+        *(aten.fractional_max_pool3d.default, p(1, 3, 4, 4, 4), [2] * 3, [2] * 3),
+        p(1, 3, 3, low=0.05, high=0.95),
+        search=False,
+    )
+]
+
+_UNPOOLED = [
+    sample(aten.max_unpool2d.default, p(2, 3, 2, 2), indices(2, 3, 2, 2, below=16), [4, 4]),
+    sample(
+        *(aten.max_unpool2d.default, p(3, 2, 2), CORNERS.view(1, 2, 2).expand(3, 2, 2), [4, 4]),
+        missing=POSITIONS,
+    ),
+    sample(
+        *(aten.max_unpool3d.default, p(1, 3, 2, 2, 1), CORNERS.view(1, 1, 2, 2, 1)),
+        *([4, 4, 1], [2, 2, 1], [0, 0, 0]),
+        call=lambda x, i, *rest: aten.max_unpool3d.default(x, i.expand(x.shape), *rest),
+        missing=POSITIONS,
+    ),
+]
+
 _PADS = [
     *_each("reflection_pad#d", [1, 2]),
     *_each("replication_pad#d", [2, 1]),
@@ -85,4 +115,4 @@ _RESAMPLING = [
     *_resample("_upsample_bicubic#d_aa", False, dimensions=(2,)),
 ]
 
-SAMPLES = [*_POOLS, *_PADS, *_RESAMPLING]
+SAMPLES = [*_POOLS, *_RANDOM, *_UNPOOLED, *_PADS, *_RESAMPLING]

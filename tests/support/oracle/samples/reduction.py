@@ -66,6 +66,11 @@ _OF_AXES = [
     sample(aten.any.dims, bools(3, 4), [0], search=False),
     sample(aten.all.dim, bools(3, 4), 1, True, search=False),
     sample(aten.all.dims, bools(3, 4), [1], search=False),
+    *(
+        sample(overload, bools(3, 4), dims, keep)
+        for overload in (aten.any.dims, aten.all.dims)
+        for dims, keep in (([], False), ([], True), (None, False), ([0, 1], False))
+    ),
     sample(aten.count_nonzero.dim_IntList, bools(3, 4), [1], search=False),
 ]
 
@@ -97,6 +102,9 @@ _SCANS = [
     sample(aten.argsort.stable, p(3, 4), stable=True, dim=0),
     sample(aten.topk.default, p(3, 4), 2),
     sample(aten.topk.default, p(3, 4), 1, 0),
+    sample(aten.topk.default, p(3, 4), 2, -1, True, False, search=False),
+    sample(aten.topk.default, p(3, 4), 2, 0, False, True),
+    sample(aten.topk.default, p(), 1),
 ]
 
 SAMPLES = [*_OF_EVERYTHING, *_OF_AXES, *_SEARCHES, *_SCANS]
