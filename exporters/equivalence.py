@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -12,16 +13,18 @@ from torch import nn
 from fxrebasin.choices import choices_for
 from fxrebasin.compare import check_usable, unwrap
 from fxrebasin.errors import InputError
-from fxrebasin.exporters.input_sets import (
-    InputSet,
-    batch_size,
-    example_sets,
-    same_start,
-    with_batch,
-)
+from fxrebasin.exporters.input_sets import InputSet, same_start
 from fxrebasin.exporters.outputs import compare_tensors, relative_error
+from fxrebasin.exporters.references import References, reference_runs
 from fxrebasin.exporters.report import EquivalenceReport, OutputFigures
-from fxrebasin.exporters.runs import Tensors, run_float64, run_native, tensors_of, usable_runs
+from fxrebasin.exporters.runs import (
+    Subject,
+    Tensors,
+    fault_of,
+    run_float64,
+    run_native,
+    tensors_of,
+)
 from fxrebasin.exporters.runtime import OnnxModel
 from fxrebasin.inputs import normalise_inputs
 
@@ -51,12 +54,16 @@ def verify(
 ) -> EquivalenceReport:
     """Compare what `model` computes with what another model, or an ONNX file, computes.
 
-    Both are run on the example inputs and on one more set like them, drawn from a fixed seed (see
-    `fxrebasin.exporters.input_sets`). Another module is compared in float64 with the
-    tolerance `FLOAT64_TOLERANCE`. An ONNX file is run on onnxruntime's CPU provider and compared
-    with PyTorch in the model's own precision; the tolerance is `NOISE_MULTIPLE` times the noise
-    floor, the error that `model` itself has in its own precision against float64. If the file's
-    batch axis is dynamic, the second set has another batch size. Neither model is modified.
+    Both are run on the example inputs, on a set with other values and another batch size, and on
+    one of many rows with values far apart; on more if the model chooses its way by values and has
+    parameters that were not read yet (see `fxrebasin.exporters.references`). What the model does
+    not take is left out, which `report.notes` says, as they say which parameters no run read.
+
+    Another module is compared in float64 with the tolerance `FLOAT64_TOLERANCE`. An ONNX file is
+    run on onnxruntime's CPU provider and compared with PyTorch in the model's own precision; the
+    tolerance is `NOISE_MULTIPLE` times the noise floor, the error that `model` itself has in its
+    own precision against float64. A file with a fixed batch gets sets of that size. Neither model
+    is modified.
 
     Args:
         model: the reference; any mode, it is run in eval mode.
@@ -84,12 +91,14 @@ def verify(
     candidate = _candidate(other)
     args, kwargs = normalise_inputs(model, example_inputs, example_kwargs)
     if not isinstance(candidate, OnnxModel):
-        return compare_float64(model, candidate, args, kwargs)
-    batch = batch_size(args, kwargs)
-    if batch is None or not candidate.batch_is_dynamic(model, args, kwargs):
-        return compare_onnxruntime(model, candidate, example_sets(args, kwargs))
-    other_batch = with_batch(args, kwargs, batch + 1, required=False)
-    return compare_onnxruntime(model, candidate, [InputSet("example", args, kwargs), other_batch])
+        return compare_float64(model, candidate, args, kwargs, thorough=True)
+    dynamic = candidate.batch_is_dynamic(model, args, kwargs)
+    references = reference_runs(Subject(model), args, kwargs, any_batch=dynamic, thorough=True)
+    report = compare_onnxruntime(model, candidate, references)
+    if dynamic or references.sets[0].batch is None:
+        return report
+    fixed = f"the file takes batches of {references.sets[0].batch} only, and no other was compared"
+    return replace(report, notes=(*report.notes, fixed))
 
 
 def _candidate(other: Any) -> nn.Module | OnnxModel:
@@ -102,19 +111,28 @@ def _candidate(other: Any) -> nn.Module | OnnxModel:
 
 
 def compare_float64(
-    model: nn.Module, other: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module,
+    other: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    any_batch: bool = True,
+    thorough: bool = False,
 ) -> EquivalenceReport:
     """Compare two modules on copies that work in float64 throughout, casts inside included.
 
     Passes if every floating-point output has max |other - model| / max |model| of at most
     `FLOAT64_TOLERANCE`, every integer output is equal, and both return the same names of tensors.
-    Takes memory for one float64 copy at a time. See `TrueFloat64` for what is done about casts.
+    Takes memory for one float64 copy at a time. See `TrueFloat64` for what is done about casts,
+    and `fxrebasin.exporters.references` for the inputs.
 
     Args:
         model: the reference; any mode, it is run in eval mode.
         other: a module that takes the same inputs.
         args: positional inputs, tensors of any shape and dtype among them.
         kwargs: keyword inputs.
+        any_batch: False if the other model is known to take the batch size of the inputs only.
+        thorough: compare on a set of many rows, too, whatever the model does.
 
     Raises:
         InputError: a model does not run in float64 on these inputs.
@@ -124,22 +142,83 @@ def compare_float64(
         >>> compare_float64(net, net, (torch.ones(4, 3),), {}).max_rel
         0.0
     """
-    sets = example_sets(args, kwargs)
-    (references,), sets, notes = usable_runs(model, sets, run_float64(model, sets))
-    others = zip(sets, run_float64(other, sets), strict=True)
-    candidates = [tensors_of("the other model", other, one, run) for one, run in others]
-    outputs, structure = _judge(references, candidates)
+    reference, candidate = Subject(model), Subject(other, label="the other model")
+    references = reference_runs(reference, args, kwargs, any_batch=any_batch, thorough=thorough)
+    runs = run_float64(candidate, references.sets)
+    refused = _refused_batch(references, candidate, runs)
+    if refused is None:
+        return _float64_report(references, candidate, runs)
+    narrow = compare_float64(model, other, args, kwargs, any_batch=False, thorough=thorough)
+    return replace(narrow, notes=(*narrow.notes, refused))
+
+
+def compare_states(
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    moved: Mapping[str, torch.Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    label: str,
+) -> EquivalenceReport:
+    """Compare what a module computes with one state and with another; as `compare_float64` does.
+
+    Nothing is traced and no model made, so that this is the cheapest proof of a permutation.
+
+    Args:
+        model: of the architecture; its own weights count where a state lacks them.
+        state: parameters and buffers by name.
+        moved: the same in another order.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        label: what messages call the model with this state.
+
+    Raises:
+        InputError: the model does not run in float64 on these inputs.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> own = net.state_dict()
+        >>> swapped = {"weight": own["weight"].flip(0), "bias": own["bias"].flip(0)}
+        >>> compare_states(net, own, swapped, (torch.ones(4, 3),), {}, label="net").passed
+        False
+    """
+    references = reference_runs(Subject(model, state, label), args, kwargs)
+    candidate = Subject(model, moved, f"{label}, permuted,")
+    return _float64_report(references, candidate, run_float64(candidate, references.sets))
+
+
+def _refused_batch(
+    references: References, candidate: Subject, runs: Sequence[Tensors | Exception]
+) -> str | None:
+    """A note if the candidate refuses a batch size that is not the example's."""
+    own = references.sets[0].batch
+    for one, run in zip(references.sets, runs, strict=True):
+        if isinstance(run, Exception) and one.batch != own:
+            return (
+                f"no other batch size than {own} was compared: {candidate.label} refuses "
+                f"({one.label}: {fault_of(run)})"
+            )
+    return None
+
+
+def _float64_report(
+    references: References, candidate: Subject, runs: Sequence[Tensors | Exception]
+) -> EquivalenceReport:
+    sets = references.sets
+    taken = [tensors_of(candidate, one, run) for one, run in zip(sets, runs, strict=True)]
+    outputs, structure = _judge(references.runs, taken)
     return EquivalenceReport(
         backend="pytorch-float64",
         outputs=outputs,
         inputs=tuple(one.label for one in sets),
         structure=structure,
-        notes=(*notes, *_constant_outputs(sets, references)),
+        notes=(*references.notes, *_weak_outputs(sets, references.runs)),
     )
 
 
 def compare_onnxruntime(
-    model: nn.Module, session: OnnxModel, sets: Sequence[InputSet]
+    model: nn.Module, session: OnnxModel, references: References
 ) -> EquivalenceReport:
     """Compare an opened ONNX file with the module that it should compute, on sets of inputs.
 
@@ -147,26 +226,39 @@ def compare_onnxruntime(
     error, over the sets, of the module's output in its own precision against float64, but at least
     `FLOOR_ULPS` units in the last place. Integer outputs have to be equal.
 
+    Args:
+        model: the module.
+        session: the file.
+        references: what the module returns in float64.
+
     Raises:
-        InputError: the module does not run on a set that is required, or the file takes others.
+        InputError: the module does not run on the example in its precision, or the file takes
+            others.
         ExportError: onnxruntime fails.
     """
-    for one in sets:  # refuse what the file does not take before anything is run
-        session.feeds(model, one.args, one.kwargs)
-    natives, wides = run_native(model, sets), run_float64(model, sets)
-    (references, exact), kept, notes = usable_runs(model, sets, natives, wides)
-    candidates = [session.run(session.feeds(model, one.args, one.kwargs)) for one in kept]
+    kept, natives, exact, notes = [], [], [], list(references.notes)
+    for one, wide in zip(references.sets, references.runs, strict=True):
+        (run,) = run_native(model, [one])
+        fault = fault_of(run)
+        if one.required or fault is None:
+            kept.append(one)
+            natives.append(tensors_of(references.subject, one, run))
+            exact.append(wide)
+        else:
+            notes.append(f"inputs left out ({one.label}): {fault}")
+    feeds = [session.feeds(model, one.args, one.kwargs) for one in kept]
+    candidates = [session.run(feed) for feed in feeds]
     outputs, structure = _judge(
-        references,
-        [_renamed(run, like) for run, like in zip(candidates, references, strict=True)],
-        floors=_noise_floors(references, exact),
+        natives,
+        [_renamed(run, like) for run, like in zip(candidates, natives, strict=True)],
+        floors=_noise_floors(natives, exact),
     )
     return EquivalenceReport(
-        backend=f"onnxruntime-{_coarsest(references[0])}",
+        backend=f"onnxruntime-{_coarsest(natives[0])}",
         outputs=outputs,
         inputs=tuple(one.label for one in kept),
         structure=structure,
-        notes=(*notes, *_constant_outputs(kept, references)),
+        notes=(*notes, *_weak_outputs(kept, natives)),
         path=str(session.path),
     )
 
@@ -175,15 +267,23 @@ def _is_float(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _constant_outputs(sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str]:
-    """Notes about outputs that do not depend on the inputs, and so prove little."""
+def _weak_outputs(sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str]:
+    """Notes about outputs that prove little: they are empty, or do not depend on the inputs."""
+    notes = [
+        f"{name} has no elements in any run, so that nothing about it was compared"
+        for name in runs[0]
+        if not any(run[name].numel() for run in runs if name in run)
+    ]
     if len(sets) < 2 or same_start(sets[0], sets[1]):
-        return []
-    return [
+        return notes
+    return notes + [
         f"{name} is the same for different inputs, so that it says nothing about the weights "
         "before it; is the last layer zero?"
         for name, tensor in runs[0].items()
-        if _is_float(tensor) and name in runs[1] and _same_first_row(tensor, runs[1][name])
+        if _is_float(tensor)
+        and tensor.numel()
+        and name in runs[1]
+        and _same_first_row(tensor, runs[1][name])
     ]
 
 

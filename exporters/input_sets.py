@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fxrebasin.redraw import redrawn
+from fxrebasin.redraw import Manner, redrawn
+
+_MANY_ELEMENTS = 1 << 20  # of a set of many rows, unless two rows have more
+_SMALL_BATCH = 7
 
 
 @dataclass(frozen=True)
@@ -21,28 +24,82 @@ class InputSet:
         args: positional inputs.
         kwargs: keyword inputs.
         required: False if the set may be left out when the reference cannot process it.
+        batch: size of the batch axis; None if there is none.
     """
 
     label: str
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     required: bool = True
+    batch: int | None = None
 
 
-def example_sets(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[InputSet]:
-    """The example inputs, and one redrawn set of the same shapes that may be left out.
-
-    Example inputs may be special (zeros, a single repeated token), so one more set is drawn from a
-    generator with a fixed seed, as `fxrebasin.redraw` says. Nothing is added where that changes
-    nothing.
+def example_set(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputSet:
+    """The example inputs themselves.
 
     Example:
-        >>> [one.label for one in example_sets((torch.ones(2, 3),), {})]
-        ['example', 'redrawn']
+        >>> example_set((torch.ones(4, 3),), {}).batch
+        4
     """
-    example = InputSet("example", args, kwargs)
-    redrawn = _redrawn("redrawn", args, kwargs, seed=1)
-    return [example] if _same(example, redrawn) else [example, redrawn]
+    return InputSet("example", tuple(args), dict(kwargs), batch=batch_size(args, kwargs))
+
+
+def other_sets(example: InputSet, *, any_batch: bool = True) -> Iterator[InputSet]:
+    """Sets of which the first that a model takes is worth a run beside the example.
+
+    Example inputs may be special (zeros, a single repeated token), and a function may depend on
+    the values or on the number of rows, so a set has other values and another number of rows. The
+    first ones differ most from the example. What differs in nothing is left out. Values are drawn
+    from a fixed seed, as `fxrebasin.redraw` says.
+
+    Args:
+        example: the inputs that were given.
+        any_batch: False for models that take one batch size only.
+
+    Example:
+        >>> [one.label for one in other_sets(example_set((torch.ones(2, 3) / 2,), {}))][:3]
+        ['redrawn batch of 3', 'redrawn batch of 3', 'redrawn batch of 4']
+    """
+    sizes = _other_batches(example.batch) if any_batch else []
+    tried = [example]
+    for batch in [*sizes, example.batch]:
+        for manner in (Manner.FREE, Manner.USUAL, Manner.CLOSE):
+            one = _drawn(example, batch, seed=1, manner=manner)
+            if not any(_same(one, other) for other in tried):
+                tried.append(one)
+                yield one
+
+
+def wide_sets(example: InputSet, like: InputSet, rows: int, count: int) -> Iterator[InputSet]:
+    """Sets of many rows with values far apart, for a model that may take one of several ways.
+
+    Args:
+        example: the inputs that were given.
+        like: a set that the model took: these have its batch size if that is the example's.
+        rows: of a set; fewer are made where rows are large.
+        count: number of sets.
+
+    Example:
+        >>> example = example_set((torch.ones(2, 3),), {})
+        >>> [one.label for one in wide_sets(example, with_batch(example, 3), 16, 2)]
+        ['wide batch of 16 #1', 'wide batch of 16 #2']
+    """
+    free = like.batch != example.batch
+    batch = _at_most(rows, example) if free else example.batch
+    for number in range(1, 1 + count):
+        manner = Manner.BEYOND if number % 2 else Manner.WIDE
+        one = _drawn(example, batch, seed=1 + number, manner=manner)
+        yield replace(one, label=f"wide{_of_batch(one, example)} #{number}")
+
+
+def with_batch(example: InputSet, batch: int, *, required: bool = False) -> InputSet:
+    """Inputs with another batch size: rows of the example, in their order, then redrawn.
+
+    A tensor has a batch axis if its first axis is as long as that of the first tensor that has
+    axes; other inputs are kept.
+    """
+    one = _drawn(example, batch, seed=1, manner=Manner.USUAL)
+    return replace(one, label=f"batch of {batch}", required=required)
 
 
 def batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
@@ -63,29 +120,39 @@ def is_batched(value: Any, batch: int) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == batch
 
 
-def with_batch(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int, *, required: bool
-) -> InputSet:
-    """Inputs with another batch size: rows of the example repeated in turn, then redrawn.
+def _other_batches(batch: int | None) -> list[int]:
+    """Few rows more or less, then a multiple or a part: what is made of pairs takes no odd one."""
+    if batch is None:
+        return []
+    if batch <= _SMALL_BATCH:
+        return list(dict.fromkeys((batch + 1, 2 * batch)))
+    return [_SMALL_BATCH, batch // 2]
 
-    A tensor has a batch axis if its first axis is as long as that of the first tensor that has
-    axes; other inputs are kept.
-    """
-    before = batch_size(args, kwargs)
+
+def _at_most(rows: int, example: InputSet) -> int:
+    """A number of rows, smaller where rows are large."""
+    batch = example.batch or 1
+    leaves = tree_leaves((example.args, dict(example.kwargs)))
+    row = sum(int(leaf.numel()) // batch for leaf in leaves if is_batched(leaf, batch))
+    return max(min(rows, _MANY_ELEMENTS // max(row, 1)), min(batch, 2))
+
+
+def _drawn(example: InputSet, batch: int | None, *, seed: int, manner: Manner) -> InputSet:
+    before = example.batch
 
     def resize(value: Any) -> Any:
-        if before is None or not is_batched(value, before):
+        if batch is None or before is None or batch == before or not is_batched(value, before):
             return value
-        return value[torch.arange(batch, device=value.device) % before]
+        return value[torch.arange(batch, device=value.device) * before // batch]
 
-    resized = tree_map(resize, (args, dict(kwargs)))
-    drawn = _redrawn(f"batch {batch}", *resized, seed=2)
-    return InputSet(drawn.label, drawn.args, drawn.kwargs, required)
+    resized = tree_map(resize, (example.args, dict(example.kwargs)))
+    args, kwargs = redrawn(resized, seed, manner)
+    one = InputSet("redrawn", args, kwargs, required=False, batch=batch)
+    return replace(one, label=f"redrawn{_of_batch(one, example)}")
 
 
-def _redrawn(label: str, args: Any, kwargs: Any, *, seed: int) -> InputSet:
-    args, kwargs = redrawn((args, dict(kwargs)), seed)
-    return InputSet(label, args, kwargs, required=False)
+def _of_batch(one: InputSet, example: InputSet) -> str:
+    return "" if one.batch == example.batch else f" batch of {one.batch}"
 
 
 def _same(left: InputSet, right: InputSet) -> bool:

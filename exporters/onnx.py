@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from os import PathLike
@@ -21,9 +21,11 @@ from fxrebasin.choices import choices_for
 from fxrebasin.compare import check_usable, unwrap
 from fxrebasin.errors import CheckpointError, EquivalenceError, ExportError, InputError
 from fxrebasin.exporters.equivalence import compare_onnxruntime
-from fxrebasin.exporters.input_sets import InputSet, batch_size, example_sets, with_batch
+from fxrebasin.exporters.input_sets import InputSet, batch_size, example_set, with_batch
 from fxrebasin.exporters.onnx_file import EMBEDDED_BYTES, data_name, write_onnx
+from fxrebasin.exporters.references import References, reference_runs
 from fxrebasin.exporters.report import EquivalenceReport
+from fxrebasin.exporters.runs import Subject
 from fxrebasin.exporters.runtime import OnnxModel
 from fxrebasin.inputs import normalise_inputs
 
@@ -168,21 +170,23 @@ def _prove(job: _Job, dynamic_batch: bool) -> EquivalenceReport:
 
 
 def _prove_fixed(job: _Job) -> EquivalenceReport:
-    _write(job, InputSet("example", job.args, job.kwargs), batch=None)
-    return _compare(job, _open(job), example_sets(job.args, job.kwargs))
+    _write(job, example_set(job.args, job.kwargs), batch=None)
+    references = reference_runs(Subject(job.model), job.args, job.kwargs, any_batch=False)
+    return _compare(job, _open(job), references)
 
 
 def _prove_dynamic(job: _Job, batch: int) -> EquivalenceReport:
-    inputs = InputSet("example", job.args, job.kwargs)
+    inputs = example_set(job.args, job.kwargs)
     if batch < _TRACED_BATCH:
-        inputs = with_batch(job.args, job.kwargs, _TRACED_BATCH, required=True)
+        inputs = with_batch(inputs, _TRACED_BATCH, required=True)
     _write(job, inputs, batch=max(batch, _TRACED_BATCH))
     session = _open(job)
     if not session.batch_is_dynamic(job.model, job.args, job.kwargs):
         raise ExportError("the graph of the model is specialised to one batch size")
-    example = InputSet("example", job.args, job.kwargs)
-    other = with_batch(job.args, job.kwargs, batch + 1, required=True)
-    return _compare(job, session, [example, other])
+    references = reference_runs(Subject(job.model), job.args, job.kwargs)
+    if not references.other_batch:
+        raise InputError("; ".join(references.notes))
+    return _compare(job, session, references)
 
 
 def _write(job: _Job, inputs: InputSet, batch: int | None) -> None:
@@ -196,7 +200,7 @@ def _open(job: _Job) -> OnnxModel:
         raise ExportError(f"onnxruntime refuses what was exported: {error}") from error
 
 
-def _compare(job: _Job, session: OnnxModel, sets: Sequence[InputSet]) -> EquivalenceReport:
-    report = compare_onnxruntime(job.model, session, sets)
+def _compare(job: _Job, session: OnnxModel, references: References) -> EquivalenceReport:
+    report = compare_onnxruntime(job.model, session, references)
     report.raise_if_failed()
     return report

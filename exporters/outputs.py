@@ -82,6 +82,7 @@ def compare_tensors(
         differing=None,
         noise_floor=noise_floor,
         tolerance=0.0 if exact else tolerance,
+        elements=reference.numel(),
         problems=_kind_problems(reference, candidate),
     )
     if figures.problems:

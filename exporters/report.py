@@ -32,6 +32,7 @@ class OutputFigures:
         noise_floor: relative error (defined as max_rel is) of the reference itself in its own
             precision against itself in float64; None where it was not measured.
         tolerance: the largest max_rel that passes; 0 for integer outputs.
+        elements: number of elements that were compared, over all inputs.
         non_finite: NaN and infinite values found, in words. Infinities of equal sign at equal
             places in both tensors (masked logits) are a finding that does not fail.
         problems: everything that makes the output fail whatever the tolerance.
@@ -48,6 +49,7 @@ class OutputFigures:
     differing: int | None
     noise_floor: float | None
     tolerance: float
+    elements: int = 0
     non_finite: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -71,6 +73,7 @@ class OutputFigures:
             cosine=-_worst(-self.cosine, -other.cosine),
             top1=_least(self.top1, other.top1),
             differing=_most(self.differing, other.differing),
+            elements=self.elements + other.elements,
             non_finite=tuple(dict.fromkeys((*self.non_finite, *other.non_finite))),
             problems=tuple(dict.fromkeys((*self.problems, *other.problems))),
         )
@@ -105,9 +108,10 @@ class EquivalenceReport:
 
     @property
     def passed(self) -> bool:
-        """True if both return the same tensors and every one is within its tolerance."""
+        """True if both return the same tensors, every one is within its tolerance, and not all
+        of them are empty."""
         return (
-            bool(self.outputs)
+            any(output.elements for output in self.outputs)
             and not self.structure
             and all(output.passed for output in self.outputs)
         )
@@ -155,7 +159,7 @@ class EquivalenceReport:
     @property
     def smallest_tolerance(self) -> float:
         """The smallest relative tolerance with which all would have passed; inf if none would."""
-        if self.structure:
+        if self.structure or not any(output.elements for output in self.outputs):
             return math.inf
         return _largest([output.smallest_tolerance for output in self.outputs])
 
@@ -177,6 +181,8 @@ class EquivalenceReport:
                 )
         if not self.outputs and not found:
             found.append("the models return no tensor that could be compared")
+        elif not found and not self.passed:
+            found.append(f"nothing was compared: {_shapes(self.outputs)}, without elements")
         return tuple(found)
 
     def raise_if_failed(self) -> None:
@@ -260,6 +266,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return list(value) if isinstance(value, tuple) else value
+
+
+def _shapes(outputs: Sequence[OutputFigures]) -> str:
+    return ", ".join(f"{output.name} has the shape {output.shape}" for output in outputs)
 
 
 def _severity(output: OutputFigures) -> float:

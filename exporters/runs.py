@@ -1,9 +1,11 @@
-"""Run a model on sets of inputs, in its own precision and in float64, leaving it as it was."""
+"""Run a model on inputs, in its own precision and in float64, leaving it as it was."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -15,36 +17,95 @@ from fxrebasin.errors import InputError
 from fxrebasin.exporters.float64 import TrueFloat64, float64_copy, widened
 from fxrebasin.exporters.input_sets import InputSet
 from fxrebasin.exporters.outputs import named_tensors
+from fxrebasin.exporters.state_reads import StateReads
 from fxrebasin.passes.preserve import preserve
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is run: a module, with its own weights or with others.
+
+    Attributes:
+        model: left as it is.
+        state: parameters and buffers by name; what it lacks is the model's own.
+        label: what messages call it.
+    """
+
+    model: nn.Module
+    state: Mapping[str, torch.Tensor] | None = None
+    label: str = "the model"
+
+
+class Float64Run:
+    """Runs a float64 copy; every run starts from the same state, whatever came before.
+
+    Args:
+        twin: the copy.
+    """
+
+    def __init__(self, twin: nn.Module) -> None:
+        self._twin = twin
+
+    def reads(self) -> StateReads:
+        """What notes reads of the copy's parameters, to be passed to calls."""
+        return StateReads(dict(self._twin.named_parameters()))
+
+    def __call__(self, inputs: InputSet, reads: StateReads | None = None) -> Tensors | Exception:
+        """The tensors that are returned, or what was raised.
+
+        Args:
+            inputs: of the call.
+            reads: notes what is read.
+        """
+        args, kwargs = widened((inputs.args, dict(inputs.kwargs)))
+        if reads is not None:
+            tree_map(reads.mark, (args, kwargs))
+
+        def call() -> Any:
+            with TrueFloat64(), reads or nullcontext():
+                return call_quietly(self._twin, args, kwargs)
+
+        return _attempt(self._twin, call)
+
+
+@contextmanager
+def in_float64(subject: Subject) -> Iterator[Float64Run]:
+    """A float64 copy of what is to be run, in eval mode; it is all the memory that is taken."""
+    with preserve(subject.model):
+        twin = float64_copy(subject.model)
+        if subject.state is not None:
+            for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
+                if name in subject.state:
+                    tensor.data = widened(subject.state[name]).to(tensor)
+        yield Float64Run(twin)
+
+
+def run_float64(subject: Subject, sets: Sequence[InputSet]) -> list[Tensors | Exception]:
+    """What is returned on each set in float64 throughout, or raised. Nothing is modified."""
+    with in_float64(subject) as run:
+        return [run(one) for one in sets]
+
+
 def run_native(model: nn.Module, sets: Sequence[InputSet]) -> list[Tensors | Exception]:
     """What the model returns on each set in its own precision, or raises. It is not modified."""
-    with preserve(model):
-        return [_attempt(model, one, _cloned) for one in sets]
+
+    def call(one: InputSet) -> Any:
+        return call_quietly(model, *_cloned((one.args, dict(one.kwargs))))
+
+    return [_attempt(model, lambda one=one: call(one)) for one in sets]  # type: ignore[misc]
 
 
-def run_float64(model: nn.Module, sets: Sequence[InputSet]) -> list[Tensors | Exception]:
-    """What the model returns on each set in float64 throughout, or raises. It is not modified."""
-    with preserve(model):
-        twin = float64_copy(model)
-        with TrueFloat64():
-            return [_attempt(twin, one, widened) for one in sets]
-
-
-def _attempt(
-    model: nn.Module, inputs: InputSet, prepare: Callable[[Any], Any]
-) -> Tensors | Exception:
-    args, kwargs = prepare((inputs.args, dict(inputs.kwargs)))
+def _attempt(model: nn.Module, call: Callable[[], Any]) -> Tensors | Exception:
+    """The tensors that a call returns, or what it raises; the model is as before."""
     try:
-        with warnings.catch_warnings():
+        with preserve(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            returned = call_quietly(model, args, kwargs)
+            returned = named_tensors(call())
+            return {name: tensor.detach().clone() for name, tensor in returned.items()}
     except Exception as error:  # noqa: BLE001 - a model's forward may raise anything
         return error
-    return {name: tensor.detach().clone() for name, tensor in named_tensors(returned).items()}
 
 
 def call_quietly(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -59,40 +120,24 @@ def _cloned(value: Any) -> Any:
     )
 
 
-def usable_runs(
-    model: nn.Module, sets: Sequence[InputSet], *runs: Sequence[Tensors | Exception]
-) -> tuple[list[list[Tensors]], list[InputSet], tuple[str, ...]]:
-    """The runs and sets to compare on, and notes about sets that are left out."""
-    kept, notes = [], []
-    for index, one in enumerate(sets):
-        fault = next((fault for run in runs if (fault := _fault(run[index]))), None)
-        if one.required or fault is None:
-            kept.append(index)
-        else:
-            notes.append(f"inputs left out ({one.label}): {fault}")
-    tensors = [
-        [tensors_of("the model", model, sets[index], run[index]) for index in kept] for run in runs
-    ]
-    return tensors, [sets[index] for index in kept], tuple(notes)
-
-
-def _fault(run: Tensors | Exception) -> str | None:
+def fault_of(run: Tensors | Exception) -> str | None:
     """Why a run says nothing about equivalence, in words; None if it does."""
     if isinstance(run, Exception):
         return first_lines(run, 1)
     return "an output is NaN" if any(t.isnan().any() for t in run.values()) else None
 
 
-def tensors_of(role: str, model: nn.Module, inputs: InputSet, run: Tensors | Exception) -> Tensors:
+def tensors_of(subject: Subject, inputs: InputSet, run: Tensors | Exception) -> Tensors:
     """The tensors of a run, or the error that says why there are none.
 
     Raises:
-        InputError: `model`, which the message calls `role`, raised.
+        InputError: the subject raised.
     """
     if isinstance(run, Exception):
         raise InputError(
-            f"{role} does not run on the inputs ({inputs.label}): "
-            f"{describe_call(model, inputs.args, inputs.kwargs)} raised {first_lines(run)}\n"
+            f"{subject.label} does not run on the inputs ({inputs.label}): "
+            f"{describe_call(subject.model, inputs.args, inputs.kwargs)} raised "
+            f"{first_lines(run)}\n"
             "Both models have to take the same inputs, in their own precision and in float64."
         ) from run
     return run

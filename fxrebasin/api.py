@@ -200,7 +200,9 @@ def transform(
     equivalence = None
     if verify:
         with _timed(seconds, "verify"):
-            equivalence = compare_float64(task.model, result, task.args, task.kwargs)
+            equivalence = compare_float64(
+                task.model, result, task.args, task.kwargs, any_batch=traced.any_batch
+            )
         equivalence.raise_if_failed()
     result.meta["fxrebasin"] = RebasinReport(
         method=method,

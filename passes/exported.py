@@ -39,6 +39,20 @@ def exported_graph(
     return fx.GraphModule(module, copy_graph(module.graph), type(model).__name__)
 
 
+def has_open_axis(graph_module: fx.GraphModule) -> bool:
+    """Whether the graph is for several sizes of an axis of an input.
+
+    torch.export closes an axis that it was told to leave open if the model asks for its size, and
+    the batch axis is never left open for one row.
+
+    Args:
+        graph_module: from `exported_graph`.
+    """
+    values = [node.meta.get("val") for node in graph_module.graph.nodes if node.op == "placeholder"]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    return any(isinstance(size, torch.SymInt) for value in tensors for size in value.shape)
+
+
 def _dynamic_shapes(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """A `torch.export.ShapesCollection` (which export takes and does not declare), or None."""
     leaves = tree_leaves((tuple(args), dict(kwargs)))

@@ -16,7 +16,7 @@ from fxrebasin.compare import unwrap
 from fxrebasin.errors import TraceError
 from fxrebasin.inputs import check_inputs
 from fxrebasin.passes.dry_run import DryRun, dry_run, leaves_of
-from fxrebasin.passes.exported import exported_graph
+from fxrebasin.passes.exported import exported_graph, has_open_axis
 from fxrebasin.passes.graph_state import carry_state, named_state
 from fxrebasin.passes.preserve import preserve
 from fxrebasin.passes.symbolic import symbolic_graph
@@ -30,12 +30,14 @@ class TraceResult:
 
     `graph_module` holds the parameters and buffers of the model themselves, under the same names,
     and some of its submodules: run it inside `preserve`. `notes` says in words what was tried
-    before and what is fixed in the graph.
+    before and what is fixed in the graph. `any_batch` is False if it is made for the batch size of
+    the example inputs only.
     """
 
     graph_module: fx.GraphModule
     tracer: Literal["fx", "export", "given"]
     notes: tuple[str, ...] = ()
+    any_batch: bool = True
 
 
 def trace(
@@ -79,7 +81,9 @@ def trace(
         if isinstance(result, fx.GraphModule):
             problem = _difference(model, result, args, kwargs, expected) if check else None
             if problem is None:
-                return TraceResult(result, tracer, (*reasons, *_notes(label)))
+                open_batch = tracer == "fx" or has_open_axis(result)
+                fixed = () if open_batch else (_FIXED,)
+                return TraceResult(result, tracer, (*reasons, *fixed), open_batch)
             result = f"made a wrong graph: {problem}"
         reasons.append(f"{label} {result}")
     raise _untraceable(model, args, kwargs, reasons)
@@ -92,9 +96,7 @@ _TRACERS: tuple[tuple[str, Literal["fx", "export"], _Trace], ...] = (
 )
 
 
-def _notes(label: str) -> tuple[str, ...]:
-    fixed = label == "torch.export"
-    return ("the graph is for the batch size of the example inputs only",) if fixed else ()
+_FIXED = "the graph is for the batch size of the example inputs only"
 
 
 def _try(
