@@ -76,8 +76,8 @@ class Memory:
         address = address_of(tensor)
         if note is not None and note.run == self._run and note.address == address:
             return note.track
-        made: tuple[Tensor, Replay] | None = getattr(tensor, _VIEW_OF, None)
-        if made is not None and address_of(made[0]) == address:
+        made = _view_of(tensor)
+        if made is not None:
             base = self.find(made[0])
             if base is not None:
                 track = Track(Value(tuple(tensor.shape)), base=base, replay=made[1], seen=-1)
@@ -120,12 +120,12 @@ class Memory:
         """Start to follow a constant that is going to be written to, and what it is a view of."""
         found = self.find(tensor)
         if found is None:
-            made: tuple[Tensor, Replay] | None = getattr(tensor, _VIEW_OF, None)
-            if made is None or address_of(made[0]) != address_of(tensor):
+            made = _view_of(tensor)
+            if made is None:
                 found = Track(self.constant_value(tensor))
             else:
                 value, base = self.constant_value(tensor), self.begin(made[0])
-                found = Track(value, base=base, replay=made[1], seen=base.version)
+                found = Track(value, base=base, replay=made[1], seen=base.root.version)
             self.set(tensor, found)
         return found
 
@@ -198,6 +198,16 @@ class Memory:
         if address not in self._kept:
             with torch._C.DisableTorchFunction():
                 self._kept[address] = StorageWeakRef(tensor.untyped_storage())
+
+
+def _view_of(tensor: Tensor) -> tuple[Tensor, Replay] | None:
+    """What a constant was made a view of, while that looks at the same memory in the same way."""
+    made: tuple[Tensor, Replay] | None = getattr(tensor, _VIEW_OF, None)
+    if made is None or address_of(made[0]) != address_of(tensor):
+        return None
+    form = made[1].form
+    alike = made[0].shape == form.shape and made[0].stride() == form.stride()
+    return made if alike else None
 
 
 def address_of(tensor: Tensor) -> int:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum, auto
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ from fxrebasin.passes.schema import (
     written_by,
 )
 from fxrebasin.passes.subclasses import has_own_operators
-from fxrebasin.passes.tracking import Replay, Track, refresh, write
+from fxrebasin.passes.tracking import LAZY, RESHAPING, Track, refresh, replay_of, write
 from fxrebasin.provenance import Origin
 from fxrebasin.redraw import redrawn
 
@@ -162,7 +162,7 @@ def _run(
             mode.pin_outputs(output)
             if not mode.looked_at_data or mode.result.ledger.places() == known:
                 break
-    return mode.result
+    return mode.finish()
 
 
 def _stand_ins(
@@ -198,6 +198,7 @@ class Propagator(TorchDispatchMode):
         self.escapes = Escapes(self.result.ledger, self.result.notes, site, self.real)
         self.memory = self.escapes.memory
         self._without_data: nn.Module | None = None
+        self._calls: list[tuple[int, list[_Entry], list[_Entry]]] = []
 
     # State and values -------------------------------------------------------------------------
 
@@ -328,7 +329,8 @@ class Propagator(TorchDispatchMode):
             self.memory.note_write(tensor)
         if argument:
             for index, tensor in enumerate(made):
-                self.memory.mark_view(tensor, bound[argument], Replay(func, bound, argument, index))
+                replay = replay_of(func, bound, argument, index)
+                self.memory.mark_view(tensor, bound[argument], replay)
         return result
 
     def _untracked_on_meta(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -354,6 +356,8 @@ class Propagator(TorchDispatchMode):
         also = [] if writes else touched_by(func, bound)
         for tensor in writes:
             self.memory.begin(tensor)  # while a constant still holds what it held before
+        if func in RESHAPING:
+            return self._reshape(func, bound)
         strides = [tensor.stride() for tensor in tensors_in(list(bound.values()))]
         computed = self._execute(func, args, options)
         outputs = writes or tensors_in(computed)
@@ -367,9 +371,18 @@ class Propagator(TorchDispatchMode):
             self.running_statistics,
             strides,
         )
-        for track in filter(None, map(self.memory.find, call.tensors())):
-            refresh(track, result.ledger)  # it is read, also by a rule that does not look at it
-        inputs = tuple(self._named(tensor) for tensor in call.tensors())
+        if func in LAZY:
+            inputs = [self._named(tensor) for tensor in call.tensors()]
+            values = [Value(tuple(tensor.shape)) for tensor in outputs]
+            self._attach(func, bound, outputs, values)
+            self._record(inputs, outputs, values)
+            return computed
+        written = writes if func in OVERWRITING else []
+        for tensor in call.tensors():
+            track = self.memory.find(tensor)
+            if track is not None and not any(tensor is item for item in written):
+                refresh(track, result.ledger)  # it is read, also by a rule that does not look at it
+        inputs = [self._named(tensor) for tensor in call.tensors()]
         rule = RULES.get(func)
         if rule is None and func not in LOOKING and func not in INDIFFERENT:
             rule = pin_everything("unknown operator")
@@ -378,10 +391,10 @@ class Propagator(TorchDispatchMode):
             also = []
         values = [] if rule is None else self._apply(rule, call)
         for tensor in also:
-            self._write(tensor, pinned_value(tensor.shape, "unknown operator"), False)
+            self._write(tensor, pinned_value(tensor.shape, "unknown operator"))
         if writes:
             for tensor, value in zip(writes, values, strict=True):
-                self._write(tensor, value, func in OVERWRITING)
+                self._write(tensor, value)
         else:
             self._attach(func, bound, outputs, values)
         self._record(inputs, outputs, values)
@@ -407,6 +420,16 @@ class Propagator(TorchDispatchMode):
             self.escapes.refusal = self.escapes.refusal or error  # also if the model catches it
             raise
 
+    def _reshape(self, func: Any, bound: Mapping[str, Any]) -> Tensor:
+        """A tensor becomes a view of what it was; nothing is written."""
+        tensor: Tensor = bound["self"]
+        base = self.memory.begin(tensor)
+        replay = replay_of(RESHAPING[func], bound, "self", 0)
+        func(**bound)
+        track = Track(Value(tuple(tensor.shape)), "", base.name, base, replay, seen=-1)
+        self.memory.set(tensor, track)
+        return tensor
+
     def _attach(
         self,
         func: Any,
@@ -419,44 +442,51 @@ class Propagator(TorchDispatchMode):
         for index, (tensor, value) in enumerate(zip(outputs, values, strict=True)):
             track = Track(value)
             if base is not None:
-                track.base, track.seen = base, base.version
-                track.replay = Replay(func, bound, argument, index)
+                track.base = base
+                track.seen = -1 if func in LAZY else base.root.version
+                track.replay = replay_of(func, bound, argument, index)
             self.memory.set(tensor, track)
 
-    def _write(self, tensor: Tensor, value: Value, overwritten: bool) -> None:
+    def _write(self, tensor: Tensor, value: Value) -> None:
         track = self.memory.begin(tensor)
         if tuple(value.shape) == tuple(track.value.shape):
-            write(track, value, self.result.ledger, overwritten)
+            write(track, value, self.result.ledger)
         else:
             track.value = value
         self.memory.moved(tensor, track)
         self.escapes.written(tensor)
 
-    def _named(self, tensor: Tensor) -> tuple[str, Value]:
+    def _named(self, tensor: Tensor) -> _Entry:
         track = self.memory.find(tensor)
         if track is None:
             name = getattr(tensor, _BUFFER, "constant")
             return name, self.memory.constant_value(tensor) if name == "constant" else Value(
                 tuple(tensor.shape)
             )
-        return track.name, track.value
+        return track.name, _shown(track)
 
     def _record(
         self,
-        inputs: tuple[tuple[str, Value], ...],
+        inputs: Sequence[_Entry],
         outputs: Sequence[Tensor],
         values: Sequence[Value],
     ) -> None:
         origin = self.result.ledger.origin
         node = self.result.ledger.origins[origin].node
-        named = []
+        named: list[_Entry] = []
         for index, (tensor, value) in enumerate(zip(outputs, values, strict=True)):
             name = node if index == 0 else f"{node}[{index}]"
             track = self.memory.find(tensor)
             if track is not None:
                 track.name = name
-            named.append((name, value))
-        self.result.records.append(Record(origin, inputs, tuple(named)))
+            named.append((name, value if track is None else _shown(track)))
+        self._calls.append((origin, list(inputs), named))
+
+    def finish(self) -> Propagation:
+        """The result, once nothing more is going to be read."""
+        for origin, inputs, outputs in self._calls:
+            self.result.records.append(Record(origin, _settled(inputs), _settled(outputs)))
+        return self.result
 
     def pin_outputs(self, output: Any) -> None:
         """The model's outputs are seen by the user: none of their axes may move."""
@@ -468,9 +498,21 @@ class Propagator(TorchDispatchMode):
             value = self.lookup(tensor)
             pinned = pinned_value(value.shape, "model output")
             ledger.join([*pinned.fields, *value.fields])
-            self.result.records.append(
-                Record(ledger.origin, (self._named(tensor),), ((f"output[{index}]", pinned),))
+            self._calls.append(
+                (ledger.origin, [self._named(tensor)], [(f"output[{index}]", pinned)])
             )
+
+
+_Entry: TypeAlias = tuple[str, "Value | Track"]
+"""A tensor in a record: its name, and its value, or its track while that is not looked up yet."""
+
+
+def _shown(track: Track) -> Value | Track:
+    return track.value if track.seen >= 0 else track
+
+
+def _settled(entries: Sequence[_Entry]) -> tuple[tuple[str, Value], ...]:
+    return tuple((name, item.value if isinstance(item, Track) else item) for name, item in entries)
 
 
 def _output_tensors(output: Any) -> list[Tensor]:

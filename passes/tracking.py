@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +10,23 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from fxrebasin.labels import NONE, Field, Labels, Value
-from fxrebasin.passes.ledger import Ledger, free_labels
-from fxrebasin.passes.rules.concatenation import aligned
-from fxrebasin.passes.rules.movement import as_list, reshape_value, view_fields
+import fxrebasin.passes.rules  # noqa: F401  (importing it fills the registry)
+from fxrebasin.labels import Labels, Value, pinned_value
+from fxrebasin.passes.ledger import Ledger
+from fxrebasin.passes.pieces import Pieces
+from fxrebasin.passes.rules.movement import reshape, same, view, view_fields
+from fxrebasin.passes.rules.registry import RULES, Call, pin_everything
+from fxrebasin.passes.schema import viewed_by
 
 
 @dataclass(eq=False)
 class Track:
     """What is known of one tensor.
 
-    A view remembers its base and how it was made, so that a write through either is seen by both.
-    `version` counts the writes to a base that its views have to catch up with.
+    A view remembers its base and how it was made, so that a write through either is seen by both;
+    what it holds is looked up when something reads it. The base of all bases holds the `pieces`
+    that views of it were given. `version` counts its writes, and `seen` those that a view has
+    caught up with.
     """
 
     value: Value
@@ -31,132 +36,172 @@ class Track:
     replay: Replay | None = None
     version: int = 0
     seen: int = 0
+    pieces: Pieces | None = None
+
+    @property
+    def root(self) -> Track:
+        """What this is a view of, directly or through others."""
+        return self if self.base is None else self.base.root
 
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """A view operator that can be run again on other tensors of the same shape."""
+    """A view operator that can be run again on other tensors of the same shape.
+
+    `form` is a meta tensor of the size, strides and type that its base had.
+    """
 
     op: OpOverload
     args: Mapping[str, Any]
     argument: str
-    output: int
+    form: Tensor
 
     def __call__(self, tensor: Tensor) -> Tensor:
         """Make the view of another tensor."""
-        rest = {name: item for name, item in self.args.items() if name != self.argument}
-        return as_list(self.op(tensor, **rest))[self.output]
+        found: Tensor = self.op(**{**self.args, self.argument: tensor})
+        return found
 
-    def fields(self, ledger: Ledger, value: Value, shape: tuple[int, ...]) -> tuple[Field, ...]:
-        """The view's fields, from those of its base."""
-        if self.op._schema.name in ("aten::view", "aten::_unsafe_view", "aten::reshape"):
-            return reshape_value(ledger, value, shape).fields
-        return view_fields(ledger, value, self, 1)[0]
+    def value(self, ledger: Ledger, base: Value, shape: tuple[int, ...]) -> Value:
+        """The view's value, from that of its base."""
+        rule = RULES.get(self.op, pin_everything("unknown operator"))
+        if rule is view:
+            return Value(shape, view_fields(ledger, base, self, 1)[0])
+        out = [torch.empty(shape, device="meta")]
+        strides = [self.form.stride()]
+        found = rule(
+            Call(ledger, self.op, self.args, out, lambda _: base, _none, lambda _: base, strides)
+        )
+        return found[0]
+
+
+def replay_of(op: OpOverload, args: Mapping[str, Any], argument: str, output: int) -> Replay:
+    """How one output of a view operator was made; of one with several, by an operator with one."""
+    base: Tensor = args[argument]
+    form = torch.empty_strided(base.shape, base.stride(), dtype=base.dtype, device="meta")
+    name = op._schema.name
+    if name not in _SEVERAL:
+        return Replay(op, args, argument, form)
+    dim = args["dim"]
+    if name == "aten::unbind":
+        return Replay(torch.ops.aten.select.int, {"dim": dim, "index": output}, argument, form)
+    sizes = args[_SEVERAL[name]]
+    if name == "aten::chunk":
+        sizes = max(-(-base.shape[dim] // sizes), 1)
+    start = sizes * output if isinstance(sizes, int) else sum(sizes[:output])
+    end = start + (sizes if isinstance(sizes, int) else sizes[output])
+    part = {"dim": dim, "start": start, "end": min(end, base.shape[dim])}
+    return Replay(torch.ops.aten.slice.Tensor, part, argument, form)
+
+
+_SEVERAL = {
+    "aten::split": "split_size",
+    "aten::split_with_sizes": "split_sizes",
+    "aten::chunk": "chunks",
+    "aten::unbind": "",
+}
+"""View operators with several outputs, and their arguments that say of which sizes these are."""
+
+LAZY = frozenset(
+    op for op, rule in RULES.items() if rule in (view, reshape, same) and viewed_by(op)
+)
+"""View operators whose outputs are looked at when something reads them."""
+
+
+RESHAPING = {
+    getattr(packet, overload): getattr(getattr(torch.ops.aten, name), overload)
+    for name in ("transpose", "t", "squeeze", "unsqueeze", "swapaxes", "swapdims", "as_strided")
+    for packet in [getattr(torch.ops.aten, f"{name}_")]
+    for overload in packet.overloads()
+    if overload in getattr(torch.ops.aten, name).overloads()
+}
+"""Operators that turn a tensor into a view of what it was, and those that make this view."""
+
+
+def _none(_: Tensor) -> None:
+    return None
 
 
 def refresh(track: Track, ledger: Ledger) -> Value:
-    """The current value of a tensor: a view of a base that was written to is made anew."""
-    if track.value.when_read is not None:
-        track.value = track.value.when_read()
-    if track.base is not None and track.replay is not None:
-        base = refresh(track.base, ledger)
-        if track.seen != track.base.version:
-            fields = track.replay.fields(ledger, base, track.value.shape)
-            track.value = Value(track.value.shape, fields)
-            track.seen = track.base.version
-            track.version += 1
-            track.state = ""
+    """The current value of a tensor that is read."""
+    root = track.root
+    if root.value.when_read is not None:
+        root.value = root.value.when_read()
+    if track is root and root.pieces is not None:
+        pieces, root.pieces = root.pieces, None
+        root.value = pieces.read(ledger, pieces.form) or root.value
+    elif track is not root and track.seen != root.version:
+        placed = None if root.pieces is None else _placed(track, root.pieces.form)
+        if root.pieces is not None and placed is None:
+            refresh(root, ledger)
+        found = None
+        if root.pieces is not None and placed is not None:
+            found = root.pieces.read(ledger, placed)
+        track.value = found or _viewed(track, root, ledger)
+        track.seen = root.version
+        track.state = ""
     return track.value
 
 
-def write(track: Track, value: Value, ledger: Ledger, overwritten: bool) -> None:
-    """A tensor takes on new content; so do its base and all other views of that.
+def _viewed(track: Track, root: Track, ledger: Ledger) -> Value:
+    """A view's value, from the nearest one before it that is known.
 
-    With `overwritten`, what was there before was not read.
+    What lies between is not read by itself: a selection is one of what is left in the end.
     """
+    chain = [track]
+    while (base := chain[-1].base) is not None and base is not root and base.seen != root.version:
+        chain.append(base)
+    value = root.value if base is None else base.value
+    known = len(ledger.members)
+    for item in reversed(chain):
+        if item.replay is not None:
+            value = item.value = item.replay.value(ledger, value, item.value.shape)
+    between = ledger.members[known:]
+    if between and len(chain) > 1:
+        ledger.members[known:] = [labels for labels in between if labels.numel() == 1]
+        for field in value.fields:
+            ledger.remember(field if isinstance(field, Labels) else None)
+    return value
+
+
+def _placed(track: Track, form: Tensor) -> Tensor | None:
+    """The view that a tensor is of what all are views of; None if it has elements of another type.
+
+    Args:
+        track: of the tensor.
+        form: a meta tensor in place of what all are views of.
+    """
+    if track.base is None or track.replay is None:
+        return form
+    base = _placed(track.base, form)
+    placed = None if base is None else track.replay(base)
+    return placed if placed is not None and placed.dtype == form.dtype else None
+
+
+def write(track: Track, value: Value, ledger: Ledger) -> None:
+    """A tensor takes on new content; so do its base and all other views of that."""
+    root = track.root
+    root.version += 1
     track.value = value
-    track.state = ""
-    track.version += 1
-    if track.base is None or track.replay is None:
+    track.seen = root.version
+    track.state = root.state = ""
+    if track.replay is None:
+        root.pieces = None
         return
-    write(track.base, _scattered(track, ledger, overwritten), ledger, overwritten)
-    track.seen = track.base.version
+    form = _form_of(track, track.replay) if root.pieces is None else root.pieces.form
+    placed = _placed(track, form)
+    if placed is None:
+        reason = "written to as elements of another type"
+        for item in (value, refresh(root, ledger)):
+            ledger.join([*item.fields, *pinned_value(item.shape, reason).fields])
+        root.value = pinned_value(root.value.shape, reason)
+        return
+    if root.pieces is None:
+        root.pieces = Pieces(form, root.value)
+    root.pieces.write(placed, value)
 
 
-def _scattered(track: Track, ledger: Ledger, overwritten: bool) -> Value:
-    """The base of a view after the view was written to.
-
-    The base's fields come to tell apart the part that was written and the part that was not, in
-    the manner of a concatenation.
-    """
-    if track.base is None or track.replay is None:
-        return track.value
-    base = track.base.value
-    places = track.replay(torch.arange(_count(base.shape)).view(base.shape)).reshape(-1)
-    if places.numel() == _count(base.shape):
-        fields = [
-            _unviewed(item, track.value, base.shape, places) for item in _flat(track.value, ledger)
-        ]
-        return Value(base.shape, ledger.join([item for item in fields if item is not None]))
-    inside = torch.zeros(_count(base.shape), dtype=torch.int64)
-    inside[places] = 1
-    segment = free_labels(_squeezed((-2 - inside).view(base.shape)))
-    known = ledger.size
-    before = _flat(base, ledger)
-    if overwritten:
-        _give_up_unread(ledger, before, base.shape, places, known)
-    fields = []
-    for old, new in aligned([before, _flat(track.value, ledger)]):
-        full = torch.full((_count(base.shape),), NONE)
-        if old is not None:
-            full = old.values.expand(base.shape).reshape(-1).clone()
-        full[places] = NONE
-        if new is not None:
-            full[places] = new.values.expand(track.value.shape).reshape(-1)
-        fields.append(free_labels(_squeezed(full.view(base.shape))))
-    found = [_marked(item) for item in [*fields, segment] if item is not None]
-    return Value(base.shape, ledger.join(found))
-
-
-def _give_up_unread(
-    ledger: Ledger, fields: Sequence[Labels], shape: Sequence[int], places: Tensor, known: int
-) -> None:
-    """Elements that are overwritten before anything reads them belong to no class."""
-    for item in fields:
-        gone = item.values.expand(tuple(shape)).reshape(-1)[places].numpy()
-        ledger.pin(gone[gone >= known], "overwritten before it is read")
-
-
-def _marked(item: Labels) -> Labels:
-    if bool((item.values < 0).all()):
-        return Labels(item.values, item.axes, item.injective, True, "part of a tensor written to")
-    return item
-
-
-def _unviewed(item: Labels, value: Value, shape: Sequence[int], places: Tensor) -> Labels | None:
-    full = torch.empty(_count(shape), dtype=torch.int64)
-    full[places] = item.values.expand(value.shape).reshape(-1)
-    found = free_labels(_squeezed(full.view(tuple(shape))), item)
-    return found
-
-
-def _flat(value: Value, ledger: Ledger) -> list[Labels]:
-    found: list[Labels] = []
-    for item in value.fields:
-        found += [item] if isinstance(item, Labels) else ledger.separate(item)
-    return found
-
-
-def _squeezed(values: Tensor) -> Tensor:
-    for axis in range(values.ndim):
-        first = values.narrow(axis, 0, 1)
-        if bool((values == first).all()):
-            values = first
-    return values
-
-
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+def _form_of(track: Track, replay: Replay) -> Tensor:
+    """A meta tensor like what a view is a view of, directly or through others."""
+    while track.base is not None and track.base.replay is not None:
+        track, replay = track.base, track.base.replay
+    return replay.form

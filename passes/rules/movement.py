@@ -249,18 +249,36 @@ def complex_numbers(call: Call) -> Sequence[Value]:
     return [Value(call.shape, tuple(fields))]
 
 
-@rule("as_strided", "as_strided_")
+@rule("as_strided")
 def restride(call: Call) -> Sequence[Value]:
-    """Strides for the same storage; understood if they are the ones that the tensor has."""
-    value = call.value("self")
-    wanted = call.args["stride"]
-    same = all(
-        size == 1 or mine == stride
-        for size, mine, stride in zip(value.shape, call.strides[0], wanted, strict=False)
-    )
-    if value.shape == call.shape and same and call.args.get("storage_offset") is None:
-        return [value]
-    return pin_everything("strides")(call)
+    """Other strides for the same storage: run on labels that are laid out as the tensor is."""
+    value, tensor = call.value("self"), call.args["self"]
+    form = torch.empty_strided(value.shape, call.strides[0], dtype=torch.int64, device="meta")
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    start = call.args.get("storage_offset")
+    start = 0 if start is None or start == tensor.storage_offset() else start
+    wanted = call.args["size"], call.args["stride"], start
+    inside = _span(*wanted) <= _span(form.shape, form.stride(), 0)
+    if _overlaps(form) or 0 in (*value.shape, *call.shape) or not inside or (start and not whole):
+        return pin_everything("strides")(call)
+
+    def move(labels: Tensor) -> Tensor:
+        laid = torch.empty_strided(form.shape, form.stride(), dtype=labels.dtype).copy_(labels)
+        return laid.as_strided(*wanted)
+
+    fields: list[Field] = []
+    for item in materialised(call.ledger, value, set(range(len(value.shape)))):
+        if isinstance(item, Labels):
+            moved = move(_full(item, value.shape))
+            values = squeeze_constant(moved, range(moved.ndim))
+            labels = chosen_labels(call.ledger, values, item)
+            fields += [] if labels is None else [labels]
+    return [call.join(fields)]
+
+
+def _span(size: Sequence[int], stride: Sequence[int], start: int) -> int:
+    """How much memory a view reaches into, in elements."""
+    return 1 + start + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
 
 
 def move_labels(
