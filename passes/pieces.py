@@ -44,7 +44,7 @@ class Pieces:
         addresses = addresses_of(form)
         self._parts = [_Part(form, addresses, before)]
         self._index: dict[object, int] = {}
-        self._owner = np.zeros(int(addresses.max(initial=0)) + 1, np.int32)
+        self._owner = np.zeros(int(addresses.max(initial=0)) + 1, np.int64)
 
     def write(self, view: Tensor, value: Value) -> None:
         """A view is given a new content.
@@ -70,7 +70,7 @@ class Pieces:
         if not places.size:
             return None
         owners = self._owner[places]
-        present = distinct(owners.astype(np.int64)).tolist()
+        present = distinct(owners).tolist()
         if present == [0]:
             return None
         only = self._parts[present[0]]
@@ -133,7 +133,7 @@ def _labels(ledger: Ledger, value: Value) -> list[Labels]:
 def _axis_in(whole: Tensor, view: Tensor, axis: int) -> int:
     """The axis of the whole that an axis of a view runs along; beyond all if there is none."""
     size, stride = view.shape[axis], view.stride(axis)
-    for own in sorted(range(whole.ndim), key=lambda own: -whole.stride(own)):
+    for own in sorted(range(whole.ndim), key=whole.stride, reverse=True):
         step = whole.stride(own)
         if whole.shape[own] > 1 and 0 < step <= stride:
             within = stride % step == 0 and (size - 1) * stride < step * whole.shape[own]
@@ -160,7 +160,7 @@ def _side_by_side(
 
 def _segments(owners: Ints, view: Tensor) -> Labels:
     """Which part each position is of."""
-    return _field(-2 - owners.astype(np.int64), view, _SEGMENT)
+    return _field(-2 - owners, view, _SEGMENT)
 
 
 def _field(labels: Ints, view: Tensor, reason: str) -> Labels:

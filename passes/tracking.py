@@ -184,10 +184,10 @@ def write(track: Track, value: Value, ledger: Ledger) -> None:
     track.value = value
     track.seen = root.version
     track.state = root.state = ""
-    if track.replay is None:
+    if track.base is None or track.replay is None:
         root.pieces = None
         return
-    form = _form_of(track, track.replay) if root.pieces is None else root.pieces.form
+    form = _form_of(track.base, track.replay) if root.pieces is None else root.pieces.form
     placed = _placed(track, form)
     if placed is None:
         reason = "written to as elements of another type"
@@ -200,8 +200,8 @@ def write(track: Track, value: Value, ledger: Ledger) -> None:
     root.pieces.write(placed, value)
 
 
-def _form_of(track: Track, replay: Replay) -> Tensor:
+def _form_of(base: Track, replay: Replay) -> Tensor:
     """A meta tensor like what a view is a view of, directly or through others."""
-    while track.base is not None and track.base.replay is not None:
-        track, replay = track.base, track.base.replay
-    return replay.form
+    if base.base is None or base.replay is None:
+        return replay.form
+    return _form_of(base.base, base.replay)
