@@ -107,7 +107,7 @@ for _name, _order, _move in (
     ("index_select of both", 0.0, lambda h: h.flatten(1).index_select(1, torch.arange(0, 25, 6))),
     ("units of the first token", f(5), lambda h: h.flatten(1).index_select(1, torch.arange(5))),
     ("windows over both", f(5), lambda h: h.flatten(1).unfold(1, 5, 5)[:, 1]),
-    ("windows across both", 0.0, lambda h: h.flatten(1).unfold(1, 4, 3)[:, 1]),
+    ("windows across both", f(2, 2), lambda h: h.flatten(1).unfold(1, 4, 3)[:, 1]),
     ("a pair of neighbours", 0.0, lambda h: torch.stack([h[:, 0, 0], h[:, 1, 1]], -1)),
 ):
     case(_name, _order, lambda m, x, move=_move: m.c(move(m.a(x)).amax(-1, True)), TOKENS)(**FIVE)
