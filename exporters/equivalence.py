@@ -27,6 +27,7 @@ from fxrebasin.exporters.runs import (
 )
 from fxrebasin.exporters.runtime import OnnxModel
 from fxrebasin.inputs import normalise_inputs
+from fxrebasin.outputs import Outputs, Wanted
 
 # Permuted sums differ by about 1e-16 per term; four orders of magnitude below float32's noise.
 FLOAT64_TOLERANCE = 1e-10
@@ -51,6 +52,7 @@ def verify(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
 ) -> EquivalenceReport:
     """Compare what `model` computes with what another model, or an ONNX file, computes.
 
@@ -71,12 +73,15 @@ def verify(
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
         state_buffers: as for `analyze`; checked to exist, and of no effect on a comparison.
+        outputs: what is compared: names of outputs as the report has them, or patterns of names; or
+            a function of what each model returned, or was traced with, that returns what counts.
+            All but caches of keys and values when left out.
 
     Returns:
         The report; it does not raise if the two differ (`report.raise_if_failed()` does).
 
     Raises:
-        InputError: the inputs do not fit one of the two.
+        InputError: the inputs do not fit one of the two, or there are no such outputs.
         CheckpointError: the file is missing or is no ONNX model.
         ExportError: onnxruntime cannot run the file.
 
@@ -87,14 +92,15 @@ def verify(
     """
     model = unwrap(model)
     check_usable(model, needs_weights=False)
-    choices_for(model, state_buffers=state_buffers)
+    wanted = choices_for(model, state_buffers=state_buffers, outputs=outputs).outputs
     candidate = _candidate(other)
     args, kwargs = normalise_inputs(model, example_inputs, example_kwargs)
     if not isinstance(candidate, OnnxModel):
-        return compare_float64(model, candidate, args, kwargs, thorough=True)
+        return compare_float64(model, candidate, args, kwargs, wanted, thorough=True)
     dynamic = candidate.batch_is_dynamic(model, args, kwargs)
-    references = reference_runs(Subject(model), args, kwargs, any_batch=dynamic, thorough=True)
-    report = compare_onnxruntime(model, candidate, references)
+    subject = Subject(model, wanted=wanted)
+    references = reference_runs(subject, args, kwargs, any_batch=dynamic, thorough=True)
+    report = compare_onnxruntime(candidate, references)
     if dynamic or references.sets[0].batch is None:
         return report
     fixed = f"the file takes batches of {references.sets[0].batch} only, and no other was compared"
@@ -115,6 +121,7 @@ def compare_float64(
     other: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    wanted: Wanted = None,
     *,
     any_batch: bool = True,
     thorough: bool = False,
@@ -131,6 +138,7 @@ def compare_float64(
         other: a module that takes the same inputs.
         args: positional inputs, tensors of any shape and dtype among them.
         kwargs: keyword inputs.
+        wanted: which outputs count; see `fxrebasin.outputs`.
         any_batch: False if the other model is known to take the batch size of the inputs only.
         thorough: compare on a set of many rows, too, whatever the model does.
 
@@ -142,13 +150,14 @@ def compare_float64(
         >>> compare_float64(net, net, (torch.ones(4, 3),), {}).max_rel
         0.0
     """
-    reference, candidate = Subject(model), Subject(other, label="the other model")
+    reference = Subject(model, wanted=wanted)
+    candidate = Subject(other, label="the other model", wanted=wanted, strict=False)
     references = reference_runs(reference, args, kwargs, any_batch=any_batch, thorough=thorough)
     runs = run_float64(candidate, references.sets)
     refused = _refused_batch(references, candidate, runs)
     if refused is None:
         return _float64_report(references, candidate, runs)
-    narrow = compare_float64(model, other, args, kwargs, any_batch=False, thorough=thorough)
+    narrow = compare_float64(model, other, args, kwargs, wanted, any_batch=False, thorough=thorough)
     return replace(narrow, notes=(*narrow.notes, refused))
 
 
@@ -158,6 +167,7 @@ def compare_states(
     moved: Mapping[str, torch.Tensor],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    wanted: Wanted = None,
     *,
     label: str,
 ) -> EquivalenceReport:
@@ -171,6 +181,7 @@ def compare_states(
         moved: the same in another order.
         args: positional inputs.
         kwargs: keyword inputs.
+        wanted: which outputs count; see `fxrebasin.outputs`.
         label: what messages call the model with this state.
 
     Raises:
@@ -183,8 +194,8 @@ def compare_states(
         >>> compare_states(net, own, swapped, (torch.ones(4, 3),), {}, label="net").passed
         False
     """
-    references = reference_runs(Subject(model, state, label), args, kwargs)
-    candidate = Subject(model, moved, f"{label}, permuted,")
+    references = reference_runs(Subject(model, state, label, wanted), args, kwargs)
+    candidate = Subject(model, moved, f"{label}, permuted,", wanted)
     return _float64_report(references, candidate, run_float64(candidate, references.sets))
 
 
@@ -217,17 +228,15 @@ def _float64_report(
     )
 
 
-def compare_onnxruntime(
-    model: nn.Module, session: OnnxModel, references: References
-) -> EquivalenceReport:
+def compare_onnxruntime(session: OnnxModel, references: References) -> EquivalenceReport:
     """Compare an opened ONNX file with the module that it should compute, on sets of inputs.
 
     The tolerance of a floating-point output is `NOISE_MULTIPLE` times its noise floor: the largest
     error, over the sets, of the module's output in its own precision against float64, but at least
-    `FLOOR_ULPS` units in the last place. Integer outputs have to be equal.
+    `FLOOR_ULPS` units in the last place. Integer outputs have to be equal. If only some outputs
+    count, the file may have more.
 
     Args:
-        model: the module.
         session: the file.
         references: what the module returns in float64.
 
@@ -238,7 +247,7 @@ def compare_onnxruntime(
     """
     kept, natives, exact, notes = [], [], [], list(references.notes)
     for one, wide in zip(references.sets, references.runs, strict=True):
-        (run,) = run_native(model, [one])
+        (run,) = run_native(references.subject, [one])
         fault = fault_of(run)
         if one.required or fault is None:
             kept.append(one)
@@ -246,11 +255,15 @@ def compare_onnxruntime(
             exact.append(wide)
         else:
             notes.append(f"inputs left out ({one.label}): {fault}")
-    feeds = [session.feeds(model, one.args, one.kwargs) for one in kept]
+    subject = references.subject
+    feeds = [session.feeds(subject.model, one.args, one.kwargs) for one in kept]
     candidates = [session.run(feed) for feed in feeds]
     outputs, structure = _judge(
         natives,
-        [_renamed(run, like) for run, like in zip(candidates, natives, strict=True)],
+        [
+            _renamed(run, like, some=subject.wanted is not None)
+            for run, like in zip(candidates, natives, strict=True)
+        ],
         floors=_noise_floors(natives, exact),
     )
     return EquivalenceReport(
@@ -319,8 +332,10 @@ def _listed(tensors: Tensors) -> str:
     return ", ".join(tensors) or "(no tensor)"
 
 
-def _renamed(candidate: Tensors, reference: Tensors) -> Tensors:
+def _renamed(candidate: Tensors, reference: Tensors, *, some: bool) -> Tensors:
     """Outputs of a file under the names of the module's: by position where the names differ."""
+    if some and reference.keys() <= candidate.keys():
+        return {name: candidate[name] for name in reference}
     if candidate.keys() == reference.keys() or len(candidate) != len(reference):
         return candidate
     return dict(zip(reference, candidate.values(), strict=True))

@@ -117,22 +117,13 @@ def _widen_result(value: Any) -> Any:
     return value
 
 
-def widened(value: Any) -> Any:
-    """`value` with its floating-point tensors as float64 copies; integer tensors are cloned.
-
-    Tensors may have any shape and sit anywhere in tuples, lists and dicts; complex64 becomes
-    complex128. Everything else is returned as it is.
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor, in float64 or complex128 if it is floating-point or complex.
 
     Example:
-        >>> [tensor.dtype for tensor in widened([torch.ones(2), torch.arange(2)])]
-        [torch.float64, torch.int64]
+        >>> widened(torch.ones(2)).dtype, widened(torch.arange(2)).dtype
+        (torch.float64, torch.int64)
     """
-    return tree_map(
-        lambda leaf: _widen_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf, value
-    )
-
-
-def _widen_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to(WIDENED.get(tensor.dtype, tensor.dtype), copy=True)
 
 
@@ -167,7 +158,7 @@ def float64_copy(model: nn.Module) -> nn.Module:
 
 
 def _widen_state(tensor: torch.Tensor) -> torch.Tensor:
-    wide = _widen_tensor(tensor)
+    wide = widened(tensor)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(wide, requires_grad=tensor.requires_grad)
     return wide

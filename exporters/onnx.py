@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from os import PathLike
@@ -28,6 +28,7 @@ from fxrebasin.exporters.report import EquivalenceReport
 from fxrebasin.exporters.runs import Subject
 from fxrebasin.exporters.runtime import OnnxModel
 from fxrebasin.inputs import normalise_inputs
+from fxrebasin.outputs import Outputs, Wanted
 
 _OLDEST_OPSET = 18  # what torch's exporter writes natively
 _TRACED_BATCH = 2  # torch.export takes an axis of size 1 for a constant
@@ -45,6 +46,7 @@ def export_onnx(
     dynamic_batch: bool = True,
     optimize: bool = True,
     state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
 ) -> EquivalenceReport:
     """Write `model` as an ONNX file that has been checked and run on onnxruntime first.
 
@@ -70,6 +72,7 @@ def export_onnx(
             layer before it. False keeps every parameter as it is, and is faster; onnxruntime
             simplifies at load in either case.
         state_buffers: as for `analyze`; checked to exist, and of no effect on a file.
+        outputs: as for `analyze`; the file has just these.
 
     Returns:
         The report of the comparison, with `.path` and `.notes`.
@@ -89,13 +92,15 @@ def export_onnx(
     target = _destination(model, path, overwrite)
     _check_opset(opset)
     check_usable(model)
-    choices_for(model, state_buffers=state_buffers)
+    wanted = choices_for(model, state_buffers=state_buffers, outputs=outputs).outputs
     args, kwargs = normalise_inputs(model, example_inputs, example_kwargs)
     _check_inputs(model, args, kwargs)
     try:
         with tempfile.TemporaryDirectory(prefix=".fxrebasin-", dir=target.parent) as folder:
             draft = Path(folder) / target.name
-            report = _prove(_Job(model, args, kwargs, draft, opset, optimize), dynamic_batch)
+            report = _prove(
+                _Job(model, args, kwargs, draft, opset, optimize, wanted), dynamic_batch
+            )
             for name in (data_name(target), target.name):  # the model last: it names its data
                 if (draft.parent / name).exists():
                     (draft.parent / name).replace(target.parent / name)
@@ -154,6 +159,12 @@ class _Job:
     draft: Path
     opset: int | None
     optimize: bool
+    wanted: Wanted
+
+    @property
+    def subject(self) -> Subject:
+        """What the file is compared with."""
+        return Subject(self.model, wanted=self.wanted)
 
 
 def _prove(job: _Job, dynamic_batch: bool) -> EquivalenceReport:
@@ -171,8 +182,8 @@ def _prove(job: _Job, dynamic_batch: bool) -> EquivalenceReport:
 
 def _prove_fixed(job: _Job) -> EquivalenceReport:
     _write(job, example_set(job.args, job.kwargs), batch=None)
-    references = reference_runs(Subject(job.model), job.args, job.kwargs, any_batch=False)
-    return _compare(job, _open(job), references)
+    references = reference_runs(job.subject, job.args, job.kwargs, any_batch=False)
+    return _compare(_open(job), references)
 
 
 def _prove_dynamic(job: _Job, batch: int) -> EquivalenceReport:
@@ -183,14 +194,22 @@ def _prove_dynamic(job: _Job, batch: int) -> EquivalenceReport:
     session = _open(job)
     if not session.batch_is_dynamic(job.model, job.args, job.kwargs):
         raise ExportError("the graph of the model is specialised to one batch size")
-    references = reference_runs(Subject(job.model), job.args, job.kwargs)
+    references = reference_runs(job.subject, job.args, job.kwargs)
     if not references.other_batch:
         raise InputError("; ".join(references.notes))
-    return _compare(job, session, references)
+    return _compare(session, references)
 
 
 def _write(job: _Job, inputs: InputSet, batch: int | None) -> None:
-    write_onnx(job.model, job.draft, inputs, batch=batch, opset=job.opset, optimize=job.optimize)
+    write_onnx(
+        job.model,
+        job.draft,
+        inputs,
+        batch=batch,
+        opset=job.opset,
+        optimize=job.optimize,
+        wanted=job.wanted,
+    )
 
 
 def _open(job: _Job) -> OnnxModel:
@@ -200,7 +219,7 @@ def _open(job: _Job) -> OnnxModel:
         raise ExportError(f"onnxruntime refuses what was exported: {error}") from error
 
 
-def _compare(job: _Job, session: OnnxModel, references: References) -> EquivalenceReport:
-    report = compare_onnxruntime(job.model, session, references)
+def _compare(session: OnnxModel, references: References) -> EquivalenceReport:
+    report = compare_onnxruntime(session, references)
     report.raise_if_failed()
     return report

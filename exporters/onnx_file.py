@@ -22,8 +22,8 @@ from fxrebasin.errors import ExportError
 from fxrebasin.exporters.input_names import named_inputs
 from fxrebasin.exporters.input_sets import InputSet, is_batched
 from fxrebasin.exporters.onnx_names import BATCH_NAME, tidy
-from fxrebasin.exporters.outputs import named_tensors
 from fxrebasin.exporters.runs import call_quietly
+from fxrebasin.outputs import Given, Wanted, counted, reduced
 from fxrebasin.passes.preserve import preserve
 
 # A protobuf message holds less than 2 GiB, and the graph itself takes some of that.
@@ -50,6 +50,7 @@ def write_onnx(
     batch: int | None = None,
     opset: int | None = None,
     optimize: bool = True,
+    wanted: Wanted = None,
 ) -> None:
     """Export with torch's exporter, name everything, write the file and check it; print nothing.
 
@@ -61,6 +62,7 @@ def write_onnx(
             that has this size there); None for no dynamic axis.
         opset: version of the operator set; the exporter's default when left out.
         optimize: run onnxscript's optimizer.
+        wanted: which outputs the file has; see `fxrebasin.outputs`.
 
     Raises:
         ExportError: the exporter or `onnx.checker` refuses.
@@ -70,7 +72,7 @@ def write_onnx(
     def record(names: list[str]) -> None:  # from outside the module: torch.export guards its state
         outputs[:] = names
 
-    flat = _Flat(model, inputs, record)
+    flat = _Flat(model, inputs, wanted, record)
     tensors = flat.tensors()
     axis = torch.export.Dim(BATCH_NAME)
     shapes = [{0: axis} if batch and is_batched(tensor, batch) else {} for tensor in tensors]
@@ -106,25 +108,31 @@ class _Flat(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, inputs: InputSet, record: Callable[[list[str]], None]
+        self,
+        model: nn.Module,
+        inputs: InputSet,
+        wanted: Wanted,
+        record: Callable[[list[str]], None],
     ) -> None:
         super().__init__()
         self.model = model
         self.training = False  # `eval()` would also be called on the model
         self._leaves, self._spec = tree_flatten((inputs.args, dict(inputs.kwargs)))
-        self._record = record
+        self._wanted, self._record = wanted, record
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """The inputs; copies, since torch.export takes one tensor passed twice for one input."""
         return tuple(leaf.clone() for leaf in self._leaves if isinstance(leaf, torch.Tensor))
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        given = iter(tensors)
-        leaves = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
+        inputs = iter(tensors)
+        leaves = [next(inputs) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
         args, kwargs = tree_unflatten(leaves, self._spec)
-        returned = named_tensors(call_quietly(self.model, args, kwargs))
-        self._record(list(returned))
-        return tuple(returned.values())
+        given = Given(args, kwargs)
+        returned = reduced(self.model, call_quietly(self.model, args, kwargs), self._wanted)
+        outputs = counted(returned, self._wanted, given)
+        self._record(list(outputs))
+        return tuple(outputs.values())
 
 
 def _check_ports(

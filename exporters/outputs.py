@@ -1,52 +1,13 @@
-"""What models return: named tensors, and how far two of them are apart."""
+"""How far two outputs are apart."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from fxrebasin.exporters.report import OutputFigures
-
-
-def named_tensors(value: Any) -> dict[str, torch.Tensor]:
-    """The tensors inside what a model returned, by their place in it, in order.
-
-    Looks into mappings, tuples, lists, dataclasses and other objects with attributes (a cache of
-    keys and values). Whatever is no tensor is left out.
-
-    Example:
-        >>> list(named_tensors({"logits": torch.ones(1), "states": (torch.ones(1), None)}))
-        ['logits', 'states.0']
-    """
-    return dict(_leaves(value, (), frozenset()))
-
-
-def _leaves(
-    value: Any, place: tuple[str, ...], above: frozenset[int]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield ".".join(place) or "output", value
-    elif id(value) not in above:
-        for key, item in _items(value):
-            yield from _leaves(item, (*place, str(key)), above | {id(value)})
-
-
-def _items(value: Any) -> list[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
-        return list(value.items())
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return list(zip(value._fields, value, strict=True))
-    if isinstance(value, list | tuple):
-        return list(enumerate(value))
-    if is_dataclass(value) and not isinstance(value, type):
-        return [(field.name, getattr(value, field.name)) for field in fields(value)]
-    if isinstance(value, type) or callable(value) or not hasattr(value, "__dict__"):
-        return []
-    return list(vars(value).items())
 
 
 def compare_tensors(

@@ -10,14 +10,13 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from fxrebasin.blame import describe_call, first_lines
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.float64 import TrueFloat64, float64_copy, widened
 from fxrebasin.exporters.input_sets import InputSet
-from fxrebasin.exporters.outputs import named_tensors
 from fxrebasin.exporters.state_reads import StateReads
+from fxrebasin.outputs import Given, Wanted, counted, reduced, remade
 from fxrebasin.passes.preserve import preserve
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
@@ -31,43 +30,40 @@ class Subject:
         model: left as it is.
         state: parameters and buffers by name; what it lacks is the model's own.
         label: what messages call it.
+        wanted: which of its outputs count; see `fxrebasin.outputs`.
+        strict: whether names that fit no output are refused.
     """
 
     model: nn.Module
     state: Mapping[str, torch.Tensor] | None = None
     label: str = "the model"
+    wanted: Wanted = None
+    strict: bool = True
 
 
 class Float64Run:
     """Runs a float64 copy; every run starts from the same state, whatever came before.
 
     Args:
-        twin: the copy.
+        subject: what is run.
+        twin: its copy.
     """
 
-    def __init__(self, twin: nn.Module) -> None:
-        self._twin = twin
+    def __init__(self, subject: Subject, twin: nn.Module) -> None:
+        self._subject, self._twin = subject, twin
 
     def reads(self) -> StateReads:
         """What notes reads of the copy's parameters, to be passed to calls."""
         return StateReads(dict(self._twin.named_parameters()))
 
     def __call__(self, inputs: InputSet, reads: StateReads | None = None) -> Tensors | Exception:
-        """The tensors that are returned, or what was raised.
+        """The outputs that count, or what was raised.
 
         Args:
             inputs: of the call.
             reads: notes what is read.
         """
-        args, kwargs = widened((inputs.args, dict(inputs.kwargs)))
-        if reads is not None:
-            tree_map(reads.mark, (args, kwargs))
-
-        def call() -> Any:
-            with TrueFloat64(), reads or nullcontext():
-                return call_quietly(self._twin, args, kwargs)
-
-        return _attempt(self._twin, call)
+        return _attempt(self._subject, self._twin, inputs, widened, reads)
 
 
 @contextmanager
@@ -79,33 +75,42 @@ def in_float64(subject: Subject) -> Iterator[Float64Run]:
             for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
                 if name in subject.state:
                     tensor.data = widened(subject.state[name]).to(tensor)
-        yield Float64Run(twin)
+        yield Float64Run(subject, twin)
 
 
 def run_float64(subject: Subject, sets: Sequence[InputSet]) -> list[Tensors | Exception]:
-    """What is returned on each set in float64 throughout, or raised. Nothing is modified."""
+    """The outputs on each set in float64 throughout, or what was raised. Nothing is modified."""
     with in_float64(subject) as run:
         return [run(one) for one in sets]
 
 
-def run_native(model: nn.Module, sets: Sequence[InputSet]) -> list[Tensors | Exception]:
-    """What the model returns on each set in its own precision, or raises. It is not modified."""
-
-    def call(one: InputSet) -> Any:
-        return call_quietly(model, *_cloned((one.args, dict(one.kwargs))))
-
-    return [_attempt(model, lambda one=one: call(one)) for one in sets]  # type: ignore[misc]
+def run_native(subject: Subject, sets: Sequence[InputSet]) -> list[Tensors | Exception]:
+    """The outputs on each set in the model's precision, or what is raised. It is not modified."""
+    return [_attempt(subject, subject.model, one, _cloned) for one in sets]
 
 
-def _attempt(model: nn.Module, call: Callable[[], Any]) -> Tensors | Exception:
-    """The tensors that a call returns, or what it raises; the model is as before."""
-    try:
-        with preserve(model), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            returned = named_tensors(call())
-            return {name: tensor.detach().clone() for name, tensor in returned.items()}
-    except Exception as error:  # noqa: BLE001 - a model's forward may raise anything
-        return error
+def _attempt(
+    subject: Subject,
+    model: nn.Module,
+    inputs: InputSet,
+    prepare: Callable[[torch.Tensor], torch.Tensor],
+    reads: StateReads | None = None,
+) -> Tensors | Exception:
+    """The outputs that count of a call, or what it raises; the model is as before."""
+    wide = prepare is widened
+    args, kwargs = remade((inputs.args, dict(inputs.kwargs)), prepare)
+    given = Given(args, kwargs, values=True)
+    if reads is not None:
+        given.each(reads.mark)
+    with preserve(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with TrueFloat64() if wide else nullcontext(), reads or nullcontext():
+                returned = reduced(model, call_quietly(model, args, kwargs), subject.wanted)
+        except Exception as error:  # noqa: BLE001 - a model's forward may raise anything
+            return error
+        found = counted(returned, subject.wanted, given, strict=subject.strict)
+        return {name: tensor.detach().clone() for name, tensor in found.items()}
 
 
 def call_quietly(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -113,11 +118,9 @@ def call_quietly(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     return nn.Module.__call__(model, *args, **kwargs)
 
 
-def _cloned(value: Any) -> Any:
-    """Copies of all tensors in `value`: models write to their inputs, and return their state."""
-    return tree_map(
-        lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, value
-    )
+def _cloned(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of an input: models write to their inputs."""
+    return tensor.detach().clone()
 
 
 def fault_of(run: Tensors | Exception) -> str | None:

@@ -14,9 +14,9 @@ from fxrebasin.layout import PermutationClass
 from fxrebasin.passes.collector import collector_paused
 from fxrebasin.passes.data_flow import data_flow
 from fxrebasin.passes.group import group
-from fxrebasin.passes.propagate import propagate
+from fxrebasin.passes.propagate import Passing, propagate
 from fxrebasin.passes.tie_graph import tie_graph
-from fxrebasin.symmetry import Symmetry
+from fxrebasin.symmetry import Symmetry, log10_order
 
 _NO_CHOICES = Choices()
 
@@ -30,10 +30,10 @@ def symmetry_of(
     """The symmetry of one call of a model; see `fxrebasin.analyze`.
 
     Raises:
-        InputError: the model does not run on the inputs.
+        InputError: the model does not run on the inputs, or has no such outputs.
     """
     with collector_paused():
-        propagation = propagate(model, args, kwargs, choices.state_buffers)
+        propagation = propagate(model, args, kwargs, choices)
         grouping = group(propagation)
     names = _all_names(model)
     parameters = [name for name, _ in model.named_parameters()]
@@ -57,9 +57,36 @@ def symmetry_of(
         },
         parameters=tuple(parameters),
         operators=dict(propagation.operators),
-        notes=tuple(propagation.notes),
+        _notes=(*propagation.notes, *_about_choice(choices)),
         _graph=partial(tie_graph, propagation, grouping.fields, parameters),
         _flow=partial(data_flow, propagation, grouping.fields, grouping.classes, grouping.layout),
+        _about_passing=partial(_about_passing, propagation.passing, log10_order(grouping.classes)),
+    )
+
+
+def _about_choice(choices: Choices) -> tuple[str, ...]:
+    if choices.outputs is None:
+        return ()
+    counts = (
+        ", ".join(choices.outputs)
+        if isinstance(choices.outputs, tuple)
+        else "what the function outputs= returns"
+    )
+    return (f"only these outputs stay as they are: {counts}; others may change",)
+
+
+def _about_passing(passing: Passing | None, order: float) -> tuple[str, ...]:
+    """What outputs cost that the model itself goes on with, if they cost anything."""
+    if passing is None:
+        return ()
+    with collector_paused():
+        without = log10_order(group(passing.without).classes)
+    if without <= order:
+        return ()
+    return (
+        f"the model goes on with its outputs {', '.join(passing.names)}, and they are pinned as "
+        "all outputs are: with outputs= naming only the others, log10 of the order would be "
+        f"{without:.4f} instead of {order:.4f}",
     )
 
 

@@ -17,6 +17,7 @@ from fxrebasin.compare import check_usable, first_graph_difference, unwrap
 from fxrebasin.errors import ArchitectureMismatchError
 from fxrebasin.exporters.equivalence import compare_float64
 from fxrebasin.inputs import normalise_inputs
+from fxrebasin.outputs import Outputs
 from fxrebasin.passes.match import MatchResult, check_method, match_states
 from fxrebasin.passes.rewrite import rewrite
 from fxrebasin.passes.trace import TraceResult, trace
@@ -35,6 +36,7 @@ def analyze(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
 ) -> Symmetry:
     """Find the permutations of a model's units that leave its function unchanged.
 
@@ -48,9 +50,13 @@ def analyze(
         state_buffers: buffers to treat as state that may be permuted, by name or pattern
             (`"*.weight_u"`). Running statistics of normalisation layers always are; other buffers
             are constants.
+        outputs: which outputs have to stay as they are: their names as `verify` prints them, or
+            patterns of names (`["logits"]`); or a function of what the model returns, that returns
+            what counts. All but caches of keys and values when left out; see `fxrebasin.outputs`.
 
     Raises:
-        InputError: the model or its inputs cannot be used, or a pattern fits no buffer.
+        InputError: the model or its inputs cannot be used, what it returns cannot be looked into,
+            or a name or pattern fits no buffer or output.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3))
@@ -59,7 +65,7 @@ def analyze(
     """
     module = unwrap(model)
     check_usable(module, needs_weights=False)
-    choices = choices_for(module, state_buffers=state_buffers)
+    choices = choices_for(module, state_buffers=state_buffers, outputs=outputs)
     args, kwargs = normalise_inputs(module, example_inputs, example_kwargs, check=False)
     return symmetry_of(module, args, kwargs, choices)
 
@@ -73,6 +79,7 @@ def match(
     seed: int = 0,
     *,
     state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
     **options: Any,
 ) -> Permutation:
     """Find the permutation of `model_b` that brings its weights closest to those of `ref`.
@@ -89,6 +96,7 @@ def match(
             `fxrebasin.passes` for the options of each.
         seed: the same seed gives the same permutation.
         state_buffers: see `analyze`.
+        outputs: see `analyze`.
         **options: of the method.
 
     Raises:
@@ -102,7 +110,8 @@ def match(
         (5,)
     """
     inputs = (example_inputs, example_kwargs)
-    return _Task(model_b, ref, inputs, method, options, state_buffers).match(seed).permutation
+    choices = {"state_buffers": state_buffers, "outputs": outputs}
+    return _Task(model_b, ref, inputs, method, options, choices).match(seed).permutation
 
 
 def apply(
@@ -112,6 +121,7 @@ def apply(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
 ) -> fx.GraphModule:
     """Permute the units of a model; the result owns its weights, and `model_b` is left as it was.
 
@@ -121,6 +131,7 @@ def apply(
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
         state_buffers: see `analyze`; they move if the permutation was found with them as state.
+        outputs: see `analyze`; the result returns these.
 
     Returns:
         A GraphModule in eval mode with the same state dict keys, shapes and dtypes.
@@ -139,9 +150,9 @@ def apply(
     """
     module = unwrap(model_b)
     check_usable(module)
-    choices_for(module, state_buffers=state_buffers)
+    wanted = choices_for(module, state_buffers=state_buffers, outputs=outputs).outputs
     args, kwargs = normalise_inputs(module, example_inputs, example_kwargs, check=False)
-    return rewrite(module, permutation, args, kwargs)
+    return rewrite(module, permutation, args, kwargs, wanted=wanted)
 
 
 def transform(
@@ -154,6 +165,7 @@ def transform(
     verify: bool = True,
     *,
     state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
     **options: Any,
 ) -> fx.GraphModule:
     """Re-base `model_b` onto `ref`: match, permute, and prove that the function is unchanged.
@@ -167,6 +179,7 @@ def transform(
         seed: the same seed gives the same permutation.
         verify: compare result and model in float64 (relative error at most 1e-10).
         state_buffers: see `analyze`.
+        outputs: see `analyze`; the result returns these, and these are compared.
         **options: of the method.
 
     Returns:
@@ -187,7 +200,8 @@ def transform(
         True
     """
     inputs = (example_inputs, example_kwargs)
-    task = _Task(model_b, ref, inputs, method, options, state_buffers)
+    choices = {"state_buffers": state_buffers, "outputs": outputs}
+    task = _Task(model_b, ref, inputs, method, options, choices)
     seconds: dict[str, float] = {}
     with _timed(seconds, "trace"):
         traced = task.trace()
@@ -201,7 +215,12 @@ def transform(
     if verify:
         with _timed(seconds, "verify"):
             equivalence = compare_float64(
-                task.model, result, task.args, task.kwargs, any_batch=traced.any_batch
+                task.model,
+                result,
+                task.args,
+                task.kwargs,
+                task.choices.outputs,
+                any_batch=traced.any_batch,
             )
         equivalence.raise_if_failed()
     result.meta["fxrebasin"] = RebasinReport(
@@ -239,20 +258,20 @@ class _Task:
         inputs: tuple[Any, Mapping[str, Any] | None],
         method: str,
         options: Mapping[str, Any],
-        state_buffers: Sequence[str],
+        choices: Mapping[str, Any],
     ) -> None:
         check_method(method, options)
         self.model = unwrap(model_b)
         check_usable(self.model)
         self.reference = unwrap(ref) if isinstance(ref, nn.Module) else None
         self.state_a = reference_state(ref, self.model)
-        self.choices = choices_for(self.model, state_buffers=state_buffers)
+        self.choices = choices_for(self.model, **choices)
         self.args, self.kwargs = normalise_inputs(self.model, *inputs, check=False)
         self.method, self.options = method, dict(options)
 
     def trace(self) -> TraceResult:
         """The graph of the model; refuses a reference with another graph."""
-        traced = trace(self.model, self.args, self.kwargs)
+        traced = trace(self.model, self.args, self.kwargs, wanted=self.choices.outputs)
         if isinstance(self.reference, fx.GraphModule) and isinstance(self.model, fx.GraphModule):
             difference = first_graph_difference(traced.graph_module, self.reference)
             if difference is not None:

@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What every command about a model takes: MODEL, --input-shape, --state-buffers, --debug."""
+    """What every command about a model takes: MODEL, and what its inputs, state and outputs are."""
     shape = click.option(
         "--input-shape",
         "input_shapes",
@@ -85,7 +85,22 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
         help="Name or pattern, such as '*.weight_u', of buffers to treat as state that may be "
         "permuted; once per pattern.",
     )
-    return click.argument("model")(shape(buffers(debug_option(command))))
+    outputs = click.option(
+        "--outputs",
+        multiple=True,
+        callback=_split,
+        metavar="NAME[,NAME]",
+        help="Names or patterns, as verify prints them, of the outputs that have to stay as they "
+        "are; all but caches of keys and values when left out.",
+    )
+    return click.argument("model")(shape(buffers(outputs(debug_option(command)))))
+
+
+def _split(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...] | None:
+    """Names with commas between them, or None for none."""
+    return tuple(name.strip() for value in values for name in value.split(",")) or None
 
 
 def _output(name: str, suffix: str, **attributes: Any) -> Callable[..., Any]:
@@ -143,6 +158,7 @@ def inspect(
     model: str,
     input_shapes: tuple[str, ...],
     state_buffers: tuple[str, ...],
+    outputs: tuple[str, ...] | None,
     explain: tuple[str, int] | None,
     as_json: bool,
     svg: Path | None,
@@ -160,7 +176,9 @@ def inspect(
         refuse_existing([svg], overwrite=overwrite)
     module = build_model(model)
     inputs = _example_inputs(module, input_shapes)
-    symmetry = fxrebasin.analyze(module, inputs.args, inputs.kwargs, state_buffers=state_buffers)
+    symmetry = fxrebasin.analyze(
+        module, inputs.args, inputs.kwargs, state_buffers=state_buffers, outputs=outputs
+    )
     if explain is not None:
         text = symmetry.explain(*explain)
         click.echo(json.dumps({"explanation": text}) if as_json else text)
@@ -187,6 +205,7 @@ def transform(
     model: str,
     input_shapes: tuple[str, ...],
     state_buffers: tuple[str, ...],
+    outputs: tuple[str, ...] | None,
     model_b: Path,
     ref: Path,
     out: Path,
@@ -203,10 +222,10 @@ def transform(
     from fxrebasin.files import refuse_existing
     from fxrebasin.views import report_view
 
-    outputs = [path for path in (onnx, out, certificate) if path is not None]
+    files = [path for path in (onnx, out, certificate) if path is not None]
     if out == certificate:
         raise click.UsageError("--out and --certificate name the same file")
-    refuse_existing(outputs, overwrite=overwrite)
+    refuse_existing(files, overwrite=overwrite)
     module = _load_model(model, model_b)
     inputs = _example_inputs(module, input_shapes)
     result = fxrebasin.transform(
@@ -217,21 +236,22 @@ def transform(
         method=method,
         seed=seed,
         state_buffers=state_buffers,
+        outputs=outputs,
     )
     report = result.meta["fxrebasin"]
-    for path in outputs:
+    for path in files:
         path.parent.mkdir(parents=True, exist_ok=True)
     # The file that can fail to be made comes first, so that a failure leaves none.
     if onnx is not None:
         checked = fxrebasin.export_onnx(
-            result, onnx, inputs.args, inputs.kwargs, overwrite=overwrite
+            result, onnx, inputs.args, inputs.kwargs, overwrite=overwrite, outputs=outputs
         )
         click.echo(str(checked))
     save_state_dict(out, result.state_dict(), overwrite=overwrite)
     if certificate is not None:
         report.certificate.save(certificate, overwrite=overwrite)
     output_console().print(report_view(report))
-    for path in outputs:
+    for path in files:
         click.echo(f"wrote {path}")
 
 
@@ -246,6 +266,7 @@ def verify(
     model: str,
     input_shapes: tuple[str, ...],
     state_buffers: tuple[str, ...],
+    outputs: tuple[str, ...] | None,
     other: Path,
     weights: Path | None,
     as_json: bool,
@@ -257,7 +278,12 @@ def verify(
     inputs = _example_inputs(module, input_shapes)
     candidate = other if other.suffix == ".onnx" else _load_model(model, other)
     report = fxrebasin.verify(
-        module, candidate, inputs.args, inputs.kwargs, state_buffers=state_buffers
+        module,
+        candidate,
+        inputs.args,
+        inputs.kwargs,
+        state_buffers=state_buffers,
+        outputs=outputs,
     )
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else f"{report}\n{report.table()}")
     if not report.passed:
@@ -273,6 +299,7 @@ def export(
     model: str,
     input_shapes: tuple[str, ...],
     state_buffers: tuple[str, ...],
+    outputs: tuple[str, ...] | None,
     weights: Path,
     out: Path,
     overwrite: bool,
@@ -292,6 +319,7 @@ def export(
         inputs.kwargs,
         overwrite=overwrite,
         state_buffers=state_buffers,
+        outputs=outputs,
     )
     click.echo(f"{report}\n{report.table()}\nwrote {out}")
 

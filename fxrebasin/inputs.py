@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from fxrebasin.blame import attempt, describe_call, first_lines, module_path
 from fxrebasin.errors import InputError
+from fxrebasin.outputs import ReducingError, Wanted, reduced, remade
 from fxrebasin.passes.dry_run import DryRun, dry_run
 from fxrebasin.passes.preserve import preserve
 
@@ -90,7 +91,9 @@ def normalise_inputs(
     return args, kwargs
 
 
-def check_inputs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> DryRun | None:
+def check_inputs(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], wanted: Wanted = None
+) -> DryRun | None:
     """Raise an `InputError` if the model does not run on these inputs.
 
     It is run on meta tensors first. What fails there may be fine with numbers, so that the
@@ -103,17 +106,22 @@ def check_inputs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
         InputError: with what the model says, where it says it, and the shapes that were passed.
     """
     runs: list[DryRun] = []
-    error = attempt(lambda: runs.append(dry_run(model, args, kwargs)))
+    error = attempt(lambda: runs.append(dry_run(model, args, kwargs, wanted)))
     if error is not None and not any(parameter.is_meta for parameter in model.parameters()):
-        error = attempt(lambda: _run(model, args, kwargs))
+        error = attempt(lambda: _run(model, args, kwargs, wanted))
+    if isinstance(error, ReducingError):
+        raise error
     if error is not None:
         raise wrong_inputs(model, args, kwargs, error) from error
     return runs[0] if runs else None
 
 
-def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def _run(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], wanted: Wanted = None
+) -> None:
+    own_args, own_kwargs = remade((tuple(args), dict(kwargs)), lambda t: t.detach().clone())
     with preserve(model):
-        model(*args, **kwargs)
+        reduced(model, model(*own_args, **own_kwargs), wanted)
 
 
 def wrong_inputs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -35,7 +35,6 @@ class Symmetry:
         shapes: of all state tensors, by name.
         parameters: the names among them that are parameters.
         operators: how often each ATen operator was called.
-        notes: what limits what was found, or puts it in doubt, in words.
 
     Example:
         >>> import torch, fxrebasin
@@ -52,13 +51,22 @@ class Symmetry:
     shapes: Mapping[str, tuple[int, ...]]
     parameters: tuple[str, ...]
     operators: Mapping[str, int]
-    notes: tuple[str, ...]
+    _notes: tuple[str, ...]
     _graph: Callable[[], nx.Graph[AxisName]] = field(repr=False, compare=False)
     _flow: Callable[[], Flow] = field(repr=False, compare=False)
+    _about_passing: Callable[[], tuple[str, ...]] = field(repr=False, compare=False)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What limits what was found, or puts it in doubt, in words.
+
+        If outputs that are states on the way pin something, it is worked out here what they cost.
+        """
+        return (*self._notes, *self._about_passing())
 
     def log10_order(self) -> float:
         """The decimal logarithm of the number of elements of the group."""
-        return sum(c.count * math.lgamma(c.size + 1) / math.log(10) for c in self.classes)
+        return log10_order(self.classes)
 
     def coverage(self) -> float:
         """The share of parameter elements, in [0, 1], that lie on at least one free axis."""
@@ -181,3 +189,12 @@ class Symmetry:
                 f"{edge['operator']} (node {edge['node']}{place})"
             )
         return lines
+
+
+def log10_order(classes: Iterable[PermutationClass]) -> float:
+    """The decimal logarithm of the number of elements of the group of some classes.
+
+    Args:
+        classes: all of a group.
+    """
+    return sum(c.count * math.lgamma(c.size + 1) / math.log(10) for c in classes)

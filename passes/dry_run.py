@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map
 
+from fxrebasin.outputs import Given, Wanted, counted, reduced, remade
 from fxrebasin.passes.on_meta import on_meta
 from fxrebasin.passes.preserve import preserve, written_tensors
 
@@ -30,9 +30,22 @@ class DryRun:
 
     output: Any
     program: tuple[_Key, ...]
+    _given: Given = field(repr=False, compare=False)
+    _keys: Callable[[Sequence[Any]], _Key] = field(repr=False, compare=False)
+
+    def outputs(self, wanted: Wanted, *, strict: bool = True) -> dict[str, Any]:
+        """Where the outputs that count come from: values or state of the program, by name.
+
+        Raises:
+            InputError: as `fxrebasin.outputs.counted`.
+        """
+        found = counted(self.output, wanted, self._given, strict=strict)
+        return dict(zip(found, self._keys(list(found.values())), strict=True))
 
 
-def dry_run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> DryRun:
+def dry_run(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], wanted: Wanted = None
+) -> DryRun:
     """Run `model` on meta tensors: shapes and operators, at a fraction of the cost of numbers.
 
     Whatever depends on a parameter or on a floating-point input is a meta tensor. The rest
@@ -47,21 +60,10 @@ def dry_run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     with preserve(model), torch.no_grad():
         recorder = _Recorder(model)
         with recorder:
-            meta_args, meta_kwargs = tree_map(recorder.input, (tuple(args), dict(kwargs)))
-            output = model(*meta_args, **meta_kwargs)
-        recorder.program.append(("output", *recorder.keys(leaves_of(output))))
-    return DryRun(output, tuple(recorder.program))
-
-
-def leaves_of(output: Any) -> list[Any]:
-    """Tensors and other values in an output, also inside dataclasses, in order."""
-    leaves: list[Any] = []
-    for leaf in tree_leaves(output):
-        if is_dataclass(leaf) and not isinstance(leaf, type):
-            leaves += leaves_of([getattr(leaf, field.name) for field in fields(leaf)])
-        else:
-            leaves.append(leaf)
-    return leaves
+            meta_args, meta_kwargs = remade((tuple(args), dict(kwargs)), recorder.input)
+            given = Given(meta_args, meta_kwargs)
+            output = reduced(model, model(*meta_args, **meta_kwargs), wanted)
+    return DryRun(output, tuple(recorder.program), given, recorder.keys)
 
 
 class _Recorder(TorchDispatchMode):
@@ -92,10 +94,8 @@ class _Recorder(TorchDispatchMode):
         self._numbers = 0
         self._alive: list[torch.Tensor] = []  # so that ids and storages stay theirs
 
-    def input(self, value: Any) -> Any:
+    def input(self, value: torch.Tensor) -> Any:
         """The stand-in for a model input: floating-point and complex tensors become meta."""
-        if not isinstance(value, torch.Tensor):
-            return value
         with _disable_current_modes():
             real = not (value.is_floating_point() or value.is_complex())
             return self._number(value.detach() if real else torch.empty_like(value, device="meta"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,13 +15,19 @@ from fxrebasin.passes.graph_state import copy_graph
 
 
 def exported_graph(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, dynamic_batch: bool = True
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    finish: Callable[[Any], Any] = lambda returned: returned,
+    *,
+    dynamic_batch: bool = True,
 ) -> fx.GraphModule:
     """Trace `model(*args, **kwargs)` with torch.export into a module that shares its state.
 
     With `dynamic_batch`, axis 0 of every input that is as long as that of the first (and not 1)
     is left open; torch.export closes those that the model fixes. The checks of the input's shape
-    that torch.export adds are left out: they are about sizes that were not tried.
+    that torch.export adds are left out: they are about sizes that were not tried. The graph
+    returns what `finish` makes of what the model returned.
 
     `torch.export` passes on what it or the model raises.
     """
@@ -30,7 +36,7 @@ def exported_graph(
         torch.Tensor, lambda tensor: tensor.detach().clone(), (tuple(args), dict(kwargs))
     )
     shapes = _dynamic_shapes(own_args, own_kwargs) if dynamic_batch else None
-    with _quiet():
+    with _quiet(), _returning(model, finish):
         program = torch.export.export(
             model, own_args, own_kwargs, dynamic_shapes=shapes, strict=False
         )
@@ -64,6 +70,22 @@ def _dynamic_shapes(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if tensor.shape[0] == tensors[0].shape[0]:
             shapes[tensor] = {0: torch.export.Dim.AUTO}
     return shapes
+
+
+@contextmanager
+def _returning(model: nn.Module, finish: Callable[[Any], Any]) -> Iterator[None]:
+    """Let a call of the model return what `finish` makes of it, and its distributions be trusted.
+
+    Checks of a distribution's arguments look at their values, which are not there.
+    """
+    checked = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    hook = model.register_forward_hook(lambda module, args, returned: finish(returned))
+    try:
+        yield
+    finally:
+        hook.remove()
+        torch.distributions.Distribution.set_default_validate_args(checked)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ satisfy all of them:
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,15 @@ class Ledger(Units):
     element_ties: list[tuple[Elements, Elements]] = field(default_factory=list)
     _coarsened: dict[object, Labels] = field(default_factory=dict)
     _seen: dict[object, Any] = field(default_factory=dict)
+
+    def fork(self) -> Ledger:
+        """A copy that can be added to; labels, which never change, are shared."""
+        made = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, list | dict | set | np.ndarray):
+                setattr(made, name, value.copy())
+        made.impositions = {state: list(items) for state, items in self.impositions.items()}
+        return made
 
     @property
     def origin(self) -> int:

@@ -12,7 +12,7 @@ import gc
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from itertools import chain
 from typing import Any, TypeAlias
@@ -20,14 +20,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxrebasin.passes.rules  # noqa: F401  (importing it fills the registry)
 from fxrebasin.blame import attempt
+from fxrebasin.choices import Choices
 from fxrebasin.errors import FxRebasinError, TraceError
 from fxrebasin.inputs import wrong_inputs
 from fxrebasin.labels import Value, pinned_value
+from fxrebasin.outputs import Given, ReducingError, counted, reduced, remade
 from fxrebasin.passes.call_site import CallSite
 from fxrebasin.passes.constants import FunctionWatch
 from fxrebasin.passes.escapes import Escapes, NeedsDataError
@@ -54,6 +55,8 @@ from fxrebasin.passes.tracking import LAZY, RESHAPING, Track, refresh, replay_of
 from fxrebasin.provenance import Origin
 from fxrebasin.redraw import redrawn
 
+_NO_CHOICES = Choices()
+
 _BUFFER = "_fxrebasin_buffer"
 
 _MORE_RUNS = 4
@@ -79,26 +82,41 @@ class Propagation:
     unknown: dict[str, None] = field(default_factory=dict)
     operators: dict[str, int] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
+    passing: Passing | None = None
+
+    def fork(self) -> Propagation:
+        """A copy that constraints can be added to without adding them here."""
+        return replace(self, ledger=self.ledger.fork())
+
+
+@dataclass(frozen=True, eq=False)
+class Passing:
+    """Outputs that the model itself goes on with, and what was found but for pinning them."""
+
+    names: tuple[str, ...]
+    without: Propagation
 
 
 def propagate(
     model: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    state_buffers: Sequence[str] = (),
+    choices: Choices = _NO_CHOICES,
 ) -> Propagation:
     """Record the constraints of one forward pass of `model` in eval mode.
 
     Raises:
-        InputError: the model does not run on these inputs.
+        InputError: the model does not run on these inputs, or it has no such outputs.
     """
     found: list[Propagation] = []
 
     def run(kind: _Tensors) -> None:
-        found.append(_run(model, args, kwargs, state_buffers, kind))
+        found.append(_run(model, args, kwargs, choices, kind))
 
     error = attempt(lambda: run(_Tensors.META))
-    if isinstance(error, NeedsDataError) or not isinstance(error, FxRebasinError | None):
+    if isinstance(error, NeedsDataError | ReducingError) or not isinstance(
+        error, FxRebasinError | None
+    ):
         on_meta = any(tensor.is_meta for tensor in model.state_dict().values())
         with _without_mkldnn():
             again = attempt(lambda: run(_Tensors.ALL_META if on_meta else _Tensors.REAL))
@@ -142,26 +160,30 @@ def _run(
     model: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    state_buffers: Sequence[str],
+    choices: Choices,
     kind: _Tensors,
 ) -> Propagation:
     with preserve(model):
         site = CallSite(model)
         mode = Propagator(site, kind)
         mode.add_constants(model)
-        stand_ins = _stand_ins(model, mode, state_buffers)
+        stand_ins = _stand_ins(model, mode, choices.state_buffers)
+        outputs: list[_Output] = []
         given: tuple[Any, ...] = (tuple(args), dict(kwargs))
         others = (redrawn(given, seed) for seed in range(1, 1 + _MORE_RUNS))
         for values in chain((given,), others):
             known = mode.result.ledger.places()
-            inputs = pytree.tree_map_only(Tensor, mode.add_input, values)
+            inputs = remade(values, mode.add_input)
+            before = Given(*inputs)
             with site.watch(), mode, FunctionWatch(mode.read):
-                output = functional_call(model, stand_ins, *inputs, tie_weights=False)
+                returned = functional_call(model, stand_ins, *inputs, tie_weights=False)
+                returned = reduced(model, returned, choices.outputs)
             if mode.escapes.refusal is not None:
                 raise mode.escapes.refusal
-            mode.pin_outputs(output)
+            outputs += mode.outputs(counted(returned, choices.outputs, before))
             if not mode.looked_at_data or mode.result.ledger.places() == known:
                 break
+        mode.pin_outputs(outputs)
     return mode.finish()
 
 
@@ -488,19 +510,55 @@ class Propagator(TorchDispatchMode):
             self.result.records.append(Record(origin, _settled(inputs), _settled(outputs)))
         return self.result
 
-    def pin_outputs(self, output: Any) -> None:
-        """The model's outputs are seen by the user: none of their axes may move."""
+    def outputs(self, counts: Mapping[str, Tensor]) -> list[_Output]:
+        """What is known of outputs, but for constants."""
+        return [
+            _Output(name, self.lookup(tensor), self._named(tensor), track.base)
+            for name, tensor in counts.items()
+            if (track := self.memory.find(tensor)) is not None
+        ]
+
+    def pin_outputs(self, outputs: Sequence[_Output]) -> None:
+        """The model's outputs are seen by the user: none of their axes may move.
+
+        Those that the model goes on with come last, so that what is found without them is known.
+        """
+        read = {name for _, inputs, _ in self._calls for name, _ in inputs}
+        passing = [item for item in outputs if item.names() & read]
+        for item in outputs:
+            if item not in passing:
+                self._pin_output(item)
+        if passing and len(passing) < len(outputs):
+            names = tuple(dict.fromkeys(item.name for item in passing))
+            self.result.passing = Passing(names, self.result.fork())
+        for item in passing:
+            self._pin_output(item)
+
+    def _pin_output(self, output: _Output) -> None:
         ledger = self.result.ledger
-        for index, tensor in enumerate(_output_tensors(output)):
-            if self.memory.find(tensor) is None:
-                continue
-            ledger.origins.append(Origin("output", f"output[{index}]"))
-            value = self.lookup(tensor)
-            pinned = pinned_value(value.shape, "model output")
-            ledger.join([*pinned.fields, *value.fields])
-            self._calls.append(
-                (ledger.origin, [self._named(tensor)], [(f"output[{index}]", pinned)])
-            )
+        ledger.origins.append(Origin("output", output.name))
+        pinned = pinned_value(output.value.shape, "model output")
+        ledger.join([*pinned.fields, *output.value.fields])
+        self._calls.append((ledger.origin, [output.made], [(output.name, pinned)]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Output:
+    """An output, by its name for the user and by that of the operator that made it."""
+
+    name: str
+    value: Value
+    made: _Entry
+    base: Track | None
+
+    def names(self) -> set[str]:
+        """Under which names operators read it, or what it is a view of."""
+        found = {self.made[0]}
+        track = self.base
+        while track is not None:
+            found.add(track.name)
+            track = track.base
+        return found
 
 
 _Entry: TypeAlias = tuple[str, "Value | Track"]
@@ -513,21 +571,6 @@ def _shown(track: Track) -> Value | Track:
 
 def _settled(entries: Sequence[_Entry]) -> tuple[tuple[str, Value], ...]:
     return tuple((name, item.value if isinstance(item, Track) else item) for name, item in entries)
-
-
-def _output_tensors(output: Any) -> list[Tensor]:
-    """Tensors in containers and dataclasses; other objects, such as caches, are no outputs."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        items = list(output.values())
-    elif isinstance(output, (list, tuple)):
-        items = list(output)
-    elif is_dataclass(output) and not isinstance(output, type):
-        items = [getattr(output, item.name) for item in fields(output)]
-    else:
-        return []
-    return [tensor for item in items for tensor in _output_tensors(item)]
 
 
 def _to_meta(tensor: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_map
 
 from fxrebasin.inputs import EXAMPLE_KEY
+from fxrebasin.outputs import Wanted, remade
 from fxrebasin.passes.graph_state import copy_with_state, named_state
 from fxrebasin.passes.trace import TraceResult, trace
 from fxrebasin.permutation import Permutation
@@ -22,6 +22,7 @@ def rewrite(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
+    wanted: Wanted = None,
     traced: TraceResult | None = None,
 ) -> fx.GraphModule:
     """Permute `model` into a graph of its own, which computes the same.
@@ -39,6 +40,7 @@ def rewrite(
         permutation: an element of the model's symmetry group.
         args: positional inputs to trace with.
         kwargs: keyword inputs to trace with.
+        wanted: which outputs count, and the graph returns; see `trace`.
         traced: what `trace` returned for this model and these inputs, if that has been done.
 
     Raises:
@@ -58,7 +60,7 @@ def rewrite(
         True
     """
     kwargs = dict(kwargs or {})
-    graph_module = (traced or trace(model, args, kwargs)).graph_module
+    graph_module = (traced or trace(model, args, kwargs, wanted=wanted)).graph_module
     state = _owned(permutation, named_state(graph_module))
     result = copy_with_state(graph_module, state)
     versions = {name: module._version for name, module in model.named_modules()}
@@ -66,7 +68,7 @@ def rewrite(
         module.training = False
         if name in versions:  # by which a module's class knows how to load the state dict
             module._version = versions[name]
-    result.meta[EXAMPLE_KEY] = tree_map(_cloned, (tuple(args), kwargs))
+    result.meta[EXAMPLE_KEY] = remade((tuple(args), kwargs), lambda t: t.detach().clone())
     return result
 
 
@@ -79,7 +81,3 @@ def _owned(permutation: Permutation, state: Mapping[str, torch.Tensor]) -> dict[
         name: copy.deepcopy(tensor.detach(), memo) if tensor is state[name] else tensor
         for name, tensor in permuted.items()
     }
-
-
-def _cloned(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, torch.Tensor) else value

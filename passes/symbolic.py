@@ -20,18 +20,22 @@ _FX_FOLDER = str(Path(fx.__file__).parent)
 
 
 def symbolic_graph(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    finish: Callable[[Any], Any] = lambda returned: returned,
 ) -> fx.GraphModule:
     """Trace `model(*args, **kwargs)` symbolically into a module that shares the model's state.
 
     Tensors among the inputs become placeholders, also inside tuples, lists and dicts; everything
     else (None, flags, numbers) is a constant of the graph, and its placeholder, which keeps the
     call the same, is not used. Parameters and buffers are read in the graph, never folded into
-    constants. Each node's `stack_trace` ends in the line of the model that made it.
+    constants. Each node's `stack_trace` ends in the line of the model that made it. The graph
+    returns what `finish` makes of what the model returned.
 
     `torch.fx` passes on whatever the model raises on symbolic values.
     """
-    tracer = _CallTracer(model, args, kwargs)
+    tracer = _CallTracer(model, args, kwargs, finish)
     graph = copy_graph(tracer.trace(model))
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
 
@@ -39,9 +43,15 @@ def symbolic_graph(
 class _CallTracer(fx.Tracer):
     """Traces one call, and reads parameters and buffers as graph nodes wherever they are used."""
 
-    def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        finish: Callable[[Any], Any],
+    ) -> None:
         super().__init__()
-        self._args, self._kwargs = args, kwargs
+        self._args, self._kwargs, self._finish = args, kwargs, finish
         state = [*model.named_parameters(), *model.named_buffers()]
         self._names = {id(tensor): name for name, tensor in state}
 
@@ -57,7 +67,7 @@ class _CallTracer(fx.Tracer):
         kwargs = {name: made[name] for name in self._kwargs}
 
         def call() -> Any:
-            return self.root.forward(*args, **kwargs)
+            return self._finish(self.root.forward(*args, **kwargs))
 
         return call, []
 

@@ -15,13 +15,15 @@ from fxrebasin.blame import attempt, describe, describe_call, first_lines, modul
 from fxrebasin.compare import unwrap
 from fxrebasin.errors import TraceError
 from fxrebasin.inputs import check_inputs
-from fxrebasin.passes.dry_run import DryRun, dry_run, leaves_of
+from fxrebasin.outputs import REDUCED_KEY, Given, Wanted, counted, for_graph, reduced, remade
+from fxrebasin.passes.dry_run import DryRun, dry_run
 from fxrebasin.passes.exported import exported_graph, has_open_axis
 from fxrebasin.passes.graph_state import carry_state, named_state
 from fxrebasin.passes.preserve import preserve
 from fxrebasin.passes.symbolic import symbolic_graph
 
-_Trace: TypeAlias = Callable[[nn.Module, Sequence[Any], Mapping[str, Any]], fx.GraphModule]
+_Finish: TypeAlias = Callable[[Any], Any]
+_Trace: TypeAlias = Callable[[nn.Module, Sequence[Any], Mapping[str, Any], _Finish], fx.GraphModule]
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ def trace(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
+    wanted: Wanted = None,
     check: bool = True,
 ) -> TraceResult:
     """Trace a call of `model` in eval mode, and make sure that the graph computes the same.
@@ -56,14 +59,20 @@ def trace(
     a graph into which a value of the state was folded does not pass. A GraphModule is returned
     as it is.
 
+    The graph returns the outputs that count, in the containers that the model returns, with None
+    in the places of others and of caches. Where they are in objects that no graph returns, it
+    returns a dict of them by the names that `verify` prints; where a function says what counts,
+    what that function returns.
+
     Args:
         model: the model, left as it is; wrappers of torch.compile and DataParallel are taken off.
         args: positional inputs.
         kwargs: keyword inputs.
+        wanted: which outputs count; see `fxrebasin.outputs`.
         check: run model and graph to compare them; without, what a tracer returns is believed.
 
     Raises:
-        InputError: the model is scripted, or does not run on these inputs.
+        InputError: the model is scripted, does not run on these inputs, or has no such outputs.
         TraceError: no tracer makes a graph that computes what the model computes.
 
     Example:
@@ -72,18 +81,22 @@ def trace(
         ('fx', ['input_1', '_0', '_1', 'output'])
     """
     model, kwargs = unwrap(model), dict(kwargs or {})
-    expected = check_inputs(model, args, kwargs) if check else None
+    call = _Call(model, args, kwargs, wanted)
+    expected = check_inputs(model, args, kwargs, wanted) if check else None
+    if expected is not None:
+        expected.outputs(wanted)
     if isinstance(model, fx.GraphModule):
         return TraceResult(model, "given")
     reasons: list[str] = []
     for label, tracer, tracing in _TRACERS:
-        result = _try(tracing, model, args, kwargs)
+        notes: dict[str, None] = {}
+        result = _try(tracing, call, notes, objects=tracer == "fx")
         if isinstance(result, fx.GraphModule):
-            problem = _difference(model, result, args, kwargs, expected) if check else None
+            problem = _difference(call, result, expected) if check else None
             if problem is None:
                 open_batch = tracer == "fx" or has_open_axis(result)
                 fixed = () if open_batch else (_FIXED,)
-                return TraceResult(result, tracer, (*reasons, *fixed), open_batch)
+                return TraceResult(result, tracer, (*reasons, *notes, *fixed), open_batch)
             result = f"made a wrong graph: {problem}"
         reasons.append(f"{label} {result}")
     raise _untraceable(model, args, kwargs, reasons)
@@ -99,18 +112,40 @@ _TRACERS: tuple[tuple[str, Literal["fx", "export"], _Trace], ...] = (
 _FIXED = "the graph is for the batch size of the example inputs only"
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A call of a model, and which of its outputs count."""
+
+    model: nn.Module
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    wanted: Wanted
+
+
 def _try(
-    tracing: _Trace,
-    model: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    tracing: _Trace, call: _Call, notes: dict[str, None], *, objects: bool
 ) -> fx.GraphModule | str:
-    """The graph, or why there is none."""
+    """The graph, or why there is none.
+
+    Args:
+        tracing: makes it.
+        call: of the model.
+        notes: on what it returns, are added.
+        objects: whether the tracer takes some objects for outputs.
+    """
+    model, wanted = call.model, call.wanted
     made: list[fx.GraphModule] = []
 
+    def finish(returned: Any) -> Any:
+        result, found = for_graph(reduced(model, returned, wanted), wanted, objects=objects)
+        notes.update(dict.fromkeys(found))
+        return result
+
     def run() -> None:
-        graph_module = tracing(model, args, kwargs)
+        graph_module = tracing(model, call.args, call.kwargs, finish)
         carry_state(graph_module, model)
+        if callable(wanted):
+            graph_module.meta[REDUCED_KEY] = True
         made.append(graph_module)
 
     with preserve(model), warnings.catch_warnings():
@@ -124,54 +159,52 @@ def _try(
     return made[0]
 
 
-def _difference(
-    model: nn.Module,
-    graph_module: fx.GraphModule,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    expected: DryRun | None,
-) -> str | None:
+def _difference(call: _Call, graph_module: fx.GraphModule, expected: DryRun | None) -> str | None:
     """What tells the graph from the model; None if they compute the same."""
     found: list[DryRun] = []
-    error = attempt(lambda: found.append(dry_run(graph_module, args, kwargs)))
+    error = attempt(
+        lambda: found.append(dry_run(graph_module, call.args, call.kwargs, call.wanted))
+    )
     if expected is not None and found and found[0].program == expected.program:
-        return None
-    if any(parameter.is_meta for parameter in model.parameters()):
+        outputs = found[0].outputs(call.wanted, strict=False)
+        if list(outputs.items()) == list(expected.outputs(call.wanted).items()):
+            return None
+    if any(parameter.is_meta for parameter in call.model.parameters()):
         return None if error is None else first_lines(error)
-    return _numeric_difference(model, graph_module, args, kwargs)
+    return _numeric_difference(call, graph_module)
 
 
-def _numeric_difference(
-    model: nn.Module, graph_module: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> str | None:
-    state = _disturbed(named_state(model))
-    outputs: list[list[Any]] = []
-    for module in (model, graph_module):
+def _numeric_difference(call: _Call, graph_module: fx.GraphModule) -> str | None:
+    state = _disturbed(named_state(call.model))
+    outputs: list[dict[str, torch.Tensor]] = []
+    for module in (call.model, graph_module):
 
         def run(module: nn.Module = module) -> None:
-            outputs.append(_outputs(module, state, args, kwargs))
+            outputs.append(_outputs(module, state, call))
 
         error = attempt(run)
         if error is not None:
             return f"with other weights it raises {first_lines(error)}"
     wanted, got = outputs
-    if len(wanted) != len(got):
-        return f"it has {len(got)} outputs, the model {len(wanted)}"
-    for index, (left, right) in enumerate(zip(wanted, got, strict=True)):
-        if not _agree(left, right):
-            return f"output {index} ({describe(right)}) differs from the model's ({describe(left)})"
+    if list(wanted) != list(got):
+        return f"its outputs are {', '.join(got) or 'none'}, the model's {', '.join(wanted)}"
+    for name, left in wanted.items():
+        if not _agree(left, got[name]):
+            return f"{name} ({describe(got[name])}) differs from the model's ({describe(left)})"
     return None
 
 
 def _outputs(
-    module: nn.Module,
-    state: dict[str, torch.Tensor],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-) -> list[Any]:
+    module: nn.Module, state: dict[str, torch.Tensor], call: _Call
+) -> dict[str, torch.Tensor]:
+    values = (tuple(call.args), dict(call.kwargs))
+    args, kwargs = remade(values, lambda tensor: tensor.detach().clone())
+    given = Given(args, kwargs, values=True)
     with preserve(module):
         torch.manual_seed(0)  # and not the state in which a graph may have folded a random draw
-        return leaves_of(torch.func.functional_call(module, state, tuple(args), dict(kwargs)))
+        returned = torch.func.functional_call(module, state, args, kwargs)
+        returned = reduced(module, returned, call.wanted)
+        return counted(returned, call.wanted, given, strict=module is call.model)
 
 
 def _disturbed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -185,10 +218,8 @@ def _disturbed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: made.get(id(tensor), tensor.detach()) for name, tensor in state.items()}
 
 
-def _agree(left: Any, right: Any) -> bool:
+def _agree(left: torch.Tensor, right: torch.Tensor) -> bool:
     """Equal up to the rounding of the same operators in another order."""
-    if not isinstance(left, torch.Tensor) or not isinstance(right, torch.Tensor):
-        return isinstance(left, torch.Tensor) == isinstance(right, torch.Tensor)
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
     if not left.is_floating_point() or torch.equal(left, right):

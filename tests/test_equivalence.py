@@ -18,9 +18,10 @@ from fxrebasin.errors import EquivalenceError, InputError
 from fxrebasin.exporters.equivalence import compare_float64, verify
 from fxrebasin.exporters.float64 import TrueFloat64, float64_copy, widened
 from fxrebasin.exporters.input_sets import example_set, other_sets, with_batch
-from fxrebasin.exporters.outputs import compare_tensors, named_tensors, relative_error
+from fxrebasin.exporters.outputs import compare_tensors, relative_error
 from fxrebasin.exporters.report import EquivalenceReport
-from fxrebasin.exporters.runs import run_native
+from fxrebasin.exporters.runs import Subject, run_native
+from fxrebasin.outputs import counted, remade
 from fxrebasin.passes.preserve import preserve
 from tests.support.small_nets import (
     CASES,
@@ -136,9 +137,9 @@ def test_tensors_are_found_wherever_a_model_puts_them():
     loop: dict[str, object] = {"t": torch.ones(1)}
     loop["self"] = loop
     value = {"a": pair(torch.ones(1), [None, torch.ones(1)]), "c": Cache(torch.ones(1)), "l": loop}
-    assert list(named_tensors(value)) == ["a.left", "a.right.1", "c.states.0", "l.t"]
-    assert list(named_tensors(torch.ones(1))) == ["output"]
-    assert named_tensors(None) == {}
+    assert list(counted(value)) == ["a.left", "a.right.1", "c.states.0", "l.t"]
+    assert list(counted(torch.ones(1))) == ["output"]
+    assert counted(None) == {}
 
 
 # --- whole models in float64 -------------------------------------------------------------------
@@ -484,13 +485,13 @@ def test_another_batch_repeats_rows_of_all_that_have_the_batch():
 def test_running_returns_exceptions_instead_of_raising(capfd):
     graph = torch.fx.symbolic_trace(nn.Linear(3, 2))
     sets = [example_set((draw(2, 4),), {})]
-    assert all(isinstance(run, RuntimeError) for run in run_native(graph, sets))
+    assert all(isinstance(run, RuntimeError) for run in run_native(Subject(graph), sets))
     assert capfd.readouterr() == ("", "")
 
 
 def test_widened_copies_and_keeps_what_is_no_tensor():
     x = torch.ones(2, dtype=torch.float64)
-    wide = widened({"x": x, "n": 3, "h": (torch.ones(1).half(), None)})
+    wide = remade({"x": x, "n": 3, "h": (torch.ones(1).half(), None)}, widened)
     assert wide["x"] is not x
     assert wide["n"] == 3
     assert wide["h"][0].dtype == torch.float64

@@ -17,6 +17,7 @@ from fxrebasin.merge.alignment import Task, align_with_mean, gauged
 from fxrebasin.merge.sources import Sources
 from fxrebasin.merge.states import copy_of, is_number, moved_towards, own_state, wide_dtype
 from fxrebasin.merge.universe import align_in_universe
+from fxrebasin.outputs import Outputs
 from fxrebasin.passes.graph_state import named_state
 from fxrebasin.passes.matching import check_count
 from fxrebasin.permutation import Permutation
@@ -41,6 +42,7 @@ def align_many(
     seed: int = 0,
     max_sweeps: int = 100,
     state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
     **options: Any,
 ) -> tuple[Permutation, ...]:
     """Permutations of many models to one order of units, which is that of the first model.
@@ -64,6 +66,7 @@ def align_many(
         seed: of the order in which models are taken; the same seed gives the same result.
         max_sweeps: over the models, at least 1.
         state_buffers: see `analyze`.
+        outputs: see `analyze`.
         **options: of the method: `init` ("growing" or "identity") of `"merge_many"`, `max_steps`
             and `restarts` of `"cycle_consistent"`.
 
@@ -83,7 +86,8 @@ def align_many(
     _check(method, [*ALIGNERS], options)
     sources = _sources(models, model, weights, max_sweeps)
     inputs = (example_inputs, example_kwargs)
-    return _aligned(sources, method, inputs, state_buffers, (seed, max_sweeps), options)
+    choices = {"state_buffers": state_buffers, "outputs": outputs}
+    return _aligned(sources, method, inputs, choices, (seed, max_sweeps), options)
 
 
 def merge_many(
@@ -97,6 +101,7 @@ def merge_many(
     seed: int = 0,
     max_sweeps: int = 100,
     state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
     **options: Any,
 ) -> nn.Module:
     """One model with the mean weights of many, whose units were aligned first.
@@ -118,6 +123,7 @@ def merge_many(
         seed: see `align_many`.
         max_sweeps: see `align_many`.
         state_buffers: see `analyze`.
+        outputs: see `analyze`.
         **options: see `align_many`; `"mean"` has none.
 
     Raises:
@@ -138,7 +144,8 @@ def merge_many(
     if method == "mean":
         return _mean(sources, [None] * len(sources))
     inputs = (example_inputs, example_kwargs)
-    permutations = _aligned(sources, method, inputs, state_buffers, (seed, max_sweeps), options)
+    choices = {"state_buffers": state_buffers, "outputs": outputs}
+    permutations = _aligned(sources, method, inputs, choices, (seed, max_sweeps), options)
     return _mean(sources, permutations)
 
 
@@ -173,13 +180,13 @@ def _aligned(
     sources: Sources,
     method: str,
     inputs: tuple[Any, Mapping[str, Any] | None],
-    state_buffers: Sequence[str],
+    choices: Mapping[str, Any],
     effort: tuple[int, int],
     options: Mapping[str, Any],
 ) -> tuple[Permutation, ...]:
-    choices = choices_for(sources.model, state_buffers=state_buffers)
+    checked = choices_for(sources.model, **choices)
     args, kwargs = normalise_inputs(sources.model, *inputs, check=False)
-    task = Task(sources, symmetry_of(sources.model, args, kwargs, choices), *effort)
+    task = Task(sources, symmetry_of(sources.model, args, kwargs, checked), *effort)
     return gauged(ALIGNERS[method](task, **options))
 
 
