@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from fxrebasin.layout import AxisGroup, PermutationClass
-from fxrebasin.passes.classes import Classes, IrregularError, TwiceInsideError, classify, motion
+from fxrebasin.passes.classes import Classes, IrregularError, TwiceInsideError, classify
 from fxrebasin.passes.closure import Moves, check_closed, check_roles
 from fxrebasin.passes.coloring import color, roles
 from fxrebasin.passes.ledger import Ledger
@@ -27,6 +28,7 @@ from fxrebasin.passes.state_fields import StateField, remember_parts, state_fiel
 from fxrebasin.passes.structure import Structure, derive
 
 Bools = npt.NDArray[np.bool_]
+_Laid = TypeVar("_Laid")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +54,11 @@ def group(propagation: Propagation) -> Grouping:
     known = ledger.size
     relations += _relations_of_state(ledger, propagation.shapes, fields)
     structure = derive(ledger, relations)
-    classes, placements = _solve(propagation, structure, fields)
+    moves, placements = solve(
+        ledger, structure, lambda moves: placements_of(propagation.shapes, moves, fields)
+    )
     read = _read(ledger, structure, fields, known)
+    classes = moves.classes
     return _named(propagation, fields, classes, placements, _classes_of(classes, read))
 
 
@@ -70,17 +75,16 @@ def _relations_of_state(
     return found
 
 
-def _solve(
-    propagation: Propagation, structure: Structure, fields: Mapping[str, list[StateField]]
-) -> tuple[Classes, dict[str, list[Placement]]]:
-    """Classes that all tables and tensors are closed under; what is irregular gets pinned.
+def solve(
+    ledger: Ledger, structure: Structure, lay: Callable[[Moves], _Laid]
+) -> tuple[Moves, _Laid]:
+    """Classes that everything recorded is closed under; what is irregular gets pinned.
 
     Args:
-        propagation: what was recorded.
-        structure: what follows from it.
-        fields: the labels on state tensors.
+        ledger: units, pins and selections; those that are found to be needed are added.
+        structure: what follows from its relations.
+        lay: lays the classes onto tensors, and raises an `IrregularError` where they do not fit.
     """
-    ledger = propagation.ledger
     tags = roles(ledger, structure)
     while True:
         roots = ledger.compress()
@@ -88,14 +92,11 @@ def _solve(
         fixed = distinct(np.concatenate(pinned)) if pinned else np.zeros(0, np.int64)
         try:
             colors = color(ledger, structure, tags, fixed)
-            classes = classify(structure, colors, roots)
-            moves = Moves(classes, roots, (tags ^ colors).view(np.int64))
+            moves = Moves(classify(structure, colors, roots), roots, (tags ^ colors).view(np.int64))
             check_roles(moves, structure.known)
             for table in structure.raw:
                 check_closed(moves, table)
-            return classes, placements_of(
-                propagation.shapes, roots, motion(classes), fields, moves.roles
-            )
+            return moves, lay(moves)
         except IrregularError as error:
             ledger.pin(error.units, error.reason)
         except TwiceInsideError as error:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fxrebasin.passes.classes import IrregularError, Motion
+from fxrebasin.passes.classes import IrregularError, Motion, motion
+from fxrebasin.passes.closure import Moves
 from fxrebasin.passes.placing import Placement, axis_groups, group_columns, place
 from fxrebasin.passes.rows import Ints, count_rows, distinct, mix, row_codes
 from fxrebasin.passes.state_fields import StateField, squeezed
@@ -15,24 +16,20 @@ from fxrebasin.passes.state_fields import StateField, squeezed
 
 def placements_of(
     shapes: Mapping[str, Sequence[int]],
-    roots: Ints,
-    moves: Motion,
+    moves: Moves,
     fields: Mapping[str, list[StateField]],
-    unit_roles: Ints,
 ) -> dict[str, list[Placement]]:
     """Which positions of state tensors which coordinates move.
 
     Args:
         shapes: of the tensors.
-        roots: the representatives of units.
         moves: how units move.
         fields: the labels on the tensors.
-        unit_roles: by unit, a number for its role, which tells it from those it is tied to.
 
     Raises:
         IrregularError: two positions that differ would have to move alike.
     """
-    placer = _Placer(roots, moves, unit_roles)
+    placer = _Placer(moves)
     found: dict[str, list[Placement]] = {}
     alike: dict[object, list[Placement]] = {}
     for state, items in fields.items():
@@ -54,14 +51,12 @@ class _Placer:
     """Lays coordinates onto the axes of state tensors.
 
     Args:
-        roots: the representatives of units.
         moves: how units move.
-        unit_roles: by unit, a number for its role, which tells it from those it is tied to.
     """
 
-    def __init__(self, roots: Ints, moves: Motion, unit_roles: Ints) -> None:
-        self._moves, self._unit_roles = moves, unit_roles
-        self._codes = _codes_of_units(roots, moves)
+    def __init__(self, moves: Moves) -> None:
+        self._motion, self._unit_roles = motion(moves.classes), moves.roles
+        self._codes = _codes_of_units(moves.roots, self._motion)
         self._placed: dict[tuple[bytes, ...], Placement | None] = {}
 
     def placements(self, fields: Sequence[StateField], shape: Sequence[int]) -> list[Placement]:
@@ -106,7 +101,7 @@ class _Placer:
         columns = _told_apart(columns, roles, raw)
         key = tuple(column.tobytes() for column in columns)
         if key not in self._placed:
-            self._placed[key] = place(self._moves, columns, axes)
+            self._placed[key] = place(self._motion, columns, axes)
         return self._placed[key]
 
 

@@ -246,7 +246,7 @@ def _merged(ledger: Ledger, found: list[StateField], shape: Sequence[int]) -> li
         groups.setdefault(key, []).append(item)
     for members in groups.values():
         whole += _united(members, shape)
-    return _overlaid(whole)
+    return [squeezed(item) for item in whole]
 
 
 def _united(members: list[StateField], shape: Sequence[int]) -> list[StateField]:
@@ -270,19 +270,3 @@ def _spread(item: StateField, shape: Sequence[int]) -> StateField:
     own = item.values.reshape([1 if j in chosen else shape[j] for j in axes])
     values[index] = own
     return StateField(tuple(axes), values, (), item.reason, item.origin)
-
-
-def _overlaid(found: list[StateField]) -> list[StateField]:
-    """Lay fields over the same axes on top of each other where they do not overlap."""
-    result: list[StateField] = []
-    for item in found:
-        for index, other in enumerate(result):
-            if other.axes != item.axes or not (other.values == NONE).any():
-                continue
-            if not ((other.values != NONE) & (item.values != NONE)).any():
-                values = np.where(other.values == NONE, item.values, other.values)
-                result[index] = replace(other, values=values)
-                break
-        else:
-            result.append(item)
-    return [squeezed(item) for item in result]
