@@ -398,7 +398,7 @@ class Ledger(Units):
             if len(touching) > 1 and not any(other.injective for other in [item, *touching]):
                 self.relate(item, *touching)
         elif touching:
-            self.relate(item, *_reached(item, kept))
+            self.relate(item, *touching)
         return all(axis in identified for axis in item.axes)
 
     def _same(self, first: Labels, second: Labels) -> bool:
@@ -566,21 +566,6 @@ def _joint_codes(fields: Sequence[Labels], sizes: Sequence[int]) -> Ints:
 def _crosses(item: Labels, kept: Collection[int]) -> bool:
     """Whether a field that does not tell all its positions apart varies along a kept axis."""
     return not item.injective and bool(set(item.axes) & set(kept))
-
-
-def _reached(item: Labels, others: Sequence[Labels]) -> list[Labels]:
-    """The fields that share an axis with one, directly or through some that tell too little apart.
-
-    A field with another label at each of its positions links what it says of one axis to what it
-    says of the next; of others, only the tuples with their neighbours on all sides do.
-    """
-    axes, found = set(item.axes), list[Labels]()
-    while True:
-        new = [other for other in others if set(other.axes) & axes and other not in found]
-        if not new:
-            return [other for other in others if other in found]
-        found += new
-        axes |= {axis for other in new if not other.injective for axis in other.axes}
 
 
 def _connected_to_free(columns: Sequence[Labels]) -> tuple[Labels, ...]:

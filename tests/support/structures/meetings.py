@@ -194,6 +194,18 @@ def one_unit_added_twice() -> nn.Module:
     )
 
 
+def _three_tables(m: Made, x: Tensor) -> Tensor:
+    third = torch.cat([m.w, m.w.flip(0)])
+    h = x[:, :1] + m.u.repeat_interleave(2) * m.v.repeat(2) + third
+    return m.o(torch.relu(h).sum(-1, keepdim=True))
+
+
+# Any two of the tables can be turned round together, and none alone.
+@structure(0.0, VECTOR)
+def three_tables_of_which_each_two_meet_in_all_ways() -> nn.Module:
+    return Made(_three_tables, u=shaped(2), v=shaped(2), w=shaped(2), o=linear(1, 2))
+
+
 # Roles of elements -----------------------------------------------------------------------------
 
 
