@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from fxrebasin.passes.rules.movement import chosen_labels, move_labels
 from fxrebasin.passes.rules.registry import Call, pin_everything, rule
 
 _BY_DATA = "position chosen by data"
-_MASKS = (torch.bool, torch.uint8)
+MASKS = (torch.bool, torch.uint8)
+"""Types of indices that say for each position whether it is chosen."""
 
 
 @rule("embedding")
@@ -84,7 +85,7 @@ def _looked_up(call: Call, value: Value, axis: int, index: Tensor) -> Value:
 
     A mask chooses from several axes at once, and deals out what it chose in the order of positions.
     """
-    mask = index.dtype in _MASKS
+    mask = index.dtype in MASKS
     covered = range(axis, axis + (index.ndim if mask else 1))
     pinned = call.pin_axes(value, covered, _BY_DATA)
     kept = [other for other in range(len(value.shape)) if other not in covered]
@@ -132,7 +133,7 @@ def index_tensor(call: Call) -> Sequence[Value]:
 def _before_index(call: Call, value: Value, indices: Sequence[Tensor | None]) -> list[Labels]:
     """The fields as labels; of a table that is read repeatedly, a field for each of its axes."""
     given = [index for index in indices if index is not None]
-    repeated = len(given) == 1 and given[0].dtype not in _MASKS and not _distinct(given[0])
+    repeated = len(given) == 1 and given[0].dtype not in MASKS and not _distinct(given[0])
     fields: list[Labels] = []
     for item in value.fields:
         if isinstance(item, Labels):
@@ -157,7 +158,41 @@ def _indexed(
 
 
 def _index_by_data(call: Call, value: Value, axes: Sequence[int]) -> list[Value]:
-    """With one index tensor, the axes that are not indexed pass through."""
-    if len(axes) != 1:
-        return list(pin_everything("advanced indexing by data")(call))
-    return [_looked_up(call, value, axes[0], call.args["indices"][axes[0]])]
+    """Axes that are not indexed pass through."""
+    given = {axis: call.args["indices"][axis] for axis in axes}
+    if len(axes) == 1:
+        return [_looked_up(call, value, axes[0], given[axes[0]])]
+    if any(index.dtype in MASKS for index in given.values()):
+        return list(pin_everything("several indices, one of them a mask")(call))
+    return [_looked_up_together(call, value, given)]
+
+
+def _looked_up_together(call: Call, value: Value, given: Mapping[int, Tensor]) -> Value:
+    """Positions along several axes are chosen in pairs, triples and so on.
+
+    The axes of the indices take the place of those that they index, where these are neighbours, and
+    come first otherwise.
+    """
+    pinned = call.pin_axes(value, given, _BY_DATA)
+    kept = [axis for axis in range(len(value.shape)) if axis not in given]
+    ndim, rank = len(call.shape), max(index.ndim for index in given.values())
+    inside = result_axes(list(given), rank)
+    target = [axis for axis in range(ndim) if axis not in inside]
+    fields = [
+        place(pick_axes(item, kept), target, ndim) for item in call.ledger.reduce(pinned, kept)
+    ]
+    for index in given.values():
+        fields += _chosen(call, index, inside[rank - index.ndim :], _BY_DATA)
+    return call.join(fields)
+
+
+def result_axes(axes: Sequence[int], rank: int) -> range:
+    """Where the axes of index tensors go in what they choose.
+
+    Args:
+        axes: that are indexed, in order.
+        rank: of the indices, broadcast together.
+    """
+    neighbours = axes[-1] - axes[0] == len(axes) - 1
+    start = axes[0] if neighbours else 0
+    return range(start, start + rank)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fxrebasin.labels import Field, Value, place, positions
 from fxrebasin.passes.rules.contraction import pick_axes
+from fxrebasin.passes.rules.indexing import MASKS, result_axes
 from fxrebasin.passes.rules.registry import Call, block, pin_everything, rule
 
 _CHOSEN = "position chosen by index"
@@ -61,14 +62,16 @@ def index_put(call: Call) -> Sequence[Value]:
         return [call.join([*value.fields, *chosen])]
     axes = _indexed_axes(indices)
     if axes is None:
-        return pin_everything("a write to axes that lie apart")(call)
+        return pin_everything("a write by several indices, one of them a mask")(call)
     given = [index for index in indices if index is not None]
     for index in given:
         call.pin_axes(call.lookup(index), range(index.ndim), _CHOSEN)
     ndim = len(value.shape)
     fields = call.ledger.reduce(call.pin_axes(value, axes, _CHOSEN), set(range(ndim)) - set(axes))
-    inner = 1 if given[0].dtype == torch.bool else max(index.ndim for index in given)
-    target = [*range(axes[0]), *[-1] * inner, *range(axes[-1] + 1, ndim)]
+    inner = 1 if given[0].dtype in MASKS else max(index.ndim for index in given)
+    chosen = result_axes(axes, inner)
+    target = [axis for axis in range(ndim) if axis not in axes]
+    target[chosen.start : chosen.start] = [-1] * inner
     target = target[len(target) - len(written.shape) :]
     kept = [axis for axis, place_of in enumerate(target) if place_of >= 0]
     source = call.pin_axes(written, set(range(len(target))) - set(kept), _CHOSEN)
@@ -83,15 +86,17 @@ def index_put(call: Call) -> Sequence[Value]:
     return [call.join(fields)]
 
 
-def _indexed_axes(indices: Sequence[Tensor | None]) -> range | None:
-    """The axes that indices choose positions of, if they are neighbours."""
-    start = next((axis for axis, index in enumerate(indices) if index is not None), None)
-    given = [index for index in indices if index is not None]
-    if start is None or any(index is None for index in indices[start : start + len(given)]):
+def _indexed_axes(indices: Sequence[Tensor | None]) -> list[int] | None:
+    """The axes that indices choose positions of; None if a mask is one of several."""
+    given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+    if not given:
         return None
-    if any(index.dtype == torch.bool for index in given):
-        return range(start, start + given[0].ndim) if len(given) == 1 else None
-    return range(start, start + len(given))
+    axis, index = given[0]
+    if len(given) == 1 and index.dtype in MASKS:
+        return list(range(axis, axis + index.ndim))
+    if any(index.dtype in MASKS for _, index in given):
+        return None
+    return [axis for axis, _ in given]
 
 
 block(

@@ -112,6 +112,43 @@ for _name, _order, _move in (
 ):
     case(_name, _order, lambda m, x, move=_move: m.c(move(m.a(x)).amax(-1, True)), TOKENS)(**FIVE)
 
+# Positions that several indices choose together, by data -----------------------------------------
+
+
+def _end(x: Tensor) -> Tensor:
+    """A token of each sequence."""
+    return (x.sum(-1) > 0).sum(-1).clamp(max=x.shape[1] - 1)
+
+
+def _given(h: Tensor, indices: Any, value: Any) -> Tensor:
+    h = h * 1
+    h[indices] = value
+    return h
+
+
+ALL = slice(None)
+
+for _name, _order, _move in (
+    ("token and batch", f(8), lambda h, n, end: h[n, end]),
+    ("batch and token behind units", f(8), lambda h, n, end: h.permute(2, 0, 1)[:, n, end].t()),
+    ("batch and token around units", f(8), lambda h, n, end: h.transpose(1, 2)[n, :, end]),
+    ("token and batch around units", f(8), lambda h, n, end: h.permute(1, 2, 0)[end, :, n]),
+    ("every token with every sequence", f(8), lambda h, n, end: h[n[:, None], end]),
+    ("heads", f(2, 4, 4), lambda h, n, end: h.unflatten(-1, (2, 4))[n, end].amax(-1).tile(4)),
+    ("token and unit", 0.0, lambda h, n, end: h[:, end, end][..., None] * h[:, 0]),
+    ("written", f(8), lambda h, n, end: _given(h, (n, end), h[:, 0].tanh())),
+    ("written around units", f(8), lambda h, n, end: _given(
+        h.transpose(1, 2), (n, ALL, end), h[:, 0].tanh()).transpose(1, 2)),
+    ("written to some units", f(4, 4), lambda h, n, end: _given(h, (n, end, slice(4)), 0.0)),
+    ("written to units", 0.0, lambda h, n, end: _given(h, (n, end, n), 1.0)),
+):  # fmt: skip
+
+    def _together(m: Any, x: Tensor, move: Callable[..., Tensor] = _move) -> Tensor:
+        chosen: Tensor = m.c(move(m.a(x), torch.arange(len(x)), _end(x)))
+        return chosen
+
+    case(f"chosen together: {_name}", _order, _together, TOKENS)(**ENTER_LEAVE)
+
 # Parameters read several times by a constant index --------------------------------------------
 
 for _name, _count, _index in (
