@@ -1,7 +1,8 @@
 """The file format of a permutation: a safetensors file that says what it is.
 
 Tensors `array.<class>` hold the permutations. The metadata holds the format's name and version, and
-one JSON document with the classes and the layout. Positions are written as an offset and strides
+one JSON document with the classes, the layout and the constants that were relied on (which files
+of older releases do not name). Positions are written as an offset and strides
 where they are regular, otherwise as a tensor `positions.<number>`.
 """
 
@@ -21,6 +22,7 @@ import safetensors.numpy
 from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.files import publish
 from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass, Piece, Slot
+from fxrebasin.reliance import Reliance, Relied
 
 FORMAT = "fxrebasin.permutation"
 VERSION = "1"
@@ -28,7 +30,7 @@ VERSION = "1"
 # A damaged file must not ask for all memory there is.
 _MOST_POSITIONS = 2**31
 
-Contents = tuple[tuple[PermutationClass, ...], dict[str, IntArray], Layout]
+Contents = tuple[tuple[PermutationClass, ...], dict[str, IntArray], Layout, Relied]
 
 
 def write(
@@ -36,6 +38,7 @@ def write(
     classes: Sequence[PermutationClass],
     arrays: Mapping[str, IntArray],
     layout: Layout,
+    relies_on: Relied,
     overwrite: bool,
 ) -> None:
     """Write a certificate beside its place, then move it there.
@@ -45,6 +48,7 @@ def write(
         classes: the permutation classes.
         arrays: by class name.
         layout: by state tensor name.
+        relies_on: by state tensor name.
         overwrite: replace a file that exists.
 
     Raises:
@@ -54,6 +58,10 @@ def write(
     document = {
         "classes": [_class_document(c) for c in classes],
         "layout": {n: [_group_document(g, tensors) for g in gs] for n, gs in layout.items()},
+        "relies_on": {
+            name: {"digest": item.digest, "uniform": item.uniform}
+            for name, item in relies_on.items()
+        },
     }
     metadata = {"format": FORMAT, "version": VERSION, "document": json.dumps(document)}
     payload = safetensors.numpy.save(tensors, metadata)
@@ -70,7 +78,7 @@ def read(path: Path) -> Contents:
         path: of the file.
 
     Returns:
-        Classes, arrays and layout.
+        Classes, arrays, layout and what is relied on.
     """
     with safetensors.safe_open(path, framework="np") as file:
         metadata = file.metadata() or {}
@@ -89,7 +97,10 @@ def read(path: Path) -> Contents:
     }
     prefix = "array."
     arrays = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    return classes, arrays, layout
+    relies_on = {
+        str(name): _reliance(entry) for name, entry in document.get("relies_on", {}).items()
+    }
+    return classes, arrays, layout, relies_on
 
 
 @contextmanager
@@ -114,6 +125,13 @@ def naming(path: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{path} holds a damaged permutation: {type(error).__name__} {error}"
         ) from error
+
+
+def _reliance(entry: dict[str, Any]) -> Reliance:
+    axes = entry["uniform"]
+    if type(entry["digest"]) is not str:
+        raise InputError(f"found {entry['digest']!r} where a digest belongs")
+    return Reliance(entry["digest"], None if axes is None else tuple(map(_whole, axes)))
 
 
 def _class_document(c: PermutationClass) -> dict[str, Any]:

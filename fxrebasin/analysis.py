@@ -14,8 +14,10 @@ from fxrebasin.layout import PermutationClass
 from fxrebasin.passes.collector import collector_paused
 from fxrebasin.passes.data_flow import data_flow
 from fxrebasin.passes.group import group
-from fxrebasin.passes.propagate import Passing, propagate
+from fxrebasin.passes.propagate import Passing
+from fxrebasin.passes.recognition import Finding, recognised_state
 from fxrebasin.passes.tie_graph import tie_graph
+from fxrebasin.reliance import Reliance
 from fxrebasin.symmetry import Symmetry, log10_order
 
 _NO_CHOICES = Choices()
@@ -33,9 +35,9 @@ def symmetry_of(
         InputError: the model does not run on the inputs, or has no such outputs.
     """
     with collector_paused():
-        propagation = propagate(model, args, kwargs, choices)
-        grouping = group(propagation)
-    names = _all_names(model)
+        found = recognised_state(model, args, kwargs, choices)
+    propagation, grouping = found.propagation, found.grouping
+    names = {item.name: item.names for item in propagation.held}
     parameters = [name for name, _ in model.named_parameters()]
     kept = set(model.state_dict(keep_vars=True)) | {n for n, _ in model.named_parameters()}
     return Symmetry(
@@ -57,7 +59,8 @@ def symmetry_of(
         },
         parameters=tuple(parameters),
         operators=dict(propagation.operators),
-        _notes=(*propagation.notes, *_about_choice(choices)),
+        _notes=(*propagation.notes, *found.notes, *_about_choice(choices)),
+        relies_on=_relied_on(found),
         _graph=partial(tie_graph, propagation, grouping.fields, parameters),
         _flow=partial(data_flow, propagation, grouping.fields, grouping.classes, grouping.layout),
         _about_passing=partial(_about_passing, propagation.passing, log10_order(grouping.classes)),
@@ -90,17 +93,19 @@ def _about_passing(passing: Passing | None, order: float) -> tuple[str, ...]:
     )
 
 
-def _with_all_names(item: PermutationClass, names: Mapping[str, list[str]]) -> PermutationClass:
+def _with_all_names(item: PermutationClass, names: Mapping[str, Sequence[str]]) -> PermutationClass:
     axes = tuple((alias, axis) for name, axis in item.axes for alias in names[name])
     return replace(item, axes=axes)
 
 
-def _all_names(model: nn.Module) -> dict[str, list[str]]:
-    """For the first name of each state tensor, all the names that it has."""
-    found: dict[int, list[str]] = {}
-    for name, tensor in [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]:
-        found.setdefault(id(tensor), []).append(name)
-    return {names[0]: names for names in found.values()}
+def _relied_on(found: Finding) -> dict[str, Reliance]:
+    """What the analysis read of constants, unless there is nothing that it could be wrong about."""
+    if not found.grouping.classes:
+        return {}
+    by_value = found.propagation.relied.by_value
+    return {
+        alias: Reliance.on(item.tensor, by_value=by_value[item.name])
+        for item in found.propagation.held
+        if item.name in by_value
+        for alias in item.names
+    }

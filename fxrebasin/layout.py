@@ -80,3 +80,20 @@ class AxisGroup:
 
 
 Layout: TypeAlias = Mapping[str, tuple[AxisGroup, ...]]
+
+
+def same_layout(first: Layout, second: Layout) -> bool:
+    """Whether two layouts put the same units at the same positions.
+
+    Args:
+        first: by state tensor name.
+        second: another.
+    """
+
+    def described(groups: tuple[AxisGroup, ...]) -> list[tuple[tuple[int, ...], bytes]]:
+        return sorted((group.axes, group.pattern) for group in groups)
+
+    return first is second or (
+        first.keys() == second.keys()
+        and all(described(groups) == described(second[name]) for name, groups in first.items())
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ from fxrebasin.indexing import (
     misfits,
     open_grids,
 )
-from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass
+from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass, same_layout
+from fxrebasin.reliance import Relied, contradictions, refusal
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,6 +39,7 @@ class Permutation:
         classes: the permutation classes.
         arrays: int64, by class name, of shape `(*sizes of within, size)`.
         layout: where the units sit, by state tensor name.
+        relies_on: constants of the state that it was found on, without which it may not hold.
 
     Raises:
         InputError: an array is missing, has another shape or is no permutation; or the layout
@@ -58,6 +60,7 @@ class Permutation:
     classes: tuple[PermutationClass, ...]
     arrays: Arrays
     layout: Layout = field(repr=False)
+    relies_on: Relied = field(repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -99,6 +102,14 @@ class Permutation:
         shuffled = {name: generator.permuted(array, axis=-1) for name, array in arrays.items()}
         return cls(tuple(classes), shuffled, layout)
 
+    def relying_on(self, relied: Relied) -> Permutation:
+        """The same element, for a state with these constants.
+
+        Args:
+            relied: what the symmetry that it belongs to relies on.
+        """
+        return replace(self, relies_on=dict(relied))
+
     @property
     def is_identity(self) -> bool:
         """Whether no unit moves."""
@@ -114,7 +125,7 @@ class Permutation:
             array = np.empty_like(self.arrays[c.name])
             array[(*source, self.arrays[c.name])] = coordinates[-1]
             inverted[c.name] = array
-        return Permutation(self.classes, inverted, self.layout)
+        return replace(self, arrays=inverted)
 
     def compose(self, other: Permutation) -> Permutation:
         """The element that acts as `other` first and then as this one.
@@ -123,7 +134,7 @@ class Permutation:
             other: an element over the same classes.
 
         Raises:
-            InputError: the classes differ.
+            InputError: the classes differ, or what they rely on cannot be in one state.
         """
         if _signature(self.classes) != _signature(other.classes):
             raise InputError(
@@ -136,25 +147,53 @@ class Permutation:
             copy = open_grids([sizes[name] for name in c.within] + [1])[:-1]
             source = self._sources(c.within, copy)
             composed[c.name] = other.arrays[c.name][(*source, self.arrays[c.name])]
-        return Permutation(self.classes, composed, self.layout)
+        return replace(self, arrays=composed, relies_on=self._relied_on_with(other))
 
-    def permute_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _relied_on_with(self, other: Permutation) -> Relied:
+        """What this element and one that acts before it rely on together.
+
+        Elements of one group hold wherever the group does, and `other` meets the state.
+        """
+        if same_layout(self.layout, other.layout):
+            return other.relies_on
+        both = self.relies_on.keys() & other.relies_on.keys()
+        differing = sorted(n for n in both if self.relies_on[n] != other.relies_on[n])
+        if differing:
+            raise InputError(
+                "these permutations were found on states with different constants: "
+                + ", ".join(differing)
+            )
+        return {**self.relies_on, **other.relies_on}
+
+    def permute_state_dict(
+        self, state_dict: Mapping[str, torch.Tensor], *, check_constants: bool = True
+    ) -> dict[str, torch.Tensor]:
         """Permuted copies of the tensors that the layout names; the others as they are.
 
         Values are moved bit for bit, whatever the dtype. Device and strides are kept, and so are
         ties: keys that share one tensor share one in the result.
 
+        Constants that the symmetry relies on (index tables, masks, uniform kernels) have to be in
+        this state what they were in the one that it was found on. Those that the state does not
+        have, as the moments of an optimiser do not, cannot be compared and are passed over: then
+        the permutation is as good as the state that these belong to.
+
         Args:
             state_dict: by name, of the shapes that the layout was made for. It is not changed.
+            check_constants: False for tensors that are no state of a model, such as differences of
+                two states, which have other numbers under the names of constants.
 
         Returns:
             A new dict with the keys in the same order.
 
         Raises:
             ArchitectureMismatchError: tensors of the layout are missing or have too small a shape;
-                all of them are listed.
+                all of them are listed; or its constants are others than the symmetry relies on.
         """
         self._check_state(state_dict)
+        faults = contradictions(self.relies_on, state_dict) if check_constants else []
+        if faults:
+            raise refusal(faults, "this one")
         copies: dict[tuple[object, ...], tuple[list[IntArray], torch.Tensor]] = {}
         # Of the type that `torch.load` takes with `_metadata` and without running code.
         result: OrderedDict[str, torch.Tensor] = OrderedDict()
@@ -203,7 +242,9 @@ class Permutation:
         Raises:
             CheckpointError: the file exists, or cannot be written.
         """
-        _certificate.write(Path(path), self.classes, self.arrays, self.layout, overwrite)
+        _certificate.write(
+            Path(path), self.classes, self.arrays, self.layout, self.relies_on, overwrite
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Permutation:

@@ -17,6 +17,7 @@ from fxrebasin.errors import InputError
 from fxrebasin.flow import Flow
 from fxrebasin.layout import Layout, PermutationClass
 from fxrebasin.permutation import Permutation
+from fxrebasin.reliance import Relied
 
 AxisName = tuple[str, int]
 
@@ -35,6 +36,7 @@ class Symmetry:
         shapes: of all state tensors, by name.
         parameters: the names among them that are parameters.
         operators: how often each ATen operator was called.
+        relies_on: constants of the state that was analysed, without which it may not hold.
 
     Example:
         >>> import torch, fxrebasin
@@ -52,6 +54,7 @@ class Symmetry:
     parameters: tuple[str, ...]
     operators: Mapping[str, int]
     _notes: tuple[str, ...]
+    relies_on: Relied
     _graph: Callable[[], nx.Graph[AxisName]] = field(repr=False, compare=False)
     _flow: Callable[[], Flow] = field(repr=False, compare=False)
     _about_passing: Callable[[], tuple[str, ...]] = field(repr=False, compare=False)
@@ -87,11 +90,12 @@ class Symmetry:
 
     def identity(self) -> Permutation:
         """The permutation that moves nothing."""
-        return Permutation.identity(self.classes, self.layout)
+        return Permutation.identity(self.classes, self.layout).relying_on(self.relies_on)
 
     def random(self, seed: int) -> Permutation:
         """A permutation drawn uniformly from the group."""
-        return Permutation.random(self.classes, self.layout, seed)
+        drawn = Permutation.random(self.classes, self.layout, seed)
+        return drawn.relying_on(self.relies_on)
 
     @cached_property
     def graph(self) -> nx.Graph[AxisName]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -19,6 +20,8 @@ from fxrebasin.passes.match_sinkhorn import match_sinkhorn
 from fxrebasin.passes.match_straight_through import match_straight_through
 from fxrebasin.passes.match_weight import match_weights
 from fxrebasin.passes.matching import HasSymmetry, MatchResult
+from fxrebasin.reliance import contradictions
+from fxrebasin.symmetry import Symmetry
 
 __all__ = ["METHODS", "MatchResult", "Method", "check_method", "match_states", "match_weights"]
 
@@ -40,6 +43,12 @@ _SHOWN = {
     "loader": "loader=..., any iterable of batches: (inputs, targets), or inputs alone",
     "loss": "loss=..., a function of (outputs, targets) such as torch.nn.functional.cross_entropy",
 }
+
+
+_OTHER_CONSTANTS = (
+    "The reference has other constants than the model, and the permutation holds for the model "
+    "alone:"
+)
 
 
 def check_method(method: str, options: Mapping[str, object]) -> None:
@@ -103,6 +112,12 @@ def match_states(
         ArchitectureMismatchError: tensors are missing or differ in shape.
     """
     check_method(method, options)
-    return METHODS[method](
+    found = METHODS[method](
         symmetry, state_b, state_a, seed=seed, parameters=parameters, model=model, **options
     )
+    if not isinstance(symmetry, Symmetry):
+        return found
+    faults = contradictions(symmetry.relies_on, state_a)
+    notes = [f"{_OTHER_CONSTANTS} {'; '.join(faults)}."] if faults else []
+    permutation = found.permutation.relying_on(symmetry.relies_on)
+    return replace(found, permutation=permutation, notes=(*found.notes, *notes))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -33,8 +33,10 @@ from fxrebasin.passes.call_site import CallSite
 from fxrebasin.passes.constants import FunctionWatch
 from fxrebasin.passes.escapes import Escapes, NeedsDataError
 from fxrebasin.passes.ledger import Ledger, elements_field
+from fxrebasin.passes.model_state import Held, Role, held_tensors
 from fxrebasin.passes.on_meta import on_meta
 from fxrebasin.passes.preserve import preserve, tensors_of
+from fxrebasin.passes.relied import Relied, place_of
 from fxrebasin.passes.rules.registry import RULES, Call, Rule, pin_everything
 from fxrebasin.passes.schema import (
     INDIFFERENT,
@@ -56,8 +58,6 @@ from fxrebasin.provenance import Origin
 from fxrebasin.redraw import redrawn
 
 _NO_CHOICES = Choices()
-
-_BUFFER = "_fxrebasin_buffer"
 
 _MORE_RUNS = 4
 """Runs on other inputs, as long as they read state that was not read before (other experts)."""
@@ -83,6 +83,10 @@ class Propagation:
     operators: dict[str, int] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     passing: Passing | None = None
+    held: list[Held] = field(default_factory=list)
+    recognised: dict[str, Held] = field(default_factory=dict)
+    relied: Relied = field(default_factory=Relied)
+    looked_at_data: bool = False
 
     def fork(self) -> Propagation:
         """A copy that constraints can be added to without adding them here."""
@@ -102,16 +106,25 @@ def propagate(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     choices: Choices = _NO_CHOICES,
+    constants: Collection[str] = (),
 ) -> Propagation:
     """Record the constraints of one forward pass of `model` in eval mode.
+
+    Args:
+        model: any module.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        choices: of the user: buffers that are state, outputs that count.
+        constants: names of buffers that are constants, unless a normalisation reads them.
 
     Raises:
         InputError: the model does not run on these inputs, or it has no such outputs.
     """
     found: list[Propagation] = []
+    held = held_tensors(model, choices.state_buffers, constants)
 
     def run(kind: _Tensors) -> None:
-        found.append(_run(model, args, kwargs, choices, kind))
+        found.append(_run(model, args, kwargs, held, choices, kind))
 
     error = attempt(lambda: run(_Tensors.META))
     if isinstance(error, NeedsDataError | ReducingError) or not isinstance(
@@ -160,6 +173,7 @@ def _run(
     model: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
+    held: Sequence[Held],
     choices: Choices,
     kind: _Tensors,
 ) -> Propagation:
@@ -167,7 +181,7 @@ def _run(
         site = CallSite(model)
         mode = Propagator(site, kind)
         mode.add_constants(model)
-        stand_ins = _stand_ins(model, mode, choices.state_buffers)
+        stand_ins = _stand_ins(held, mode)
         outputs: list[_Output] = []
         given: tuple[Any, ...] = (tuple(args), dict(kwargs))
         others = (redrawn(given, seed) for seed in range(1, 1 + _MORE_RUNS))
@@ -181,29 +195,20 @@ def _run(
             if mode.escapes.refusal is not None:
                 raise mode.escapes.refusal
             outputs += mode.outputs(counted(returned, choices.outputs, before))
-            if not mode.looked_at_data or mode.result.ledger.places() == known:
+            if not mode.result.looked_at_data or mode.result.ledger.places() == known:
                 break
         mode.pin_outputs(outputs)
     return mode.finish()
 
 
-def _stand_ins(
-    model: nn.Module, mode: Propagator, state_buffers: Sequence[str]
-) -> dict[str, Tensor]:
+def _stand_ins(held: Sequence[Held], mode: Propagator) -> dict[str, Tensor]:
     """Tracked tensors for parameters, clones for buffers; tied tensors share one stand-in."""
+    mode.result.held = list(held)
     stand_ins: dict[str, Tensor] = {}
-    first: dict[int, Tensor] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) not in first:
-            first[id(parameter)] = mode.add_state(name, parameter)
-        stand_ins[name] = first[id(parameter)]
-    for name, buffer in model.named_buffers(remove_duplicate=False):
-        if id(buffer) not in first:
-            if name in state_buffers:
-                first[id(buffer)] = mode.add_state(name, buffer)
-            else:
-                first[id(buffer)] = mode.add_buffer(name, buffer)
-        stand_ins[name] = first[id(buffer)]
+    for item in held:
+        add = mode.add_state if item.role is Role.STATE else mode.add_buffer
+        stand_in = add(item)
+        stand_ins.update(dict.fromkeys(item.names, stand_in))
     return stand_ins
 
 
@@ -216,29 +221,42 @@ class Propagator(TorchDispatchMode):
         self.site = site
         self.real = kind is _Tensors.REAL
         self.all_meta = kind is _Tensors.ALL_META
-        self.looked_at_data = False
         self.escapes = Escapes(self.result.ledger, self.result.notes, site, self.real)
         self.memory = self.escapes.memory
         self._without_data: nn.Module | None = None
         self._calls: list[tuple[int, list[_Entry], list[_Entry]]] = []
+        self._buffers: dict[object, tuple[Held, Tensor]] = {}
 
     # State and values -------------------------------------------------------------------------
 
-    def add_state(self, name: str, tensor: Tensor) -> Tensor:
+    def add_state(self, item: Held) -> Tensor:
         """A tracked stand-in for a state tensor."""
-        stand_in = tensor.detach().clone() if self.real else _to_meta(tensor.detach())
-        self.result.shapes[name] = tuple(tensor.shape)
-        value = Value(tuple(tensor.shape), elements_field(name, tensor.shape))
-        track = Track(value, state=name, name=name)
-        self.memory.set(stand_in, track)
-        self.memory.alias(tensor, track)  # for models that hold it elsewhere as well
+        tensor = item.tensor.detach()
+        stand_in = tensor.clone() if self.real else _to_meta(tensor)
+        self.result.shapes[item.name] = tuple(tensor.shape)
+        self._follow(item, stand_in)
         return stand_in
 
-    def add_buffer(self, name: str, tensor: Tensor) -> Tensor:
-        """A constant, unless a normalisation reads it as running statistics."""
-        stand_in = tensor.detach().clone()
-        self.result.shapes[name] = tuple(tensor.shape)
-        setattr(stand_in, _BUFFER, name)
+    def _follow(self, item: Held, stand_in: Tensor) -> None:
+        """Take a tensor for state, from now on."""
+        shape = tuple(stand_in.shape)
+        value = Value(shape, elements_field(item.name, shape))
+        if item.overlaps:
+            ledger = self.result.ledger
+            ledger.origins.append(Origin("shared memory", item.name))
+            pinned = pinned_value(shape, f"shares memory with {item.overlaps}, in another view")
+            value = Value(shape, ledger.join([*pinned.fields, *value.fields]))
+        track = Track(value, state=item.name, name=item.name)
+        self.memory.set(stand_in, track)
+        self.memory.alias(item.tensor, track)  # for models that hold it elsewhere as well
+
+    def add_buffer(self, item: Held) -> Tensor:
+        """A constant, unless what reads it shows that it is state."""
+        stand_in = item.tensor.detach().clone()
+        self.result.shapes[item.name] = tuple(stand_in.shape)
+        for tensor in (stand_in, item.tensor):
+            self._buffers[place_of(tensor)] = (item, stand_in)
+        self.result.relied.begin(item, stand_in)
         self.memory.add_constants([stand_in])
         return stand_in
 
@@ -258,23 +276,49 @@ class Propagator(TorchDispatchMode):
 
     def lookup(self, tensor: Tensor) -> Value:
         """What is known of a tensor; of a constant, where it is not uniform."""
+        self._recognise(tensor)
         found = self.memory.find(tensor)
-        if found is None:
-            return self.memory.constant_value(tensor)
-        return refresh(found, self.result.ledger)
+        if found is not None:
+            return refresh(found, self.result.ledger)
+        value = self.memory.constant_value(tensor)
+        self.result.relied.on_pattern(tensor, value)
+        return value
 
     def constant(self, tensor: Tensor) -> Tensor | None:
         """The tensor itself, if it is a constant whose values are known."""
+        self._recognise(tensor)
         if self.memory.find(tensor) is not None or tensor.is_meta:
             return None
-        return None if self.escapes.happened and self.memory.is_exposed(tensor) else tensor
+        if self.escapes.happened and self.memory.is_exposed(tensor):
+            return None
+        self.result.relied.on_values(tensor)
+        return tensor
 
     def running_statistics(self, tensor: Tensor) -> Value:
         """The value of a tensor that a normalisation reads: a buffer becomes state."""
-        name = getattr(tensor, _BUFFER, None)
-        if name is None:
-            return self.lookup(tensor)
-        return Value(tuple(tensor.shape), elements_field(name, tensor.shape))
+        item = self._buffer(tensor)
+        if item is not None and item.persistent and self.memory.find(tensor) is None:
+            self._follow(item, self._buffers[place_of(tensor)][1])
+        return self.lookup(tensor)
+
+    def _recognise(self, tensor: Tensor) -> bool:
+        """Take a buffer that may be state for state, since something reads it; whether it is."""
+        item = self._buffer(tensor)
+        if item is None or item.role is not Role.CANDIDATE:
+            return False
+        if self.memory.find(tensor) is None:
+            self._follow(item, self._buffers[place_of(tensor)][1])
+            self.result.recognised.setdefault(item.name, item)
+        return True
+
+    def _recognise_any(self, tensors: Sequence[Tensor]) -> bool:
+        recognised = [self._recognise(tensor) for tensor in tensors]  # each is to be followed
+        return any(recognised)
+
+    def _buffer(self, tensor: Tensor) -> Held | None:
+        """The buffer that a tensor is, as the model holds it or as its stand-in."""
+        found = self._buffers.get(place_of(tensor)) if self._buffers else None
+        return None if found is None else found[0]
 
     # Dispatch ---------------------------------------------------------------------------------
 
@@ -294,12 +338,12 @@ class Propagator(TorchDispatchMode):
             return NotImplemented  # such a subclass runs its operators first, and they are seen
         tensors = tensors_in((args, options))
         tracked = [self._is_tracked(func, tensor) for tensor in tensors]  # all have to be known
-        if not any(tracked):
+        if not any(tracked) and not self._recognise_any(tensors):
             if not (tensors and self.escapes.may_be_in(args, options)):
                 return self._untracked(func, args, options)
             for tensor in tensors:
                 self.memory.begin(tensor)
-        self.looked_at_data |= func in LOOKING
+        self.result.looked_at_data |= func in LOOKING
         if func is torch.ops.aten.equal.default and args[0].shape == args[1].shape:
             with self:  # it is made of these, and they have rules
                 return bool((args[0] == args[1]).all())
@@ -332,15 +376,23 @@ class Propagator(TorchDispatchMode):
     def read(self, tensor: Tensor, how: str) -> None:
         """Python reads data of a tensor without an operator."""
         with torch._C._DisableTorchDispatch():
-            self.looked_at_data |= self.memory.find(tensor) is not None
+            self.lookup(tensor)
+            self.result.relied.on_values(tensor)
+            self.result.looked_at_data |= self.memory.find(tensor) is not None
             self.escapes.read(tensor, how)
 
     def _untracked(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """An operator on constants is just run."""
         if self.all_meta:
             return self._untracked_on_meta(func, args, options)
+        operands = tensors_in((args, options))
+        relied = self.result.relied
+        if func in LOOKING:
+            for tensor in operands:
+                relied.on_values(tensor)
         result = func(*args, **_constant_options(options))
         made = tensors_in(result)
+        relied.hand_on(func, operands, made)
         if self.escapes.may_be_in(args, options) and func not in UNIFORM:
             self.escapes.made(made)
             return result
@@ -349,6 +401,7 @@ class Propagator(TorchDispatchMode):
         bound = bind(func, args, options) if argument or writes(func) else {}
         for tensor in touched_by(func, bound):
             self.memory.note_write(tensor)
+            relied.note_write(tensor)
         if argument:
             for index, tensor in enumerate(made):
                 replay = replay_of(func, bound, argument, index)
@@ -377,6 +430,8 @@ class Propagator(TorchDispatchMode):
         writes = written_by(func, bound)
         also = [] if writes else touched_by(func, bound)
         for tensor in writes:
+            if self.memory.find(tensor) is None:
+                self.lookup(tensor)
             self.memory.begin(tensor)  # while a constant still holds what it held before
         if func in RESHAPING:
             return self._reshape(func, bound)
@@ -404,7 +459,6 @@ class Propagator(TorchDispatchMode):
             track = self.memory.find(tensor)
             if track is not None and not any(tensor is item for item in written):
                 refresh(track, result.ledger)  # it is read, also by a rule that does not look at it
-        inputs = [self._named(tensor) for tensor in call.tensors()]
         rule = RULES.get(func)
         if rule is None and func not in LOOKING and func not in INDIFFERENT:
             rule = pin_everything("unknown operator")
@@ -412,6 +466,7 @@ class Propagator(TorchDispatchMode):
         else:
             also = []
         values = [] if rule is None else self._apply(rule, call)
+        inputs = [self._named(tensor) for tensor in call.tensors()]
         for tensor in also:
             self._write(tensor, pinned_value(tensor.shape, "unknown operator"))
         if writes:
@@ -481,10 +536,10 @@ class Propagator(TorchDispatchMode):
     def _named(self, tensor: Tensor) -> _Entry:
         track = self.memory.find(tensor)
         if track is None:
-            name = getattr(tensor, _BUFFER, "constant")
-            return name, self.memory.constant_value(tensor) if name == "constant" else Value(
-                tuple(tensor.shape)
-            )
+            item = self._buffer(tensor)
+            if item is None:
+                return "constant", self.memory.constant_value(tensor)
+            return item.name, Value(tuple(tensor.shape))
         return track.name, _shown(track)
 
     def _record(

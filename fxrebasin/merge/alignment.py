@@ -85,7 +85,7 @@ class Descent:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        identity = Permutation.identity(task.symmetry.classes, task.symmetry.layout)
+        identity = task.symmetry.identity()
         self.permutations = [identity] * len(task.sources)
         self.interrupted = False
         self._total: dict[str, torch.Tensor] = {}

@@ -81,7 +81,7 @@ def _ascended(
         finished = True
     symmetry = task.symmetry
     rounded = [
-        Permutation(symmetry.classes, arrays, symmetry.layout)
+        Permutation(symmetry.classes, arrays, symmetry.layout, symmetry.relies_on)
         for arrays in relaxation.rounded(ascent.maps)
     ]
     found = Descent(task)

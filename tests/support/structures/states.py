@@ -59,13 +59,13 @@ def weight_standardisation() -> nn.Module:
     )  # fmt: skip
 
 
-# Power iteration's vectors are constants that lie along both axes of the weight ...
-@structure(f(6), VECTOR)
+# Power iteration's vectors lie along both axes of the weight, and move with them ...
+@structure(f(5, 6), VECTOR)
 def spectral_norm() -> nn.Module:
     return nn.Sequential(parametrizations.spectral_norm(nn.Linear(3, 5)), mlp(5, 6, 2))
 
 
-# ... unless they are declared to be state.
+# ... also where they are declared to be state.
 @structure(
     f(5, 6),
     VECTOR,
@@ -218,18 +218,28 @@ def unused_parameters() -> nn.Module:
 class WithTable(nn.Module):
     """Hidden units multiplied by a table of constants."""
 
-    def __init__(self, table: Tensor) -> None:
+    def __init__(self, table: Tensor, *, persistent: bool = True) -> None:
         super().__init__()
         self.enter, self.leave = nn.Linear(3, 6), nn.Linear(6, 2)
-        self.register_buffer("table", table)
+        self.register_buffer("table", table, persistent=persistent)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.leave((self.enter(x) * self.table).relu() + torch.arange(3.0)[1])
 
 
-@structure(0.0, VECTOR)
-def a_buffer_that_varies() -> nn.Module:
+@structure(f(6), VECTOR)
+def a_buffer_that_scales_units() -> nn.Module:
     return WithTable(torch.arange(6.0))
+
+
+@structure(0.0, VECTOR)
+def a_buffer_of_integers_that_varies() -> nn.Module:
+    return WithTable(torch.arange(6))
+
+
+@structure(0.0, VECTOR)
+def a_buffer_that_no_state_dict_holds() -> nn.Module:
+    return WithTable(torch.arange(6.0), persistent=False)
 
 
 @structure(f(6), VECTOR)

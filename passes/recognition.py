@@ -1,0 +1,250 @@
+"""Which buffers are state by their use, and the symmetry that follows.
+
+Frozen normalisations, spectral norm and pruning keep what belongs to units in buffers: a scale, a
+shift, a statistic, a mask. As state they move with their units, and the symmetry holds whatever
+they contain. A buffer that is read is first taken for state. It stays so if that is what its use
+shows; otherwise the model is analysed again with it as the constant that it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from fxrebasin.choices import Choices
+from fxrebasin.errors import FxRebasinError
+from fxrebasin.labels import Elements
+from fxrebasin.layout import AxisGroup
+from fxrebasin.passes.group import Grouping, group
+from fxrebasin.passes.model_state import Held, Role, held_tensors
+from fxrebasin.passes.propagate import Propagation, propagate
+from fxrebasin.uniformity import varying_axes_of
+
+_LISTED = 4
+_SAME = 1e-9
+
+_USES = frozenset(
+    (
+        *("view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "t", "transpose"),
+        *("permute", "repeat", "clone", "detach", "alias", "_to_copy", "to", "contiguous"),
+        *("add", "sub", "rsub", "mul", "div", "addcmul", "addcdiv", "neg", "abs", "reciprocal"),
+        *("sqrt", "rsqrt", "square", "pow", "exp", "log", "sigmoid", "softplus", "clamp_min"),
+        *("mv", "dot", "vdot", "mm", "bmm", "matmul", "addmv", "addmm", "linear", "sum"),
+        *("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit"),
+        *("cudnn_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update"),
+        *("miopen_batch_norm", "native_layer_norm", "native_group_norm", "_fused_rms_norm"),
+        *("clamp", "add_", "mul_", "div_", "sub_"),
+    )
+)
+"""Operators that scale, shift or normalise by a buffer, or make what does so of it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """What an analysis found.
+
+    Args:
+        propagation: what was recorded.
+        grouping: what follows from it.
+        notes: about buffers that hold units in place, in words.
+    """
+
+    propagation: Propagation
+    grouping: Grouping
+    notes: tuple[str, ...] = ()
+
+    @property
+    def log10_order(self) -> float:
+        """The decimal logarithm of the number of elements of the group."""
+        classes = self.grouping.classes
+        return sum(c.count * math.lgamma(c.size + 1) / math.log(10) for c in classes)
+
+
+def recognised_state(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    choices: Choices,
+) -> Finding:
+    """Analyse a model, with those buffers as state that show by their use that they are.
+
+    Args:
+        model: any module.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        choices: of the user: buffers that are state in any case, outputs that count.
+
+    Raises:
+        InputError: the model does not run on these inputs.
+    """
+
+    def run(constants: Collection[str]) -> Finding:
+        propagation = propagate(model, args, kwargs, choices, constants)
+        return Finding(propagation, group(propagation))
+
+    held = held_tensors(model, choices.state_buffers)
+    constants = {item.name for item in held if item.role is Role.CANDIDATE}
+    possible = {name for name in constants if _has_the_shape_of_state(held, name)}
+    constants -= possible
+    found = _best_effort(run, constants, constants | possible)
+    carried: set[str] = set()
+    while True:
+        read = found.propagation.recognised
+        unfit = {name for name in read if not _is_state(found, read[name])}
+        carried |= {name for name in unfit if name in found.grouping.layout}
+        if not unfit:
+            break
+        constants |= unfit
+        found = run(constants)
+    found = _without_loss(run, found, constants)
+    return replace(found, notes=tuple(_notes(found, carried)))
+
+
+def _best_effort(run: Any, constants: Collection[str], every: Collection[str]) -> Finding:
+    """With candidates as state; as constants, if the model cannot be followed so."""
+    try:
+        found: Finding = run(constants)
+    except FxRebasinError:
+        if set(every) == set(constants):
+            raise
+        found = run(every)
+    return found
+
+
+def _has_the_shape_of_state(held: Sequence[Held], name: str) -> bool:
+    """Whether a buffer is a vector, or could be met by a parameter element by element."""
+    shapes = {tuple(item.tensor.shape) for item in held if item.role is Role.STATE}
+    shape = next(tuple(item.tensor.shape) for item in held if item.name == name)
+    return sum(size > 1 for size in shape) == 1 or shape in shapes
+
+
+def _without_loss(run: Any, found: Finding, constants: Collection[str]) -> Finding:
+    """The finding, or a better one with fewer buffers as state.
+
+    A buffer that is uniform may lie on units of several classes: as state it ties them. A model
+    that looks at data, or is not understood in part, may be better off with constants, too.
+    """
+    read = found.propagation.recognised
+    doubtful = set(read) if found.propagation.looked_at_data or found.propagation.unknown else set()
+    doubtful |= {name for name, item in read.items() if _is_uniform_somewhere(item)}
+    if not doubtful:
+        return found
+    other: Finding = run({*constants, *doubtful})
+    return other if other.log10_order > found.log10_order + _SAME else found
+
+
+def _is_uniform_somewhere(item: Held) -> bool:
+    tensor = item.tensor
+    if tensor.is_meta:
+        return False
+    varying = varying_axes_of(tensor)
+    return any(size > 1 and axis not in varying for axis, size in enumerate(tensor.shape))
+
+
+def _is_state(found: Finding, item: Held) -> bool:
+    """Whether a buffer belongs to units: it has, for each, what a parameter has for it.
+
+    A class that no parameter has is none. Where every parameter has a unit at more positions than
+    the buffer, it is no unit of the buffer's own: the frequencies of rotary embeddings belong to
+    pairs of dimensions, the slopes of attention biases to heads.
+    """
+    layout = found.grouping.layout
+    if item.name not in layout or not _scales_or_shifts(found.propagation, item.name):
+        return False
+    own = [_positions_per_unit(group) for group in layout[item.name]]
+    parameters = {h.name for h in found.propagation.held if isinstance(h.tensor, nn.Parameter)}
+    most: dict[str, float] = {}
+    for name, groups in layout.items():
+        if name in parameters:
+            for counts in map(_positions_per_unit, groups):
+                for c, count in counts.items():
+                    most[c] = min(count, most.get(c, math.inf))
+    if not all(count >= most.get(c, math.inf) for counts in own for c, count in counts.items()):
+        return False
+    axes = sum(size > 1 for size in item.tensor.shape)
+    return axes == 1 or _meets_a_parameter(found.propagation, item.name, parameters)
+
+
+def _scales_or_shifts(propagation: Propagation, name: str) -> bool:
+    """Whether nothing else is done with the elements of a buffer."""
+    for record in propagation.records:
+        states = {
+            field.state
+            for _, value in record.inputs
+            for field in value.fields
+            if isinstance(field, Elements)
+        }
+        if name in states:
+            operator = propagation.ledger.origins[record.origin].operator
+            if operator.removeprefix("aten.").partition(".")[0] not in _USES:
+                return False
+    return True
+
+
+def _positions_per_unit(group: AxisGroup) -> dict[str, float]:
+    """How many positions along its axes a unit of each class has."""
+    found: dict[str, float] = {}
+    for piece in group.pieces:
+        for slot in piece.slots:
+            if slot.class_name is not None:
+                units = slot.size * math.prod(piece.slots[k].size for k in slot.within)
+                count = piece.positions.size / units
+                found[slot.class_name] = found.get(slot.class_name, 0.0) + count
+    return found
+
+
+def _meets_a_parameter(propagation: Propagation, name: str, parameters: Collection[str]) -> bool:
+    """Whether an operator reads a buffer and a parameter element by element."""
+    for record in propagation.records:
+        views = [
+            (field.state, (field.view.shape, field.view.stride(), field.view.storage_offset()))
+            for _, value in record.inputs
+            for field in value.fields
+            if isinstance(field, Elements)
+        ]
+        own = {view for state, view in views if state == name}
+        if any(view in own for state, view in views if state in parameters):
+            return True
+    return False
+
+
+def _notes(found: Finding, carried: Collection[str]) -> list[str]:
+    """What is held in place by buffers that are no state."""
+    propagation = found.propagation
+    buffers = {item.name for item in propagation.held if item.role is not Role.STATE}
+    moved = set(found.grouping.layout)
+    pinning = set(carried)
+    origins = {pin.origin for pin in propagation.ledger.pins}
+    for record in propagation.records:
+        if record.origin in origins:
+            pinning |= {name for name, value in record.inputs if name in buffers and value.fields}
+    return _note(found, sorted(pinning - moved))
+
+
+def _note(found: Finding, names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    persistent = {item.name for item in found.propagation.held if item.persistent}
+    notes = []
+    kept = [name for name in names if name in persistent]
+    if kept:
+        notes.append(
+            f"The values of {_listed(kept)} pin the units that meet them. Buffers that belong to "
+            "units, as scales and masks do, can be declared with state_buffers=."
+        )
+    rest = [name for name in names if name not in persistent]
+    if rest:
+        notes.append(
+            f"The values of {_listed(rest)} pin the units that meet them: no state dict holds "
+            "these buffers, so that they cannot be permuted."
+        )
+    return notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more buffers" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
