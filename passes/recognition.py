@@ -22,6 +22,7 @@ from fxrebasin.layout import AxisGroup
 from fxrebasin.passes.group import Grouping, group
 from fxrebasin.passes.model_state import Held, Role, held_tensors
 from fxrebasin.passes.propagate import Propagation, propagate
+from fxrebasin.symmetry import log10_order
 from fxrebasin.uniformity import varying_axes_of
 
 _LISTED = 4
@@ -56,12 +57,6 @@ class Finding:
     propagation: Propagation
     grouping: Grouping
     notes: tuple[str, ...] = ()
-
-    @property
-    def log10_order(self) -> float:
-        """The decimal logarithm of the number of elements of the group."""
-        classes = self.grouping.classes
-        return sum(c.count * math.lgamma(c.size + 1) / math.log(10) for c in classes)
 
 
 def recognised_state(
@@ -134,7 +129,8 @@ def _without_loss(run: Any, found: Finding, constants: Collection[str]) -> Findi
     if not doubtful:
         return found
     other: Finding = run({*constants, *doubtful})
-    return other if other.log10_order > found.log10_order + _SAME else found
+    orders = [log10_order(item.grouping.classes) for item in (found, other)]
+    return other if orders[1] > orders[0] + _SAME else found
 
 
 def _is_uniform_somewhere(item: Held) -> bool:
