@@ -149,6 +149,10 @@ class Ledger(Units):
         """Units for every element of a (small) state tensor's view."""
         return self._coarsen_elements(elements, elements.axes)
 
+    def labels(self, item: Field) -> list[Labels]:
+        """A field as labels."""
+        return [item] if isinstance(item, Labels) else self.separate(item)
+
     def separate(self, elements: Elements) -> list[Labels]:
         """One field per axis: gives up permutations of one axis that depend on another."""
         if _count(elements) <= MATERIALISE_AT_MOST:
@@ -298,7 +302,7 @@ class Ledger(Units):
     def _coarsen_tuples(self, fields: Sequence[Field], kept: Collection[int]) -> Sequence[Labels]:
         shared = {axis for item in fields if isinstance(item, Labels) for axis in item.axes}
         parts = [part for item in fields for part in self.coarsen(item, shared)]
-        columns = _telling([item for item in parts if isinstance(item, Labels)])
+        columns = _telling([label for part in parts for label in self.labels(part)])
         rigid = [item for item in columns if item.rigid]
         free = [item for item in columns if not item.rigid]
         places = _places_told_apart(rigid, kept) if free and rigid else []
