@@ -15,6 +15,9 @@ SIZES = (2, 3, 4, 5, 6, 3, 4)
 FEW_SIZES = (2, 3)
 """For programs whose permutations can all be tried."""
 
+OFTEN = ("from_rules",) * 8 + ("parameter", "shared_vector", "shared_by_groups") * 2
+"""Steps that are drawn more often than others, for there is much in them."""
+
 ATTEMPTS = 8
 """Steps that are drawn where one is wanted, for many do not fit."""
 
@@ -25,6 +28,9 @@ FORMS: dict[str, Form] = {
     "tuple": lambda names: [f"return ({', '.join(names)},)"],
     "dict": lambda names: [f"return {{{', '.join(f'{n!r}: {n}' for n in names)}}}"],
     "nested": lambda names: [f"return [{{'out': [{', '.join(names)}]}}, None]"],
+    "distribution": lambda names: [
+        f"return torch.distributions.Normal({names[0]}, 1.0 + {names[-1]}.square())"
+    ],
     "object": lambda names: [
         f"return types.SimpleNamespace({', '.join(f'{n}={n}' for n in names)})"
     ],
@@ -35,7 +41,7 @@ FORMS: dict[str, Form] = {
 class Words:
     """What programs are drawn from: names of steps, of steps to end with, and of forms."""
 
-    steps: tuple[str, ...] = tuple(GRAMMAR)
+    steps: tuple[str, ...] = (*GRAMMAR, *OFTEN)
     endings: tuple[str, ...] = tuple(ENDINGS)
     forms: tuple[str, ...] = tuple(FORMS)
 

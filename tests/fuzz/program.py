@@ -9,6 +9,7 @@ changed is still a program.
 from __future__ import annotations
 
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,11 +134,12 @@ def namespace(seed: int) -> dict[str, Any]:
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """Tensors that programs make are float64; no gradients."""
+    """Tensors that programs make are float64; no gradients, and no warnings of what is odd."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         torch.set_default_dtype(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.fuzz.grammar import (  # noqa: F401  (importing them fills the table)
+    catalogue,
     contraction,
     indexing,
     joining,

@@ -54,6 +54,15 @@ def parameter_by_table(c: Cursor) -> None:
 
 
 @step
+def embedded_positions(c: Cursor) -> None:
+    """A table of positions, added or beside."""
+    x = c.operand(has_axes(2))
+    size, width = c.shapes[x][-2:]
+    table = c.parameter(size + c.pick(2), width)
+    c.result(f"{x} {c.one_of('+', '*')} F.embedding(torch.arange({size}), {table})")
+
+
+@step
 def two_constant_indices(c: Cursor) -> None:
     x = c.operand(has_axes(2, 4))
     rows, columns = c.shapes[x][-2:]

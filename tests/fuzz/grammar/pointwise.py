@@ -90,6 +90,19 @@ def shared_vector(c: Cursor) -> None:
     c.result(text)
 
 
+@step
+def shared_by_groups(c: Cursor) -> None:
+    """One vector scales groups of units, of whatever size they are in each variable."""
+    x = c.operand()
+    size = c.shapes[x][-1]
+    groups = c.one_of(*[g for g in (2, 3, size) if size % g == 0])
+    vector = c.parameter(groups)
+    scaled = (
+        f"{x}.unflatten(-1, ({groups}, {size // groups})) {c.one_of('*', '+')} {vector}[:, None]"
+    )
+    c.result(f"({scaled}){c.one_of('.flatten(-2)', '')}")
+
+
 def constants(c: Cursor, count: int) -> str:
     """A list of numbers with some pattern."""
     kind = c.one_of("few", "same", "signed zeros", "all", "mask", "first", "zeros")

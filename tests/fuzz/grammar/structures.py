@@ -28,6 +28,20 @@ def attention(c: Cursor) -> None:
 
 
 @step
+def grouped_attention(c: Cursor) -> None:
+    """Several heads of queries for one of keys and values; masked at times."""
+    x = c.operand(has_axes(3, 3))
+    width, groups, per_group, dims = c.shapes[x][-1], 2, c.one_of(2, 3), 2
+    weight = f"F.linear({x}, {c.parameter(groups * per_group * dims, width)})"
+    query = c.local(f"{weight}.unflatten(-1, ({groups * per_group}, {dims})).transpose(1, 2)")
+    few = [f"F.linear({x}, {c.parameter(groups * dims, width)})" for _ in range(2)]
+    key, value = (c.local(f"{t}.unflatten(-1, ({groups}, {dims})).transpose(1, 2)") for t in few)
+    causal = c.one_of("", ", is_causal=True")
+    attended = f"F.scaled_dot_product_attention({query}, {key}, {value}{causal}, enable_gqa=True)"
+    c.result(f"{attended}.transpose(1, 2).flatten(2)")
+
+
+@step
 def attention_of_variables(c: Cursor) -> None:
     x = c.operand(has_axes(3, 4))
     c.result(f"({x} @ {x}.mT).softmax(-1) @ {x}")

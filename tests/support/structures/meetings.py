@@ -290,3 +290,13 @@ def one_scale_for_groups_that_overlap() -> nn.Module:
         q=linear(16, 2),
         b=linear(24, 2),
     )
+
+
+# The input is laid out anew, twice over: each row holds other elements of it, in another order.
+@structure(0.0, floats(3, 3))
+def repeated_input_in_rows_of_two() -> nn.Module:
+    def run(m: Made, x: Tensor) -> Tensor:
+        rows = x.unsqueeze(1).expand(-1, 2, -1).reshape(-1, 2)
+        return ((rows * m.g) * (rows * m.b)).sum(1)
+
+    return Made(run, g=shaped(2), b=shaped(2))
