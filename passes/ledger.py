@@ -172,7 +172,7 @@ class Ledger(Units):
         """
         inside = tuple(axis for axis in item.axes if axis in kept)
         if len(inside) == len(item.axes):
-            return (item,) if inside else ()
+            return (_reduced_to(item, kept),) if inside else ()
         if isinstance(item, Elements):
             if not inside:
                 self._mark_part(item)
@@ -581,6 +581,17 @@ def _connected_to_free(columns: Sequence[Labels]) -> tuple[Labels, ...]:
         if grown == axes:
             return found
         axes = grown
+
+
+def _reduced_to(item: Field, kept: Collection[int]) -> Field:
+    """A field that varies along kept axes only; elements are expanded along others at times."""
+    if isinstance(item, Labels):
+        return item
+    view = item.view
+    for axis, size in enumerate(view.shape):
+        if size > 1 and axis not in kept:
+            view = view.narrow(axis, 0, 1)
+    return item if view is item.view else Elements(item.state, view, item.axes)
 
 
 def _count(item: Elements) -> int:

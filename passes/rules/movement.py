@@ -354,23 +354,24 @@ def pad(call: Call) -> Sequence[Value]:
     fields: list[Field] = []
     for item in materialised(call.ledger, value, set(padded)):
         if not isinstance(item, Labels) or not set(item.axes) & set(padded):
-            fields.append(item)
+            fields += call.ledger.coarsen(item, set(range(ndim)) - set(padded))
             continue
         mine = [0 if ndim - 1 - i // 2 not in item.axes else p for i, p in enumerate(padding)]
         values = torch.constant_pad_nd(item.values, mine, NONE)
         moved = chosen_labels(call.ledger, values, item)
         fields += [] if moved is None else [moved]
-    for axis in padded:
-        fields.append(_inside(value, call.shape, axis, padding))
-    return [call.join(fields)]
+    inside = (_inside(value, call.shape, axis, padding) for axis in padded)
+    return [call.join([*fields, *filter(None, inside)])]
 
 
-def _inside(value: Value, shape: Sequence[int], axis: int, padding: Sequence[int]) -> Labels:
-    """Tells old positions from new ones along one axis."""
+def _inside(value: Value, shape: Sequence[int], axis: int, padding: Sequence[int]) -> Labels | None:
+    """Tells old positions from new ones along one axis; None where there are no new ones."""
     before = padding[2 * (len(shape) - 1 - axis)]
     start, end = max(before, 0), max(before, 0) + value.shape[axis] + min(before, 0)
     values = torch.full((shape[axis],), -2)
     values[start : min(end, shape[axis])] = -3
+    if int(values.min()) == int(values.max()):
+        return None
     view_shape = [1] * len(shape)
     view_shape[axis] = shape[axis]
     return Labels(values.view(view_shape), (axis,), False, True, "padding")

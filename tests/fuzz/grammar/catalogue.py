@@ -14,7 +14,7 @@ INDEX = ("index", "indices")
 
 
 def _can_be_called(overload: OpOverload) -> bool:
-    """Of the others, some draw numbers, and those inside PyTorch do not check what they are given."""
+    """Some draw numbers, and those inside PyTorch do not check what they are given."""
     name = overload._schema.name.removeprefix("aten::")
     inside = name.startswith(("_", "native_", "cudnn_", "miopen_", "mkldnn_", "unsafe_"))
     return not inside and torch.Tag.nondeterministic_seeded not in overload.tags
