@@ -228,7 +228,8 @@ class _Builder:
         per_tuple = int(counts[0])
         if counts.size != expected or (counts != per_tuple).any():
             outer = [self.coordinates[above].units for above, _ in parents]
-            raise IrregularError(np.concatenate([units, *outer]), "an irregular grid of units")
+            fewest = min(outer, key=lambda found: found.size, default=units)
+            raise IrregularError(fewest, "an irregular grid of units")
         if per_tuple > 1:
             rank = _rank_within(tuple_of)
             if len({column.index for column in columns}) < len(columns):

@@ -65,7 +65,8 @@ def check_closed(moves: Moves, table: Table) -> None:
     """A permutation of the classes maps the tuples of a relation onto tuples of it.
 
     Raises:
-        IrregularError: the tuples are not the full grid over the coordinates they have.
+        IrregularError: the tuples are not the full grid over the coordinates they have. It names
+            the labels of one column, the one with the fewest, since the others may do without them.
     """
     for colors, part in _parts(table, moves.colors(table)):
         if (colors < 0).all():
@@ -79,8 +80,9 @@ def check_closed(moves: Moves, table: Table) -> None:
         )
         full = int(np.prod([column.size for column in columns], dtype=np.int64))
         if count_rows([*along, tag]) != full * (int(tag.max()) + 1):
-            free = part[:, colors >= 0]
-            raise IrregularError(distinct(free), "occurs together with others irregularly")
+            free = (distinct(column) for column in part[:, colors >= 0].T)
+            fewest = min(free, key=lambda units: units.size)
+            raise IrregularError(fewest, "occurs together with others irregularly")
 
 
 def _parts(table: Table, colors: Table) -> Iterator[tuple[Ints, Table]]:

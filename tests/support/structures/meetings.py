@@ -155,6 +155,18 @@ def convolution_over_a_ring() -> nn.Module:
     )
 
 
+def _over_a_group(m: Made, x: Tensor) -> Tensor:
+    h = torch.relu(torch.einsum("nx,gcx->ngc", x, m.a))
+    difference = (torch.arange(4)[:, None] - torch.arange(4)) % 4
+    return torch.relu(torch.einsum("ngc,hgcd->nhd", h, m.w[difference])).flatten(1) @ m.o
+
+
+# The elements of the group itself can only be moved all together.
+@structure(f(6, 5), VECTOR)
+def convolution_over_a_cyclic_group() -> nn.Module:
+    return Made(_over_a_group, a=shaped(4, 6, 3), w=shaped(4, 6, 5), o=shaped(20, 2))
+
+
 @structure(0.0, VECTOR)
 def circulant_matrix_by_rolls() -> nn.Module:
     return Made(
