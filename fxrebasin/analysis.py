@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from fxrebasin.blame import out_of_memory
 from fxrebasin.choices import Choices
+from fxrebasin.inputs import wrong_inputs
 from fxrebasin.layout import PermutationClass
 from fxrebasin.passes.collector import collector_paused
 from fxrebasin.passes.data_flow import data_flow
@@ -35,7 +37,12 @@ def symmetry_of(
         InputError: the model does not run on the inputs, or has no such outputs.
     """
     with collector_paused():
-        found = recognised_state(model, args, kwargs, choices)
+        try:
+            found = recognised_state(model, args, kwargs, choices)
+        except Exception as error:
+            if out_of_memory(error):
+                raise wrong_inputs(model, args, kwargs, error) from error
+            raise
     propagation, grouping = found.propagation, found.grouping
     names = {item.name: item.names for item in propagation.held}
     parameters = [name for name, _ in model.named_parameters()]

@@ -27,6 +27,20 @@ def first_lines(error: BaseException, count: int = 3) -> str:
     return ": ".join([type(error).__name__, " ".join(lines[:count])]).rstrip(": ")
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out: Python's, torch's on a device, or on the CPU.
+
+    Example:
+        >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("shapes differ"))
+        (True, False)
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory")
+    )
+
+
 def describe(value: Any) -> str:
     """A value in a message: `float32[2, 3, 224, 224]` for a tensor; containers by their items.
 

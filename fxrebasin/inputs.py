@@ -10,8 +10,16 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from fxrebasin.blame import attempt, describe_call, first_lines, module_path
+from fxrebasin.blame import (
+    attempt,
+    describe,
+    describe_call,
+    first_lines,
+    module_path,
+    out_of_memory,
+)
 from fxrebasin.errors import InputError
 from fxrebasin.outputs import ReducingError, Wanted, reduced, remade
 from fxrebasin.passes.dry_run import DryRun, dry_run
@@ -86,6 +94,7 @@ def normalise_inputs(
         return _infer(model)
     args = _positional(example_inputs)
     kwargs = _keywords(example_kwargs)
+    _refuse_empty(args, kwargs)
     if check:
         check_inputs(model, args, kwargs)
     return args, kwargs
@@ -130,6 +139,13 @@ def wrong_inputs(
     """The error for inputs on which the model raised `error`."""
     path = module_path(model, error)
     where = f" in '{path}'" if path else ""
+    if out_of_memory(error):
+        return InputError(
+            "there is not enough memory to run or analyse the model on the example inputs: "
+            f"{describe_call(model, args, kwargs)} raised{where} {first_lines(error, 1)}\n"
+            "Pass smaller inputs (a smaller batch, image or sequence), or use a machine with more "
+            "memory."
+        )
     return InputError(
         f"the model does not run on the example inputs: {describe_call(model, args, kwargs)} "
         f"raised{where} {first_lines(error)}\n"
@@ -154,6 +170,21 @@ def _positional(example_inputs: Any) -> tuple[Any, ...]:
         f"example_inputs is of type {kind}; expected a torch.Tensor or a tuple of positional "
         "inputs, for instance example_inputs=(torch.randn(2, 3, 224, 224),)."
     )
+
+
+def _refuse_empty(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse tensors without elements: whatever is computed from them agrees with everything."""
+    named = [(f"example_inputs[{index}]", value) for index, value in enumerate(args)]
+    named += [(f"example_kwargs[{name!r}]", value) for name, value in kwargs.items()]
+    for name, value in named:
+        for path, leaf in tree_flatten_with_path(value)[0]:
+            if isinstance(leaf, torch.Tensor) and 0 in leaf.shape:
+                axis = list(leaf.shape).index(0)
+                raise InputError(
+                    f"{name}{keystr(path)} is {describe(leaf)}: axis {axis} has size 0, so that "
+                    "nothing would be computed and nothing compared. Pass inputs in which every "
+                    f"axis has at least one element; a batch of {BATCH} is best."
+                )
 
 
 def _keywords(example_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxrebasin.passes.rules  # noqa: F401  (importing it fills the registry)
-from fxrebasin.blame import attempt
+from fxrebasin.blame import attempt, out_of_memory
 from fxrebasin.choices import Choices
 from fxrebasin.errors import FxRebasinError, TraceError
 from fxrebasin.inputs import wrong_inputs
@@ -127,9 +127,7 @@ def propagate(
         found.append(_run(model, args, kwargs, held, choices, kind))
 
     error = attempt(lambda: run(_Tensors.META))
-    if isinstance(error, NeedsDataError | ReducingError) or not isinstance(
-        error, FxRebasinError | None
-    ):
+    if error is not None and _may_run_otherwise(error):
         on_meta = any(tensor.is_meta for tensor in model.state_dict().values())
         with _without_mkldnn():
             again = attempt(lambda: run(_Tensors.ALL_META if on_meta else _Tensors.REAL))
@@ -139,6 +137,14 @@ def propagate(
     if error is not None:
         raise wrong_inputs(model, args, kwargs, error) from error
     return found[0]
+
+
+def _may_run_otherwise(error: Exception) -> bool:
+    """Whether a model that does not run on meta tensors may run on others."""
+    if out_of_memory(error):
+        return False
+    fails_on_meta = isinstance(error, NeedsDataError | ReducingError)
+    return fails_on_meta or not isinstance(error, FxRebasinError)
 
 
 class _Tensors(Enum):
@@ -481,6 +487,8 @@ class Propagator(TorchDispatchMode):
         try:
             return list(rule(call))
         except Exception as error:
+            if out_of_memory(error):
+                raise
             origin = self.result.ledger.origins[-1]
             raise TraceError(
                 f"the rule of {origin} failed on shapes "

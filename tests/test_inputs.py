@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import fxrebasin
 from fxrebasin.errors import InputError
 from fxrebasin.inputs import BATCH, normalise_inputs
 
@@ -185,6 +187,52 @@ def test_what_cannot_be_inferred_is_refused_with_an_example(build: Any) -> None:
 def test_inputs_of_the_wrong_kind_are_refused(inputs: Any, kwargs: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         normalise_inputs(nn.Linear(3, 2), inputs, kwargs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kwargs", "message"),
+    [
+        (torch.zeros(0, 3), None, r"example_inputs\[0\] is float32\[0, 3\]: axis 0 has size 0"),
+        (([torch.zeros(2, 3, 0)],), None, r"example_inputs\[0\]\[0\] is .* axis 2 has size 0"),
+        (None, {"x": {"y": torch.zeros(2, 0)}}, r"example_kwargs\['x'\]\['y'\] is .* axis 1"),
+    ],
+)
+@pytest.mark.parametrize("call", [fxrebasin.analyze, fxrebasin.verify, fxrebasin.match])
+def test_inputs_without_elements_are_refused(
+    call: Callable[..., Any], inputs: Any, kwargs: Any, message: str
+) -> None:
+    model = nn.Linear(3, 2)
+    others = () if call is fxrebasin.analyze else (nn.Linear(3, 2),)
+    with pytest.raises(InputError, match=message):
+        call(model, *others, example_inputs=inputs, example_kwargs=kwargs)
+
+
+def test_outputs_without_elements_prove_nothing() -> None:
+    class Nothing(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)[:0]
+
+    report = fxrebasin.verify(Nothing(3, 2), Nothing(3, 2), torch.randn(2, 3))
+    assert not report.passed
+    assert "no elements" in str(report)
+    assert report.smallest_tolerance == float("inf")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_running_out_of_memory_is_called_that(error: Exception) -> None:
+    class Hungry(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise error
+
+    with pytest.raises(InputError, match="not enough memory"):
+        fxrebasin.analyze(Hungry(3, 2), torch.randn(2, 3))
 
 
 def test_the_model_is_left_as_it_is() -> None:
