@@ -46,6 +46,11 @@ class Escapes:
         self._ledger, self._notes, self._site = ledger, notes, site
         self._has_data = has_data
 
+    def begin_run(self) -> None:
+        """Another run: nothing has left in it."""
+        self.happened = False
+        self.refusal = None
+
     def read(self, tensor: Tensor, how: str) -> None:
         """Python reads the data of a tensor, or gets hold of its memory."""
         if how == "reduce_ex":

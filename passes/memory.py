@@ -134,6 +134,16 @@ class Memory:
         found = list(self._tracks.get(address_of(tensor), {}).values())
         return list({id(track): track for track in found}.values())
 
+    def alive(self) -> list[Track]:
+        """All that is known of memory that something still holds."""
+        found = [
+            track
+            for address, weak in self._kept.items()
+            if not weak.expired()
+            for track in self._tracks.get(address, {}).values()
+        ]
+        return list({id(track): track for track in found}.values())
+
     def mark_view(self, tensor: Tensor, base: Tensor, replay: Replay) -> None:
         """Remember that one constant is a view of another."""
         if tensor is not base:

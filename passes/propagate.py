@@ -9,12 +9,13 @@ the data of its activations is run again on real tensors.
 from __future__ import annotations
 
 import gc
+import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
-from itertools import chain
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -27,7 +28,7 @@ from fxrebasin.blame import attempt, out_of_memory
 from fxrebasin.choices import Choices
 from fxrebasin.errors import FxRebasinError, TraceError
 from fxrebasin.inputs import wrong_inputs
-from fxrebasin.labels import Value, pinned_value
+from fxrebasin.labels import Elements, Value, pinned_value
 from fxrebasin.outputs import Given, ReducingError, counted, reduced, remade
 from fxrebasin.passes.call_site import CallSite
 from fxrebasin.passes.constants import FunctionWatch
@@ -37,6 +38,7 @@ from fxrebasin.passes.model_state import Held, Role, held_tensors
 from fxrebasin.passes.on_meta import on_meta
 from fxrebasin.passes.preserve import preserve, tensors_of
 from fxrebasin.passes.relied import Relied, place_of
+from fxrebasin.passes.routing import Looks, spread, unread_state, with_more_rows
 from fxrebasin.passes.rules.registry import RULES, Call, Rule, pin_everything
 from fxrebasin.passes.schema import (
     INDIFFERENT,
@@ -59,8 +61,14 @@ from fxrebasin.redraw import redrawn
 
 _NO_CHOICES = Choices()
 
-_MORE_RUNS = 4
-"""Runs on other inputs, as long as they read state that was not read before (other experts)."""
+_MORE_RUNS = 6
+"""Runs at most on other inputs, where a model looks at data."""
+
+_IDLE_RUNS = 2
+"""Runs on other inputs that reach nothing new, before there are no more."""
+
+_MORE_ROWS = (16, 64)
+"""How many times as many rows, if after that some state (other experts) was not read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,27 +192,49 @@ def _run(
     kind: _Tensors,
 ) -> Propagation:
     with preserve(model):
-        site = CallSite(model)
-        mode = Propagator(site, kind)
+        mode = Propagator(CallSite(model), kind)
         mode.add_constants(model)
         stand_ins = _stand_ins(held, mode)
         outputs: list[_Output] = []
         given: tuple[Any, ...] = (tuple(args), dict(kwargs))
-        others = (redrawn(given, seed) for seed in range(1, 1 + _MORE_RUNS))
-        for values in chain((given,), others):
-            known = mode.result.ledger.places()
+
+        def run(values: Any, turned: str = "") -> None:
             inputs = remade(values, mode.add_input)
             before = Given(*inputs)
-            with site.watch(), mode, FunctionWatch(mode.read):
+            mode.begin_run(turned)
+            with mode.site.watch(), mode, FunctionWatch(mode.read):
                 returned = functional_call(model, stand_ins, *inputs, tie_weights=False)
                 returned = reduced(model, returned, choices.outputs)
             if mode.escapes.refusal is not None:
                 raise mode.escapes.refusal
-            outputs += mode.outputs(counted(returned, choices.outputs, before))
-            if not mode.result.looked_at_data or mode.result.ledger.places() == known:
-                break
+            outputs.extend(mode.outputs(counted(returned, choices.outputs, before)))
+
+        run(given)
+        if mode.result.looked_at_data:
+            _run_otherwise(mode, given, run)
         mode.pin_outputs(outputs)
     return mode.finish()
+
+
+def _run_otherwise(mode: Propagator, given: Any, run: Callable[..., None]) -> None:
+    """Take other ways through a model that looks at data; doubt what none of them reads."""
+    idle = 0
+    for seed in range(1, 1 + _MORE_RUNS):
+        known = mode.reached()
+        run(redrawn(given, seed))
+        idle = idle + 1 if mode.reached() == known else 0
+        if idle == _IDLE_RUNS:
+            break
+    for seed, factor in enumerate(_MORE_ROWS, start=1 + _MORE_RUNS):
+        larger = with_more_rows(given, factor)
+        if larger is not None and mode.unread():
+            mode.attempt(partial(run, spread(redrawn(larger, seed))))
+    for source in [source for source, yes_or_no in mode.looks.sources.items() if yes_or_no]:
+        mode.attempt(partial(run, given, source))
+    unread = mode.unread()
+    if unread:
+        mode.looks.pin_doubtful(mode.result.ledger)
+    mode.result.notes.update(dict.fromkeys(mode.looks.notes(unread)))
 
 
 def _stand_ins(held: Sequence[Held], mode: Propagator) -> dict[str, Tensor]:
@@ -227,11 +257,36 @@ class Propagator(TorchDispatchMode):
         self.site = site
         self.real = kind is _Tensors.REAL
         self.all_meta = kind is _Tensors.ALL_META
+        self.looks = Looks()
+        self.states: dict[str, tuple[int, ...]] = {}
+        self._half_read: set[str] = set()
+        self._returned: set[str] = set()
         self.escapes = Escapes(self.result.ledger, self.result.notes, site, self.real)
         self.memory = self.escapes.memory
         self._without_data: nn.Module | None = None
         self._calls: list[tuple[int, list[_Entry], list[_Entry]]] = []
         self._buffers: dict[object, tuple[Held, Tensor]] = {}
+
+    def begin_run(self, turned: str) -> None:
+        """Start another run, in which the answers of looks at one line are turned round."""
+        self.escapes.begin_run()
+        self.looks.begin_run(turned)
+
+    def reached(self) -> set[object]:
+        """What was read of the state, and by which operators and lines."""
+        calls = {(origin.operator, origin.source) for origin in self.result.ledger.origins}
+        return self.result.ledger.places() | calls
+
+    def unread(self) -> list[str]:
+        """State of which not all was read, or only in a run that came to no end."""
+        found = {*unread_state(self.result.ledger, self.states), *self._half_read}
+        return [name for name in self.states if name in found - self._returned]
+
+    def attempt(self, run: Callable[[], None]) -> None:
+        """Make a run that may raise; what only such a run reads may meet more than was seen."""
+        before = self.unread()
+        if attempt(run) is not None:
+            self._half_read |= set(before) - set(self.unread())
 
     # State and values -------------------------------------------------------------------------
 
@@ -239,7 +294,7 @@ class Propagator(TorchDispatchMode):
         """A tracked stand-in for a state tensor."""
         tensor = item.tensor.detach()
         stand_in = tensor.clone() if self.real else _to_meta(tensor)
-        self.result.shapes[item.name] = tuple(tensor.shape)
+        self.result.shapes[item.name] = self.states[item.name] = tuple(tensor.shape)
         self._follow(item, stand_in)
         return stand_in
 
@@ -349,7 +404,6 @@ class Propagator(TorchDispatchMode):
                 return self._untracked(func, args, options)
             for tensor in tensors:
                 self.memory.begin(tensor)
-        self.result.looked_at_data |= func in LOOKING
         if func is torch.ops.aten.equal.default and args[0].shape == args[1].shape:
             with self:  # it is made of these, and they have rules
                 return bool((args[0] == args[1]).all())
@@ -359,7 +413,21 @@ class Propagator(TorchDispatchMode):
             if decomposed is not NotImplemented:
                 return decomposed
         with torch._C._DisableTorchDispatch():
-            return self._tracked(func, args, options)
+            found = self._tracked(func, args, options)
+            return self._look(found) if func in LOOKING else found
+
+    def _look(self, found: Any) -> Any:
+        """The model is told something of the data."""
+        self.result.looked_at_data = True
+        source = self.result.ledger.origins[-1].source
+        return self.looks.look(source, found, self._alive())
+
+    def _alive(self) -> Iterator[Value]:
+        """What is held by something and is no parameter; views are parts of it."""
+        for track in self.memory.alive():
+            if track.base is None and not track.state:
+                pending = track.pieces is not None
+                yield refresh(track, self.result.ledger) if pending else track.value
 
     def _is_tracked(self, func: Any, tensor: Tensor) -> bool:
         """Whether something is known of an operand; else it is a constant, or refused."""
@@ -384,8 +452,10 @@ class Propagator(TorchDispatchMode):
         with torch._C._DisableTorchDispatch():
             self.lookup(tensor)
             self.result.relied.on_values(tensor)
-            self.result.looked_at_data |= self.memory.find(tensor) is not None
+            tracked = self.memory.find(tensor) is not None
             self.escapes.read(tensor, how)
+            if tracked and self.real:
+                self._look(None)
 
     def _untracked(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """An operator on constants is just run."""
@@ -566,6 +636,7 @@ class Propagator(TorchDispatchMode):
                 track.name = name
             named.append((name, value if track is None else _shown(track)))
         self._calls.append((origin, list(inputs), named))
+        self.looks.made(item for _, item in named)
 
     def finish(self) -> Propagation:
         """The result, once nothing more is going to be read."""
@@ -575,11 +646,21 @@ class Propagator(TorchDispatchMode):
 
     def outputs(self, counts: Mapping[str, Tensor]) -> list[_Output]:
         """What is known of outputs, but for constants."""
-        return [
+        found = [
             _Output(name, self.lookup(tensor), self._named(tensor), track.base)
             for name, tensor in counts.items()
             if (track := self.memory.find(tensor)) is not None
         ]
+        self._returned |= {
+            item.state
+            for output in found
+            for item in output.value.fields
+            if isinstance(item, Elements) and item.view.numel() == math.prod(self._sizes(item))
+        }
+        return found
+
+    def _sizes(self, item: Elements) -> tuple[int, ...]:
+        return self.result.shapes[item.state]
 
     def pin_outputs(self, outputs: Sequence[_Output]) -> None:
         """The model's outputs are seen by the user: none of their axes may move.

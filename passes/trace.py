@@ -99,7 +99,7 @@ def trace(
                 return TraceResult(result, tracer, (*reasons, *notes, *fixed), open_batch)
             result = f"made a wrong graph: {problem}"
         reasons.append(f"{label} {result}")
-    raise _untraceable(model, args, kwargs, reasons)
+    raise _untraceable(model, args, kwargs, reasons, looks_at_data=check and expected is None)
 
 
 _TRACERS: tuple[tuple[str, Literal["fx", "export"], _Trace], ...] = (
@@ -230,11 +230,21 @@ def _agree(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _untraceable(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], reasons: Sequence[str]
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    reasons: Sequence[str],
+    looks_at_data: bool,
 ) -> TraceError:
     tried = "\n".join(f"  {reason}" for reason in reasons)
+    weights = (
+        "and the model looks at data, so that what it does with other inputs was not seen: read "
+        "the notes of `fxrebasin.analyze` before its weights are permuted in any other way."
+        if looks_at_data
+        else "but the permuted weights are to be had: load "
+        "`permutation.permute_state_dict(model.state_dict())` into the model's class."
+    )
     return TraceError(
         f"no tracer makes a graph of {describe_call(model, args, kwargs)}:\n{tried}\n"
-        "Without a graph there is nothing to rewrite or export, but the permuted weights are to "
-        "be had: load `permutation.permute_state_dict(model.state_dict())` into the model's class."
+        f"Without a graph there is nothing to rewrite or export, {weights}"
     )

@@ -1,0 +1,141 @@
+"""Models that look at data: what was not reached is pinned where it may matter, and it is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxrebasin
+from tests.support.randomise import log10_factorial, permuted, randomise
+
+
+class Routed(nn.Module):
+    """Hidden units, a way through that data decide, and an output."""
+
+    def __init__(self, way: Callable[[Routed, Tensor], Tensor], parts: int = 8) -> None:
+        super().__init__()
+        self.enter, self.gate, self.leave = nn.Linear(4, 8), nn.Linear(8, parts), nn.Linear(8, 3)
+        self.parts = nn.ModuleList(nn.Linear(8, 8) for _ in range(parts))
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.enter(x))
+        found: Tensor = self.leave(self.way(self, h)) + 0 * self.gate(h).sum(-1, keepdim=True)
+        return found
+
+
+def by_argmax(model: Routed, h: Tensor) -> Tensor:
+    chosen = model.gate(h).argmax(-1)
+    return torch.stack([row + model.parts[int(i)](row) for row, i in zip(h, chosen, strict=True)])
+
+
+def by_one_hot(model: Routed, h: Tensor) -> Tensor:
+    out = h.clone()
+    chosen = nn.functional.one_hot(model.gate(h).argmax(-1), len(model.parts))
+    for index, part in enumerate(model.parts):
+        (rows,) = torch.where(chosen[:, index] > 0)
+        out.index_add_(0, rows, part(h[rows]))
+    return out
+
+
+def if_ever(model: Routed, h: Tensor) -> Tensor:
+    return model.parts[0](h) if h.sum() > 1e9 else h
+
+
+def if_item(model: Routed, h: Tensor) -> Tensor:
+    return model.parts[0](h) if h.sum().item() > 50 else h
+
+
+def flipped_if(model: Routed, h: Tensor) -> Tensor:
+    return h.flip(-1) if bool((h.sum() > 60) & (h.sum() < 61)) else h
+
+
+def in_a_loop(model: Routed, h: Tensor) -> Tensor:
+    while h.abs().max() > 1:
+        h = torch.relu(model.parts[0](h)) / 2 if h.sum() > 1e9 else h / 2
+    return h
+
+
+def raised_if(model: Routed, h: Tensor) -> Tensor:
+    if torch.isnan(h).any():
+        raise ValueError("not a number")
+    return model.parts[0](h)
+
+
+def half_way(model: Routed, h: Tensor) -> Tensor:
+    """The other way reads state, and then raises before it meets anything."""
+    if h.sum() > 1e9:
+        read = model.parts[0](h)
+        if not h.sum() > 1e9 or read.shape[0] < 3:
+            raise ValueError("too few")
+        return h + read
+    return h
+
+
+WAYS = (by_argmax, by_one_hot, if_ever, if_item, flipped_if, in_a_loop, raised_if, half_way)
+
+
+def routed(way: Callable[[Routed, Tensor], Tensor], **options: int) -> Routed:
+    model = Routed(way, **options)
+    randomise(model.double())
+    return model.eval()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("way", WAYS)
+def test_no_input_sees_a_random_element(
+    way: Callable[[Routed, Tensor], Tensor], rows: int, generator: torch.Generator
+) -> None:
+    model = routed(way)
+    x = torch.randn(rows, 4, generator=generator, dtype=torch.float64)
+    symmetry = fxrebasin.analyze(model, x)
+    others = 3 * torch.randn(500, 1, 4, generator=generator, dtype=torch.float64)
+    for seed in range(2):
+        moved = permuted(model, symmetry.random(seed))
+        with torch.no_grad():
+            for other in others:
+                torch.testing.assert_close(moved(other), model(other), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_notes_say_where_the_model_looks(way: Callable[[Routed, Tensor], Tensor]) -> None:
+    notes = fxrebasin.analyze(routed(way), torch.randn(2, 4).double()).notes
+    assert any("looks at data" in note and __file__ in note for note in notes)
+
+
+def test_experts_that_were_not_reached_are_named_and_pin_what_they_meet() -> None:
+    model = routed(by_argmax)
+    with torch.no_grad():
+        model.gate.bias[3] = -1e9
+    symmetry = fxrebasin.analyze(model, torch.randn(2, 4).double())
+    assert any("parts.3.weight" in note and "not read" in note for note in symmetry.notes)
+    assert "may meet state that was not read" in symmetry.pins["enter.weight", 0]
+    assert symmetry.log10_order() == 0
+
+
+@pytest.mark.parametrize("way", [by_argmax, by_one_hot])
+def test_experts_that_all_are_reached_keep_their_freedom(
+    way: Callable[[Routed, Tensor], Tensor],
+) -> None:
+    model = routed(way, parts=3)
+    with torch.no_grad():
+        model.gate.weight.copy_(torch.eye(3, 8) * 5)
+        model.gate.bias.zero_()
+    symmetry = fxrebasin.analyze(model, torch.randn(2, 4).double())
+    assert not any("not read" in note for note in symmetry.notes)
+    assert symmetry.log10_order() == pytest.approx(log10_factorial(8))
+
+
+def test_a_branch_that_no_input_took_is_taken() -> None:
+    assert fxrebasin.analyze(routed(flipped_if), torch.randn(2, 4).double()).log10_order() < 2
+
+
+def test_the_trace_error_does_not_recommend_what_is_in_doubt() -> None:
+    model, other = routed(by_argmax), routed(by_argmax)
+    with pytest.raises(fxrebasin.TraceError) as caught:
+        fxrebasin.transform(model, ref=other, example_inputs=torch.randn(2, 4).double())
+    assert "looks at data" in str(caught.value)
+    assert "permute_state_dict" not in str(caught.value)
