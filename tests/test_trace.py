@@ -255,7 +255,7 @@ def test_an_untraceable_model_is_refused_with_both_reasons() -> None:
 
 def test_the_refusal_says_what_works_without_a_graph() -> None:
     class Unsupported(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             if torch.compiler.is_compiling() or isinstance(x, fx.Proxy):
                 raise NotImplementedError("not here")
             return super().forward(x)
