@@ -655,12 +655,10 @@ class Propagator(TorchDispatchMode):
             item.state
             for output in found
             for item in output.value.fields
-            if isinstance(item, Elements) and item.view.numel() == math.prod(self._sizes(item))
+            if isinstance(item, Elements)
+            and item.view.numel() == math.prod(self.states.get(item.state, ()))
         }
         return found
-
-    def _sizes(self, item: Elements) -> tuple[int, ...]:
-        return self.result.shapes[item.state]
 
     def pin_outputs(self, outputs: Sequence[_Output]) -> None:
         """The model's outputs are seen by the user: none of their axes may move.
