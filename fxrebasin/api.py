@@ -15,13 +15,14 @@ from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import choices_for
 from fxrebasin.compare import check_usable, first_graph_difference, unwrap
 from fxrebasin.errors import ArchitectureMismatchError
-from fxrebasin.exporters.equivalence import compare_float64
 from fxrebasin.inputs import normalise_inputs
 from fxrebasin.outputs import Outputs
+from fxrebasin.passes.graph_state import named_state
 from fxrebasin.passes.match import MatchResult, check_method, match_states
 from fxrebasin.passes.rewrite import rewrite
 from fxrebasin.passes.trace import TraceResult, trace
 from fxrebasin.permutation import Permutation
+from fxrebasin.proof import prove_graph, prove_state
 from fxrebasin.reference import reference_state
 from fxrebasin.report import RebasinReport
 from fxrebasin.symmetry import Symmetry
@@ -78,11 +79,16 @@ def match(
     method: str = "weight",
     seed: int = 0,
     *,
+    verify: bool = True,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
     **options: Any,
 ) -> Permutation:
     """Find the permutation of `model_b` that brings its weights closest to those of `ref`.
+
+    The permutation is proved by running `model_b` before and after in float64, on the example
+    inputs and on a few other rows. That takes four forward passes, a float64 copy of the model
+    and a permuted one of its weights; for a model too large for that there is `verify=False`.
 
     Args:
         model_b: the model to be permuted.
@@ -95,12 +101,14 @@ def match(
             and `loss=`) lowers the loss between the models. See docs/matching.md, and
             `fxrebasin.passes` for the options of each.
         seed: the same seed gives the same permutation.
+        verify: make sure that the permutation leaves the function of `model_b` as it is.
         state_buffers: see `analyze`.
         outputs: see `analyze`.
         **options: of the method.
 
     Raises:
         ArchitectureMismatchError: model and reference differ in names, shapes or graph.
+        EquivalenceError: the permuted model does not compute what the model computes.
         InputError: model, reference, inputs, method or options cannot be used.
         CheckpointError: the file of the reference cannot be read.
 
@@ -111,7 +119,17 @@ def match(
     """
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    return _Task(model_b, ref, inputs, method, options, choices).match(seed).permutation
+    task = _Task(model_b, ref, inputs, method, options, choices)
+    permutation = task.match(seed).permutation
+    if verify:
+        prove_state(
+            task.model,
+            named_state(task.model),
+            permutation,
+            (task.args, task.kwargs),
+            task.choices.outputs,
+        )
+    return permutation
 
 
 def apply(
@@ -120,16 +138,21 @@ def apply(
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
+    verify: bool = True,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
 ) -> fx.GraphModule:
     """Permute the units of a model; the result owns its weights, and `model_b` is left as it was.
+
+    A permutation may come from a file, and have been found on another state: result and model are
+    compared in float64, as `transform` does.
 
     Args:
         model_b: the model; any module or GraphModule.
         permutation: from `match`, `Symmetry.random`, or `Permutation.load`.
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
+        verify: compare result and model (relative error at most 1e-10).
         state_buffers: see `analyze`; they move if the permutation was found with them as state.
         outputs: see `analyze`; the result returns these.
 
@@ -138,6 +161,7 @@ def apply(
 
     Raises:
         ArchitectureMismatchError: the permutation belongs to another architecture.
+        EquivalenceError: the result does not compute what the model computes.
         InputError: the model or its inputs cannot be used.
         TraceError: no graph can be made of the model; `permutation.permute_state_dict` works.
 
@@ -152,7 +176,11 @@ def apply(
     check_usable(module)
     wanted = choices_for(module, state_buffers=state_buffers, outputs=outputs).outputs
     args, kwargs = normalise_inputs(module, example_inputs, example_kwargs, check=False)
-    return rewrite(module, permutation, args, kwargs, wanted=wanted)
+    traced = trace(module, args, kwargs, wanted=wanted)
+    result = rewrite(module, permutation, args, kwargs, traced=traced)
+    if verify:
+        prove_graph(module, traced, result, permutation, (args, kwargs), wanted)
+    return result
 
 
 def transform(
@@ -214,15 +242,14 @@ def transform(
     equivalence = None
     if verify:
         with _timed(seconds, "verify"):
-            equivalence = compare_float64(
+            equivalence = prove_graph(
                 task.model,
+                traced,
                 result,
-                task.args,
-                task.kwargs,
+                found.permutation,
+                (task.args, task.kwargs),
                 task.choices.outputs,
-                any_batch=traced.any_batch,
             )
-        equivalence.raise_if_failed()
     result.meta["fxrebasin"] = RebasinReport(
         method=method,
         objective_before=found.objective_before,

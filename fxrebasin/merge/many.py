@@ -21,6 +21,7 @@ from fxrebasin.outputs import Outputs
 from fxrebasin.passes.graph_state import named_state
 from fxrebasin.passes.matching import check_count
 from fxrebasin.permutation import Permutation
+from fxrebasin.proof import prove_state
 
 Aligner: TypeAlias = Callable[..., Sequence[Permutation]]
 """From a `Task` to permutations of all models to one order; keyword arguments are its options."""
@@ -41,6 +42,7 @@ def align_many(
     example_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
     max_sweeps: int = 100,
+    verify: bool = True,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
     **options: Any,
@@ -65,6 +67,8 @@ def align_many(
         example_kwargs: keyword inputs by name.
         seed: of the order in which models are taken; the same seed gives the same result.
         max_sweeps: over the models, at least 1.
+        verify: run every model before and after in float64, and refuse permutations that change
+            what a model computes; four forward passes of few rows for each model that moves.
         state_buffers: see `analyze`.
         outputs: see `analyze`.
         **options: of the method: `init` ("growing" or "identity") of `"merge_many"`, `max_steps`
@@ -73,6 +77,7 @@ def align_many(
     Raises:
         ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors.
         CheckpointError: a file cannot be read.
+        EquivalenceError: a permuted model, which is named, does not compute what the model does.
         InputError: a model, inputs or an option cannot be used.
 
     Example:
@@ -87,7 +92,8 @@ def align_many(
     sources = _sources(models, model, weights, max_sweeps)
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    return _aligned(sources, method, inputs, choices, (seed, max_sweeps), options)
+    effort = (seed, max_sweeps)
+    return _aligned(sources, method, inputs, choices, effort, options, verify=verify)
 
 
 def merge_many(
@@ -100,6 +106,7 @@ def merge_many(
     example_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
     max_sweeps: int = 100,
+    verify: bool = True,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
     **options: Any,
@@ -122,6 +129,7 @@ def merge_many(
         example_kwargs: keyword inputs by name.
         seed: see `align_many`.
         max_sweeps: see `align_many`.
+        verify: see `align_many`.
         state_buffers: see `analyze`.
         outputs: see `analyze`.
         **options: see `align_many`; `"mean"` has none.
@@ -129,6 +137,7 @@ def merge_many(
     Raises:
         ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors.
         CheckpointError: a file cannot be read.
+        EquivalenceError: a permuted model, which is named, does not compute what the model does.
         InputError: a model, inputs or an option cannot be used.
 
     Example:
@@ -145,7 +154,8 @@ def merge_many(
         return _mean(sources, [None] * len(sources))
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    permutations = _aligned(sources, method, inputs, choices, (seed, max_sweeps), options)
+    effort = (seed, max_sweeps)
+    permutations = _aligned(sources, method, inputs, choices, effort, options, verify=verify)
     return _mean(sources, permutations)
 
 
@@ -183,11 +193,17 @@ def _aligned(
     choices: Mapping[str, Any],
     effort: tuple[int, int],
     options: Mapping[str, Any],
+    *,
+    verify: bool,
 ) -> tuple[Permutation, ...]:
     checked = choices_for(sources.model, **choices)
     args, kwargs = normalise_inputs(sources.model, *inputs, check=False)
     task = Task(sources, symmetry_of(sources.model, args, kwargs, checked), *effort)
-    return gauged(ALIGNERS[method](task, **options))
+    permutations = gauged(ALIGNERS[method](task, **options))
+    for index, permutation in enumerate(permutations if verify else ()):
+        state, label = sources.whole_state(index), f"models[{index}]"
+        prove_state(sources.model, state, permutation, (args, kwargs), checked.outputs, label)
+    return permutations
 
 
 def _mean(sources: Sources, permutations: Sequence[Permutation | None]) -> nn.Module:

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from fxrebasin.compare import unwrap
 from fxrebasin.errors import InputError
 from fxrebasin.merge.states import State, states_of, usable
+from fxrebasin.passes.graph_state import named_state
 
 
 class Sources:
@@ -46,6 +48,17 @@ class Sources:
             index: of the model.
         """
         return states_of(self.model, [self._models[index]], [f"models[{index}]"])[1]
+
+    def whole_state(self, index: int) -> State:
+        """The weights of one model, with the buffers that its state dict leaves out if it is a
+        module.
+
+        Args:
+            index: of the model.
+        """
+        source = self._models[index]
+        own = named_state(unwrap(source)) if isinstance(source, nn.Module) else {}
+        return {**own, **self.state(index)}
 
     @property
     def heaviest(self) -> int:

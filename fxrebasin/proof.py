@@ -1,0 +1,102 @@
+"""Proof, by running, that what was permuted computes what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxrebasin.errors import EquivalenceError
+from fxrebasin.exporters.equivalence import compare_float64, compare_states
+from fxrebasin.exporters.report import EquivalenceReport
+from fxrebasin.outputs import Wanted
+from fxrebasin.passes.graph_state import named_state
+from fxrebasin.passes.trace import TraceResult
+from fxrebasin.permutation import Permutation
+
+_WHAT_NOW = (
+    "The symmetry does not hold for this model. Please report it with the model's forward; "
+    "verify=False gives the permutation all the same, to be looked at and not to be used."
+)
+
+
+def prove_state(
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    permutation: Permutation,
+    inputs: tuple[tuple[Any, ...], Mapping[str, Any]],
+    wanted: Wanted = None,
+    label: str = "the model",
+) -> None:
+    """Compare in float64 what a module computes with a state, and with that state permuted.
+
+    Takes two forward passes of the example and two of a few other rows, and memory for a float64
+    copy of the module and a permuted copy of the state. Nothing is traced.
+
+    Args:
+        model: of the architecture.
+        state: its parameters and buffers by name.
+        permutation: of the state.
+        inputs: positional and keyword inputs.
+        wanted: which outputs count; see `fxrebasin.outputs`.
+        label: what messages call the model with this state.
+
+    Raises:
+        EquivalenceError: the outputs differ.
+        InputError: the module does not run in float64 on these inputs.
+
+    Example:
+        >>> import fxrebasin
+        >>> net = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3))
+        >>> order = fxrebasin.analyze(net).random(seed=0)
+        >>> prove_state(net, net.state_dict(), order, ((torch.ones(1, 2),), {}))
+    """
+    if permutation.is_identity:
+        return
+    moved = permutation.permute_state_dict(state)
+    report = compare_states(model, state, moved, *inputs, wanted, label=label)
+    if not report.passed:
+        raise EquivalenceError(
+            f"{label} does not compute the same with its units permuted: {report}\n"
+            f"{report.table()}\n{_WHAT_NOW}"
+        )
+
+
+def prove_graph(
+    model: nn.Module,
+    traced: TraceResult,
+    result: fx.GraphModule,
+    permutation: Permutation,
+    inputs: tuple[tuple[Any, ...], Mapping[str, Any]],
+    wanted: Wanted = None,
+) -> EquivalenceReport:
+    """Compare in float64 what a module computes, and what its permuted graph does.
+
+    A graph may be right for the batch size that it was traced with and for no other, which is no
+    fault of the permutation: then the permuted state is what is compared on other sizes, and the
+    report has a note.
+
+    Args:
+        model: the module.
+        traced: its graph.
+        result: the graph with permuted weights.
+        permutation: of the weights.
+        inputs: positional and keyword inputs.
+        wanted: which outputs count; see `fxrebasin.outputs`.
+
+    Raises:
+        EquivalenceError: the outputs differ.
+        InputError: module or graph do not run in float64 on these inputs.
+    """
+    report = compare_float64(model, result, *inputs, wanted, any_batch=traced.any_batch)
+    if not report.passed and traced.any_batch:
+        narrow = compare_float64(model, result, *inputs, wanted, any_batch=False)
+        if narrow.passed:
+            prove_state(model, named_state(model), permutation, inputs, wanted)
+            note = "the graph computes something else than the model for other batch sizes"
+            report = replace(narrow, notes=(*narrow.notes, note))
+    report.raise_if_failed()
+    return report
