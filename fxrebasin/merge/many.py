@@ -201,8 +201,15 @@ def _aligned(
     task = Task(sources, symmetry_of(sources.model, args, kwargs, checked), *effort)
     permutations = gauged(ALIGNERS[method](task, **options))
     for index, permutation in enumerate(permutations if verify else ()):
-        state, label = sources.whole_state(index), f"models[{index}]"
-        prove_state(sources.model, state, permutation, (args, kwargs), checked.outputs, label)
+        # no name for the state: it would be kept while the next one is read
+        prove_state(
+            sources.model,
+            sources.whole_state(index),
+            permutation,
+            (args, kwargs),
+            checked.outputs,
+            f"models[{index}]",
+        )
     return permutations
 
 
