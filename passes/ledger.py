@@ -52,6 +52,9 @@ from fxrebasin.provenance import Origin
 MATERIALISE_AT_MOST = 1 << 16
 """Elements of a state tensor that may become units of their own."""
 
+MERGED_AT_MOST = 1 << 20
+"""Elements along some axes of a state tensor that may, where an operator makes one axis of them."""
+
 TUPLES_AT_MOST = 1 << 20
 """Positions whose tuples of labels may become units; beyond that, they are pinned."""
 
@@ -69,6 +72,7 @@ class Ledger(Units):
     impositions: dict[str, list[Imposition]] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
     element_ties: list[tuple[Elements, Elements]] = field(default_factory=list)
+    notes: dict[str, None] = field(default_factory=dict)
     _coarsened: dict[object, Labels] = field(default_factory=dict)
     _seen: dict[object, Any] = field(default_factory=dict)
 
@@ -153,11 +157,29 @@ class Ledger(Units):
         """A field as labels."""
         return [item] if isinstance(item, Labels) else self.separate(item)
 
-    def separate(self, elements: Elements) -> list[Labels]:
-        """One field per axis: gives up permutations of one axis that depend on another."""
+    def separate(
+        self, elements: Elements, together: Collection[Collection[int]] = ()
+    ) -> list[Labels]:
+        """Labels for the elements of a state tensor's view.
+
+        Of a large one, only those axes get labels together that an operator merges. That gives up
+        permutations of an axis that depend on another one, which is said in the notes unless one
+        axis is left beside the merged ones: what meets that axis has no part in the others.
+        """
         if _count(elements) <= MATERIALISE_AT_MOST:
             return [self.materialise(elements)]
-        return self.by_axis(elements)
+        merged = [tuple(a for a in elements.axes if a in axes) for axes in together]
+        groups = [
+            axes for axes in merged if len(axes) > 1 and _count(elements, axes) <= MERGED_AT_MOST
+        ]
+        groups += [(a,) for a in elements.axes if not any(a in axes for axes in groups)]
+        if len(groups) > 2 or len(groups) == len(elements.axes):
+            self.notes.setdefault(
+                f"{elements.state} has more than {MATERIALISE_AT_MOST:,} elements, and "
+                f"{self.origins[-1]} mixes its axes: permutations of one that differ along another "
+                "are not looked for"
+            )
+        return [self._coarsen_elements(elements, axes) for axes in groups]
 
     def by_axis(self, elements: Elements) -> list[Labels]:
         """One field per axis, of however many elements."""
@@ -594,9 +616,14 @@ def _reduced_to(item: Field, kept: Collection[int]) -> Field:
     return item if view is item.view else Elements(item.state, view, item.axes)
 
 
-def _count(item: Elements) -> int:
-    """How many elements a view of a state tensor holds, each once however often it is broadcast."""
-    return math.prod(item.view.shape[axis] for axis in item.axes)
+def _count(item: Elements, axes: Sequence[int] | None = None) -> int:
+    """How many elements a view of a state tensor holds, each once however often it is broadcast.
+
+    Args:
+        item: the elements.
+        axes: to count along, by default all.
+    """
+    return math.prod(item.view.shape[axis] for axis in (item.axes if axes is None else axes))
 
 
 def _preference(item: Labels) -> tuple[object, ...]:

@@ -640,6 +640,7 @@ class Propagator(TorchDispatchMode):
 
     def finish(self) -> Propagation:
         """The result, once nothing more is going to be read."""
+        self.result.notes.update(self.result.ledger.notes)
         for origin, inputs, outputs in self._calls:
             self.result.records.append(Record(origin, _settled(inputs), _settled(outputs)))
         return self.result

@@ -23,6 +23,7 @@ from fxrebasin.labels import (
     elements_of,
     place,
     positions,
+    reshape_groups,
 )
 from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.rules.registry import Call, Rule, rule
@@ -149,9 +150,10 @@ def reshape_field(
     try:
         viewed = elements_of(item.state, whole_view(item, before).view(tuple(after)))
     except RuntimeError:
+        together = [axes_in for axes_in, _ in reshape_groups(before, after)]
         return [
             part
-            for labels in ledger.separate(item)
+            for labels in ledger.separate(item, together)
             for part in reshape_field(ledger, labels, before, after)
         ]
     return [] if viewed is None else [viewed]
