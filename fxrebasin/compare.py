@@ -66,8 +66,8 @@ def check_usable(model: nn.Module, *, needs_weights: bool = True) -> None:
         needs_weights: refuse meta tensors and non-finite values; analysis alone needs no values.
 
     Raises:
-        InputError: uninitialised, quantised or sparse tensors, quantised modules, or (with
-            `needs_weights`) tensors without values or with values that are not finite.
+        InputError: uninitialised or quantised tensors, sparse parameters, quantised modules, or
+            (with `needs_weights`) tensors without values or with values that are not finite.
 
     Example:
         >>> check_usable(nn.Linear(2, 2))
@@ -118,6 +118,8 @@ def _first_fault(
     """Index and value of the first element that is not finite and not `allowed`."""
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
         return None
+    if tensor.layout != torch.strided:
+        return _first_fault(tensor.detach().to_dense(), allowed)
     values = tensor.detach()
     values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
     values = values.float() if values.dtype.itemsize == 1 else values  # fp8 has no minimum
@@ -172,7 +174,7 @@ _CHECKS = (
     _QUANTISED,
     _Check(
         "sparse parameters",
-        lambda tensor: tensor.layout != torch.strided,
+        lambda tensor: isinstance(tensor, nn.Parameter) and tensor.layout != torch.strided,
         "Make them dense first, with `to_dense()`.",
     ),
     _Check(

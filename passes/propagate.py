@@ -48,6 +48,7 @@ from fxrebasin.passes.schema import (
     UNIFORM,
     bind,
     name_of,
+    strides_of,
     tensors_in,
     touched_by,
     viewed_by,
@@ -511,7 +512,7 @@ class Propagator(TorchDispatchMode):
             self.memory.begin(tensor)  # while a constant still holds what it held before
         if func in RESHAPING:
             return self._reshape(func, bound)
-        strides = [tensor.stride() for tensor in tensors_in(list(bound.values()))]
+        strides = [strides_of(tensor) for tensor in tensors_in(list(bound.values()))]
         computed = self._execute(func, args, options)
         outputs = writes or tensors_in(computed)
         call = Call(

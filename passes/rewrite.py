@@ -78,6 +78,12 @@ def _owned(permutation: Permutation, state: Mapping[str, torch.Tensor]) -> dict[
         permuted = permutation.permute_state_dict(state)
     memo: dict[int, Any] = {}  # keeps strides, and views of one memory together
     return {
-        name: copy.deepcopy(tensor.detach(), memo) if tensor is state[name] else tensor
+        name: _copied(tensor.detach(), memo) if tensor is state[name] else tensor
         for name, tensor in permuted.items()
     }
+
+
+def _copied(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+    """A copy; of compressed sparse tensors, which `deepcopy` refuses, a clone."""
+    plain = tensor.layout in (torch.strided, torch.sparse_coo)
+    return copy.deepcopy(tensor, memo) if plain else tensor.clone()

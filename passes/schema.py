@@ -84,6 +84,11 @@ def name_of(func: Any) -> str:
     return str(func)
 
 
+def strides_of(tensor: Tensor) -> tuple[int, ...]:
+    """The strides of a tensor; none of one that has another layout."""
+    return tensor.stride() if tensor.layout is torch.strided else ()
+
+
 def bind(func: Any, args: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments by schema name, with defaults."""
     bound = dict(zip(_defaults(func), args, strict=False))

@@ -72,7 +72,12 @@ def test_rules_agree_with_operators_that_work_together(item: Sample) -> None:
 
 def test_every_rule_has_a_sample() -> None:
     tried = {item.overload for item in OPERATORS}
-    untried = [str(overload) for overload in RULES if overload not in (*tried, *BLOCKED)]
+    untried = [
+        str(overload)
+        for overload in RULES
+        if overload not in (*tried, *BLOCKED)
+        and not any(item.is_out for item in overload._schema.arguments)  # has another's rule
+    ]
     assert not untried, f"add samples to tests/support/oracle/samples for {', '.join(untried)}"
 
 
@@ -159,8 +164,8 @@ UNKNOWN = {
         "fxrebasin_oracle.scramble.default",
     ),
     "an operator that torch has": (
-        lambda x, y, z: torch.cdist(x, y) * z[:, :3],
-        "aten._cdist_forward.default",
+        lambda x, y, z: torch.linalg.cross(x[:, :3], y[:, :3]) * z[:, :3],
+        "aten.linalg_cross.default",
     ),
 }
 
@@ -204,8 +209,6 @@ def test_the_operators_that_are_blocked() -> None:
 
 BLOCKED_CALLS = {
     "histc": lambda x: torch.histc(x, 4),
-    "bucketize": lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.0, 1.0])),
-    "searchsorted": lambda x: torch.searchsorted(x.cumsum(1), x),
     "masked_select": lambda x: torch.masked_select(x, x > -9),
     "nonzero": lambda x: x.nonzero(),
     "where": lambda x: torch.where(x > 0)[0],

@@ -9,20 +9,26 @@ from torch import Tensor
 from fxrebasin.labels import Field, Value
 from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.movement import view_fields
-from fxrebasin.passes.rules.registry import Call, rule
+from fxrebasin.passes.rules.registry import Call, pin_everything, rule
 
 
 @rule("_trilinear")
 def trilinear(call: Call) -> Sequence[Value]:
     """Each operand gets axes of size 1 at its `expand` positions; `sumdim` are summed over."""
+    ndim = len(call.args["i1"].shape) + len(call.args["expand1"])
     fields: list[Field] = []
-    ndim = 0
+    sizes: list[set[int]] = [set() for _ in range(ndim)]
     for number in "123":
-        value, new = call.value(f"i{number}"), call.args[f"expand{number}"]
-        ndim = len(value.shape) + len(new)
+        value = call.value(f"i{number}")
+        new = sorted(axis % ndim for axis in call.args[f"expand{number}"])
+        for axis, size in zip((a for a in range(ndim) if a not in new), value.shape, strict=True):
+            sizes[axis].add(size)
         fields += view_fields(call.ledger, value, _unsqueezed(new), 1)[0]
+    if any(len(found) > 1 for found in sizes):
+        return pin_everything("sizes that differ, of which the operator takes a part")(call)
     joined = Value((), call.ledger.join(fields))
-    kept = [axis for axis in range(ndim) if axis not in call.args["sumdim"]]
+    summed = {axis % ndim for axis in call.args["sumdim"]}
+    kept = [axis for axis in range(ndim) if axis not in summed]
     reduced = call.ledger.reduce(joined, kept)
     return [Value(call.shape, tuple(pick_axes(item, kept) for item in reduced))]
 

@@ -18,6 +18,7 @@ from fxrebasin.labels import (
 )
 from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.movement import chosen_labels, move_labels
+from fxrebasin.passes.rules.normalization import with_statistics
 from fxrebasin.passes.rules.registry import Call, pin_everything, rule
 
 _BY_DATA = "position chosen by data"
@@ -34,6 +35,14 @@ def embedding(call: Call) -> Sequence[Value]:
     fields: list[Field] = [place(pick_axes(item, [1]), [ndim - 1], ndim) for item in features]
     chosen = _chosen(call, call.args["indices"], range(ndim - 1), "row chosen by index")
     return [call.join([*fields, *chosen])]
+
+
+@rule("embedding_renorm_", "embedding_renorm")
+def embedding_renorm(call: Call) -> Sequence[Value]:
+    """Rows that are chosen by numbers are divided by their norm, where that is too large."""
+    call.pin_axes(call.value("indices"), range(call.args["indices"].ndim), "row chosen by index")
+    table = call.pin_axes(call.value("self"), [0], "row chosen by index")
+    return [call.join(with_statistics(call, table, {0}))]
 
 
 def _chosen(call: Call, index: Tensor, target: Sequence[int], what: str) -> list[Field]:

@@ -33,7 +33,8 @@ def _reduce(call: Call, value: Value, axes: set[int]) -> list[Value]:
 @rule(
     *("sum", "mean", "amax", "amin", "aminmax", "prod", "var", "std", "var_mean", "std_mean"),
     *("nansum", "logsumexp", "linalg_vector_norm", "norm", "any", "all", "max.default"),
-    *("min.default", "count_nonzero"),
+    *("min.default", "count_nonzero", "median.default", "nanmedian.default"),
+    *("_is_all_true", "_is_any_true"),
 )
 def symmetric_reduction(call: Call) -> Sequence[Value]:
     """The result does not depend on the order of the elements that are reduced."""
@@ -49,7 +50,7 @@ def position(call: Call) -> Sequence[Value]:
     return _reduce(call, call.pin_axes(value, axes, "order-dependent operator"), axes)
 
 
-@rule("max.dim", "min.dim", "median.dim", "mode", "kthvalue")
+@rule("max.dim", "min.dim", "median.dim", "nanmedian.dim", "mode", "kthvalue")
 def value_and_position(call: Call) -> Sequence[Value]:
     """The value does not depend on order; its index does, if anything reads it."""
     value = call.value("self")
@@ -58,7 +59,7 @@ def value_and_position(call: Call) -> Sequence[Value]:
     return [found, Value(index.shape, index.fields, lambda: position(call)[1])]
 
 
-@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "sort", "argsort", "cumsum_")
+@rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "cumsum_")
 def scan(call: Call) -> Sequence[Value]:
     """Runs along an axis in order, and everything there depends on each other."""
     value = call.value("self")
@@ -70,9 +71,9 @@ def scan(call: Call) -> Sequence[Value]:
     return [Value(tuple(out.shape), joined) for out in call.outputs]
 
 
-@rule("topk")
-def top_k(call: Call) -> Sequence[Value]:
-    """The largest values of an axis by rank: they do not depend on order, their indices do.
+@rule("topk", "sort", "argsort")
+def ranked(call: Call) -> Sequence[Value]:
+    """The values of an axis by rank: they do not depend on order, their indices do.
 
     Nor do the values, unless they come in any order.
     """
@@ -88,12 +89,26 @@ def top_k(call: Call) -> Sequence[Value]:
         return Value(call.shape, (*call.ledger.reduce(held, others), *ranks))
 
     fields = (*call.ledger.reduce(value, others), *ranks)
-    values = Value(call.shape, fields, None if call.args["sorted"] else pinned)
-    return [values, Value(call.shape, fields, pinned)]
+    index = Value(call.shape, fields, pinned)
+    values = Value(call.shape, fields, None if call.args.get("sorted", True) else pinned)
+    return [values, index] if len(call.outputs) > 1 else [index]
+
+
+@rule("bucketize.Tensor", "searchsorted.Tensor")
+def count_below(call: Call) -> Sequence[Value]:
+    """Of each number, how many of a sorted axis are below it."""
+    value, names = call.value("self"), ("boundaries", "sorted_sequence", "sorter")
+    fields = list(value.fields)
+    for sorted_axis in (call.optional(name) for name in names):
+        if sorted_axis is not None:
+            leading = range(len(sorted_axis.shape) - 1)
+            pinned = call.pin_axes(sorted_axis, [-1], "order-dependent operator")
+            fields += call.ledger.reduce(pinned, leading) if leading else []
+    return [call.join(fields)]
 
 
 block(
     "its result depends on the values in an order that no permutation preserves",
     *("nonzero", "masked_select", "_unique2", "unique_consecutive", "bincount"),
-    *("histc", "searchsorted", "bucketize", "where.default", "nonzero_static"),
+    *("histc", "searchsorted.Scalar", "bucketize.Scalar", "where.default", "nonzero_static"),
 )

@@ -7,7 +7,7 @@ for overloads by name, `"addmm"` standing for all overloads of that name.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -134,6 +134,37 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def register_out_variants() -> None:
+    """Give the overloads that write to `out` arguments the rules of those that make new tensors."""
+    for overload, function in list(RULES.items()):
+        packet = getattr(torch.ops.aten, overload._schema.name.removeprefix("aten::"))
+        for name in packet.overloads() if overload.namespace == "aten" else ():
+            other = getattr(packet, name)
+            if other not in RULES and _without_out(other) == _arguments(overload):
+                RULES[other] = _writing_to_out(overload, function)
+
+
+def _arguments(overload: OpOverload) -> list[tuple[str, str]]:
+    return [(item.name, str(item.type)) for item in overload._schema.arguments]
+
+
+def _without_out(overload: OpOverload) -> list[tuple[str, str]] | None:
+    """The arguments of an overload without `out`; None if it returns no such argument."""
+    out = {item.name for item in overload._schema.arguments if item.is_out}
+    returned = out and overload._schema.returns
+    return [item for item in _arguments(overload) if item[0] not in out] if returned else None
+
+
+def _writing_to_out(overload: OpOverload, function: Rule) -> Rule:
+    names = {name for name, _ in _arguments(overload)}
+
+    def apply(call: Call) -> Sequence[Value]:
+        args = {name: item for name, item in call.args.items() if name in names}
+        return function(replace(call, op=overload, args=args))
+
+    return apply
 
 
 def block(reason: str, *names: str) -> None:

@@ -7,34 +7,91 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fxrebasin.labels import Field, Value, place, positions
+from fxrebasin.labels import NONE, Field, Labels, Value, place, positions
 from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.indexing import MASKS, result_axes
+from fxrebasin.passes.rules.movement import chosen_labels, materialised
 from fxrebasin.passes.rules.registry import Call, block, pin_everything, rule
 
 _CHOSEN = "position chosen by index"
 
 
-@rule("index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_")
+@rule(
+    *("index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_"),
+    *("index_reduce", "index_reduce_"),
+)
 def write_slices(call: Call) -> Sequence[Value]:
     """Slices of an axis are written to; the other axes are those of the source."""
     dim = call.args["dim"] % max(len(call.shape), 1)
-    call.pin_axes(call.value("index"), [0], _CHOSEN)
     source = call.args.get("source", call.args.get("value"))
     written = [call.lookup(source)] if isinstance(source, Tensor) and source.ndim else []
+    keeps = not call.op._schema.name.startswith(("aten::index_copy", "aten::index_fill"))
+    known = _places(call.constant(call.args["index"]), call.shape[dim]) if call.shape else None
+    if known is not None:
+        return [_written_at(call, written, dim, known, keeps)]
+    call.pin_axes(call.value("index"), [0], _CHOSEN)
     return [_written(call, [call.value("self"), *written], dim)]
+
+
+def _places(index: Tensor | None, size: int, dim: int = 0) -> Tensor | None:
+    """The places of an axis that a constant names, if it names each once, and in all rows alike."""
+    if index is None or index.dtype in MASKS:
+        return None
+    rows = index.movedim(dim, 0).flatten(1) if index.ndim > 1 else index.reshape(-1, 1)
+    places = rows[:, 0] % size if rows.numel() else rows.reshape(-1)
+    alike = rows.numel() > 0 and bool((rows == rows[:, :1]).all())
+    return places if alike and places.unique().numel() == places.numel() else None
+
+
+def _written_at(
+    call: Call, written: Sequence[Value], dim: int, places: Tensor, keeps: bool
+) -> Value:
+    """Places along an axis take on slices of a source, in place of the old ones or beside them.
+
+    Places that are written to are told apart from those that are not.
+    """
+    ndim, size = len(call.shape), call.shape[dim]
+    fields: list[Field] = []
+    for item in materialised(call.ledger, call.value("self"), {dim}):
+        if keeps or not isinstance(item, Labels) or dim not in item.axes:
+            fields.append(item)
+        else:
+            fields += _chosen(call, item.values.index_fill(dim, places, NONE), item)
+    for value in written:
+        for item in materialised(call.ledger, value, {dim}):
+            if isinstance(item, Labels) and dim in item.axes:
+                shape = _with_size(item.values.shape, dim, size)
+                values = torch.full(shape, NONE).index_copy(dim, places, item.values)
+                fields += _chosen(call, values, item)
+            else:
+                fields.append(item)
+    inside = torch.full((size,), -2).index_fill(0, places, -3)
+    if places.numel() < size:
+        shape = _with_size([1] * ndim, dim, size)
+        fields.append(Labels(inside.view(shape), (dim,), False, True, "part that is written to"))
+    return call.join(fields)
+
+
+def _chosen(call: Call, values: Tensor, source: Labels) -> list[Field]:
+    found = chosen_labels(call.ledger, values, source)
+    return [] if found is None else [found]
 
 
 @rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
 def scatter(call: Call) -> Sequence[Value]:
     """Elements are written to along one axis; along the others everything is aligned."""
     dim = call.args["dim"] % max(len(call.shape), 1)
-    source = call.args.get("src")
-    operands = [call.value(name) for name in ("self", "index")]
-    operands += [call.lookup(source)] if isinstance(source, Tensor) else []
+    source, index = call.args.get("src"), call.args["index"]
+    written = [source] if isinstance(source, Tensor) else []
+    operands = [call.value("self"), *map(call.lookup, [index, *written])]
     shapes = {(*value.shape[:dim], *value.shape[dim + 1 :]) for value in operands}
     if len(shapes) > 1:
         return pin_everything("a write to a part of the other axes")(call)
+    known = _places(call.constant(index), call.shape[dim], dim) if call.shape else None
+    if known is not None and all(item.shape[dim] == known.numel() for item in written):
+        name, reduce = call.op._schema.name, call.args.get("reduce")
+        keeps = reduce is not None or name.startswith(("aten::scatter_add", "aten::scatter_reduce"))
+        return [_written_at(call, operands[2:], dim, known, keeps)]
     return [_written(call, operands, dim)]
 
 
@@ -56,7 +113,7 @@ def index_put(call: Call) -> Sequence[Value]:
     value, written = call.value("self"), call.value("values")
     indices = list(call.args["indices"])
     mask = indices[0] if len(indices) == 1 else None
-    if mask is not None and mask.dtype == torch.bool and call.args["values"].numel() == 1:
+    if mask is not None and mask.dtype in MASKS and call.args["values"].numel() == 1:
         aligned = call.lookup(mask)
         chosen = [place(f, range(mask.ndim), len(value.shape)) for f in aligned.fields]
         return [call.join([*value.fields, *chosen])]
@@ -64,9 +121,13 @@ def index_put(call: Call) -> Sequence[Value]:
     if axes is None:
         return pin_everything("a write by several indices, one of them a mask")(call)
     given = [index for index in indices if index is not None]
+    ndim = len(value.shape)
+    one = call.constant(given[0]) if len(given) == 1 and given[0].ndim == 1 else None
+    known = _places(one, call.shape[axes[0]])
+    if known is not None and written.shape == _with_size(value.shape, axes[0], known.numel()):
+        return [_written_at(call, [written], axes[0], known, bool(call.args["accumulate"]))]
     for index in given:
         call.pin_axes(call.lookup(index), range(index.ndim), _CHOSEN)
-    ndim = len(value.shape)
     fields = call.ledger.reduce(call.pin_axes(value, axes, _CHOSEN), set(range(ndim)) - set(axes))
     inner = 1 if given[0].dtype in MASKS else max(index.ndim for index in given)
     chosen = result_axes(axes, inner)
@@ -84,6 +145,10 @@ def index_put(call: Call) -> Sequence[Value]:
         positions(ndim, axis, call.shape[axis], reason) for axis in axes if call.shape[axis] > 1
     ]
     return [call.join(fields)]
+
+
+def _with_size(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:
+    return (*shape[:axis], size, *shape[axis + 1 :])
 
 
 def _indexed_axes(indices: Sequence[Tensor | None]) -> list[int] | None:

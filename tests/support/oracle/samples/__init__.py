@@ -7,6 +7,7 @@ from tests.support.oracle.samples import (
     indexing,
     movement,
     normalization,
+    others,
     pointwise,
     pooling,
     programs,
@@ -16,7 +17,7 @@ from tests.support.oracle.samples import (
 
 _FAMILIES = (
     *(pointwise, contraction, movement, indexing),
-    *(reduction, normalization, pooling, attention, sampling, fourier),
+    *(reduction, normalization, pooling, attention, sampling, fourier, others),
 )
 OPERATORS = [item for family in _FAMILIES for item in family.SAMPLES]
 PROGRAMS = programs.SAMPLES

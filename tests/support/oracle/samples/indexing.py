@@ -32,6 +32,9 @@ _EMBEDDINGS = [
     sample(aten.embedding.default, p(5, 4), indices(3, below=5), 0),
     sample(aten.embedding.default, p(5, 4), indices(below=5)),
     sample(aten.embedding.default, p(3, 4), at(2, 0, 1)),
+    sample(aten.embedding_renorm.default, p(3, 4), at(2, 0), 0.5, 2.0, search=False),
+    sample(aten.embedding_renorm.default, p(3, 4), per_unit(4, below=3), 0.5, 1.0, search=False),
+    sample(aten.embedding_renorm_.default, p(3, 4), at(2, 0), 0.5, 2.0, search=False),
 ]
 
 
@@ -106,6 +109,12 @@ _ADVANCED = [
     sample(aten._unsafe_index.Tensor, p(3, 4), [None, at(1, 1, 0)], missing=UNREAD),
 ]
 
+
+def _turned(source: Any) -> Any:
+    return p(4, 2) if isinstance(source, Operand) else source
+
+
+OVERWRITTEN = {"*": "elements that are overwritten stay where they are"}
 WRITTEN = {"*": "positions that are written to by index are pinned, also by a constant one"}
 
 _WRITES = [
@@ -117,12 +126,25 @@ _WRITES = [
     ]
     for item in (
         sample(overload, p(3, 4), 0, indices(2, below=3), source, search=False),
-        sample(overload, p(3, 4), 0, at(2, 0), source, missing=WRITTEN),
+        sample(overload, p(3, 4), 0, at(2, 0), source, missing=OVERWRITTEN),
+        sample(overload, p(4, 2), -2, at(3, 0, 2, 1), _turned(source)),
+        sample(overload, p(3, 4), 0, at(2, 2), source, missing=WRITTEN),
+    )
+]
+
+_REDUCED = [
+    sample(overload, p(3, 4), 0, index, p(2, 4), mode, include_self=own, **options)
+    for overload in (aten.index_reduce.default, aten.index_reduce_.default)
+    for index, mode, own, options in (
+        (indices(2, below=3), "mean", False, {"search": False}),
+        (at(0, 0), "amax", True, {"missing": WRITTEN}),
+        (at(0, 2), "prod", True, {}),
+        (at(0, 2), "mean", False, {"missing": OVERWRITTEN}),
     )
 ]
 
 _FILLED = [
-    sample(overload, p(3, 4), 0, at(2, 0), p(), missing=WRITTEN)
+    sample(overload, p(3, 4), 0, at(2, 0), p(), missing=OVERWRITTEN)
     for overload in (aten.index_fill.int_Tensor, aten.index_fill_.int_Tensor)
 ]
 
@@ -131,18 +153,16 @@ _SCATTERED = [
     for packet in (aten.scatter, aten.scatter_)
     for item in (
         sample(packet.src, p(3, 4), 0, indices(2, 4, below=3), p(2, 4), search=False),
-        sample(packet.src, p(3, 4), 1, at(0, 2, 1).view(3, 1), p(3, 1), missing=WRITTEN),
+        sample(packet.src, p(3, 4), 1, at(0, 2, 1).view(3, 1), p(3, 1)),
         sample(packet.src, p(3, 4), 1, at(0, 2).view(2, 1), p(2, 1), missing=WRITTEN),
-        sample(packet.value, p(3, 4), 1, at(0, 2, 1).view(3, 1), 0.5, missing=WRITTEN),
+        sample(packet.value, p(3, 4), 1, at(0, 2, 1).view(3, 1), 0.5),
         sample(
             *(packet.reduce, p(3, 4), 1, at(0, 2, 1).view(3, 1), p(3, 1)),
             reduce="add",
-            missing=WRITTEN,
         ),
         sample(
             *(packet.value_reduce, p(3, 4), 1, at(0, 2, 1).view(3, 1), 0.5),
             reduce="multiply",
-            missing=WRITTEN,
         ),
     )
 ] + [
@@ -152,8 +172,8 @@ _SCATTERED = [
         (aten.scatter_add_, aten.scatter_reduce_),
     )
     for item in (
-        sample(add.default, p(3, 4), 1, at(0, 2, 1).view(3, 1), p(3, 1), missing=WRITTEN),
-        sample(reduce.two, p(3, 4), 1, at(0, 2, 1).view(3, 1), p(3, 1), "amax", missing=WRITTEN),
+        sample(add.default, p(3, 4), 1, at(0, 2, 1).view(3, 1), p(3, 1)),
+        sample(reduce.two, p(3, 4), 1, at(0, 2, 1).view(3, 1), p(3, 1), "amax"),
     )
 ]
 
@@ -165,10 +185,12 @@ _PUT = [
         aten._unsafe_index_put.default,
     )
     for item in (
-        sample(overload, p(3, 4), [at(2, 0)], p(2, 4), missing=WRITTEN),
+        sample(overload, p(3, 4), [at(2, -3)], p(2, 4), missing=OVERWRITTEN),
         sample(overload, p(3, 4), [at(2, 0)], p(4), True, missing=WRITTEN),
+        sample(overload, p(3, 4), [at(2, 0)], p(2, 4), True),
+        sample(overload, p(3, 4), [None, at(2, 0, 1, 3)], p(3, 4)),
         sample(overload, p(3, 5, 4), [at(2, 0), at(1, 1)], p(2, 4), missing=WRITTEN),
-        sample(overload, p(3, 4), [None, at(1)], p(3, 1), missing=WRITTEN),
+        sample(overload, p(3, 4), [None, at(1)], p(3, 1), missing=OVERWRITTEN),
         sample(overload, p(3, 4), [torch.tensor([True, False, True])], p(2, 4), missing=WRITTEN),
         sample(overload, p(3, 4), [bools(3, 4)], p()),
         sample(overload, p(3, 4, 2), [bools(3, 4)], p()),
@@ -202,5 +224,5 @@ def _narrow(operand: Tensor) -> Tensor:
 
 SAMPLES = [
     *(*_EMBEDDINGS, *_BAGS, *_ALONG_ONE_AXIS, *_ADVANCED),
-    *(*_WRITES, *_FILLED, *_SCATTERED, *_PUT, *_GROUPED),
+    *(*_WRITES, *_REDUCED, *_FILLED, *_SCATTERED, *_PUT, *_GROUPED),
 ]

@@ -10,6 +10,11 @@ from tests.support.oracle.sample import bools, complexes, given, p, sample
 
 aten = torch.ops.aten
 
+STEPS = torch.tensor([-1.0, 0.0, 0.5], dtype=torch.float64)
+SORTED = torch.tensor([0.5, -1.0, 0.0], dtype=torch.float64)
+ORDER = torch.tensor([1, 2, 0])
+RISING = torch.arange(3, dtype=torch.float64)[:, None]
+
 ALL = [
     *(aten.sum, aten.mean, aten.prod, aten.var, aten.std, aten.var_mean, aten.std_mean),
     *(aten.nansum, aten.linalg_vector_norm, aten.max, aten.min, aten.aminmax),
@@ -22,6 +27,10 @@ _OF_EVERYTHING = [sample(packet.default, p(3, 4), search=packet is aten.sum) for
     sample(aten.norm.Scalar, p(3, 4)),
     sample(aten.norm.ScalarOpt_dtype, p(3, 4), 3, dtype=torch.float64),
     sample(aten.sum.default, p()),
+    sample(aten.median.default, p(3, 4)),
+    sample(aten.nanmedian.default, p(3, 4)),
+    sample(aten._is_all_true.default, bools(3, 4)),
+    sample(aten._is_any_true.default, bools(3, 4)),
 ]
 
 
@@ -82,6 +91,13 @@ _SEARCHES = [
     sample(aten.argmax.default, p(3, 4), search=False),
     sample(aten.argmin.default, p(3, 4), -1, True),
     sample(aten.median.dim, p(3, 4), 1),
+    sample(aten.nanmedian.dim, p(3, 4), -2, True),
+    sample(aten.bucketize.Tensor, p(3, 4), STEPS),
+    sample(aten.bucketize.Tensor, p(3, 4), STEPS, right=True),
+    sample(aten.searchsorted.Tensor, STEPS, p(3, 4)),
+    sample(aten.searchsorted.Tensor, STEPS, p()),
+    sample(aten.searchsorted.Tensor, SORTED.expand(3, 3), p(3, 4), sorter=ORDER.expand(3, 3)),
+    sample(aten.searchsorted.Tensor, STEPS.view(1, 3) + RISING, p(3, 4)),
     sample(aten.kthvalue.default, p(3, 4), 2, 1),
     sample(aten.mode.default, p(3, 4), 1),
 ]
