@@ -29,6 +29,7 @@ from fxrebasin.files import publish
 from fxrebasin.passes.collector import collector_paused
 from fxrebasin.passes.propagate import propagate
 from fxrebasin.passes.rules.registry import BLOCKED, RULES
+from fxrebasin.passes.tracking import RESHAPING
 from tests.support.vision_operators import without_compiled_operators
 
 PAGE = Path("docs/operators.md")
@@ -162,7 +163,7 @@ def overload(name: str) -> OpOverload:
 
 def what_is_known(name: str) -> str:
     """The file of the rule, or why there is none."""
-    operator = overload(name)
+    operator = RESHAPING.get(overload(name), overload(name))
     if operator in BLOCKED:
         return f"blocked: {BLOCKED[operator]}"
     if operator not in RULES:
