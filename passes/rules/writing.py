@@ -130,9 +130,9 @@ def index_put(call: Call) -> Sequence[Value]:
         call.pin_axes(call.lookup(index), range(index.ndim), _CHOSEN)
     fields = call.ledger.reduce(call.pin_axes(value, axes, _CHOSEN), set(range(ndim)) - set(axes))
     inner = 1 if given[0].dtype in MASKS else max(index.ndim for index in given)
-    chosen = result_axes(axes, inner)
+    inside = result_axes(axes, inner)
     target = [axis for axis in range(ndim) if axis not in axes]
-    target[chosen.start : chosen.start] = [-1] * inner
+    target[inside.start : inside.start] = [-1] * inner
     target = target[len(target) - len(written.shape) :]
     kept = [axis for axis, place_of in enumerate(target) if place_of >= 0]
     source = call.pin_axes(written, set(range(len(target))) - set(kept), _CHOSEN)
