@@ -27,18 +27,14 @@ from tests.fuzz.program import float64
 from tests.support.invariants import broken
 
 aten = torch.ops.aten
-SEEDS = range(4)
+SEEDS = range(3)
 PROGRAMS = 90
-WORDS = ALL.without(
-    ("object", "row_by_data", "picked_by_other", "parameter_by_table", "neighbour_table")
-)
-"""What programs are drawn from."""
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_is_wrong_with_random_programs(seed: int) -> None:
     tally = Tally()
-    found = list(hunt(seed, math.inf, tally, PROGRAMS, WORDS))
+    found = list(hunt(seed, math.inf, tally, PROGRAMS))
     assert not found, "\n\n".join(item.text(seed) for item in found)
     assert tally.tried == PROGRAMS
     assert tally.free > PROGRAMS // 4

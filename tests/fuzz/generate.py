@@ -29,7 +29,7 @@ FORMS: dict[str, Form] = {
     "dict": lambda names: [f"return {{{', '.join(f'{n!r}: {n}' for n in names)}}}"],
     "nested": lambda names: [f"return [{{'out': [{', '.join(names)}]}}, None]"],
     "distribution": lambda names: [
-        f"return torch.distributions.Normal({names[0]}, 1.0 + {names[-1]}.square())"
+        f"return torch.distributions.Normal({names[0]}, 1.0 + {names[0]}.square())"
     ],
     "object": lambda names: [
         f"return types.SimpleNamespace({', '.join(f'{n}={n}' for n in names)})"

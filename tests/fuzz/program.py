@@ -96,9 +96,8 @@ class Built:
         """The module and an input as a file that anyone can run."""
         shape = ", ".join(map(str, self.program.shape))
         preamble = PREAMBLE.format(seed=self.program.seed)
-        return "\n".join(
-            [preamble, *self.class_lines(), "", "", "net = Net().eval()", f"x = randn({shape})"]
-        )
+        lines = [preamble, f"x = randn({shape})", "", "", *self.class_lines()]
+        return "\n".join([*lines, "", "", "net = Net().eval()"])
 
     def class_lines(self) -> list[str]:
         """The lines of the class."""
@@ -115,8 +114,9 @@ class Built:
     def make(self) -> tuple[nn.Module, Tensor]:
         """The module in eval mode, and an input for it."""
         names = namespace(self.program.seed)
+        x = names["randn"](*self.program.shape)
         exec("\n".join(self.class_lines()), names)
-        return names["Net"]().eval(), names["randn"](*self.program.shape)
+        return names["Net"]().eval(), x
 
 
 def namespace(seed: int) -> dict[str, Any]:

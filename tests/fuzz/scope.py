@@ -44,7 +44,6 @@ class Scope:
         self.names = namespace(self.seed)
         self.module = nn.Module().eval()
         self.names["self"] = self.module
-        # The module draws its state first; here it is drawn in between, and so differs.
         self.x = self.names["randn"](*self.shape)
         self.names["x"] = self.variables["x"] = self.x
 
