@@ -199,7 +199,7 @@ def _run(
         outputs: list[_Output] = []
         given: tuple[Any, ...] = (tuple(args), dict(kwargs))
 
-        def run(values: Any, turned: str = "") -> None:
+        def run(values: Any, turned: str | None = None) -> None:
             inputs = remade(values, mode.add_input)
             before = Given(*inputs)
             mode.begin_run(turned)
@@ -268,7 +268,7 @@ class Propagator(TorchDispatchMode):
         self._calls: list[tuple[int, list[_Entry], list[_Entry]]] = []
         self._buffers: dict[object, tuple[Held, Tensor]] = {}
 
-    def begin_run(self, turned: str) -> None:
+    def begin_run(self, turned: str | None) -> None:
         """Start another run, in which the answers of looks at one line are turned round."""
         self.escapes.begin_run()
         self.looks.begin_run(turned)

@@ -41,11 +41,14 @@ class Looks:
         self.sources: dict[str, bool] = {}
         self.in_doubt: list[Value | Track] = []
         self._started = False
-        self._turned = ""
+        self._turned: str | None = None
         self._left = 0
 
-    def begin_run(self, turned: str = "") -> None:
-        """A run starts, in which the answers at one line are turned round."""
+    def begin_run(self, turned: str | None = None) -> None:
+        """A run starts, in which the answers at one line are turned round, if it is given.
+
+        The line is an empty text for code that was not read from a file.
+        """
         self._started = False
         self._turned, self._left = turned, _TURNED_AT_MOST
 
