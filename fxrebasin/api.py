@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from fxrebasin.analysis import symmetry_of
-from fxrebasin.choices import choices_for
+from fxrebasin.choices import Choices, choices_for
 from fxrebasin.compare import check_usable, first_graph_difference, unwrap
 from fxrebasin.errors import ArchitectureMismatchError
 from fxrebasin.inputs import normalise_inputs
@@ -24,6 +24,7 @@ from fxrebasin.passes.trace import TraceResult, trace
 from fxrebasin.permutation import Permutation
 from fxrebasin.proof import prove_graph, prove_state
 from fxrebasin.reference import reference_state
+from fxrebasin.reliance import contradictions, refusal
 from fxrebasin.report import RebasinReport
 from fxrebasin.symmetry import Symmetry
 
@@ -49,8 +50,10 @@ def analyze(
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
         state_buffers: buffers to treat as state that may be permuted, by name or pattern
-            (`"*.weight_u"`). Running statistics of normalisation layers always are; other buffers
-            are constants.
+            (`"*.weight_u"`). Running statistics of normalisation layers always are, and so are
+            buffers that scale, shift or mask units one by one (frozen normalisations, spectral
+            norm, pruning), if a state dict holds them. Other buffers are constants, and those that
+            the result relies on are in `Symmetry.relies_on`.
         outputs: which outputs have to stay as they are: their names as `verify` prints them, or
             patterns of names (`["logits"]`); or a function of what the model returns, that returns
             what counts. All but caches of keys and values when left out; see `fxrebasin.outputs`.
@@ -153,14 +156,16 @@ def apply(
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
         verify: compare result and model (relative error at most 1e-10).
-        state_buffers: see `analyze`; they move if the permutation was found with them as state.
+        state_buffers: see `analyze`. They move if the permutation was found with them as state; a
+            model with other constants than it was found with is analysed with them.
         outputs: see `analyze`; the result returns these.
 
     Returns:
         A GraphModule in eval mode with the same state dict keys, shapes and dtypes.
 
     Raises:
-        ArchitectureMismatchError: the permutation belongs to another architecture.
+        ArchitectureMismatchError: the permutation belongs to another architecture, or to the
+            symmetry of a state with other constants, such as index tables.
         EquivalenceError: the result does not compute what the model computes.
         InputError: the model or its inputs cannot be used.
         TraceError: no graph can be made of the model; `permutation.permute_state_dict` works.
@@ -174,13 +179,31 @@ def apply(
     """
     module = unwrap(model_b)
     check_usable(module)
-    wanted = choices_for(module, state_buffers=state_buffers, outputs=outputs).outputs
+    choices = choices_for(module, state_buffers=state_buffers, outputs=outputs)
     args, kwargs = normalise_inputs(module, example_inputs, example_kwargs, check=False)
-    traced = trace(module, args, kwargs, wanted=wanted)
-    result = rewrite(module, permutation, args, kwargs, traced=traced)
+    held = _holding(permutation, module, args, kwargs, choices)
+    traced = trace(module, args, kwargs, wanted=choices.outputs)
+    result = rewrite(module, held, args, kwargs, traced=traced)
     if verify:
-        prove_graph(module, traced, result, permutation, (args, kwargs), wanted)
+        prove_graph(module, traced, result, held, (args, kwargs), choices.outputs)
     return result
+
+
+def _holding(
+    permutation: Permutation,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    choices: Choices,
+) -> Permutation:
+    """A permutation that holds for a model, which is analysed if that is in question."""
+    faults = contradictions(permutation.relies_on, named_state(module))
+    if not faults:
+        return permutation
+    own = symmetry_of(module, args, kwargs, choices)
+    if not own.identity().has_group_of(permutation):
+        raise refusal(faults, "the model's")
+    return permutation.relying_on(own.relies_on)
 
 
 def transform(

@@ -152,6 +152,7 @@ def demo(out: Path, seed: int, overwrite: bool) -> None:
     help="Say what ties or pins one axis of a parameter or buffer, instead of the table.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--weights", type=EXISTING_FILE, help="Weights of MODEL, whose constants count.")
 @_output("--svg", ".svg", help="Also draw the model, coloured by permutation class.")
 @_overwrite_option
 def inspect(
@@ -161,6 +162,7 @@ def inspect(
     outputs: tuple[str, ...] | None,
     explain: tuple[str, int] | None,
     as_json: bool,
+    weights: Path | None,
     svg: Path | None,
     overwrite: bool,
 ) -> None:
@@ -169,12 +171,11 @@ def inspect(
     from fxrebasin.console import output_console
     from fxrebasin.drawing import dot_source, render_svg
     from fxrebasin.files import publish, refuse_existing
-    from fxrebasin.models import build_model
     from fxrebasin.views import symmetry_document, symmetry_view
 
     if svg is not None:
         refuse_existing([svg], overwrite=overwrite)
-    module = build_model(model)
+    module = _load_model(model, weights)
     inputs = _example_inputs(module, input_shapes)
     symmetry = fxrebasin.analyze(
         module, inputs.args, inputs.kwargs, state_buffers=state_buffers, outputs=outputs

@@ -154,7 +154,7 @@ class Permutation:
 
         Elements of one group hold wherever the group does, and `other` meets the state.
         """
-        if same_layout(self.layout, other.layout):
+        if self.has_group_of(other):
             return other.relies_on
         both = self.relies_on.keys() & other.relies_on.keys()
         differing = sorted(n for n in both if self.relies_on[n] != other.relies_on[n])
@@ -164,6 +164,16 @@ class Permutation:
                 + ", ".join(differing)
             )
         return {**self.relies_on, **other.relies_on}
+
+    def has_group_of(self, other: Permutation) -> bool:
+        """Whether another element permutes the same units at the same places.
+
+        Args:
+            other: of the same architecture.
+        """
+        return _signature(self.classes) == _signature(other.classes) and same_layout(
+            self.layout, other.layout
+        )
 
     def permute_state_dict(
         self, state_dict: Mapping[str, torch.Tensor], *, check_constants: bool = True

@@ -21,7 +21,7 @@ def varying_axes_of(tensor: Tensor) -> tuple[int, ...]:
         (0,)
     """
     bits = bits_of(tensor)
-    axes = range(tensor.ndim)
+    axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
     return tuple(axis for axis in axes if not bool((bits == bits.narrow(axis, 0, 1)).all()))
 
 

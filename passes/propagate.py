@@ -343,7 +343,7 @@ class Propagator(TorchDispatchMode):
         if found is not None:
             return refresh(found, self.result.ledger)
         value = self.memory.constant_value(tensor)
-        self.result.relied.on_pattern(tensor, value)
+        self.result.relied.on_pattern(tensor, value, self.result.ledger.origin)
         return value
 
     def constant(self, tensor: Tensor) -> Tensor | None:

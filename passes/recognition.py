@@ -9,7 +9,7 @@ shows; otherwise the model is analysed again with it as the constant that it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,6 @@ from fxrebasin.passes.group import Grouping, group
 from fxrebasin.passes.model_state import Held, Role, held_tensors
 from fxrebasin.passes.propagate import Propagation, propagate
 from fxrebasin.symmetry import log10_order
-from fxrebasin.uniformity import varying_axes_of
 
 _LISTED = 4
 _SAME = 1e-9
@@ -31,6 +30,7 @@ _SAME = 1e-9
 _USES = frozenset(
     (
         *("view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "t", "transpose"),
+        *("slice", "select"),
         *("permute", "repeat", "clone", "detach", "alias", "_to_copy", "to", "contiguous"),
         *("add", "sub", "rsub", "mul", "div", "addcmul", "addcdiv", "neg", "abs", "reciprocal"),
         *("sqrt", "rsqrt", "square", "pow", "exp", "log", "sigmoid", "softplus", "clamp_min"),
@@ -86,17 +86,42 @@ def recognised_state(
     possible = {name for name in constants if _has_the_shape_of_state(held, name)}
     constants -= possible
     found = _best_effort(run, constants, constants | possible)
-    carried: set[str] = set()
+    holding: set[str] = set()
+    idle: set[str] = set()
     while True:
         read = found.propagation.recognised
         unfit = {name for name in read if not _is_state(found, read[name])}
-        carried |= {name for name in unfit if name in found.grouping.layout}
         if not unfit:
             break
         constants |= unfit
-        found = run(constants)
+        before, found = found, run(constants)
+        if _order(found) < _order(before) - _SAME:
+            holding |= {name for name in unfit if _units_of_parameters(before, name)}
+        else:
+            idle |= unfit
     found = _without_loss(run, found, constants)
-    return replace(found, notes=tuple(_notes(found, carried)))
+    return replace(found, notes=tuple(_notes(found, holding, idle)))
+
+
+def _order(found: Finding) -> float:
+    return log10_order(found.grouping.classes)
+
+
+def _units_of_parameters(found: Finding, name: str) -> dict[str, float]:
+    """How often a unit is in a parameter, by the classes that move a buffer and a parameter."""
+    parameters = {h.name for h in found.propagation.held if isinstance(h.tensor, nn.Parameter)}
+    least: dict[str, float] = {}
+    for parameter in parameters & found.grouping.layout.keys():
+        for counts in map(_positions_per_unit, found.grouping.layout[parameter]):
+            for c, count in counts.items():
+                least[c] = min(count, least.get(c, math.inf))
+    own = {
+        slot.class_name
+        for group in found.grouping.layout.get(name, ())
+        for piece in group.pieces
+        for slot in piece.slots
+    }
+    return {c: count for c, count in least.items() if c in own}
 
 
 def _best_effort(run: Any, constants: Collection[str], every: Collection[str]) -> Finding:
@@ -120,25 +145,23 @@ def _has_the_shape_of_state(held: Sequence[Held], name: str) -> bool:
 def _without_loss(run: Any, found: Finding, constants: Collection[str]) -> Finding:
     """The finding, or a better one with fewer buffers as state.
 
-    A buffer that is uniform may lie on units of several classes: as state it ties them. A model
-    that looks at data, or is not understood in part, may be better off with constants, too.
+    A buffer that is uniform, if only in part, may lie on units of several classes: as state it
+    ties them. A model that looks at data, or is not understood in part, may be better off with
+    constants, too.
     """
     read = found.propagation.recognised
     doubtful = set(read) if found.propagation.looked_at_data or found.propagation.unknown else set()
-    doubtful |= {name for name, item in read.items() if _is_uniform_somewhere(item)}
+    doubtful |= {name for name, item in read.items() if _repeats_itself(item)}
     if not doubtful:
         return found
     other: Finding = run({*constants, *doubtful})
-    orders = [log10_order(item.grouping.classes) for item in (found, other)]
-    return other if orders[1] > orders[0] + _SAME else found
+    return other if _order(other) > _order(found) + _SAME else found
 
 
-def _is_uniform_somewhere(item: Held) -> bool:
-    tensor = item.tensor
-    if tensor.is_meta:
-        return False
-    varying = varying_axes_of(tensor)
-    return any(size > 1 and axis not in varying for axis, size in enumerate(tensor.shape))
+def _repeats_itself(item: Held) -> bool:
+    """Whether some numbers in a buffer are equal, but for their sign."""
+    values = item.tensor.detach()
+    return not values.is_meta and values.abs().unique().numel() < values.numel()
 
 
 def _is_state(found: Finding, item: Held) -> bool:
@@ -152,31 +175,23 @@ def _is_state(found: Finding, item: Held) -> bool:
     if item.name not in layout or not _scales_or_shifts(found.propagation, item.name):
         return False
     own = [_positions_per_unit(group) for group in layout[item.name]]
-    parameters = {h.name for h in found.propagation.held if isinstance(h.tensor, nn.Parameter)}
-    most: dict[str, float] = {}
-    for name, groups in layout.items():
-        if name in parameters:
-            for counts in map(_positions_per_unit, groups):
-                for c, count in counts.items():
-                    most[c] = min(count, most.get(c, math.inf))
-    if not all(count >= most.get(c, math.inf) for counts in own for c, count in counts.items()):
+    least = _units_of_parameters(found, item.name)
+    if not all(count >= least.get(c, math.inf) for counts in own for c, count in counts.items()):
         return False
     axes = sum(size > 1 for size in item.tensor.shape)
-    return axes == 1 or _meets_a_parameter(found.propagation, item.name, parameters)
+    return axes == 1 or _meets_a_parameter(found.propagation, item.name)
 
 
 def _scales_or_shifts(propagation: Propagation, name: str) -> bool:
-    """Whether nothing else is done with the elements of a buffer."""
+    """Whether nothing else is done with a buffer, or with what is made of buffers alone."""
+    buffers = {item.name for item in propagation.held if not isinstance(item.tensor, nn.Parameter)}
     for record in propagation.records:
-        states = {
-            field.state
-            for _, value in record.inputs
-            for field in value.fields
-            if isinstance(field, Elements)
-        }
-        if name in states:
-            operator = propagation.ledger.origins[record.origin].operator
-            if operator.removeprefix("aten.").partition(".")[0] not in _USES:
+        operator = propagation.ledger.origins[record.origin].operator
+        if operator.removeprefix("aten.").partition(".")[0] in _USES:
+            continue
+        for _, value in record.inputs:
+            states = {item.state for item in value.fields if isinstance(item, Elements)}
+            if name in states and states <= buffers:
                 return False
     return True
 
@@ -193,8 +208,9 @@ def _positions_per_unit(group: AxisGroup) -> dict[str, float]:
     return found
 
 
-def _meets_a_parameter(propagation: Propagation, name: str, parameters: Collection[str]) -> bool:
+def _meets_a_parameter(propagation: Propagation, name: str) -> bool:
     """Whether an operator reads a buffer and a parameter element by element."""
+    parameters = {item.name for item in propagation.held if isinstance(item.tensor, nn.Parameter)}
     for record in propagation.records:
         views = [
             (field.state, (field.view.shape, field.view.stride(), field.view.storage_offset()))
@@ -208,39 +224,40 @@ def _meets_a_parameter(propagation: Propagation, name: str, parameters: Collecti
     return False
 
 
-def _notes(found: Finding, carried: Collection[str]) -> list[str]:
-    """What is held in place by buffers that are no state."""
-    propagation = found.propagation
-    buffers = {item.name for item in propagation.held if item.role is not Role.STATE}
-    moved = set(found.grouping.layout)
-    pinning = set(carried)
-    origins = {pin.origin for pin in propagation.ledger.pins}
-    for record in propagation.records:
-        if record.origin in origins:
-            pinning |= {name for name, value in record.inputs if name in buffers and value.fields}
-    return _note(found, sorted(pinning - moved))
+def _notes(found: Finding, holding: Collection[str], idle: Collection[str]) -> Iterator[str]:
+    """What keeps units in place though it belongs to the model's state.
 
-
-def _note(found: Finding, names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
-    persistent = {item.name for item in found.propagation.held if item.persistent}
-    notes = []
-    kept = [name for name in names if name in persistent]
+    Args:
+        found: the result.
+        holding: buffers that would have been moved, had they been taken for state.
+        idle: buffers that would not have been.
+    """
+    held = {item.name: item for item in found.propagation.held}
+    pinning = {pin.origin for pin in found.propagation.ledger.pins}
+    names = set(holding)
+    for origin, met in found.propagation.relied.met.items():
+        names |= met if origin in pinning else set()
+    names -= found.grouping.layout.keys() | set(idle)
+    kept = sorted(name for name in names if held[name].persistent)
     if kept:
-        notes.append(
-            f"The values of {_listed(kept)} pin the units that meet them. Buffers that belong to "
-            "units, as scales and masks do, can be declared with state_buffers=."
+        yield (
+            f"the values of {_listed(kept)} pin units that meet them; buffers that belong to "
+            "units, as scales, shifts and masks do, can be declared with state_buffers="
         )
-    rest = [name for name in names if name not in persistent]
-    if rest:
-        notes.append(
-            f"The values of {_listed(rest)} pin the units that meet them: no state dict holds "
-            "these buffers, so that they cannot be permuted."
+    lost = sorted(name for name in names if not held[name].persistent)
+    if lost:
+        yield (
+            f"the values of {_listed(lost)} pin units that meet them; no state dict holds these "
+            "buffers, so that they cannot be permuted"
         )
-    return notes
+    shared = sorted(name for name, item in held.items() if item.overlaps)
+    if shared:
+        yield (
+            f"{_listed(shared)} share memory in different views; they are pinned, since a state "
+            "dict that is loaded writes over one with the other"
+        )
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more buffers" if len(names) > _LISTED else ""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more

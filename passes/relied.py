@@ -44,9 +44,11 @@ class Relied:
     Attributes:
         by_value: by the name of a buffer that was relied on, whether its very values were; without
             that, it was where it varies.
+        met: by the index of an operator, the names of the buffers that pin what meets them there.
     """
 
     by_value: dict[str, bool] = field(default_factory=dict)
+    met: dict[int, frozenset[str]] = field(default_factory=dict)
     _names: dict[int, frozenset[str]] = field(default_factory=dict)
     _written: set[int] = field(default_factory=set)
     _kept: list[StorageWeakRef] = field(default_factory=list)
@@ -116,16 +118,19 @@ class Relied:
         if origins is not None:
             self._add(origins.names, True)
 
-    def on_pattern(self, tensor: Tensor, value: Value) -> None:
+    def on_pattern(self, tensor: Tensor, value: Value, operator: int) -> None:
         """Record what a constant was found to be, unless that pins all of it.
 
         Args:
             tensor: a constant.
             value: what was found.
+            operator: its index.
         """
         origins = self._origins(tensor)
         if origins is None:
             return
+        if value.fields:
+            self.met[operator] = self.met.get(operator, frozenset()) | origins.names
         pinned = frozenset(item.axes[0] for item in value.fields if _pins_an_axis(item))
         steps = zip(tensor.shape, tensor.stride(), strict=True)
         if pinned >= {axis for axis, (size, step) in enumerate(steps) if size > 1 and step}:

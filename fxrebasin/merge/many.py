@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import choices_for
 from fxrebasin.errors import InputError
 from fxrebasin.inputs import normalise_inputs
 from fxrebasin.merge.alignment import Task, align_with_mean, gauged
+from fxrebasin.merge.holding import shared_symmetry
 from fxrebasin.merge.sources import Sources
 from fxrebasin.merge.states import copy_of, is_number, moved_towards, own_state, wide_dtype
 from fxrebasin.merge.universe import align_in_universe
@@ -50,8 +50,11 @@ def align_many(
     """Permutations of many models to one order of units, which is that of the first model.
 
     The map from model i to model j is `permutations[j].inverse().compose(permutations[i])`, and
-    such maps are consistent around every cycle. The architecture is analysed once. Files of
-    weights are read one at a time, whenever one is needed.
+    such maps are consistent around every cycle. Files of weights are read one at a time, whenever
+    one is needed.
+
+    The first model is analysed, with its own state. Another that has not the constants which this
+    relied on (index tables, masks) is analysed too, and refused if it has another symmetry.
 
     Args:
         models: modules of one architecture, or paths of files of weights. Never modified.
@@ -75,7 +78,8 @@ def align_many(
             and `restarts` of `"cycle_consistent"`.
 
     Raises:
-        ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors.
+        ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors, or
+            in constants that decide which units may be permuted.
         CheckpointError: a file cannot be read.
         EquivalenceError: a permuted model, which is named, does not compute what the model does.
         InputError: a model, inputs or an option cannot be used.
@@ -135,7 +139,8 @@ def merge_many(
         **options: see `align_many`; `"mean"` has none.
 
     Raises:
-        ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors.
+        ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors, or
+            in constants that decide which units may be permuted.
         CheckpointError: a file cannot be read.
         EquivalenceError: a permuted model, which is named, does not compute what the model does.
         InputError: a model, inputs or an option cannot be used.
@@ -198,8 +203,10 @@ def _aligned(
 ) -> tuple[Permutation, ...]:
     checked = choices_for(sources.model, **choices)
     args, kwargs = normalise_inputs(sources.model, *inputs, check=False)
-    task = Task(sources, symmetry_of(sources.model, args, kwargs, checked), *effort)
-    permutations = gauged(ALIGNERS[method](task, **options))
+    symmetries = shared_symmetry(sources, args, kwargs, checked)
+    found = gauged(ALIGNERS[method](Task(sources, symmetries[0], *effort), **options))
+    relied = [symmetry.relies_on for symmetry in symmetries]
+    permutations = tuple(p.relying_on(own) for p, own in zip(found, relied, strict=True))
     for index, permutation in enumerate(permutations if verify else ()):
         # no name for the state: it would be kept while the next one is read
         prove_state(

@@ -56,9 +56,18 @@ class Sources:
         Args:
             index: of the model.
         """
-        source = self._models[index]
-        own = named_state(unwrap(source)) if isinstance(source, nn.Module) else {}
+        module = self.module(index)
+        own = {} if module is None else named_state(module)
         return {**own, **self.state(index)}
+
+    def module(self, index: int) -> nn.Module | None:
+        """One model, unless it is a file.
+
+        Args:
+            index: of the model.
+        """
+        found = self._models[index]
+        return unwrap(found) if isinstance(found, nn.Module) else None
 
     @property
     def heaviest(self) -> int:
