@@ -97,7 +97,7 @@ def recognised_state(
         before, found = found, run(constants)
         if _order(found) < _order(before) - _SAME:
             holding |= {name for name in unfit if _units_of_parameters(before, name)}
-        else:
+        elif not before.propagation.looked_at_data:
             idle |= unfit
     found = _without_loss(run, found, constants)
     return replace(found, notes=tuple(_notes(found, holding, idle)))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from fxrebasin.analysis import symmetry_of
-from fxrebasin.choices import Choices
 from fxrebasin.merge.sources import Sources
 from fxrebasin.merge.states import State, copy_of
 from fxrebasin.passes.graph_state import named_state
@@ -19,9 +16,7 @@ from fxrebasin.symmetry import Symmetry
 from fxrebasin.uniformity import digest_of
 
 
-def shared_symmetry(
-    sources: Sources, args: tuple[Any, ...], kwargs: Mapping[str, Any], choices: Choices
-) -> list[Symmetry]:
+def shared_symmetry(sources: Sources, analyse: Callable[[nn.Module], Symmetry]) -> list[Symmetry]:
     """The symmetry of each of several models, which is one and the same group.
 
     The first model is analysed with its own state. Where another has the constants that were
@@ -29,21 +24,19 @@ def shared_symmetry(
 
     Args:
         sources: the models.
-        args: positional inputs.
-        kwargs: keyword inputs.
-        choices: of the user.
+        analyse: from a module to its symmetry.
 
     Raises:
         ArchitectureMismatchError: the constants of a model give it another symmetry.
         InputError: a model does not run on the inputs.
     """
-    first = symmetry_of(_holding(sources, 0), args, kwargs, choices)
+    first = analyse(_holding(sources, 0))
     found = [first]
     for index in range(1, len(sources)):
         if not _differences(sources, index, first):
             found.append(first)
             continue
-        own = symmetry_of(_holding(sources, index), args, kwargs, choices)
+        own = analyse(_holding(sources, index))
         if not first.identity().has_group_of(own.identity()):
             raise refusal(_differences(sources, index, first), f"models[{index}]")
         found.append(own)

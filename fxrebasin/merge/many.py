@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import choices_for
 from fxrebasin.errors import InputError
 from fxrebasin.inputs import normalise_inputs
@@ -203,7 +204,7 @@ def _aligned(
 ) -> tuple[Permutation, ...]:
     checked = choices_for(sources.model, **choices)
     args, kwargs = normalise_inputs(sources.model, *inputs, check=False)
-    symmetries = shared_symmetry(sources, args, kwargs, checked)
+    symmetries = shared_symmetry(sources, lambda m: symmetry_of(m, args, kwargs, checked))
     found = gauged(ALIGNERS[method](Task(sources, symmetries[0], *effort), **options))
     relied = [symmetry.relies_on for symmetry in symmetries]
     permutations = tuple(p.relying_on(own) for p, own in zip(found, relied, strict=True))
