@@ -24,6 +24,7 @@ from fxrebasin.exporters.input_sets import InputSet, is_batched
 from fxrebasin.exporters.onnx_names import BATCH_NAME, tidy
 from fxrebasin.exporters.runs import call_quietly
 from fxrebasin.outputs import Given, Wanted, counted, reduced
+from fxrebasin.passes.exported import trusted_distributions
 from fxrebasin.passes.preserve import preserve
 
 # A protobuf message holds less than 2 GiB, and the graph itself takes some of that.
@@ -78,7 +79,7 @@ def write_onnx(
     shapes = [{0: axis} if batch and is_batched(tensor, batch) else {} for tensor in tensors]
     try:
         # what `preserve` watches writes with knows no loops, and export writes to fake tensors
-        with preserve(model), _disable_current_modes(), _quiet():
+        with preserve(model), _disable_current_modes(), trusted_distributions(), _quiet():
             program = torch.onnx.export(
                 flat,
                 tensors,

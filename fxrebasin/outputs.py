@@ -282,18 +282,28 @@ def for_graph(
         chosen = _chosen(found, wanted)
     leaves, structure = pytree.tree_flatten(returned, is_leaf=_is_cache)
     owners = _owners(leaves, found)
-    left_out = [item.name for item in found if item not in chosen]
+    left_out = [item for item in found if item not in chosen]
     if not left_out and (objects or owners is not None):
         return returned, ()
     if owners is None or not set(map(id, chosen)) <= set(map(id, owners)):
-        kind = type(returned).__name__
-        note = f"the graph returns a dict of tensors, for it cannot return a {kind}"
+        kinds = dict.fromkeys(type(leaf).__name__ for leaf in leaves if _counted_inside(leaf))
+        note = f"the graph returns a dict of tensors, for it cannot return a {', '.join(kinds)}"
         return {item.name: item.tensor for item in chosen}, (note,)
     kept = [
         leaf if owner in chosen or (owner is None and not _is_cache(leaf)) else None
         for leaf, owner in zip(leaves, owners, strict=True)
     ]
-    return pytree.tree_unflatten(kept, structure), (f"the graph leaves out {_short(left_out)}",)
+    return pytree.tree_unflatten(kept, structure), (f"the graph leaves out {_described(left_out)}",)
+
+
+def _counted_inside(leaf: Any) -> bool:
+    return not isinstance(leaf, _TENSORS) and not _is_cache(leaf) and bool(_tensors_in(leaf))
+
+
+def _described(outputs: Sequence[Output]) -> str:
+    """Names of outputs; of caches, only that they are there."""
+    caches = ["its cache of keys and values"] if any(item.cache for item in outputs) else []
+    return _short([item.name for item in outputs if not item.cache] + caches)
 
 
 def _owners(leaves: Sequence[Any], found: Sequence[Output]) -> list[Output | None] | None:

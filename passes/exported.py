@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.distributions import Distribution
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxrebasin.passes.graph_state import copy_graph
@@ -36,7 +37,7 @@ def exported_graph(
         torch.Tensor, lambda tensor: tensor.detach().clone(), (tuple(args), dict(kwargs))
     )
     shapes = _dynamic_shapes(own_args, own_kwargs) if dynamic_batch else None
-    with _quiet(), _returning(model, finish):
+    with _quiet(), trusted_distributions(), _returning(model, finish):
         program = torch.export.export(
             model, own_args, own_kwargs, dynamic_shapes=shapes, strict=False
         )
@@ -74,18 +75,26 @@ def _dynamic_shapes(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def _returning(model: nn.Module, finish: Callable[[Any], Any]) -> Iterator[None]:
-    """Let a call of the model return what `finish` makes of it, and its distributions be trusted.
-
-    Checks of a distribution's arguments look at their values, which are not there.
-    """
-    checked = torch.distributions.Distribution._validate_args
-    torch.distributions.Distribution.set_default_validate_args(False)
+    """Let a call of the model return what `finish` makes of it."""
     hook = model.register_forward_hook(lambda module, args, returned: finish(returned))
     try:
         yield
     finally:
         hook.remove()
-        torch.distributions.Distribution.set_default_validate_args(checked)
+
+
+@contextmanager
+def trusted_distributions() -> Iterator[None]:
+    """Leave out the checks of the arguments of distributions: they look at values.
+
+    There are none while a model is exported, and what a model computes does not depend on them.
+    """
+    checked = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checked)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from fxrebasin.blame import attempt, describe, describe_call, first_lines, module_path
 from fxrebasin.compare import unwrap
-from fxrebasin.errors import TraceError
+from fxrebasin.errors import InputError, TraceError
 from fxrebasin.inputs import check_inputs
 from fxrebasin.outputs import REDUCED_KEY, Given, Wanted, counted, for_graph, reduced, remade
 from fxrebasin.passes.dry_run import DryRun, dry_run
@@ -121,6 +121,12 @@ class _Call:
     kwargs: Mapping[str, Any]
     wanted: Wanted
 
+    def own_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Copies of the inputs, which a model may write to."""
+        values = (tuple(self.args), dict(self.kwargs))
+        args, kwargs = remade(values, lambda tensor: tensor.detach().clone())
+        return args, kwargs
+
 
 def _try(
     tracing: _Trace, call: _Call, notes: dict[str, None], *, objects: bool
@@ -142,7 +148,8 @@ def _try(
         return result
 
     def run() -> None:
-        graph_module = tracing(model, call.args, call.kwargs, finish)
+        args, kwargs = call.own_inputs()  # a model that fills containers puts proxies there
+        graph_module = tracing(model, args, kwargs, finish)
         carry_state(graph_module, model)
         if callable(wanted):
             graph_module.meta[REDUCED_KEY] = True
@@ -183,6 +190,8 @@ def _numeric_difference(call: _Call, graph_module: fx.GraphModule) -> str | None
             outputs.append(_outputs(module, state, call))
 
         error = attempt(run)
+        if isinstance(error, InputError):  # the outputs are refused, or there are none of the names
+            raise error
         if error is not None:
             return f"with other weights it raises {first_lines(error)}"
     wanted, got = outputs
@@ -197,8 +206,7 @@ def _numeric_difference(call: _Call, graph_module: fx.GraphModule) -> str | None
 def _outputs(
     module: nn.Module, state: dict[str, torch.Tensor], call: _Call
 ) -> dict[str, torch.Tensor]:
-    values = (tuple(call.args), dict(call.kwargs))
-    args, kwargs = remade(values, lambda tensor: tensor.detach().clone())
+    args, kwargs = call.own_inputs()
     given = Given(args, kwargs, values=True)
     with preserve(module):
         torch.manual_seed(0)  # and not the state in which a graph may have folded a random draw
