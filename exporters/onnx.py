@@ -27,7 +27,7 @@ from fxrebasin.exporters.references import References, reference_runs
 from fxrebasin.exporters.report import EquivalenceReport
 from fxrebasin.exporters.runs import Subject
 from fxrebasin.exporters.runtime import OnnxModel
-from fxrebasin.inputs import normalise_inputs
+from fxrebasin.inputs import check_outputs, normalise_inputs
 from fxrebasin.outputs import Outputs, Wanted
 
 _OLDEST_OPSET = 18  # what torch's exporter writes natively
@@ -95,6 +95,7 @@ def export_onnx(
     wanted = choices_for(model, state_buffers=state_buffers, outputs=outputs).outputs
     args, kwargs = normalise_inputs(model, example_inputs, example_kwargs)
     _check_inputs(model, args, kwargs)
+    check_outputs(model, args, kwargs, wanted)
     try:
         with tempfile.TemporaryDirectory(prefix=".fxrebasin-", dir=target.parent) as folder:
             draft = Path(folder) / target.name

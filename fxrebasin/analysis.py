@@ -24,6 +24,9 @@ from fxrebasin.symmetry import Symmetry, log10_order
 
 _NO_CHOICES = Choices()
 
+_MOST_TRIED = 8
+"""Groups of outputs of which it is found out whether they cost anything."""
+
 
 def symmetry_of(
     model: nn.Module,
@@ -87,17 +90,29 @@ def _about_choice(choices: Choices) -> tuple[str, ...]:
 
 def _about_passing(passing: Passing | None, order: float) -> tuple[str, ...]:
     """What outputs cost that the model itself goes on with, if they cost anything."""
-    if passing is None:
+    if passing is None or _order(passing) <= order:
         return ()
+    costly: list[str] = []
+    count = len(passing.outputs)
+    size = -(-count // _MOST_TRIED)
     with collector_paused():
-        without = log10_order(group(passing.without).classes)
-    if without <= order:
-        return ()
+        for start in range(0, count, size):
+            some = passing.outputs[start : start + size]
+            pinned = passing.pinning(some)
+            if _order(pinned) < _order(passing):
+                costly += [item.name for item in some]
+            else:
+                passing = pinned
+    names = ", ".join(dict.fromkeys(costly))
     return (
-        f"the model goes on with its outputs {', '.join(passing.names)}, and they are pinned as "
-        "all outputs are: with outputs= naming only the others, log10 of the order would be "
-        f"{without:.4f} instead of {order:.4f}",
+        f"the model goes on with its outputs {names}, and they are pinned as all outputs are: with "
+        f"outputs= naming only the others, log10 of the order would be {_order(passing):.4f} "
+        f"instead of {order:.4f}",
     )
+
+
+def _order(passing: Passing) -> float:
+    return log10_order(group(passing.without.fork()).classes)
 
 
 def _with_all_names(item: PermutationClass, names: Mapping[str, Sequence[str]]) -> PermutationClass:

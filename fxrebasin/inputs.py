@@ -125,6 +125,19 @@ def check_inputs(
     return runs[0] if runs else None
 
 
+def check_outputs(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], wanted: Wanted
+) -> None:
+    """Raise an `InputError` if the model has no such outputs, as far as meta tensors show.
+
+    Raises:
+        InputError: it does not run, has no such outputs, or they cannot be looked into.
+    """
+    run = check_inputs(model, args, kwargs, wanted)
+    if run is not None:
+        run.outputs(wanted)
+
+
 def _run(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], wanted: Wanted = None
 ) -> None:

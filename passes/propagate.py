@@ -106,8 +106,15 @@ class Propagation:
 class Passing:
     """Outputs that the model itself goes on with, and what was found but for pinning them."""
 
-    names: tuple[str, ...]
+    outputs: tuple[ModelOutput, ...]
     without: Propagation
+
+    def pinning(self, outputs: Sequence[ModelOutput]) -> Passing:
+        """The same, with some more of the outputs pinned."""
+        without = self.without.fork()
+        for item in outputs:
+            item.pin(without.ledger)
+        return replace(self, without=without)
 
 
 def propagate(
@@ -196,7 +203,7 @@ def _run(
         mode = Propagator(CallSite(model), kind)
         mode.add_constants(model)
         stand_ins = _stand_ins(held, mode)
-        outputs: list[_Output] = []
+        outputs: list[ModelOutput] = []
         given: tuple[Any, ...] = (tuple(args), dict(kwargs))
 
         def run(values: Any, turned: str | None = None) -> None:
@@ -646,10 +653,10 @@ class Propagator(TorchDispatchMode):
             self.result.records.append(Record(origin, _settled(inputs), _settled(outputs)))
         return self.result
 
-    def outputs(self, counts: Mapping[str, Tensor]) -> list[_Output]:
+    def outputs(self, counts: Mapping[str, Tensor]) -> list[ModelOutput]:
         """What is known of outputs, but for constants."""
         found = [
-            _Output(name, self.lookup(tensor), self._named(tensor), track.base)
+            ModelOutput(name, self.lookup(tensor), self._named(tensor), track.base)
             for name, tensor in counts.items()
             if (track := self.memory.find(tensor)) is not None
         ]
@@ -662,38 +669,49 @@ class Propagator(TorchDispatchMode):
         }
         return found
 
-    def pin_outputs(self, outputs: Sequence[_Output]) -> None:
+    def pin_outputs(self, outputs: Sequence[ModelOutput]) -> None:
         """The model's outputs are seen by the user: none of their axes may move.
 
         Those that the model goes on with come last, so that what is found without them is known.
         """
-        read = {name for _, inputs, _ in self._calls for name, _ in inputs}
-        passing = [item for item in outputs if item.names() & read]
+        passing = self._passing(outputs)
         for item in outputs:
             if item not in passing:
                 self._pin_output(item)
-        if passing and len(passing) < len(outputs):
-            names = tuple(dict.fromkeys(item.name for item in passing))
-            self.result.passing = Passing(names, self.result.fork())
+        if passing:
+            self.result.passing = Passing(tuple(passing), self.result.fork())
         for item in passing:
             self._pin_output(item)
 
-    def _pin_output(self, output: _Output) -> None:
-        ledger = self.result.ledger
-        ledger.origins.append(Origin("output", output.name))
-        pinned = pinned_value(output.value.shape, "model output")
-        ledger.join([*pinned.fields, *output.value.fields])
-        self._calls.append((ledger.origin, [output.made], [(output.name, pinned)]))
+    def _passing(self, outputs: Sequence[ModelOutput]) -> list[ModelOutput]:
+        """The outputs that operators read again, but for the one that is made last."""
+        if not outputs:
+            return []
+        made = {name: at for at, (_, _, makes) in enumerate(self._calls) for name, _ in makes}
+        read = {name for _, inputs, _ in self._calls for name, _ in inputs}
+        _, last = max((made.get(item.made[0], -1), item.name) for item in outputs)
+        return [item for item in outputs if item.names() & read and item.name != last]
+
+    def _pin_output(self, output: ModelOutput) -> None:
+        pinned = output.pin(self.result.ledger)
+        self._calls.append((self.result.ledger.origin, [output.made], [(output.name, pinned)]))
 
 
 @dataclass(frozen=True, eq=False)
-class _Output:
+class ModelOutput:
     """An output, by its name for the user and by that of the operator that made it."""
 
     name: str
     value: Value
     made: _Entry
     base: Track | None
+
+    def pin(self, ledger: Ledger) -> Value:
+        """None of its axes may move; returns the value that says so."""
+        ledger.origins.append(Origin("output", self.name))
+        pinned = pinned_value(self.value.shape, "model output")
+        ledger.join([*pinned.fields, *self.value.fields])
+        return pinned
 
     def names(self) -> set[str]:
         """Under which names operators read it, or what it is a view of."""

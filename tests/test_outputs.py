@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import UserDict, deque, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 from torch import distributions as D
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fxrebasin
-from fxrebasin.errors import InputError
+from fxrebasin.cli import main
+from fxrebasin.errors import ExportError, InputError, TraceError
+from fxrebasin.exporters.checkpoint import save_state_dict
 from fxrebasin.outputs import counted
 from fxrebasin.permutation import Permutation
+from tests.support.randomise import log10_factorial as f
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(7))
 
@@ -295,3 +302,247 @@ def test_what_an_operator_writes_into_an_input_counts():
     assert sizes(fxrebasin.analyze(model, (X, given))) == [6]
     names = [output.name for output in fxrebasin.verify(model, model, (X, given)).outputs]
     assert names == ["output", "inputs.1"]
+
+
+# --- what the caller chooses ----------------------------------------------------------------------
+
+
+class Actor(nn.Module):
+    """A policy and a value: a distribution over actions that are not to be permuted."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body, self.pi, self.v = nn.Linear(4, 16), nn.Linear(16, 5), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> tuple[D.Categorical, Tensor]:
+        h = torch.tanh(self.body(x))
+        return D.Categorical(logits=self.pi(h)), self.v(h)
+
+
+def test_actions_stay_in_their_order(tmp_path: Path):
+    a, b = Actor(0), Actor(1)
+    p = fxrebasin.match(b, a, X)
+    second = fxrebasin.align_many([a, b], example_inputs=X)[1]
+    assert set(p.arrays) == set(second.arrays) == {"body.weight[0]"}
+    graph = fxrebasin.transform(b, a, X)
+    assert list(graph(X)) == ["0.logits", "1"]
+    torch.testing.assert_close(graph(X)["0.logits"], b(X)[0].logits)
+    assert any("Categorical" in note for note in graph.meta["fxrebasin"].notes)
+    assert fxrebasin.verify(b, graph, X).passed
+    assert fxrebasin.export_onnx(b, tmp_path / "b.onnx", X).passed
+    assert fxrebasin.verify(graph, tmp_path / "b.onnx", X).passed
+
+
+def moves_hidden(permutation: Permutation) -> bool:
+    return "hidden.weight[0]" in permutation.arrays
+
+
+CHOICES: dict[str, Any] = {
+    "names": ["1"],
+    "pattern": ["[1]"],
+    "function": lambda returned: returned[1],
+    "derived": lambda returned: {"chosen": returned[1].exp(), "n": 2},
+}
+
+
+@pytest.mark.parametrize("outputs", CHOICES.values(), ids=CHOICES)
+@pytest.mark.parametrize("put", [lambda h: h, lambda h: Bag(h=h)], ids=["tensor", "object"])
+def test_a_choice_reaches_every_call(
+    put: Callable[[Tensor], Any], outputs: Any, tmp_path: Path
+) -> None:
+    a, b = Returning(put, head=True), Returning(put, head=True)
+    with torch.no_grad():
+        for parameter in b.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    symmetry = fxrebasin.analyze(a, X, outputs=outputs)
+    assert sizes(symmetry) == [6, 8]
+    assert "others may change" in symmetry.notes[-1]
+    assert moves_hidden(fxrebasin.match(b, a, X, outputs=outputs))
+    assert not moves_hidden(fxrebasin.match(b, a, X))
+    assert moves_hidden(fxrebasin.align_many([a, b], example_inputs=X, outputs=outputs)[1])
+    moved = copy.deepcopy(a)
+    moved.load_state_dict(rolled(symmetry).permute_state_dict(a.state_dict()))
+    merged = fxrebasin.merge_many([a, moved], "merge_many", example_inputs=X, outputs=outputs)
+    assert torch.equal(merged.hidden.weight, a.hidden.weight)
+    assert fxrebasin.verify(a, moved, X, outputs=outputs).passed
+    assert not fxrebasin.verify(a, moved, X).passed
+    for graph in (
+        fxrebasin.transform(b, a, X, outputs=outputs),
+        fxrebasin.apply(b, rolled(symmetry), X, outputs=outputs),
+    ):
+        report = fxrebasin.verify(b, graph, X, outputs=outputs)
+        assert report.passed
+        assert len(report.outputs) == len(counted(graph(X))) == 1
+        assert fxrebasin.verify(graph, graph, X).passed
+    assert (
+        "others may change"
+        in fxrebasin.transform(b, a, X, outputs=outputs).meta["fxrebasin"].notes[-1]
+    )
+
+
+@pytest.mark.parametrize("outputs", [["1"], CHOICES["derived"]], ids=["names", "derived"])
+def test_a_file_has_just_the_chosen_outputs(outputs: Any, tmp_path: Path) -> None:
+    model = Returning(lambda h: Bag(h=h), head=True)
+    path = tmp_path / "model.onnx"
+    names = [o.name for o in fxrebasin.export_onnx(model, path, X, outputs=outputs).outputs]
+    assert [port.name for port in onnx.load(path).graph.output] == names
+    assert len(names) == 1
+    assert fxrebasin.verify(model, path, X, outputs=outputs).passed
+    assert fxrebasin.verify(model, path, X).failures
+
+
+def test_a_file_may_have_more_outputs_than_are_compared(tmp_path: Path) -> None:
+    model = Returning(lambda h: h, head=True)
+    fxrebasin.export_onnx(model, tmp_path / "model.onnx", X)
+    report = fxrebasin.verify(model, tmp_path / "model.onnx", X, outputs=["1"])
+    assert report.passed
+    assert [output.name for output in report.outputs] == ["1"]
+
+
+def fails(returned: Any) -> Any:
+    return returned.logits
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "unknown": (["1", "logits"], r"no output 'logits'. Its outputs are: 0, 1"),
+    "one name": ("1", "pass a list"),
+    "none": ([], "pass a list"),
+    "numbers": ([1], "pass a list"),
+    "a type": (Bag, "pass a list"),
+    "function": (fails, "outputs= raised AttributeError"),
+}
+
+
+@pytest.mark.parametrize("case", BAD.values(), ids=BAD)
+def test_choices_that_do_not_fit_are_refused(case: tuple[Any, str], tmp_path: Path) -> None:
+    outputs, words = case
+    model = Returning(lambda h: h, head=True)
+    identity = fxrebasin.analyze(model, X).identity()
+    for call in (
+        lambda: fxrebasin.analyze(model, X, outputs=outputs),
+        lambda: fxrebasin.match(model, model, X, outputs=outputs),
+        lambda: fxrebasin.apply(model, identity, X, outputs=outputs),
+        lambda: fxrebasin.transform(model, model, X, outputs=outputs),
+        lambda: fxrebasin.verify(model, model, X, outputs=outputs),
+        lambda: fxrebasin.export_onnx(model, tmp_path / "m.onnx", X, outputs=outputs),
+        lambda: fxrebasin.align_many([model, model], example_inputs=X, outputs=outputs),
+    ):
+        with pytest.raises((InputError, ExportError), match=words):
+            call()
+
+
+def test_members_of_a_set_are_compared_by_value_and_chosen_together() -> None:
+    model = Returning(lambda h: {h, h + 1}, head=True)
+    assert sizes(fxrebasin.analyze(model, X)) == [6]
+    report = fxrebasin.verify(model, copy.deepcopy(model), X)
+    assert report.passed
+    assert len(report.outputs) == 3
+    (name,) = [o.name for o in report.outputs if o.name == "0.{1}"]
+    chosen = fxrebasin.verify(model, model, X, outputs=[name]).outputs
+    assert [output.name for output in chosen] == ["0.{0}", "0.{1}"]
+
+
+def picked(returned: tuple[Tensor, Tensor]) -> Tensor:
+    return returned[1] if float(returned[0][0, 3]) < 1e9 else returned[0]
+
+
+def test_a_function_may_look_at_values() -> None:
+    model = Returning(lambda h: h, head=True)
+    assert sizes(fxrebasin.analyze(model, X, outputs=picked)) == [6, 7]
+
+
+# --- outputs that the model goes on with ----------------------------------------------------------
+
+
+class Stages(nn.Module):
+    """Returns the states on its way; only the first two of them are read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        first = torch.relu(self.a(x))
+        second = self.b(first)
+        last = self.c(torch.relu(second).view(-1, 7))
+        return {
+            "last": last,
+            "steps": [first[None], second, second.new_ones(2)],
+            "doubled": last * 2,
+        }
+
+
+def test_notes_say_which_outputs_on_the_way_cost_what() -> None:
+    symmetry = fxrebasin.analyze(Stages(), X)
+    assert sizes(symmetry) == []
+    (note,) = symmetry.notes
+    assert "outputs steps.0, steps.1, and" in note
+    assert f"{f(6) + f(7):.4f} instead of 0.0000" in note
+    one = fxrebasin.analyze(Stages(), X, outputs=["last", "steps.1"])
+    assert sizes(one) == [6]
+    assert f"{f(6) + f(7):.4f} instead of {f(6):.4f}" in one.notes[-1]
+    assert len(fxrebasin.analyze(Stages(), X, outputs=["last", "doubled"]).notes) == 1
+    assert fxrebasin.analyze(Returning(lambda h: h), X).notes == ()
+
+
+# --- inputs and the command line ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dict", "list", "attribute"])
+def test_tracing_leaves_containers_of_the_caller_alone(name: str) -> None:
+    given, write, _ = WRITTEN[name]
+    given, model = copy.deepcopy(given), Writing(write)
+    before = repr(vars(given) if isinstance(given, Bag) else given)
+    with pytest.raises(TraceError, match="its outputs are output, the model's output, inputs"):
+        fxrebasin.transform(model, model, (X, given))
+    assert fxrebasin.transform(model, model, (X, given), outputs=["output"]).meta["fxrebasin"]
+    assert repr(vars(given) if isinstance(given, Bag) else given) == before
+
+
+@pytest.mark.parametrize("name", ["copy", "view", "inside", "item"])
+def test_graphs_write_into_inputs_as_their_models_do(name: str, tmp_path: Path) -> None:
+    given, write, output = WRITTEN[name]
+    model = Writing(write)
+    graph = fxrebasin.transform(model, Writing(write), (X, given))
+    names = [o.name for o in graph.meta["fxrebasin"].equivalence.outputs]
+    assert names == ["output", output]
+
+
+def test_a_dict_that_is_filled_is_exported(tmp_path: Path) -> None:
+    given, write, output = WRITTEN["dict"]
+    report = fxrebasin.export_onnx(Writing(write), tmp_path / "model.onnx", (X, given))
+    assert [o.name for o in report.outputs] == ["output", output]
+
+
+def staged() -> Stages:
+    return Stages()
+
+
+def test_the_command_line_takes_outputs(tmp_path: Path) -> None:
+    model, common = "tests.test_outputs:staged", ["--input-shape", "4,4", "--outputs", "last,dou*"]
+    symmetry = fxrebasin.analyze(staged(), X, outputs=["last"])
+    save_state_dict(tmp_path / "a.pt", staged().state_dict())
+    moved = rolled(symmetry).permute_state_dict(staged().state_dict())
+    save_state_dict(tmp_path / "b.pt", moved)
+    files = [f"--model-b={tmp_path / 'b.pt'}", f"--ref={tmp_path / 'a.pt'}"]
+    made = [f"--out={tmp_path / 'o.safetensors'}", f"--onnx={tmp_path / 'o.onnx'}"]
+    weights = f"--weights={tmp_path / 'a.pt'}"
+    exported = ["export", model, weights, f"--out={tmp_path / 'e.onnx'}"]
+    run = CliRunner().invoke
+    for arguments in (
+        ["transform", model, *files, *made],
+        ["verify", model, str(tmp_path / "b.pt"), weights],
+        exported,
+    ):
+        done = run(main, [*arguments, *common])
+        assert done.exit_code == 0, done.output
+    assert run(main, ["verify", model, str(tmp_path / "b.pt"), weights]).exit_code == 1
+    for path in (tmp_path / "o.onnx", tmp_path / "e.onnx"):
+        assert [port.name for port in onnx.load(path).graph.output] == ["last", "doubled"]
+    inspected = run(main, ["inspect", model, "--json", *common])
+    assert json.loads(inspected.output)["log10_order"] == pytest.approx(f(6) + f(7), abs=1e-3)
+    refused = run(main, ["inspect", model, "--outputs", "first"])
+    assert refused.exit_code == 2
+    assert "no output 'first'" in refused.output
