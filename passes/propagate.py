@@ -215,7 +215,9 @@ def _run(
                 returned = reduced(model, returned, choices.outputs)
             if mode.escapes.refusal is not None:
                 raise mode.escapes.refusal
-            outputs.extend(mode.outputs(counted(returned, choices.outputs, before)))
+            # on another way through the model there may be fewer outputs
+            counts = counted(returned, choices.outputs, before, strict=not outputs)
+            outputs.extend(mode.outputs(counts))
 
         run(given)
         if mode.result.looked_at_data:
