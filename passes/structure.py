@@ -148,10 +148,13 @@ class _Pairs:
             if key not in self.edges_of:
                 self.edges_of[key] = _nested(self.ledger, table)
             for edge in self.edges_of[key]:
-                parents = self.ledger.find(edge.parents)
-                found.setdefault(
-                    (edge.children.tobytes(), parents.tobytes()), Edge(edge.children, parents)
-                )
+                above = self.ledger.find(edge.parents)
+                apart = edge.children != above  # a block of one unit was tied to it
+                if apart.any():
+                    children, parents = edge.children[apart], above[apart]
+                    found.setdefault(
+                        (children.tobytes(), parents.tobytes()), Edge(children, parents)
+                    )
         return list(found.values())
 
 

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 import fxrebasin
 from fxrebasin.passes.propagate import propagate
-from tests.support.randomise import difference, log10_factorial, outputs, permuted, randomise
+from tests.support.randomise import (
+    assert_group_is_sound,
+    difference,
+    log10_factorial,
+    outputs,
+    permuted,
+    randomise,
+)
 
 f = log10_factorial
 
@@ -308,6 +315,41 @@ def test_a_constant_that_was_turned_keeps_what_its_views_are_given(turn: str) ->
     other = permuted(model, fxrebasin.analyze(model, inputs(1)).random(0))
     x = inputs(2)
     assert difference(outputs(model, (x,), {}), outputs(other, (x,), {})) < 1e-12
+
+
+# Windows of attention, put together from chunks ---------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens_for_all", [False, True])
+def test_heads_of_windowed_attention_are_interchangeable(tokens_for_all: bool) -> None:
+    """Longformer's and LED's layer: overlapping chunks, diagonals as columns, pieces of scores."""
+    pytest.importorskip("transformers")
+    from transformers import LongformerConfig
+    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+
+    class Windowed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            config = LongformerConfig(hidden_size=12, num_hidden_layers=1, num_attention_heads=4)
+            config.attention_window = [4]
+            self.enter, self.leave = nn.Linear(5, 12), nn.Linear(12, 3)
+            self.attention = LongformerSelfAttention(config, 0)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            masks = {
+                "attention_mask": mask * 0,
+                "is_index_masked": mask < 0,
+                "is_index_global_attn": mask > 0,
+                "is_global_attn": tokens_for_all,
+            }
+            mixed: Tensor = self.leave(self.attention(self.enter(x), **masks)[0])
+            return mixed
+
+    mask = (torch.arange(16) == 0).float()[None] * tokens_for_all
+    x = torch.randn(1, 16, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    symmetry = assert_group_is_sound(Windowed(), (x.float(), mask))
+    groups = 12 if tokens_for_all else 8
+    assert symmetry.log10_order() == pytest.approx(f(12, 4) + groups * f(3))
 
 
 # Growth -------------------------------------------------------------------------------------------
