@@ -33,7 +33,12 @@ def reduce_one(c: Cursor) -> None:
     x = c.operand()
     axis = c.axis(x)
     text = c.one_of(
-        *("{}.max({}).values", "{}.median({}).values", "{}.prod({})", "{}.norm(dim={})"),
+        *(
+            "{}.max({}).values",
+            "{}.contiguous().median({}).values",
+            "{}.prod({})",
+            "{}.norm(dim={})",
+        ),
         *("({} > 0).sum({}) * 0.3", "({} > 0).any({}) * 1.0", "({} > -1).all({}) * 1.0"),
         *("{}.cumsum({})", "{}.logcumsumexp({})", "{}.sort({}).values", "{}.cummax({}).values"),
         *("{}.kthvalue(1, {}).values", "{}.argmax({}) * 0.5", "{}.nansum({})"),
