@@ -71,6 +71,11 @@ _IDLE_RUNS = 2
 _MORE_ROWS = (16, 64)
 """How many times as many rows, if after that some state (other experts) was not read."""
 
+_WORK_AT_MOST = 1 << 23
+"""Elements that operators make in a run on more rows, where each operator counts for some."""
+
+_WORK_OF_AN_OPERATOR = 1 << 11
+
 
 @dataclass(frozen=True, eq=False)
 class Record:
@@ -228,7 +233,7 @@ def _run(
 
 def _run_otherwise(mode: Propagator, given: Any, run: Callable[..., None]) -> None:
     """Take other ways through a model that looks at data; doubt what none of them reads."""
-    idle = 0
+    idle, once = 0, mode.work
     for seed in range(1, 1 + _MORE_RUNS):
         known = mode.reached()
         run(redrawn(given, seed))
@@ -236,7 +241,7 @@ def _run_otherwise(mode: Propagator, given: Any, run: Callable[..., None]) -> No
         if idle == _IDLE_RUNS:
             break
     for seed, factor in enumerate(_MORE_ROWS, start=1 + _MORE_RUNS):
-        larger = with_more_rows(given, factor)
+        larger = with_more_rows(given, factor) if once * factor <= _WORK_AT_MOST else None
         if larger is not None and mode.unread():
             mode.attempt(partial(run, spread(redrawn(larger, seed))))
     for source in [source for source, yes_or_no in mode.looks.sources.items() if yes_or_no]:
@@ -269,6 +274,7 @@ class Propagator(TorchDispatchMode):
         self.all_meta = kind is _Tensors.ALL_META
         self.looks = Looks()
         self.states: dict[str, tuple[int, ...]] = {}
+        self.work = 0
         self._half_read: set[str] = set()
         self._returned: set[str] = set()
         self.escapes = Escapes(self.result.ledger, self.result.notes, site, self.real)
@@ -647,6 +653,7 @@ class Propagator(TorchDispatchMode):
             named.append((name, value if track is None else _shown(track)))
         self._calls.append((origin, list(inputs), named))
         self.looks.made(item for _, item in named)
+        self.work += _WORK_OF_AN_OPERATOR + sum(math.prod(value.shape) for value in values)
 
     def finish(self) -> Propagation:
         """The result, once nothing more is going to be read."""
