@@ -66,12 +66,14 @@ class Value:
 
     Two positions with the same labels in all fields hold equal values, whatever the parameters.
     `when_read`, if set, has to be called before anything reads the tensor, and gives its value
-    then: an operator may give back more than a model looks at.
+    then: an operator may give back more than a model looks at. `constant` is set where an operator
+    computed a tensor from constants alone, beside others.
     """
 
     shape: tuple[int, ...]
     fields: tuple[Field, ...] = ()
     when_read: Callable[[], Value] | None = None
+    constant: bool = False
 
 
 def varying_axes(values: Tensor) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ from fxrebasin.outputs import Given, ReducingError, counted, reduced, remade
 from fxrebasin.passes.call_site import CallSite
 from fxrebasin.passes.constants import FunctionWatch
 from fxrebasin.passes.escapes import Escapes, NeedsDataError
+from fxrebasin.passes.identities import with_square_units
 from fxrebasin.passes.ledger import Ledger, elements_field
 from fxrebasin.passes.model_state import Held, Role, held_tensors
 from fxrebasin.passes.on_meta import on_meta
@@ -358,6 +359,7 @@ class Propagator(TorchDispatchMode):
         if found is not None:
             return refresh(found, self.result.ledger)
         value = self.memory.constant_value(tensor)
+        value = with_square_units(self.result.ledger, tensor, value)
         self.result.relied.on_pattern(tensor, value, self.result.ledger.origin)
         return value
 
@@ -611,6 +613,9 @@ class Propagator(TorchDispatchMode):
         argument = viewed_by(func)
         base = self.memory.find(bound[argument]) if argument else None
         for index, (tensor, value) in enumerate(zip(outputs, values, strict=True)):
+            if value.constant and not tensor.is_meta:
+                self.memory.add_constants([tensor])
+                continue
             track = Track(value)
             if base is not None:
                 track.base = base

@@ -20,6 +20,8 @@ from fxrebasin.passes.rules.registry import Call, rule
 @rule("cat", "concat")
 def concatenate(call: Call) -> Sequence[Value]:
     """Pieces along an axis that they all have; one that is empty is no piece."""
+    if 0 in call.shape:
+        return [Value(call.shape)]
     tensors = [t for t in call.args["tensors"] if not (t.ndim == 1 and t.numel() == 0)]
     dim = call.args["dim"] % max(len(call.shape), 1)
     pieces = [tensor for tensor in tensors if tensor.shape[dim]] or tensors

@@ -158,6 +158,8 @@ def reshape(call: Call) -> Sequence[Value]:
 def reshape_value(ledger: Ledger, value: Value, shape: Sequence[int]) -> Value:
     """Reshape all fields; axes that only hold positions become axes that only hold positions."""
     after = tuple(shape)
+    if 0 in after:
+        return Value(after)
     rigid, rest, opaque = _opaque_groups(value, after)
     fields: list[Field] = []
     for item in rest:
