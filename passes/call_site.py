@@ -23,6 +23,8 @@ from fxrebasin.passes import constants
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _PASSES = str(Path(__file__).parent) + os.sep
+_WRAPPERS = (_TORCH + "_dynamo", _TORCH + "_compile.py")  # stand around a mode's functions
+_REFUSING = torch.distributions.distribution.__file__
 _BETWEEN = constants.__file__  # stands between the model and torch
 
 
@@ -60,6 +62,14 @@ class CallSite:
         count = self._counts[path]
         name = path if count == 1 else f"{path}#{count}"
         return name, self._source()
+
+    @staticmethod
+    def refuses() -> bool:
+        """Whether torch itself looks, to refuse the arguments or the samples of a distribution."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith((_PASSES, *_WRAPPERS)):
+            frame = frame.f_back
+        return frame is not None and frame.f_code.co_filename == _REFUSING
 
     def _source(self) -> str:
         found = self._model_frame(sys._getframe(2))

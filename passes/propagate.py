@@ -435,7 +435,9 @@ class Propagator(TorchDispatchMode):
             return self._look(found) if func in LOOKING else found
 
     def _look(self, found: Any) -> Any:
-        """The model is told something of the data."""
+        """The model is told something of the data, and may do something else with other data."""
+        if self.site.refuses():
+            return found
         self.result.looked_at_data = True
         source = self.result.ledger.origins[-1].source
         return self.looks.look(source, found, self._alive())

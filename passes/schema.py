@@ -52,7 +52,7 @@ INDIFFERENT = frozenset(
         *("sym_size", "sym_numel", "sym_stride", "sym_storage_offset", "is_contiguous", "dim"),
         *("is_coalesced", "dense_dim", "sparse_dim", "_has_compatible_shallow_copy_type"),
         *("is_strides_like_format", "is_non_overlapping_and_dense", "record_stream"),
-        *("_assert_async", "_assert_scalar"),
+        *("_assert_async", "_assert_scalar", "_linalg_check_errors"),
     )
     for packet in [getattr(torch.ops.aten, name, None)]
     if packet is not None

@@ -18,6 +18,7 @@ KNOWN_GAPS = {
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.filterwarnings("ignore:index_reduce")
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_the_group_is_complete_and_sound(name: str) -> None:
     structure = STRUCTURES[name]

@@ -379,6 +379,19 @@ def _inside(value: Value, shape: Sequence[int], axis: int, padding: Sequence[int
     return Labels(values.view(view_shape), (axis,), False, True, "padding")
 
 
+@rule("diag_embed")
+def diagonal_matrices(call: Call) -> Sequence[Value]:
+    """Elements on a diagonal, with zeros around: rows and columns are those of the elements."""
+    if call.args["offset"] != 0:
+        return pin_everything("a diagonal beside the main one")(call)
+    ndim = len(call.shape)
+    rows, columns = (call.args[name] % ndim for name in ("dim1", "dim2"))
+    others = [axis for axis in range(ndim) if axis not in (rows, columns)]
+    fields = call.value("self").fields
+    placed = [place(item, [*others, axis], ndim) for item in fields for axis in (rows, columns)]
+    return [call.join(placed)]
+
+
 @rule("tril", "triu", "tril_", "triu_")
 def triangle(call: Call) -> Sequence[Value]:
     """A mask over the last two axes."""

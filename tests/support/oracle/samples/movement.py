@@ -182,6 +182,19 @@ _TRIANGLES = [
     sample(aten.triu_.default, p(4, 4), missing={"*": "masked by position"}),
 ]
 
+_DIAGONALS = [
+    sample(aten.diag_embed.default, p(3)),
+    sample(
+        aten.diag_embed.default,
+        p(2, 3),
+        0,
+        0,
+        -1,
+        missing={"*": "zeros, of which no weight matters"},
+    ),
+    sample(aten.diag_embed.default, p(3), 1, missing={"*": "beside the diagonal it is pinned"}),
+]
+
 _PATCHES = [
     sample(aten.im2col.default, p(1, 3, 3, 3), [2, 2], [1, 1], [0, 0], [1, 1], search=False),
     sample(
@@ -207,5 +220,16 @@ _PATCHES = [
 ]
 
 SAMPLES = [
-    *(*_VIEWS, *_RESHAPES, *_SAME, *_STRIDES, *_SHUFFLES, *_JOINS, *_GATES, *_TRIANGLES, *_PATCHES),
+    *(
+        *_VIEWS,
+        *_RESHAPES,
+        *_SAME,
+        *_STRIDES,
+        *_SHUFFLES,
+        *_JOINS,
+        *_GATES,
+        *_TRIANGLES,
+        *_DIAGONALS,
+        *_PATCHES,
+    ),
 ]
