@@ -75,11 +75,16 @@ class _Placer:
             columns = group_columns(coded, axes, shape)
             if not any((column >= 0).any() for column in columns):
                 continue
-            raw = [f.values for f in fields]
-            roles = [self._roles(values) for values in raw]
-            apart = (_columns_on(axes, fields, found, shape) for found in (roles, raw))
             try:
-                placement = self._place(columns, *apart, axes)
+                if count_rows(columns) < columns[0].size:
+                    raw = [f.values for f in fields]
+                    roles = [self._roles(values) for values in raw]
+                    columns = _told_apart(
+                        columns,
+                        _columns_on(axes, fields, roles, shape),
+                        _columns_on(axes, fields, raw, shape),
+                    )
+                placement = self._place(columns, axes)
             except IrregularError as error:
                 units = np.concatenate([f.values.reshape(-1) for f in fields])
                 raise IrregularError(distinct(units[units >= 0]), error.reason) from error
@@ -95,10 +100,7 @@ class _Placer:
     def _roles(self, values: Ints) -> Ints:
         return np.where(values >= 0, self._unit_roles[np.maximum(values, 0)], values)
 
-    def _place(
-        self, columns: list[Ints], roles: list[Ints], raw: list[Ints], axes: tuple[int, ...]
-    ) -> Placement | None:
-        columns = _told_apart(columns, roles, raw)
+    def _place(self, columns: list[Ints], axes: tuple[int, ...]) -> Placement | None:
         key = tuple(column.tobytes() for column in columns)
         if key not in self._placed:
             self._placed[key] = place(self._motion, columns, axes)
@@ -149,8 +151,7 @@ def _columns_on(
 
 def _told_apart(columns: list[Ints], roles: list[Ints], raw: list[Ints]) -> list[Ints]:
     """The columns, with the roles of units where ties made two positions alike that differ."""
-    count = count_rows(columns)
-    if count == columns[0].size or not raw or count >= count_rows([*columns, *raw]):
+    if count_rows(columns) == count_rows([*columns, *raw]):
         return columns
     marked = [*columns, -2 - row_codes(roles)]
     if count_rows(marked) < count_rows([*columns, *raw]):
