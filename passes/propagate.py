@@ -33,6 +33,7 @@ from fxrebasin.outputs import Given, ReducingError, counted, reduced, remade
 from fxrebasin.passes.call_site import CallSite
 from fxrebasin.passes.constants import FunctionWatch
 from fxrebasin.passes.escapes import Escapes, NeedsDataError
+from fxrebasin.passes.flex import flex_attention_written_out
 from fxrebasin.passes.identities import with_square_units
 from fxrebasin.passes.ledger import Ledger, elements_field
 from fxrebasin.passes.model_state import Held, Role, held_tensors
@@ -205,7 +206,7 @@ def _run(
     choices: Choices,
     kind: _Tensors,
 ) -> Propagation:
-    with preserve(model):
+    with preserve(model), flex_attention_written_out(Propagator):
         mode = Propagator(CallSite(model), kind)
         mode.add_constants(model)
         stand_ins = _stand_ins(held, mode)
@@ -534,6 +535,11 @@ class Propagator(TorchDispatchMode):
         strides = [strides_of(tensor) for tensor in tensors_in(list(bound.values()))]
         computed = self._execute(func, args, options)
         outputs = writes or tensors_in(computed)
+        if any(tensor.is_nested for tensor in outputs):
+            raise TraceError(
+                f"{result.ledger.origins[-1]} makes a nested tensor of the strided layout, which "
+                "has no sizes that could be analysed. Make it with layout=torch.jagged, or pad."
+            )
         call = Call(
             result.ledger,
             func,
