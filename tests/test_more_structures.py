@@ -622,7 +622,6 @@ LESS: dict[str, tuple[float, str]] = {
         f(6, 7),
         "an argmin over codes pins them, whatever is done with it",
     ),
-    "damped_antisymmetric_recurrence": (0.0, "an identity matrix is a constant like any other"),
 }
 """Structures of which less is found than there is on paper: how much, and why. A name leaves when
 the analysis finds all."""
