@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from fxrebasin.errors import EquivalenceError
+from fxrebasin.passes.flex import sees_flex_attention
 
 WIDENED: Mapping[torch.dtype, torch.dtype] = {
     torch.float32: torch.float64,
@@ -50,6 +51,7 @@ def _grouped_products(
 _IN_FLOAT64: dict[Any, Callable[..., Any]] = {torch.ops.aten._grouped_mm.default: _grouped_products}
 
 
+@sees_flex_attention
 class TrueFloat64(TorchDispatchMode):
     """Dispatch mode in which every floating-point operator works in float64.
 

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxrebasin.passes.flex import sees_flex_attention
 from fxrebasin.passes.schema import LOOKING, tensors_in, viewed_by
 
 _COMPUTED = "_fxrebasin_computed"
 
 
+@sees_flex_attention
 class StateReads(TorchDispatchMode):
     """Dispatch mode that notes which elements of some tensors are operands of an operator.
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fxrebasin.outputs import Given, Wanted, counted, reduced, remade
+from fxrebasin.passes.flex import sees_flex_attention
 from fxrebasin.passes.on_meta import on_meta
 from fxrebasin.passes.preserve import preserve, written_tensors
 
@@ -66,6 +67,7 @@ def dry_run(
     return DryRun(output, tuple(recorder.program), given, recorder.keys)
 
 
+@sees_flex_attention
 class _Recorder(TorchDispatchMode):
     """Executes what depends on parameters or float inputs on meta tensors; writes the program.
 

@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import (
     is_traceable_wrapper_subclass,
 )
 
+from fxrebasin.passes.flex import flex_attention_written_out, sees_flex_attention
+
 _Undo: TypeAlias = Callable[[], None]
 _HOLDERS = (torch.Tensor, dict, list, tuple, set, deque)
 
@@ -32,7 +34,7 @@ def preserve(model: nn.Module) -> Iterator[nn.Module]:
     (models cache tensors there in `forward`), its registered parameters, buffers and submodules,
     every tensor's data, `requires_grad` and `.grad`, the random state of torch (CPU, and CUDA if it
     is in use), numpy and Python, the grad mode, and the fast path of `nn.MultiheadAttention`,
-    which is off inside: it fuses a layer into one operator.
+    which is off inside: it fuses a layer into one operator. `flex_attention` compiles nothing.
 
     Nothing is copied up front. A dispatch mode sees every operator and copies the storage of one
     of the model's tensors just before the first operator that writes to it. Writes that bypass
@@ -54,7 +56,7 @@ def preserve(model: nn.Module) -> Iterator[nn.Module]:
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), guard:
+        with torch.no_grad(), flex_attention_written_out(), guard:
             set_eval(model)
             yield model
     finally:
@@ -206,6 +208,7 @@ def _storage(tensor: torch.Tensor) -> torch.UntypedStorage | None:
     return tensor.untyped_storage()
 
 
+@sees_flex_attention
 class _WriteGuard(TorchDispatchMode):
     """Copies a protected storage just before the first operator that writes to it."""
 

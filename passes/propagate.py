@@ -33,7 +33,7 @@ from fxrebasin.outputs import Given, ReducingError, counted, reduced, remade
 from fxrebasin.passes.call_site import CallSite
 from fxrebasin.passes.constants import FunctionWatch
 from fxrebasin.passes.escapes import Escapes, NeedsDataError
-from fxrebasin.passes.flex import flex_attention_written_out
+from fxrebasin.passes.flex import sees_flex_attention
 from fxrebasin.passes.identities import with_square_units
 from fxrebasin.passes.ledger import Ledger, elements_field
 from fxrebasin.passes.model_state import Held, Role, held_tensors
@@ -206,7 +206,7 @@ def _run(
     choices: Choices,
     kind: _Tensors,
 ) -> Propagation:
-    with preserve(model), flex_attention_written_out(Propagator):
+    with preserve(model):
         mode = Propagator(CallSite(model), kind)
         mode.add_constants(model)
         stand_ins = _stand_ins(held, mode)
@@ -265,6 +265,7 @@ def _stand_ins(held: Sequence[Held], mode: Propagator) -> dict[str, Tensor]:
     return stand_ins
 
 
+@sees_flex_attention
 class Propagator(TorchDispatchMode):
     """Applies the rule of each operator as it is called."""
 

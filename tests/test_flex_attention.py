@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxrebasin
 from fxrebasin.errors import TraceError
-from tests.support.randomise import assert_group_is_sound
+from tests.support.randomise import assert_group_is_sound, permuted, randomise
 from tests.support.randomise import log10_factorial as f
 
 flex = pytest.importorskip("torch.nn.attention.flex_attention")
@@ -79,6 +79,16 @@ def test_the_group_of_flex_attention(options: Scores, groups: int, order: float)
     symmetry = assert_group_is_sound(Attention(options, groups), (TOKENS,))
     assert symmetry.log10_order() == pytest.approx(order)
     assert flex._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG is before
+
+
+def test_verify_runs_flex_attention() -> None:
+    model = randomise(Attention(lambda m, x: {"score_mod": causal})).double()
+    element = fxrebasin.analyze(model, TOKENS.double()).random(0)
+    other = permuted(model, element)
+    assert fxrebasin.verify(model, other, TOKENS.double()).passed
+    with torch.no_grad():
+        other.o.weight.mul_(1.001)
+    assert not fxrebasin.verify(model, other, TOKENS.double()).passed
 
 
 class Ragged(nn.Module):
