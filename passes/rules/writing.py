@@ -64,7 +64,7 @@ def _written_at(
                 values = torch.full(shape, NONE).index_copy(dim, places, item.values)
                 fields += _chosen(call, values, item)
             else:
-                fields.append(item)
+                fields += call.ledger.coarsen(item, set(range(ndim)) - {dim})
     inside = torch.full((size,), -2).index_fill(0, places, -3)
     if places.numel() < size:
         shape = _with_size([1] * ndim, dim, size)

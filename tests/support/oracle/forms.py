@@ -26,12 +26,14 @@ _MODES = ("amax", "amin", "mean", "prod", "sum", "add", "multiply", "trunc", "fl
 _UNCHECKED = (
     "_reshape_alias",
     "batch_norm",
+    "group_norm",
     "_weight_norm",
     "_scaled_dot_product",
     "_fft_r2c",
     "_fft_c2r",
 )
-"""Parts of names of operators that believe what they are told of shapes, and crash on others."""
+"""Parts of names of operators that believe what they are told of shapes and strides: with others
+they crash, or read memory that is not theirs."""
 
 
 def forms(sample: Sample) -> list[Sample]:
