@@ -27,13 +27,14 @@ _UNCHECKED = (
     "_reshape_alias",
     "batch_norm",
     "group_norm",
+    "index_reduce",
     "_weight_norm",
     "_scaled_dot_product",
     "_fft_r2c",
     "_fft_c2r",
 )
 """Parts of names of operators that believe what they are told of shapes and strides: with others
-they crash, or read memory that is not theirs."""
+they crash, hang, or read memory that is not theirs."""
 
 
 def forms(sample: Sample) -> list[Sample]:
