@@ -146,16 +146,26 @@ def reduced(h: Tensor) -> Tensor:
     return torch.zeros_like(h).index_reduce(0, index, h, "mean", include_self=False)
 
 
-# Distributions, whose arguments are checked ---------------------------------------------------
+# Distributions, whose arguments are checked (torch._dynamo turns the checks off for all) --------
 
 for _name, _order, _of in (
-    ("a normal distribution", f(8, 8), lambda m, h: distributions.Normal(h, F.softplus(h)).mean),
-    ("its entropy", f(8, 8), lambda m, h: distributions.Normal(h, h.exp()).entropy()),
+    (
+        "a normal distribution",
+        f(8, 8),
+        lambda m, h: distributions.Normal(h, F.softplus(h), validate_args=True).mean,
+    ),
+    (
+        "its entropy",
+        f(8, 8),
+        lambda m, h: distributions.Normal(h, h.exp(), validate_args=True).entropy(),
+    ),
     (
         "a diagonal covariance",
         f(8),
         lambda m, h: (
-            distributions.MultivariateNormal(h, scale_tril=torch.diag_embed(h.exp())).variance
+            distributions.MultivariateNormal(
+                h, scale_tril=torch.diag_embed(h.exp()), validate_args=True
+            ).variance
         ),
     ),
 ):
