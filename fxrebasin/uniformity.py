@@ -20,8 +20,10 @@ def varying_axes_of(tensor: Tensor) -> tuple[int, ...]:
         >>> varying_axes_of(torch.tensor([[1.0, 1.0], [2.0, 2.0]]))
         (0,)
     """
-    bits = bits_of(tensor)
     axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+    if not axes:
+        return ()
+    bits = bits_of(tensor)
     return tuple(axis for axis in axes if not bool((bits == bits.narrow(axis, 0, 1)).all()))
 
 

@@ -83,7 +83,7 @@ def recognised_state(
 
     held = held_tensors(model, choices.state_buffers)
     constants = {item.name for item in held if item.role is Role.CANDIDATE}
-    possible = {name for name in constants if _has_the_shape_of_state(held, name)}
+    possible = _with_the_shape_of_state(held)
     constants -= possible
     found = _best_effort(run, constants, constants | possible)
     holding: set[str] = set()
@@ -135,11 +135,15 @@ def _best_effort(run: Any, constants: Collection[str], every: Collection[str]) -
     return found
 
 
-def _has_the_shape_of_state(held: Sequence[Held], name: str) -> bool:
-    """Whether a buffer is a vector, or could be met by a parameter element by element."""
-    shapes = {tuple(item.tensor.shape) for item in held if item.role is Role.STATE}
-    shape = next(tuple(item.tensor.shape) for item in held if item.name == name)
-    return sum(size > 1 for size in shape) == 1 or shape in shapes
+def _with_the_shape_of_state(held: Sequence[Held]) -> set[str]:
+    """Candidates that are vectors, or that a parameter could meet element by element."""
+    shapes = {item.tensor.shape for item in held if item.role is Role.STATE}
+    return {
+        item.name
+        for item in held
+        if item.role is Role.CANDIDATE
+        and (sum(size > 1 for size in item.tensor.shape) == 1 or item.tensor.shape in shapes)
+    }
 
 
 def _without_loss(run: Any, found: Finding, constants: Collection[str]) -> Finding:
