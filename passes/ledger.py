@@ -304,7 +304,10 @@ class Ledger(Units):
             elif not set(item.axes) <= set(kept):
                 self.use(item)
         found = [part for item in value.fields for part in self.coarsen(item, kept)]
-        return [*found, *self.together(value.fields, kept)]
+        found += self.together(value.fields, kept)
+        crossed = any(0 < len(set(item.axes) & set(kept)) < len(item.axes) for item in value.fields)
+        # What several fields say of one kept position meets there, if only now.
+        return list(self.join(found)) if crossed and len(found) > 1 else found
 
     def together(self, fields: Iterable[Field], kept: Collection[int]) -> list[Labels]:
         """What the fields of a tensor say together about kept positions, and no one by itself.

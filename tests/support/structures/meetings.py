@@ -54,6 +54,14 @@ def jumping_knowledge_with_the_input() -> nn.Module:
     )
 
 
+@structure(0.0, floats(4, 3, 2))
+def input_stacked_on_elements_summed_and_reduced() -> nn.Module:
+    return Made(
+        lambda m, x: torch.stack([x, m.p.expand(len(x), 3, 2)]).sum(0).flatten(1).amax(1),
+        p=shaped(3, 2),
+    )
+
+
 @structure(f(6), VECTOR)
 def jumping_knowledge() -> nn.Module:
     return Made(
