@@ -8,7 +8,7 @@ This is the one definition that analysis, tracing, comparison and export go by. 
   was passed in; its name starts with `inputs.`, then its position or keyword.
 
 One thing that a model returns does not count: a cache of keys and values, by which the next call
-goes on from this one (see `_is_cache`). It is an output only if it is asked for by name.
+goes on from this one (see `is_cache`). It is an output only if it is asked for by name.
 
 What cannot be looked into (an iterator, a function or module that would compute with tensors later,
 a numpy array, an object of an extension that may hold anything) is refused.
@@ -156,6 +156,28 @@ def reduced(model: nn.Module, returned: Any, wanted: Wanted) -> Any:
     return made[0]
 
 
+def counts_when_put(value: Any, name: str, wanted: Wanted, *, cache: bool = False) -> bool:
+    """Whether what was put into an input holds an output that counts.
+
+    Args:
+        value: what was put there.
+        name: of its place, as outputs are called.
+        wanted: which outputs count; a function sees what the model returned, and nothing else.
+        cache: whether the place is in a cache.
+
+    Example:
+        >>> counts_when_put([torch.ones(2)], "inputs.1.states", ("inputs.1.states.0",))
+        True
+    """
+    if callable(wanted):
+        return False
+    walk = _Walk(everything=True)
+    walk.visit(value, (name,), cache)
+    if wanted is None:
+        return any(not item.cache for item in walk.found)
+    return bool(_chosen(walk.found, wanted))
+
+
 def _check_known(found: Sequence[Output], patterns: tuple[str, ...]) -> None:
     unfit = [pattern for pattern in patterns if not any(_fits(item, pattern) for item in found)]
     if unfit:
@@ -222,6 +244,10 @@ class Given:
         for tensor, _, _ in self._before.values():
             do(tensor)
 
+    def put(self) -> list[str]:
+        """The names of the tensors that were put into containers and objects since."""
+        return [item.name for item in self.written() if id(item.tensor) not in self._before]
+
     def written(self) -> list[Output]:
         """The tensors among the inputs that are new there or were written to since."""
         return [
@@ -280,7 +306,7 @@ def for_graph(
     chosen = [item for item in found if not item.cache]
     if isinstance(wanted, tuple):
         chosen = _chosen(found, wanted)
-    leaves, structure = pytree.tree_flatten(returned, is_leaf=_is_cache)
+    leaves, structure = pytree.tree_flatten(returned, is_leaf=is_cache)
     owners = _owners(leaves, found)
     left_out = [item for item in found if item not in chosen]
     if not left_out and (objects or owners is not None):
@@ -290,14 +316,14 @@ def for_graph(
         note = f"the graph returns a dict of tensors, for it cannot return a {', '.join(kinds)}"
         return {item.name: item.tensor for item in chosen}, (note,)
     kept = [
-        leaf if owner in chosen or (owner is None and not _is_cache(leaf)) else None
+        leaf if owner in chosen or (owner is None and not is_cache(leaf)) else None
         for leaf, owner in zip(leaves, owners, strict=True)
     ]
     return pytree.tree_unflatten(kept, structure), (f"the graph leaves out {_described(left_out)}",)
 
 
 def _counted_inside(leaf: Any) -> bool:
-    return not isinstance(leaf, _TENSORS) and not _is_cache(leaf) and bool(_tensors_in(leaf))
+    return not isinstance(leaf, _TENSORS) and not is_cache(leaf) and bool(_tensors_in(leaf))
 
 
 def _described(outputs: Sequence[Output]) -> str:
@@ -325,13 +351,17 @@ def _owners(leaves: Sequence[Any], found: Sequence[Output]) -> list[Output | Non
     return owners if all(item.cache for item in rest) else None
 
 
-def _is_cache(value: Any) -> bool:
+def is_cache(value: Any, key: Any = None) -> bool:
     """Whether a value is a cache of keys and values.
 
     That is: an object of a class of transformers that is called a cache. What a mapping or an
     object has under the name `past_key_values`, in whatever form, is one, too.
+
+    Args:
+        value: any object.
+        key: under which a mapping or an object has it.
     """
-    return any(
+    return key == _CACHE_NAME or any(
         kind.__module__.partition(".")[0] == "transformers" and kind.__name__.endswith("Cache")
         for kind in type(value).__mro__
     )
@@ -363,11 +393,11 @@ class _Walk:
             self.refused.append((repr(".".join(place) or "output"), why))
             return
         self._above.add(id(value))
-        cache = cache or _is_cache(value)
+        cache = cache or is_cache(value)
         contents = _contents(value)
         first = len(self.found)
         for key, item in contents or []:
-            self.visit(item, (*place, key), cache or key == _CACHE_NAME)
+            self.visit(item, (*place, key), cache or is_cache(None, key))
         known = {id(item.tensor) for item in self.found[first:]}
         first = len(self.found)
         if contents is not None or id(value) not in self._objects:
@@ -381,7 +411,7 @@ class _Walk:
         seen: set[int] = set()  # a tensor that has two names in one object is one output
         for key, item in _attributes(value):
             if not (isinstance(item, _TENSORS) and id(item) in seen):
-                self.visit(item, (*place, key), cache or key == _CACHE_NAME)
+                self.visit(item, (*place, key), cache or is_cache(None, key))
             seen.add(id(item))
 
 
@@ -426,13 +456,21 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, weakref.ReferenceType):
         yield "referent", value()
         return
-    own = {} if isinstance(value, type) else getattr(value, "__dict__", None)
-    yield from own.items() if isinstance(own, Mapping) else ()
+    if not isinstance(value, type):
+        yield from own_attributes(value)
     for kind in value.__mro__ if isinstance(value, type) else type(value).__mro__:
         for name, item in vars(kind).items():
             if isinstance(item, torch.Tensor):
                 yield name, item
-            elif isinstance(item, MemberDescriptorType) and name not in _OWN:
+
+
+def own_attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    """Attributes and slots of an instance, without what its class has."""
+    own = getattr(value, "__dict__", None)
+    yield from own.items() if isinstance(own, Mapping) else ()
+    for kind in type(value).__mro__:
+        for name, item in vars(kind).items():
+            if isinstance(item, MemberDescriptorType) and name not in _OWN:
                 yield from _slot(value, name, item)
 
 

@@ -43,6 +43,11 @@ class DryRun:
         found = counted(self.output, wanted, self._given, strict=strict)
         return dict(zip(found, self._keys(list(found.values())), strict=True))
 
+    def put(self, wanted: Wanted) -> tuple[str, ...]:
+        """Names of the outputs that count and were put into containers or objects passed in."""
+        found = counted(self.output, wanted, self._given, strict=False)
+        return tuple(name for name in self._given.put() if name in found)
+
 
 def dry_run(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], wanted: Wanted = None

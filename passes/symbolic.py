@@ -14,6 +14,8 @@ import torch
 from torch import fx, nn
 
 from fxrebasin.blame import has_tensor
+from fxrebasin.outputs import Wanted
+from fxrebasin.passes.filling import Filling
 from fxrebasin.passes.graph_state import copy_graph
 
 _FX_FOLDER = str(Path(fx.__file__).parent)
@@ -24,6 +26,7 @@ def symbolic_graph(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     finish: Callable[[Any], Any] = lambda returned: returned,
+    wanted: Wanted = None,
 ) -> fx.GraphModule:
     """Trace `model(*args, **kwargs)` symbolically into a module that shares the model's state.
 
@@ -31,11 +34,12 @@ def symbolic_graph(
     else (None, flags, numbers) is a constant of the graph, and its placeholder, which keeps the
     call the same, is not used. Parameters and buffers are read in the graph, never folded into
     constants. Each node's `stack_trace` ends in the line of the model that made it. The graph
-    returns what `finish` makes of what the model returned.
+    returns what `finish` makes of what the model returned, and puts into containers and objects
+    among its inputs what the model puts there, as far as that is `wanted`.
 
     `torch.fx` passes on whatever the model raises on symbolic values.
     """
-    tracer = _CallTracer(model, args, kwargs, finish)
+    tracer = _CallTracer(model, args, kwargs, finish, wanted)
     graph = copy_graph(tracer.trace(model))
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
 
@@ -49,9 +53,10 @@ class _CallTracer(fx.Tracer):
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         finish: Callable[[Any], Any],
+        wanted: Wanted,
     ) -> None:
         super().__init__()
-        self._args, self._kwargs, self._finish = args, kwargs, finish
+        self._args, self._kwargs, self._finish, self._wanted = args, kwargs, finish, wanted
         state = [*model.named_parameters(), *model.named_buffers()]
         self._names = {id(tensor): name for name, tensor in state}
 
@@ -62,12 +67,18 @@ class _CallTracer(fx.Tracer):
         parameters = inspect.signature(self.root.forward).parameters.values()
         names = _positional_names(list(parameters), len(self._args))
         values = dict(zip(names, self._args, strict=True)) | dict(self._kwargs)
-        made = {name: self._placeholder(name, values) for name in values}
+        placeholders = {name: self._placeholder(name, values) for name in values}
+        made = {name: _with_structure(placeholders[name], values[name]) for name in values}
         args = [made[name] for name in names]
         kwargs = {name: made[name] for name in self._kwargs}
+        shown = [(str(i), name) for i, name in enumerate(names)] + [(k, k) for k in kwargs]
+        inputs = {number: (placeholders[name], made[name]) for number, name in shown}
+        filling = Filling(self, inputs, self._wanted)
 
         def call() -> Any:
-            return self._finish(self.root.forward(*args, **kwargs))
+            result = self._finish(self.root.forward(*args, **kwargs))
+            filling.emit()
+            return result
 
         return call, []
 
@@ -75,8 +86,7 @@ class _CallTracer(fx.Tracer):
         later = list(values)[list(values).index(name) :]
         optional = not any(has_tensor(values[other]) for other in later)
         default = values[name] if isinstance(values[name], _LITERALS) else None
-        proxy = self.create_proxy("placeholder", name, (default,) if optional else (), {})
-        return _with_structure(proxy, values[name])
+        return self.create_proxy("placeholder", name, (default,) if optional else (), {})
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """Read a parameter or buffer through a node; other attributes have their values."""

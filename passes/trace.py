@@ -22,8 +22,7 @@ from fxrebasin.passes.graph_state import carry_state, named_state
 from fxrebasin.passes.preserve import preserve
 from fxrebasin.passes.symbolic import symbolic_graph
 
-_Finish: TypeAlias = Callable[[Any], Any]
-_Trace: TypeAlias = Callable[[nn.Module, Sequence[Any], Mapping[str, Any], _Finish], fx.GraphModule]
+_Trace: TypeAlias = Callable[..., fx.GraphModule]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ def trace(
     The graph returns the outputs that count, in the containers that the model returns, with None
     in the places of others and of caches. Where they are in objects that no graph returns, it
     returns a dict of them by the names that `verify` prints; where a function says what counts,
-    what that function returns.
+    what that function returns. What the model puts into dicts, lists and objects that are passed
+    in, a graph of torch.fx puts there, too.
 
     Args:
         model: the model, left as it is; wrappers of torch.compile and DataParallel are taken off.
@@ -87,8 +87,12 @@ def trace(
         expected.outputs(wanted)
     if isinstance(model, fx.GraphModule):
         return TraceResult(model, "given")
+    put = expected.put(wanted) if expected is not None else ()
     reasons: list[str] = []
     for label, tracer, tracing in _TRACERS:
+        if put and tracer == "export":
+            reasons.append(f"{label} is of no use: {_unfilled(put)}")
+            continue
         notes: dict[str, None] = {}
         result = _try(tracing, call, notes, objects=tracer == "fx")
         if isinstance(result, fx.GraphModule):
@@ -110,6 +114,14 @@ _TRACERS: tuple[tuple[str, Literal["fx", "export"], _Trace], ...] = (
 
 
 _FIXED = "the graph is for the batch size of the example inputs only"
+
+
+def _unfilled(put: Sequence[str]) -> str:
+    """What to do about outputs that a graph cannot put into what is passed in."""
+    return (
+        f"its graphs do not fill what is passed in ({', '.join(put)}); let forward return that, or "
+        "leave it out by saying with outputs= which outputs count"
+    )
 
 
 @dataclass(frozen=True)
@@ -137,9 +149,10 @@ def _try(
         tracing: makes it.
         call: of the model.
         notes: on what it returns, are added.
-        objects: whether the tracer takes some objects for outputs.
+        objects: whether the tracer takes objects for outputs and fills those of the inputs.
     """
     model, wanted = call.model, call.wanted
+    filled = {"wanted": wanted} if objects else {}
     made: list[fx.GraphModule] = []
 
     def finish(returned: Any) -> Any:
@@ -149,7 +162,7 @@ def _try(
 
     def run() -> None:
         args, kwargs = call.own_inputs()  # a model that fills containers puts proxies there
-        graph_module = tracing(model, args, kwargs, finish)
+        graph_module = tracing(model, args, kwargs, finish, **filled)
         carry_state(graph_module, model)
         if callable(wanted):
             graph_module.meta[REDUCED_KEY] = True
@@ -196,7 +209,9 @@ def _numeric_difference(call: _Call, graph_module: fx.GraphModule) -> str | None
             return f"with other weights it raises {first_lines(error)}"
     wanted, got = outputs
     if list(wanted) != list(got):
-        return f"its outputs are {', '.join(got) or 'none'}, the model's {', '.join(wanted)}"
+        lost = [name for name in wanted if name.startswith("inputs.") and name not in got]
+        more = f"; {_unfilled(lost)}" if lost else ""
+        return f"its outputs are {', '.join(got) or 'none'}, the model's {', '.join(wanted)}{more}"
     for name, left in wanted.items():
         if not _agree(left, got[name]):
             return f"{name} ({describe(got[name])}) differs from the model's ({describe(left)})"

@@ -490,15 +490,100 @@ def test_notes_say_which_outputs_on_the_way_cost_what() -> None:
 # --- inputs and the command line ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["dict", "list", "attribute"])
-def test_tracing_leaves_containers_of_the_caller_alone(name: str) -> None:
-    given, write, _ = WRITTEN[name]
-    given, model = copy.deepcopy(given), Writing(write)
-    before = repr(vars(given) if isinstance(given, Bag) else given)
-    with pytest.raises(TraceError, match="its outputs are output, the model's output, inputs"):
-        fxrebasin.transform(model, model, (X, given))
-    assert fxrebasin.transform(model, model, (X, given), outputs=["output"]).meta["fxrebasin"]
-    assert repr(vars(given) if isinstance(given, Bag) else given) == before
+def refilled(given: deque[Any], h: Tensor) -> None:
+    kept = given.pop()
+    given.appendleft(h)
+    given.append([kept])
+
+
+def replaced(given: list[Any], h: Tensor) -> None:
+    given[0], given[1:] = given[1] + h.sum(), [given[0], h]
+
+
+def nested_in_tensors(given: dict[str, Any], h: Tensor) -> None:
+    given["deep"][0]["list"].append(h * given["scale"])
+    given["scale"] = given["scale"] + 1
+
+
+class Holder:
+    __slots__ = ("inner",)
+
+    def __init__(self) -> None:
+        self.inner = {"kept": [1]}
+
+    def __repr__(self) -> str:
+        return f"Holder({self.inner})"
+
+
+def slots(given: Holder, h: Tensor) -> None:
+    given.inner["kept"].append(h)
+    given.inner = {"before": given.inner}
+
+
+FILLED: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Any]]] = {
+    "dict": (lambda: {"n": 1}, lambda given, h: given.update(h=h, also=(h, {"more": h * 2}), n=2)),
+    "other mapping": (UserDict, lambda given, h: given.setdefault("h", h)),
+    "list": (list, lambda given, h: given.extend([3, h])),
+    "deque": (lambda: deque([1, torch.ones(2)], 3), refilled),
+    "set": (lambda: {1}, lambda given, h: given.add(h)),
+    "places that change": (lambda: [torch.ones(8), torch.zeros(8)], replaced),
+    "beside tensors": (
+        lambda: {"scale": torch.ones(8), "deep": [{"list": [], "n": 1}]}, nested_in_tensors
+    ),
+    "in a tuple": (lambda: (1, [[]]), lambda given, h: given[1][0].insert(0, h)),
+    "attributes": (lambda: Bag(inner=Bag()), lambda given, h: set_attribute(given.inner, h)),
+    "slots": (Holder, slots),
+    "what holds itself": (lambda: (lambda bag: (setattr(bag, "me", bag), bag)[1])(Bag()),
+                          set_attribute),
+}  # fmt: skip
+
+
+def held(given: Any) -> dict[str, Any]:
+    return counted([given])
+
+
+@pytest.mark.parametrize("case", FILLED.values(), ids=FILLED)
+def test_graphs_fill_what_was_passed_in(
+    case: tuple[Callable[[], Any], Callable[[Any, Tensor], Any]],
+) -> None:
+    make, write = case
+    model, own, graphs, given = Writing(write), make(), make(), make()
+    before = held(given)
+    graph = fxrebasin.transform(model, Writing(write), (X, given))
+    assert graph.meta["fxrebasin"].certificate.classes
+    assert list(held(given)) == list(before)
+    torch.testing.assert_close(graph(X, graphs), model(X, own))
+    assert list(held(graphs)) == list(held(own)) != list(before)
+    for name, tensor in held(own).items():
+        torch.testing.assert_close(held(graphs)[name], tensor)
+
+
+def test_graphs_fill_only_what_counts(tmp_path: Path) -> None:
+    model = Writing(lambda given, h: given.update(h=h, s=h.sum(1), own=Bag(h=h)))
+    for names, filled in (["output"], []), (["inputs.1.s", "output"], ["s"]):
+        graph, given = fxrebasin.transform(model, model, (X, {}), outputs=names), {}
+        assert torch.equal(graph(X, given), model(X, {}))
+        assert list(given) == filled
+        for each in (graph, model):
+            path = tmp_path / "net.onnx"
+            report = fxrebasin.export_onnx(each, path, (X, {}), outputs=names, overwrite=True)
+            assert sorted(item.name for item in report.outputs) == sorted(names)
+
+
+class AsksShapes(Writing):
+    """One that torch.fx cannot trace."""
+
+    def forward(self, x: Tensor, given: Any) -> Tensor:
+        return super().forward(x, given) if x.shape[0] > 1 else x
+
+
+def test_filling_that_no_graph_does_is_refused_with_what_to_do() -> None:
+    model = AsksShapes(WRITTEN["dict"][1])
+    with pytest.raises(
+        TraceError, match=r"do not fill .*inputs\.1\.h\).* forward return .*outputs="
+    ):
+        fxrebasin.transform(model, model, (X, {}))
+    assert fxrebasin.transform(model, model, (X, {}), outputs=["output"]).meta["fxrebasin"]
 
 
 @pytest.mark.parametrize("name", ["copy", "view", "inside", "item"])
