@@ -43,7 +43,8 @@ def analyze(
     """Find the permutations of a model's units that leave its function unchanged.
 
     The model is run once, in eval mode, on meta tensors; its weights are not looked at, and a model
-    on the meta device will do. It is left as it was.
+    on the meta device will do. It is left as it was. What is found holds for inputs of these sizes:
+    a model that treats a batch of one in a way of its own has to be analysed with several rows.
 
     Args:
         model: any module or GraphModule.

@@ -51,7 +51,7 @@ def view_fields(
             _view_labels(ledger, item, value.shape, move, found)
             continue
         views = as_list(move(whole_view(item, value.shape)))
-        if any(_needs_labels(item.view, moved) for moved in views):
+        if any(_needs_labels(moved) for moved in views):
             for part in ledger.separate(item):
                 _view_labels(ledger, part, value.shape, move, found)
             continue
@@ -87,13 +87,13 @@ def _view_labels(
         fields += [] if labels is None else [labels]
 
 
-def _needs_labels(before: Tensor, moved: Tensor) -> bool:
+def _needs_labels(moved: Tensor) -> bool:
     """Whether a view of a state tensor cannot say what it holds by its strides.
 
-    One that holds a single element varies along no axis; of windows that overlap, an element is at
-    several positions.
+    One that holds a single element of several, at however many positions, varies along no axis; of
+    windows that overlap, an element is at several positions.
     """
-    single = moved.numel() < before.numel() and elements_of("", moved) is None
+    single = moved.numel() > 0 and elements_of("", moved) is None
     return single or _overlaps(moved)
 
 
@@ -115,10 +115,14 @@ def _full(item: Labels, shape: Sequence[int]) -> Tensor:
 def chosen_labels(ledger: Ledger, values: Tensor, source: Labels) -> Labels | None:
     """The labels of positions that were chosen from those of a field.
 
-    That they were chosen sets their units apart, even where only one is left.
+    That they were chosen sets their units apart, even where only one is left, which may then be at
+    several positions.
     """
     chosen = free_labels(values, source)
-    ledger.remember(chosen or Labels(values, (), True, source.rigid, source.reason))
+    if chosen is not None:
+        ledger.remember(chosen)
+    elif values.numel():
+        ledger.remember_units(values.reshape(-1)[:1].numpy())
     return chosen
 
 

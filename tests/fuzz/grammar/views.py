@@ -119,11 +119,14 @@ def select(c: Cursor) -> None:
 
 @step
 def sliced(c: Cursor) -> None:
+    """A part of an axis; not one row that is several rows of another batch."""
     x = c.operand()
     axis = c.axis(x, 2)
     size = c.shapes[x][axis]
     cut = 1 + c.pick(size - 1)
-    text = c.one_of(f"{cut}:", f":{cut}", "::2", "1::2", ":-1", "-1:")
+    few = (f":{cut}", "-1:")
+    several = (f"{cut}:" if size - cut > 1 else ":", "::2", "1::2" if size > 3 else ":", ":-1")
+    text = c.one_of(*few, *(several if size > 2 else ()))
     c.result(f"{x}[{':, ' * axis}{text}]")
 
 

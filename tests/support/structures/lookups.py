@@ -112,6 +112,30 @@ for _name, _order, _move in (
 ):
     case(_name, _order, lambda m, x, move=_move: m.c(move(m.a(x)).amax(-1, True)), TOKENS)(**FIVE)
 
+# One of several, at several positions ----------------------------------------------------------
+
+
+def _last_head(m: Any, x: Tensor) -> Tensor:
+    """The last of four heads, for each of two units, beside the sum of all."""
+    heads = m.a(x).view(-1, 4, 2).pow(2).sum(-1)
+    pairs = (heads[..., None] * m.b(x)[:, None]).flatten(1)
+    return m.c(pairs.chunk(3, 1)[2]) + heads.sum(1, keepdim=True)
+
+
+def _columns_apart(m: Any, x: Tensor) -> Tensor:
+    """The columns of a product of two vectors, one by one, and then the product as a whole."""
+    product = m.p[:, None] * m.q
+    one, two = product.chunk(2, 1)
+    return m.a(x) @ (one - two) + m.a(x) @ product @ m.r
+
+
+case("one head of several, at several positions", f(3, 2, 2, 2, 2, 2), _last_head)(
+    a=lambda: linear(3, 8), b=lambda: linear(3, 2), c=lambda: linear(2, 2)
+)
+case("one column of several, at several positions", f(6), _columns_apart)(
+    a=lambda: linear(3, 6), p=lambda: shaped(6), q=lambda: shaped(2), r=lambda: shaped(2, 2)
+)
+
 # Positions that several indices choose together, by data -----------------------------------------
 
 
