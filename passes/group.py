@@ -120,7 +120,8 @@ def _read(
     used = np.zeros(ledger.size, dtype=np.bool_)
     used[roots[known:]] = True
     reduced = [values.numpy() for values in ledger.used]
-    reduced += [item.values for state in sorted(ledger.used_states) for item in fields[state]]
+    states = {item.state for item in ledger.used_parts}
+    reduced += [item.values for state in sorted(states) for item in fields[state]]
     for values in reduced:
         labels = values.reshape(-1)
         used[roots[labels[labels >= 0]]] = True

@@ -68,7 +68,7 @@ class Ledger(Units):
     relations: dict[tuple[object, ...], tuple[Tensor, ...]] = field(default_factory=dict)
     members: list[Tensor] = field(default_factory=list)
     used: list[Tensor] = field(default_factory=list)
-    used_states: set[str] = field(default_factory=set)
+    used_parts: list[Elements] = field(default_factory=list)
     impositions: dict[str, list[Imposition]] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
     element_ties: list[tuple[Elements, Elements]] = field(default_factory=list)
@@ -300,7 +300,7 @@ class Ledger(Units):
         for item in value.fields:
             if isinstance(item, Elements):
                 if not set(item.axes) & set(kept):
-                    self.used_states.add(item.state)
+                    self.used_parts.append(item)
             elif not set(item.axes) <= set(kept):
                 self.use(item)
         found = [part for item in value.fields for part in self.coarsen(item, kept)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import torch
@@ -51,9 +51,7 @@ class Held:
         return self.names[0]
 
 
-def held_tensors(
-    model: nn.Module, declared: Collection[str] = (), constants: Collection[str] = ()
-) -> list[Held]:
+def held_tensors(model: nn.Module, declared: Collection[str] = ()) -> list[Held]:
     """All parameters and buffers of a model, each once.
 
     A buffer that no state dict keeps is a constant: what moves its values moves nothing for those
@@ -63,45 +61,50 @@ def held_tensors(
     Args:
         model: any module.
         declared: names of buffers that are state, if a state dict keeps them.
-        constants: names of buffers that are constants unless a normalisation reads them.
     """
-    named = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    named = [*parameters.items(), *model.named_buffers(remove_duplicate=False)]
     groups: dict[object, tuple[list[str], Tensor]] = {}
     for name, tensor in named:
         groups.setdefault(identity_of(tensor), ([], tensor))[0].append(name)
     kept = set(model.state_dict(keep_vars=True))
     overlaps = dict(_overlapping([tensor for _, tensor in groups.values()]))
     first = [names[0] for names, _ in groups.values()]
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     found = []
     for index, (names, tensor) in enumerate(groups.values()):
         persistent = any(name in kept for name in names)
         role = Role.STATE
         if not any(name in parameters for name in names):
-            role = _role(names, tensor, persistent, declared, constants)
+            role = _role(names, tensor, persistent, declared)
         other = first[overlaps[index]] if index in overlaps else ""
         found.append(Held(tuple(names), tensor, role, persistent, other))
     return found
 
 
+def with_constants(held: Sequence[Held], constants: Collection[str]) -> list[Held]:
+    """The same, with some buffers as constants unless a normalisation reads them.
+
+    Args:
+        held: the tensors of a model.
+        constants: names, the first that each buffer has.
+    """
+    return [
+        replace(item, role=Role.STATISTICS)
+        if item.role is Role.CANDIDATE and item.name in constants
+        else item
+        for item in held
+    ]
+
+
 def _role(
-    names: Sequence[str],
-    tensor: Tensor,
-    persistent: bool,
-    declared: Collection[str],
-    constants: Collection[str],
+    names: Sequence[str], tensor: Tensor, persistent: bool, declared: Collection[str]
 ) -> Role:
     if not persistent:
         return Role.CONSTANT
     if any(name in declared for name in names):
         return Role.STATE
     number = tensor.is_floating_point() or tensor.is_complex()
-    if number and tensor.numel() > 1 and not any(name in constants for name in names):
-        return Role.CANDIDATE
-    return Role.STATISTICS
+    return Role.CANDIDATE if number and tensor.numel() > 1 else Role.STATISTICS
 
 
 def identity_of(tensor: Tensor) -> object:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
@@ -129,7 +129,7 @@ def propagate(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     choices: Choices = _NO_CHOICES,
-    constants: Collection[str] = (),
+    held: Sequence[Held] | None = None,
 ) -> Propagation:
     """Record the constraints of one forward pass of `model` in eval mode.
 
@@ -138,16 +138,16 @@ def propagate(
         args: positional inputs.
         kwargs: keyword inputs.
         choices: of the user: buffers that are state, outputs that count.
-        constants: names of buffers that are constants, unless a normalisation reads them.
+        held: the tensors of the model and what they are taken for, if that is known.
 
     Raises:
         InputError: the model does not run on these inputs, or it has no such outputs.
     """
     found: list[Propagation] = []
-    held = held_tensors(model, choices.state_buffers, constants)
+    tensors = held_tensors(model, choices.state_buffers) if held is None else held
 
     def run(kind: _Tensors) -> None:
-        found.append(_run(model, args, kwargs, held, choices, kind))
+        found.append(_run(model, args, kwargs, tensors, choices, kind))
 
     error = attempt(lambda: run(_Tensors.META))
     if error is not None and _may_run_otherwise(error):
@@ -206,10 +206,11 @@ def _run(
     choices: Choices,
     kind: _Tensors,
 ) -> Propagation:
-    with preserve(model):
-        mode = Propagator(CallSite(model), kind)
+    mode = Propagator(CallSite(model), kind)
+    with torch.no_grad():  # what guards the model would look at each of these operators
         mode.add_constants(model)
         stand_ins = _stand_ins(held, mode)
+    with preserve(model):
         outputs: list[ModelOutput] = []
         given: tuple[Any, ...] = (tuple(args), dict(kwargs))
 

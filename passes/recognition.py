@@ -20,7 +20,7 @@ from fxrebasin.errors import FxRebasinError
 from fxrebasin.labels import Elements
 from fxrebasin.layout import AxisGroup
 from fxrebasin.passes.group import Grouping, group
-from fxrebasin.passes.model_state import Held, Role, held_tensors
+from fxrebasin.passes.model_state import Held, Role, held_tensors, with_constants
 from fxrebasin.passes.propagate import Propagation, propagate
 from fxrebasin.symmetry import log10_order
 
@@ -78,7 +78,7 @@ def recognised_state(
     """
 
     def run(constants: Collection[str]) -> Finding:
-        propagation = propagate(model, args, kwargs, choices, constants)
+        propagation = propagate(model, args, kwargs, choices, with_constants(held, constants))
         return Finding(propagation, group(propagation))
 
     held = held_tensors(model, choices.state_buffers)

@@ -22,6 +22,9 @@ from fxrebasin.uniformity import varying_axes_of
 
 _VARYING = "_fxrebasin_varying"
 
+_NOT_LOOKED_AT = object()
+"""In place of the axes along which a buffer varies, until something asks for them."""
+
 
 @dataclass(frozen=True)
 class Origins:
@@ -64,7 +67,7 @@ class Relied:
         self._remember(item.tensor, names)
         self._remember(stand_in, names)
         if stand_in.layout is torch.strided and not (stand_in.is_meta or stand_in.is_quantized):
-            setattr(stand_in, _VARYING, frozenset(varying_axes_of(stand_in)))
+            setattr(stand_in, _VARYING, _NOT_LOOKED_AT)
 
     def hand_on(self, func: Any, operands: Sequence[Tensor], results: Sequence[Tensor]) -> None:
         """Remember what the results of an operator on constants were made of.
@@ -105,8 +108,7 @@ class Relied:
         names = self._names.get(address)
         if names is None:
             return None
-        known = address not in self._written
-        return Origins(names, getattr(tensor, _VARYING, None) if known else None)
+        return Origins(names, _varies(tensor) if address not in self._written else None)
 
     def on_values(self, tensor: Tensor) -> None:
         """Record that the values of a constant were looked at.
@@ -141,6 +143,15 @@ class Relied:
     def _add(self, names: Iterable[str], by_value: bool) -> None:
         for name in sorted(names):
             self.by_value[name] = self.by_value.get(name, False) or by_value
+
+
+def _varies(tensor: Tensor) -> frozenset[int] | None:
+    """The axes along which a constant varies because its buffers do, if that was noted."""
+    found = getattr(tensor, _VARYING, None)
+    if found is _NOT_LOOKED_AT:
+        found = frozenset(varying_axes_of(tensor))
+        setattr(tensor, _VARYING, found)
+    return found
 
 
 def _pins_an_axis(item: Any) -> bool:

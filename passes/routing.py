@@ -117,9 +117,8 @@ def unread_state(ledger: Ledger, shapes: dict[str, tuple[int, ...]]) -> list[str
 
 
 def _all_read(ledger: Ledger, name: str, count: int) -> bool:
-    if name in ledger.used_states:
-        return True
     views = [item.view for item in ledger.impositions.get(name, [])]
+    views += [item.view for item in ledger.used_parts if item.state == name]
     if any(view.numel() == count and view.is_contiguous() for view in views):
         return True
     read = torch.zeros(count, dtype=torch.bool)

@@ -75,6 +75,12 @@ def half_way(model: Routed, h: Tensor) -> Tensor:
     return h
 
 
+def by_row(model: Routed, h: Tensor) -> Tensor:
+    """All of one row of a matrix, and nothing of the others."""
+    row = model.parts[0].weight[int(h[0].argmax())]
+    return h + (h @ row)[:, None] + model.parts[0].bias
+
+
 WAYS = (by_argmax, by_one_hot, if_ever, if_item, flipped_if, in_a_loop, raised_if, half_way)
 
 
@@ -113,6 +119,13 @@ def test_experts_that_were_not_reached_are_named_and_pin_what_they_meet() -> Non
     symmetry = fxrebasin.analyze(model, torch.randn(2, 4).double())
     assert any("parts.3.weight" in note and "not read" in note for note in symmetry.notes)
     assert "may meet state that was not read" in symmetry.pins["enter.weight", 0]
+    assert symmetry.log10_order() == 0
+
+
+def test_rows_that_were_not_reached_are_not_read_because_another_one_is() -> None:
+    model = routed(by_row, parts=1)
+    symmetry = fxrebasin.analyze(model, torch.zeros(2, 4).double())
+    assert any("parts.0.weight were not read, or not all" in note for note in symmetry.notes)
     assert symmetry.log10_order() == 0
 
 

@@ -195,7 +195,8 @@ def _tie_shared(
 
 
 def _labels_on(ledger: Ledger, fields: Sequence[Field], shared: set[int]) -> list[Labels]:
-    parts = (part for f in fields if isinstance(f, Labels) for part in ledger.coarsen(f, shared))
+    parts = [part for f in fields if isinstance(f, Labels) for part in ledger.coarsen(f, shared)]
+    parts += ledger.together(fields, shared)
     return [part for part in parts if isinstance(part, Labels)]
 
 

@@ -136,6 +136,19 @@ case("one column of several, at several positions", f(6), _columns_apart)(
     a=lambda: linear(3, 6), p=lambda: shaped(6), q=lambda: shaped(2), r=lambda: shaped(2, 2)
 )
 
+# The same inputs in other orders ----------------------------------------------------------------
+
+_ORDERS = torch.tensor([[0, 1, 2], [1, 0, 2]])
+
+case("orders of inputs as channels", 0.0, lambda m, x: F.conv1d(x[:, _ORDERS], m.w, m.b))(
+    w=lambda: shaped(4, 2, 2), b=lambda: shaped(4)
+)
+case(
+    "orders of inputs as channels that are told apart by no position",
+    f(2),
+    lambda m, x: F.conv1d(x[:, _ORDERS].sin().sum(-1, keepdim=True) * m.s, m.w, m.b),
+)(w=lambda: shaped(4, 2, 1), b=lambda: shaped(4), s=lambda: shaped(2, 1))
+
 # Positions that several indices choose together, by data -----------------------------------------
 
 
