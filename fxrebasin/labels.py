@@ -68,11 +68,18 @@ class Value:
     `when_read`, if set, has to be called before anything reads the tensor, and gives its value
     then: an operator may give back more than a model looks at. `constant` is set where an operator
     computed a tensor from constants alone, beside others.
+
+    `names` are units, one for each number that the tensor may hold: the numbers are positions of
+    these units on an axis, and are other ones when the units are permuted. Only what looks them up
+    on an axis of the same units may read them; anything else has to call `when_read`. `when_named`
+    gives the value with its names, for such a reader: nobody else needs them.
     """
 
     shape: tuple[int, ...]
     fields: tuple[Field, ...] = ()
     when_read: Callable[[], Value] | None = None
+    when_named: Callable[[], Value] | None = None
+    names: Labels | None = None
     constant: bool = False
 
 

@@ -41,6 +41,8 @@ from fxrebasin.passes.on_meta import on_meta
 from fxrebasin.passes.preserve import preserve, tensors_of
 from fxrebasin.passes.relied import Relied, place_of
 from fxrebasin.passes.routing import Looks, spread, unread_state, with_more_rows
+from fxrebasin.passes.rules.numbers import LOOKING_UP
+from fxrebasin.passes.rules.pointwise import pointwise
 from fxrebasin.passes.rules.registry import RULES, Call, Rule, pin_everything
 from fxrebasin.passes.schema import (
     INDIFFERENT,
@@ -58,7 +60,18 @@ from fxrebasin.passes.schema import (
     written_by,
 )
 from fxrebasin.passes.subclasses import has_own_operators
-from fxrebasin.passes.tracking import LAZY, RESHAPING, Track, refresh, replay_of, write
+from fxrebasin.passes.ties import Along, Spread, of_constant, of_input, of_state, spread_of, unknown
+from fxrebasin.passes.tracking import (
+    LAZY,
+    RESHAPING,
+    Track,
+    may_be_named,
+    named,
+    refresh,
+    replay_of,
+    spread_of_track,
+    write,
+)
 from fxrebasin.provenance import Origin
 from fxrebasin.redraw import redrawn
 
@@ -328,6 +341,8 @@ class Propagator(TorchDispatchMode):
             pinned = pinned_value(shape, f"shares memory with {item.overlaps}, in another view")
             value = Value(shape, ledger.join([*pinned.fields, *value.fields]))
         track = Track(value, state=item.name, name=item.name)
+        if item.role is Role.STATE and stand_in.is_floating_point():
+            track.spread = of_state(shape, len(self.states))
         self.memory.set(stand_in, track)
         self.memory.alias(item.tensor, track)  # for models that hold it elsewhere as well
 
@@ -344,7 +359,9 @@ class Propagator(TorchDispatchMode):
     def add_input(self, tensor: Tensor) -> Tensor:
         """A tracked stand-in for a model input, all of whose axes are pinned."""
         stand_in = tensor.detach().clone() if self.real else _to_meta(tensor.detach())
-        self.memory.set(stand_in, Track(pinned_value(tensor.shape, "model input"), name="input"))
+        track = Track(pinned_value(tensor.shape, "model input"), name="input")
+        track.spread = of_input(tensor)
+        self.memory.set(stand_in, track)
         return stand_in
 
     def add_constants(self, model: nn.Module) -> None:
@@ -551,6 +568,8 @@ class Propagator(TorchDispatchMode):
             self.constant,
             self.running_statistics,
             strides,
+            self._names,
+            self._apart,
         )
         if func in LAZY:
             inputs = [self._named(tensor) for tensor in call.tensors()]
@@ -558,11 +577,7 @@ class Propagator(TorchDispatchMode):
             self._attach(func, bound, outputs, values)
             self._record(inputs, outputs, values)
             return computed
-        written = writes if func in OVERWRITING else []
-        for tensor in call.tensors():
-            track = self.memory.find(tensor)
-            if track is not None and not any(tensor is item for item in written):
-                refresh(track, result.ledger)  # it is read, also by a rule that does not look at it
+        self._refresh(call, writes if func in OVERWRITING else [])
         rule = RULES.get(func)
         if rule is None and func not in LOOKING and func not in INDIFFERENT:
             rule = pin_everything("unknown operator")
@@ -570,6 +585,7 @@ class Propagator(TorchDispatchMode):
         else:
             also = []
         values = [] if rule is None else self._apply(rule, call)
+        spread = self._spread(func, bound, outputs)
         inputs = [self._named(tensor) for tensor in call.tensors()]
         for tensor in also:
             self._write(tensor, pinned_value(tensor.shape, "unknown operator"))
@@ -578,8 +594,43 @@ class Propagator(TorchDispatchMode):
                 self._write(tensor, value)
         else:
             self._attach(func, bound, outputs, values)
+        if spread is not None and (track := self.memory.find(outputs[0])) is not None:
+            track.spread = spread
         self._record(inputs, outputs, values)
         return writes[0] if writes and isinstance(computed, Tensor) else computed
+
+    def _refresh(self, call: Call, written: Sequence[Tensor]) -> None:
+        """Operands are read, also by a rule that does not look at them; names are asked for."""
+        for tensor in call.tensors():
+            track = self.memory.find(tensor)
+            if track is None or any(tensor is item for item in written):
+                continue
+            if call.op not in LOOKING_UP or not may_be_named(track):
+                refresh(track, self.result.ledger)
+
+    def _names(self, tensor: Tensor) -> Value | None:
+        track = self.memory.find(tensor)
+        return None if track is None else named(track, self.result.ledger)
+
+    def _apart(self, tensor: Tensor, axis: int, largest: bool) -> bool:
+        along = self._spread_of(tensor).axes[axis]
+        return along is Along.APART or (largest and along is Along.TOP)
+
+    def _spread_of(self, tensor: Tensor) -> Spread:
+        track = self.memory.find(tensor)
+        return of_constant(tensor) if track is None else spread_of_track(track)
+
+    def _spread(
+        self, func: Any, bound: Mapping[str, Any], outputs: Sequence[Tensor]
+    ) -> Spread | None:
+        if not outputs:
+            return None
+        shape = tuple(outputs[0].shape)
+        found = spread_of(func, bound, self._spread_of, shape)
+        if found is None:
+            operands = [self._spread_of(tensor) for tensor in tensors_in(list(bound.values()))]
+            found = unknown(shape, operands, RULES.get(func) is pointwise)
+        return found
 
     def _apply(self, rule: Rule, call: Call) -> list[Value]:
         try:

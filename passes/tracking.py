@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from fxrebasin.passes.pieces import Pieces
 from fxrebasin.passes.rules.movement import reshape, same, view, view_fields
 from fxrebasin.passes.rules.registry import RULES, Call, pin_everything
 from fxrebasin.passes.schema import viewed_by
+from fxrebasin.passes.ties import Spread, unknown, viewed
 
 
 @dataclass(eq=False)
@@ -26,7 +27,7 @@ class Track:
     A view remembers its base and how it was made, so that a write through either is seen by both;
     what it holds is looked up when something reads it. The base of all bases holds the `pieces`
     that views of it were given. `version` counts its writes, and `seen` those that a view has
-    caught up with.
+    caught up with. `spread` is how the numbers differ, of what is no view.
     """
 
     value: Value
@@ -37,6 +38,7 @@ class Track:
     version: int = 0
     seen: int = 0
     pieces: Pieces | None = None
+    spread: Spread | None = None
 
     @property
     def root(self) -> Track:
@@ -142,6 +144,32 @@ def refresh(track: Track, ledger: Ledger) -> Value:
     return track.value
 
 
+def named(track: Track, ledger: Ledger) -> Value | None:
+    """The value of a tensor whose numbers are names of units, for a reader that treats them so."""
+    root = track.root
+    if root.pieces is not None:
+        return None
+    if root.value.when_named is not None:
+        root.value = root.value.when_named()
+    if root.value.names is None or track is root:
+        return root.value if root.value.names is not None else None
+    value = _viewed(track, root, ledger)
+    return replace(value, names=root.value.names, when_read=root.value.when_read)
+
+
+def may_be_named(track: Track) -> bool:
+    """Whether the numbers of a tensor are names of units, if nothing has read them otherwise."""
+    value = track.root.value
+    return value.names is not None or value.when_named is not None
+
+
+def spread_of_track(track: Track) -> Spread:
+    """How the numbers of a tensor differ."""
+    if track.base is None or track.replay is None:
+        return track.spread or unknown(track.value.shape)
+    return viewed(spread_of_track(track.base), track.replay.form, track.replay)
+
+
 def _viewed(track: Track, root: Track, ledger: Ledger) -> Value:
     """A view's value, from the nearest one before it that is known.
 
@@ -184,6 +212,7 @@ def write(track: Track, value: Value, ledger: Ledger) -> None:
     track.value = value
     track.seen = root.version
     track.state = root.state = ""
+    root.spread = None
     if track.base is None or track.replay is None:
         root.pieces = None
         return

@@ -19,6 +19,7 @@ from fxrebasin.labels import (
 from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.movement import chosen_labels, move_labels
 from fxrebasin.passes.rules.normalization import with_statistics
+from fxrebasin.passes.rules.numbers import looked_up, numbers_in
 from fxrebasin.passes.rules.registry import Call, pin_everything, rule
 
 _BY_DATA = "position chosen by data"
@@ -28,12 +29,13 @@ MASKS = (torch.bool, torch.uint8)
 
 @rule("embedding")
 def embedding(call: Call) -> Sequence[Value]:
-    """Rows are chosen by numbers: they are pinned, the features are free."""
-    table = call.pin_axes(call.value("weight"), [0], "row chosen by index")
+    """Rows are chosen by numbers, which pins them unless they name units; features are free."""
+    indices, what = call.args["indices"], "row chosen by index"
+    table = looked_up(call, call.value("weight"), 0, indices, what)
     ndim = len(call.shape)
     features = call.ledger.reduce(table, {1})
     fields: list[Field] = [place(pick_axes(item, [1]), [ndim - 1], ndim) for item in features]
-    chosen = _chosen(call, call.args["indices"], range(ndim - 1), "row chosen by index")
+    chosen = _chosen(call, indices, range(ndim - 1), what)
     return [call.join([*fields, *chosen])]
 
 
@@ -53,7 +55,7 @@ def _chosen(call: Call, index: Tensor, target: Sequence[int], what: str) -> list
     """
     ndim = len(call.shape)
     fields: list[Field] = []
-    for item in call.lookup(index).fields:
+    for item in numbers_in(call, index).fields:
         placed = place(item, target, ndim)
         if isinstance(placed, Labels) and placed.rigid and placed.injective:
             reason = f"{what} of {call.op}"
@@ -96,14 +98,15 @@ def _looked_up(call: Call, value: Value, axis: int, index: Tensor) -> Value:
     """
     mask = index.dtype in MASKS
     covered = range(axis, axis + (index.ndim if mask else 1))
-    pinned = call.pin_axes(value, covered, _BY_DATA)
+    if mask:
+        met = call.pin_axes(value, covered, _BY_DATA)
+    else:
+        met = looked_up(call, value, axis, index, _BY_DATA)
     kept = [other for other in range(len(value.shape)) if other not in covered]
     ndim = len(call.shape)
     grown = ndim - len(kept)
     target = [other if other < axis else other - len(covered) + grown for other in kept]
-    fields = [
-        place(pick_axes(item, kept), target, ndim) for item in call.ledger.reduce(pinned, kept)
-    ]
+    fields = [place(pick_axes(item, kept), target, ndim) for item in call.ledger.reduce(met, kept)]
     if mask:
         call.pin_axes(call.lookup(index), range(index.ndim), _BY_DATA)
         size = call.shape[axis]
@@ -119,10 +122,10 @@ def gather(call: Call) -> Sequence[Value]:
     value, dim = call.value("self"), call.args["dim"] % max(len(call.shape), 1)
     if value.shape[:dim] + value.shape[dim + 1 :] != call.shape[:dim] + call.shape[dim + 1 :]:
         return pin_everything("gather of a part of the other axes")(call)
-    pinned = call.pin_axes(value, [dim], "position chosen by index")
-    kept = call.ledger.reduce(pinned, set(range(len(value.shape))) - {dim})
-    index = call.lookup(call.args["index"])
-    return [call.join([*kept, *index.fields])]
+    index = call.args["index"]
+    met = looked_up(call, value, dim, index, "position chosen by index")
+    kept = call.ledger.reduce(met, set(range(len(value.shape))) - {dim})
+    return [call.join([*kept, *numbers_in(call, index).fields])]
 
 
 @rule("index.Tensor", "_unsafe_index.Tensor")
@@ -182,14 +185,14 @@ def _looked_up_together(call: Call, value: Value, given: Mapping[int, Tensor]) -
     The axes of the indices take the place of those that they index, where these are neighbours, and
     come first otherwise.
     """
-    pinned = call.pin_axes(value, given, _BY_DATA)
+    met = value
+    for axis, index in given.items():
+        met = looked_up(call, met, axis, index, _BY_DATA)
     kept = [axis for axis in range(len(value.shape)) if axis not in given]
     ndim, rank = len(call.shape), max(index.ndim for index in given.values())
     inside = result_axes(list(given), rank)
     target = [axis for axis in range(ndim) if axis not in inside]
-    fields = [
-        place(pick_axes(item, kept), target, ndim) for item in call.ledger.reduce(pinned, kept)
-    ]
+    fields = [place(pick_axes(item, kept), target, ndim) for item in call.ledger.reduce(met, kept)]
     for index in given.values():
         fields += _chosen(call, index, inside[rank - index.ndim :], _BY_DATA)
     return call.join(fields)

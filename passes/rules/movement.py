@@ -227,7 +227,7 @@ def _opaque_groups(
 
 
 @rule(
-    *("clone", "detach", "detach_", "alias", "contiguous", "lift_fresh", "lift", "lift_fresh_copy"),
+    *("detach", "detach_", "alias", "contiguous", "lift_fresh", "lift", "lift_fresh_copy"),
     *("positive", "view_as", "requires_grad_", "conj", "_conj", "resolve_conj", "resolve_neg"),
     *("detach_copy", "alias_copy"),
 )

@@ -17,14 +17,24 @@ _ONE_INPUT = [
     *("relu", "relu6", "round", "rsqrt", "selu", "sgn", "sigmoid", "sign", "signbit", "silu"),
     *("sin", "sinc", "sinh", "softplus", "softshrink", "special_entr", "special_erfcx"),
     *("special_i0e", "special_i1", "special_i1e", "special_log_ndtr", "special_ndtri", "sqrt"),
-    *("square", "tan", "tanh", "threshold", "trunc", "log_sigmoid_forward", "_to_copy"),
+    *("square", "tan", "tanh", "threshold", "trunc", "log_sigmoid_forward"),
     *("clamp_max.default", "clamp_min.default"),
 ]
 
 _SEVERAL_INPUTS = [
     *("add", "addcdiv", "addcmul", "atan2", "bitwise_and", "bitwise_left_shift", "bitwise_or"),
     *("bitwise_right_shift", "bitwise_xor", "clamp.Tensor", "clamp_max.Tensor", "clamp_min.Tensor"),
-    *("clip.Tensor", "complex", "copysign", "div", "eq", "float_power", "floor_divide", "fmax"),
+    *(
+        "clip.Tensor",
+        "complex",
+        "copysign",
+        "div",
+        "eq.Scalar",
+        "eq_.Tensor",
+        "float_power",
+        "floor_divide",
+        "fmax",
+    ),
     *("fmin", "fmod", "gcd", "ge", "gt", "heaviside", "hypot", "igamma", "igammac", "lcm", "ldexp"),
     *("le", "lerp", "logaddexp", "logaddexp2", "logical_and", "logical_or", "logical_xor", "lt"),
     *("masked_fill", "max.other", "maximum", "min.other", "minimum", "mul", "ne", "nextafter"),

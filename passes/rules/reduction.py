@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
 
 from fxrebasin.labels import Value, pinned_value, positions
 from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.normalization import with_statistics
+from fxrebasin.passes.rules.numbers import found_at
 from fxrebasin.passes.rules.registry import Call, block, rule
 
 
@@ -42,12 +46,24 @@ def symmetric_reduction(call: Call) -> Sequence[Value]:
     return _reduce(call, value, _reduced_axes(call, value))
 
 
+@rule("mse_loss", "smooth_l1_loss", "huber_loss")
+def loss(call: Call) -> Sequence[Value]:
+    """Differences at each position, or one number for all of them."""
+    values = [call.value("self"), call.value("target")]
+    shape = torch.broadcast_shapes(*(value.shape for value in values))
+    met = call.join((f for value in values for f in call.broadcast(value, len(shape))), shape)
+    return [met] if call.args["reduction"] == 0 else _reduce(call, met, set(range(len(shape))))
+
+
 @rule("argmax", "argmin")
 def position(call: Call) -> Sequence[Value]:
-    """Gives back an index along the reduced axis, which thereby cannot be permuted."""
+    """Gives back an index along the reduced axis: what reads it may pin that."""
     value = call.value("self")
     axes = _reduced_axes(call, value)
-    return _reduce(call, call.pin_axes(value, axes, "order-dependent operator"), axes)
+    if call.args["dim"] is None:
+        return _reduce(call, call.pin_axes(value, axes, "order-dependent operator"), axes)
+    (axis,) = axes
+    return [found_at(call, axis, lambda searched: _reduce(call, searched, axes)[0])]
 
 
 @rule("max.dim", "min.dim", "median.dim", "nanmedian.dim", "mode", "kthvalue")
@@ -55,8 +71,9 @@ def value_and_position(call: Call) -> Sequence[Value]:
     """The value does not depend on order; its index does, if anything reads it."""
     value = call.value("self")
     axes = _reduced_axes(call, value)
-    found, index = _reduce(call, value, axes)
-    return [found, Value(index.shape, index.fields, lambda: position(call)[1])]
+    (axis,) = axes
+    index = found_at(call, axis, lambda searched: _reduce(call, searched, axes)[1])
+    return [_reduce(call, value, axes)[0], index]
 
 
 @rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "cumsum_")
@@ -84,13 +101,15 @@ def ranked(call: Call) -> Sequence[Value]:
     order = f"order-dependent operator of {call.op}"
     ranks = [positions(ndim, dim, call.shape[dim], order)] if ndim and call.shape[dim] > 1 else []
 
-    def pinned() -> Value:
-        held = call.pin_axes(value, [dim], "order-dependent operator")
-        return Value(call.shape, (*call.ledger.reduce(held, others), *ranks))
+    def ranked_by(searched: Value) -> Value:
+        return Value(call.shape, (*call.ledger.reduce(searched, others), *ranks))
 
-    fields = (*call.ledger.reduce(value, others), *ranks)
-    index = Value(call.shape, fields, pinned)
-    values = Value(call.shape, fields, None if call.args.get("sorted", True) else pinned)
+    def pinned() -> Value:
+        return ranked_by(call.pin_axes(value, [dim], "order-dependent operator"))
+
+    in_order = bool(call.args.get("sorted", True))
+    index = found_at(call, dim, ranked_by, in_order)
+    values = replace(ranked_by(value), when_read=None if in_order else pinned)
     return [values, index] if len(call.outputs) > 1 else [index]
 
 

@@ -31,6 +31,10 @@ class Call:
         constant: the data of a tensor argument that depends on no parameter and no input, or None.
         state: the value of a buffer read as running statistics.
         strides: of the tensor arguments, in order, before the call.
+        named: the value of a tensor argument whose numbers are names of units, or None. What is
+            not read so has to be looked up.
+        apart: whether numbers of a tensor argument along an axis are equal by accident only: all,
+            or the largest.
     """
 
     ledger: Ledger
@@ -41,6 +45,8 @@ class Call:
     constant: Callable[[Tensor], Tensor | None]
     state: Callable[[Tensor], Value]
     strides: Sequence[tuple[int, ...]] = ()
+    named: Callable[[Tensor], Value | None] = lambda _: None
+    apart: Callable[[Tensor, int, bool], bool] = lambda _, axis, largest: False
 
     def value(self, name: str) -> Value:
         """The value of a tensor argument."""

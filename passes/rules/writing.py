@@ -11,6 +11,7 @@ from fxrebasin.labels import NONE, Field, Labels, Value, place, positions
 from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.indexing import MASKS, result_axes
 from fxrebasin.passes.rules.movement import chosen_labels, materialised
+from fxrebasin.passes.rules.numbers import units_on
 from fxrebasin.passes.rules.registry import Call, block, pin_everything, rule
 
 _CHOSEN = "position chosen by index"
@@ -83,7 +84,9 @@ def scatter(call: Call) -> Sequence[Value]:
     dim = call.args["dim"] % max(len(call.shape), 1)
     source, index = call.args.get("src"), call.args["index"]
     written = [source] if isinstance(source, Tensor) else []
-    operands = [call.value("self"), *map(call.lookup, [index, *written])]
+    named = call.named(index)
+    place_of = call.lookup(index) if named is None else named
+    operands = [call.value("self"), place_of, *map(call.lookup, written)]
     shapes = {(*value.shape[:dim], *value.shape[dim + 1 :]) for value in operands}
     if len(shapes) > 1:
         return pin_everything("a write to a part of the other axes")(call)
@@ -92,7 +95,22 @@ def scatter(call: Call) -> Sequence[Value]:
         name, reduce = call.op._schema.name, call.args.get("reduce")
         keeps = reduce is not None or name.startswith(("aten::scatter_add", "aten::scatter_reduce"))
         return [_written_at(call, operands[2:], dim, known, keeps)]
+    units = units_on(named, call.shape[dim]) if call.shape else None
+    if units is not None:
+        return [_written_to_units(call, operands, dim, units)]
+    call.lookup(index)
     return [_written(call, operands, dim)]
+
+
+def _written_to_units(call: Call, operands: Sequence[Value], dim: int, units: Labels) -> Value:
+    """The places along the axis that is written to are those of units, which the index names."""
+    ndim = len(call.shape)
+    target, *written = operands
+    fields: list[Field] = [*target.fields, place(units, [dim], ndim)]
+    for value in written:
+        held = call.pin_axes(value, [dim], _CHOSEN)
+        fields += call.ledger.reduce(held, set(range(ndim)) - {dim})
+    return call.join(fields)
 
 
 def _written(call: Call, operands: Iterable[Value], dim: int) -> Value:

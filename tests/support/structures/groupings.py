@@ -309,7 +309,7 @@ def convolution_over_channels() -> nn.Module:
 
 
 class Codebook(nn.Module):
-    """The nearest entry of a table replaces a vector: entries have an order, dims do not."""
+    """The nearest entry of a table replaces a vector, whatever its number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -321,7 +321,7 @@ class Codebook(nn.Module):
         return self.leave(h + self.codes(distance.argmin(-1)))
 
 
-@structure(f(6), VECTOR)
+@structure(f(6, 4), VECTOR)
 def codebook() -> nn.Module:
     return Codebook()
 

@@ -79,6 +79,8 @@ _RESHAPES = [
 
 _SAME = [
     sample(aten.clone.default, p(3, 4)),
+    sample(aten._to_copy.default, p(3, 4), dtype=torch.float32, search=False),
+    sample(aten._to_copy.default, p(3, 4), dtype=torch.int64, search=False),
     sample(aten.clone.default, p(2, 3, 2, 2), memory_format=torch.channels_last, search=False),
     sample(aten.detach.default, p(3, 4)),
     sample(aten.detach_.default, p(3, 4)),

@@ -27,7 +27,7 @@ def _positive(overload: torch._ops.OpOverload, *rest: bool) -> Sample:
     """Of a positive matrix, in a batch of two."""
     return sample(
         *(overload, p(2, 3, 3), *rest),
-        call=lambda x, *others: overload(x @ x.mT + POSITIVE, *others),
+        call=lambda x, *others: overload(x @ x.transpose(-1, -2) + POSITIVE, *others),
         missing=PINNED,
         search=False,
     )

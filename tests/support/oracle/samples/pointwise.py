@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from fxrebasin.passes.rules.numbers import compared
 from fxrebasin.passes.rules.pointwise import pointwise
 from fxrebasin.passes.rules.registry import RULES
 from tests.support.oracle.sample import (
@@ -93,7 +94,7 @@ def _automatic() -> list[Sample]:
     return [
         from_schema(overload)
         for overload, rule in RULES.items()
-        if rule is pointwise and _packet(overload) not in BY_HAND
+        if rule in (pointwise, compared) and _packet(overload) not in BY_HAND
     ]
 
 

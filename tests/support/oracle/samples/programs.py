@@ -95,7 +95,8 @@ def both_activations(x: Tensor) -> Tensor:
 UNREAD = "elements that nothing reads stay where they are"
 RARE = "what commutes with an exchange is given up"
 COPIES = "equal pieces of a concatenation stay in their order"
-SORTED = "an axis that is sorted is pinned"
+SORTED = "an axis that is sorted is exchanged alike in all rows, or pinned"
+RENAMED = "the positions of an axis that is searched are exchanged alike in all rows"
 WINDOWS = "elements of overlapping windows are pinned"
 
 _WITH_ITSELF = [
@@ -445,6 +446,21 @@ _LOOK_UPS = [
         missing={"*": UNREAD},
     ),
     program("rows by index and all columns", lambda x, i: x[i] * 2, p(5, 4), indices(3, below=5)),
+    program("rows of the largest", lambda s, t: t[s.argmax(1)], p(3, 4), p(4, 2)),
+    program("rows of the two largest", lambda s, t: F.embedding(s.topk(2, 0)[1], t), p(4, 3),
+            p(4, 2)),
+    program("columns of the smallest", lambda s, t: t.index_select(1, s.min(1)[1]), p(3, 4),
+            p(2, 4)),
+    program("elements by rank", lambda s, t: t.gather(1, s.argsort(1)), p(3, 4), p(3, 4),
+            missing={"*": RENAMED}),
+    program("written to the topmost", lambda s, t: zeros(3, 4).scatter(1, s.topk(2, 1)[1], t),
+            p(3, 4), p(3, 2), missing={"*": RENAMED}),
+    program("added to the topmost", lambda x, s, t: x.scatter_add(1, s.topk(2, 1)[1], t),
+            p(3, 4), p(3, 4), p(3, 2), missing={"*": RENAMED}),
+    program("pairs of the largest", lambda s, t: t[s.argmax(1), :, s.argmax(0)], p(4, 4),
+            p(4, 2, 4), search=False),
+    program("one at the largest", lambda s: s.argmax(1)[:, None] == torch.arange(4), p(3, 4),
+            missing={"*": RENAMED}),
     program("take along", lambda x: torch.take_along_dim(x, x.argsort(1), 1), p(3, 4),
             missing={"*": SORTED}),
 ]  # fmt: skip

@@ -102,6 +102,16 @@ _SEARCHES = [
     sample(aten.mode.default, p(3, 4), 1),
 ]
 
+_LOSSES = [
+    item
+    for packet in (aten.mse_loss, aten.smooth_l1_loss, aten.huber_loss)
+    for item in (
+        sample(packet.default, p(3, 4), p(3, 4)),
+        sample(packet.default, p(3, 4), p(3, 4), 0),
+        sample(packet.default, p(2, 3), given(2, 3), 2),
+    )
+]
+
 FIRST = {"*": "the first index is always 0, so its weights are all alike"}
 
 _SCANS = [
@@ -123,4 +133,4 @@ _SCANS = [
     sample(aten.topk.default, p(), 1),
 ]
 
-SAMPLES = [*_OF_EVERYTHING, *_OF_AXES, *_SEARCHES, *_SCANS]
+SAMPLES = [*_OF_EVERYTHING, *_OF_AXES, *_SEARCHES, *_LOSSES, *_SCANS]

@@ -1,0 +1,361 @@
+"""Whether the numbers along an axis may be equal, so that which one is the largest hangs on order.
+
+A search for the largest number gives back the first of several equal ones, and that is another one
+when units are permuted. Numbers that are computed from parameters of their own by smooth functions
+are equal by accident only; those that were clipped, rounded or compared are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum, auto
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fxrebasin.passes.rules.registry import overloads
+
+
+class Along(IntEnum):
+    """How the numbers of a tensor differ along an axis.
+
+    SAME: not at all. FLAT: they may be equal, on a set of inputs that is no accident. TOP: all but
+    the largest may be equal, as those that a softmax rounds to zero. SMOOTH: each is a smooth
+    function of parameters of its own, but all may be equal where something that they share is
+    zero. APART: as smooth ones, and equal by accident only, whatever they share.
+    """
+
+    SAME = auto()
+    FLAT = auto()
+    TOP = auto()
+    SMOOTH = auto()
+    APART = auto()
+
+
+class Zero(IntEnum):
+    """Whether a row of numbers is zero other than by accident; CLIPPED: set to it one by one."""
+
+    NEVER = auto()
+    MAY = auto()
+    CLIPPED = auto()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How the numbers of a tensor differ: along each of its axes, and from zero.
+
+    `sources` are the parameters that they are computed from, as bits.
+    """
+
+    axes: tuple[Along, ...]
+    zero: Zero
+    sources: int = 0
+
+
+Operand: TypeAlias = Callable[[str], Spread]
+_Rule: TypeAlias = Callable[[Mapping[str, Any], Operand, Sequence[int]], Spread]
+
+
+def of_state(shape: Sequence[int], number: int) -> Spread:
+    """A parameter: no two of its elements are equal but by accident."""
+    return Spread(_varying(Along.APART, shape), Zero.NEVER, 1 << number)
+
+
+def of_input(tensor: Tensor) -> Spread:
+    """An input, whose axes do not move; whole numbers may well be zero."""
+    zero = Zero.NEVER if tensor.is_floating_point() else Zero.MAY
+    return Spread(_varying(Along.FLAT, tensor.shape), zero)
+
+
+def of_constant(tensor: Tensor) -> Spread:
+    """A constant: there is nothing in it that moves."""
+    return Spread(_varying(Along.SMOOTH, tensor.shape), Zero.MAY)
+
+
+def unknown(
+    shape: Sequence[int], operands: Sequence[Spread] = (), pointwise: bool = False
+) -> Spread:
+    """What an operator makes that is in no table."""
+    clipped = pointwise or any(item.zero is Zero.CLIPPED for item in operands)
+    sources = 0
+    for item in operands:
+        sources |= item.sources
+    return Spread(_varying(Along.FLAT, shape), Zero.CLIPPED if clipped else Zero.MAY, sources)
+
+
+def viewed(spread: Spread, form: Tensor, view: Callable[[Tensor], Tensor]) -> Spread:
+    """What a view of a tensor holds.
+
+    Args:
+        spread: of the tensor.
+        form: a tensor of its shape.
+        view: how the view is made of it.
+    """
+    plain = torch.empty(form.shape, dtype=form.dtype, device="meta")
+    try:
+        moved = view(plain)
+    except RuntimeError:  # only strides like those of the form can be viewed so
+        return unknown(view(form).shape, [spread])
+    axes = []
+    for size, stride in zip(moved.shape, moved.stride(), strict=True):
+        reach = stride * (size - 1)
+        met = [
+            along
+            for along, own, step in zip(spread.axes, plain.shape, plain.stride(), strict=True)
+            if own > 1 and step <= reach and stride < step * own
+        ]
+        axes.append(_merged(met) if stride and size > 1 else Along.SAME)
+    return replace(spread, axes=tuple(axes))
+
+
+def _merged(met: Sequence[Along]) -> Along:
+    """Along an axis that runs through several."""
+    different = set(met)
+    if Along.SAME in different and len(different) > 1:
+        return Along.FLAT
+    return min(met, default=Along.SAME)
+
+
+def spread_of(
+    func: Any, bound: Mapping[str, Any], operand: Callable[[Tensor], Spread], shape: Sequence[int]
+) -> Spread | None:
+    """How the numbers of an operator's first output differ; None if it is in no table.
+
+    Args:
+        func: the operator.
+        bound: all of its arguments.
+        operand: what is known of a tensor argument.
+        shape: of the output.
+    """
+    rule = _RULES.get(func)
+    if rule is None:
+        return None
+
+    def named(name: str) -> Spread:
+        value = bound.get(name)
+        if isinstance(value, Tensor):
+            found = operand(value)
+            axes = found.axes if rule is _copied else map(_without_top, found.axes)
+            before = (Along.SAME,) * (len(shape) - len(found.axes))
+            return replace(found, axes=(*before, *axes))
+        return Spread((Along.SAME,) * len(shape), Zero.NEVER if value else Zero.MAY)
+
+    sources = 0
+    for value in bound.values():
+        sources |= operand(value).sources if isinstance(value, Tensor) else 0
+    return replace(rule(bound, named, shape), sources=sources)
+
+
+def _without_top(along: Along) -> Along:
+    return Along.FLAT if along is Along.TOP else along
+
+
+def _varying(along: Along, shape: Sequence[int]) -> tuple[Along, ...]:
+    return tuple(along if size > 1 else Along.SAME for size in shape)
+
+
+def _added(first: Spread, second: Spread) -> Spread:
+    pairs = zip(first.axes, second.axes, strict=True)
+    axes = tuple(Along.FLAT if Along.FLAT in pair else max(pair) for pair in pairs)
+    zeros = (first.zero, second.zero)
+    return Spread(axes, Zero.CLIPPED if Zero.CLIPPED in zeros else min(zeros))
+
+
+def _times(along: Along, zero: Zero) -> Along:
+    """Numbers that are all multiplied by the same ones."""
+    return min(along, Along.SMOOTH) if zero is not Zero.NEVER else along
+
+
+def _multiplied(first: Spread, second: Spread) -> Spread:
+    """Numbers that are multiplied by others of the same parameters may be normalised by these."""
+    shared = bool(first.sources & second.sources)
+    axes = []
+    for one, two in zip(first.axes, second.axes, strict=True):
+        if Along.SAME in (one, two):
+            axes.append(max(_times(one, second.zero), _times(two, first.zero)))
+        else:
+            axes.append(min(one, two, Along.SMOOTH if shared else Along.APART))
+    return Spread(tuple(axes), max(first.zero, second.zero))
+
+
+def _unary(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    """A function of each number that gives different ones for different numbers, however large."""
+    return operand("self")
+
+
+def _bent(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    """A smooth function of each number that is constant, once rounded, for large or small ones."""
+    found = operand("self")
+    return replace(found, axes=tuple(min(along, Along.FLAT) for along in found.axes))
+
+
+def _sum(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    first = operand("self")
+    return _added(first, operand("other")) if bound.get("alpha", 1) else unknown(shape)
+
+
+def _product(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    return _multiplied(operand("self"), operand("other"))
+
+
+def _larger(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    """The larger or the smaller of two numbers each, which have no parameter in common."""
+    first, second = operand("self"), operand("other")
+    if first.sources & second.sources or not (first.sources and second.sources):
+        return unknown(shape, pointwise=True)
+    axes = (
+        one if one is two else min(Along.FLAT, max(one, two))
+        for one, two in zip(first.axes, second.axes, strict=True)
+    )
+    return Spread(tuple(axes), max(first.zero, second.zero))
+
+
+def _power(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    return operand("self") if bound["exponent"] else unknown(shape)
+
+
+def _softmax(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    dim = bound["dim"] % max(len(shape), 1)
+    axes = [min(along, Along.FLAT) for along in operand("self").axes]
+    if axes and operand("self").axes[dim] is Along.APART:
+        axes[dim] = Along.TOP
+    return Spread(tuple(axes), Zero.NEVER)
+
+
+def _log_softmax(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    dim = bound["dim"] % max(len(shape), 1)
+    axes = operand("self").axes
+    return Spread(
+        tuple(along if axis == dim else min(along, Along.FLAT) for axis, along in enumerate(axes)),
+        Zero.NEVER,
+    )
+
+
+def _reduction(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    ndim = bound["self"].ndim
+    given = bound.get("dim")
+    if bound.get("ord") == 0:  # how many are not zero
+        return unknown(shape)
+    dims = [given] if isinstance(given, int) else given or range(ndim)
+    removed = {dim % max(ndim, 1) for dim in dims}
+    before = operand("self").axes[-ndim:] if ndim else ()
+    if len(shape) == ndim:
+        axes = tuple(Along.SAME if axis in removed else a for axis, a in enumerate(before))
+    else:
+        axes = tuple(along for axis, along in enumerate(before) if axis not in removed)
+    return Spread(axes, operand("self").zero)
+
+
+def _dot(rows: Spread, matrix: Spread) -> Spread:
+    """`[*batch, n, k] @ [*batch, k, m]`."""
+    batch = _multiplied(
+        replace(rows, axes=rows.axes[:-2]), replace(matrix, axes=matrix.axes[:-2])
+    ).axes
+    along = (
+        _times(rows.axes[-2], matrix.zero),
+        _times(matrix.axes[-1], rows.zero),
+    )
+    zero = Zero.NEVER if rows.zero is matrix.zero is Zero.NEVER else Zero.MAY
+    return Spread((*batch, *along), zero)
+
+
+def _matrix_product(first: str, second: str, added: str = "") -> _Rule:
+    def apply(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+        product = _dot(operand(first), operand(second))
+        if not added:
+            return product
+        scaled = bound.get("beta", 1) and bound.get("alpha", 1)
+        return _added(operand(added), product) if scaled else unknown(shape)
+
+    return apply
+
+
+def _copied(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    dtype = bound.get("dtype") or bound["self"].dtype
+    return operand("self") if dtype.is_floating_point else unknown(shape)
+
+
+def _linear(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    value, weight = operand("input"), operand("weight")
+    leading = tuple(_times(along, weight.zero) for along in value.axes[:-1])
+    zero = Zero.NEVER if value.zero is weight.zero is Zero.NEVER else Zero.MAY
+    product = Spread((*leading, _times(weight.axes[-2], value.zero)), zero)
+    return product if bound.get("bias") is None else _added(product, operand("bias"))
+
+
+def _distance(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    if not bound["p"]:  # how many are not equal
+        return unknown(shape)
+    first, second = operand("x1").axes, operand("x2").axes
+    batch = (min(Along.FLAT, max(pair)) for pair in zip(first[:-2], second[:-2], strict=True))
+    return Spread((*batch, first[-2], second[-2]), Zero.NEVER)
+
+
+def _rows(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    """Rows of a table; one for padding is zero."""
+    weight = operand("weight")
+    zero = weight.zero if bound["padding_idx"] < 0 else Zero.MAY
+    return Spread((*_varying(Along.FLAT, shape[:-1]), weight.axes[-1]), zero)
+
+
+def _normalised(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    bias = bound.get("bias")
+    zero = operand("input").zero if bias is None else operand("bias").zero
+    return Spread(_varying(Along.FLAT, shape), zero)
+
+
+def _attended(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    return Spread(_varying(Along.FLAT, shape), operand("value").zero)
+
+
+_TABLE: tuple[tuple[_Rule, tuple[str, ...]], ...] = (
+    (
+        _unary,
+        ("neg", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "asinh"),
+    ),
+    (
+        _bent,
+        (
+            *("exp", "expm1", "sigmoid", "tanh", "silu", "gelu", "softplus", "mish", "erf"),
+            *("log_sigmoid_forward",),
+        ),
+    ),
+    (_sum, ("add", "sub")),
+    (_product, ("mul", "div.Tensor", "div.Scalar", "true_divide")),
+    (_copied, ("_to_copy", "clone", "alias", "detach", "contiguous")),
+    (_larger, ("maximum", "minimum")),
+    (_power, ("pow.Tensor_Scalar",)),
+    (_softmax, ("_softmax",)),
+    (_log_softmax, ("_log_softmax",)),
+    (_reduction, ("sum", "mean", "linalg_vector_norm", "logsumexp")),
+    (_matrix_product("self", "mat2"), ("mm.default", "bmm.default")),
+    (_matrix_product("mat1", "mat2", "self"), ("addmm.default",)),
+    (_matrix_product("batch1", "batch2", "self"), ("baddbmm.default",)),
+    (_linear, ("linear",)),
+    (_distance, ("_cdist_forward",)),
+    (_rows, ("embedding",)),
+    (_normalised, ("native_layer_norm",)),
+    (
+        _attended,
+        (
+            *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math"),
+            *("scaled_dot_product_attention", "_scaled_dot_product_efficient_attention"),
+        ),
+    ),
+)
+
+
+def _in_place_too(names: Sequence[str]) -> list[str]:
+    """The names, and those of the operators that do the same in place."""
+    split = [name.partition(".") for name in names]
+    return [*names, *(f"{packet}_{dot}{overload}" for packet, dot, overload in split)]
+
+
+_RULES: dict[Any, _Rule] = {
+    overload: rule
+    for rule, names in _TABLE
+    for name in _in_place_too(names)
+    for overload in overloads(name)
+}
