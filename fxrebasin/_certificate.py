@@ -1,9 +1,9 @@
 """The file format of a permutation: a safetensors file that says what it is.
 
 Tensors `array.<class>` hold the permutations. The metadata holds the format's name and version, and
-one JSON document with the classes, the layout and the constants that were relied on (which files
-of older releases do not name). Positions are written as an offset and strides
-where they are regular, otherwise as a tensor `positions.<number>`.
+one JSON document with the classes, the layout, the constants that were relied on, and the outputs
+and buffers that were chosen (files of older releases lack the last two). Positions are written as
+an offset and strides where they are regular, otherwise as a tensor `positions.<number>`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from fxrebasin.choices import FoundWith
 from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.files import publish
 from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass, Piece, Slot
@@ -30,30 +32,22 @@ VERSION = "1"
 # A damaged file must not ask for all memory there is.
 _MOST_POSITIONS = 2**31
 
-Contents = tuple[tuple[PermutationClass, ...], dict[str, IntArray], Layout, Relied]
+Contents = tuple[tuple[PermutationClass, ...], dict[str, IntArray], Layout, Relied, FoundWith]
+"""Classes, arrays by class name, layout by state tensor name, what is relied on, and choices."""
 
 
-def write(
-    path: Path,
-    classes: Sequence[PermutationClass],
-    arrays: Mapping[str, IntArray],
-    layout: Layout,
-    relies_on: Relied,
-    overwrite: bool,
-) -> None:
+def write(path: Path, contents: Contents, overwrite: bool) -> None:
     """Write a certificate beside its place, then move it there.
 
     Args:
         path: of the file.
-        classes: the permutation classes.
-        arrays: by class name.
-        layout: by state tensor name.
-        relies_on: by state tensor name.
+        contents: what it holds.
         overwrite: replace a file that exists.
 
     Raises:
         CheckpointError: the file exists, or cannot be written.
     """
+    classes, arrays, layout, relies_on, found_with = contents
     tensors = {f"array.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
     document = {
         "classes": [_class_document(c) for c in classes],
@@ -62,6 +56,7 @@ def write(
             name: {"digest": item.digest, "uniform": item.uniform}
             for name, item in relies_on.items()
         },
+        "found_with": asdict(found_with),
     }
     metadata = {"format": FORMAT, "version": VERSION, "document": json.dumps(document)}
     payload = safetensors.numpy.save(tensors, metadata)
@@ -78,7 +73,7 @@ def read(path: Path) -> Contents:
         path: of the file.
 
     Returns:
-        Classes, arrays, layout and what is relied on.
+        What it holds.
     """
     with safetensors.safe_open(path, framework="np") as file:
         metadata = file.metadata() or {}
@@ -100,7 +95,8 @@ def read(path: Path) -> Contents:
     relies_on = {
         str(name): _reliance(entry) for name, entry in document.get("relies_on", {}).items()
     }
-    return classes, arrays, layout, relies_on
+    found_with = _found_with(document["found_with"]) if "found_with" in document else FoundWith()
+    return classes, arrays, layout, relies_on, found_with
 
 
 @contextmanager
@@ -132,6 +128,15 @@ def _reliance(entry: dict[str, Any]) -> Reliance:
     if type(entry["digest"]) is not str:
         raise InputError(f"found {entry['digest']!r} where a digest belongs")
     return Reliance(entry["digest"], None if axes is None else tuple(map(_whole, axes)))
+
+
+def _found_with(entry: dict[str, Any]) -> FoundWith:
+    outputs, function = entry["outputs"], entry["function"]
+    chosen = None if outputs is None else tuple(map(_text, outputs))
+    if chosen == () or (chosen is not None and function is not None):
+        raise InputError(f"found {outputs!r} and {function!r} where chosen outputs belong")
+    buffers = tuple(map(_text, entry["state_buffers"]))
+    return FoundWith(buffers, chosen, None if function is None else _text(function))
 
 
 def _class_document(c: PermutationClass) -> dict[str, Any]:
@@ -217,6 +222,13 @@ def _regular(offset: int, strides: Sequence[int], shape: tuple[int, ...]) -> Int
     for grid, stride in zip(grids, strides, strict=True):
         total += grid * stride
     return total
+
+
+def _text(value: object) -> str:
+    """A string from a JSON document."""
+    if type(value) is not str:
+        raise InputError(f"found {value!r} where a text belongs")
+    return value
 
 
 def _whole(value: object) -> int:

@@ -157,9 +157,10 @@ def apply(
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
         verify: compare result and model (relative error at most 1e-10).
-        state_buffers: see `analyze`. They move if the permutation was found with them as state; a
-            model with other constants than it was found with is analysed with them.
-        outputs: see `analyze`; the result returns these.
+        state_buffers: see `analyze`; those that the permutation was found with when left out. They
+            move if it was; a model with other constants than then is analysed with them.
+        outputs: see `analyze`; the result returns these, and they are compared. When left out,
+            those that the permutation was found with; a function has to be passed again.
 
     Returns:
         A GraphModule in eval mode with the same state dict keys, shapes and dtypes.
@@ -180,7 +181,8 @@ def apply(
     """
     module = unwrap(model_b)
     check_usable(module)
-    choices = choices_for(module, state_buffers=state_buffers, outputs=outputs)
+    chosen = choices_for(module, state_buffers=state_buffers, outputs=outputs)
+    choices = chosen.or_those_of(permutation.found_with)
     args, kwargs = normalise_inputs(module, example_inputs, example_kwargs, check=False)
     held = _holding(permutation, module, args, kwargs, choices)
     traced = trace(module, args, kwargs, wanted=choices.outputs)

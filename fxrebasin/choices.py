@@ -27,6 +27,66 @@ class Choices:
     state_buffers: tuple[str, ...] = ()
     outputs: Wanted = None
 
+    def kept(self) -> FoundWith:
+        """The same, as a permutation and its file keep it."""
+        if callable(self.outputs):
+            name = getattr(self.outputs, "__qualname__", type(self.outputs).__qualname__)
+            return FoundWith(self.state_buffers, function=name)
+        return FoundWith(self.state_buffers, self.outputs)
+
+    def or_those_of(self, found: FoundWith) -> Choices:
+        """The same, and what a permutation was found with where nothing was chosen.
+
+        Args:
+            found: kept by the permutation.
+
+        Raises:
+            InputError: it was found with a function, and no outputs are chosen.
+        """
+        if self.outputs is None and found.function is not None:
+            raise InputError(
+                f"the permutation was found with the function {found.function} for outputs=, which "
+                "it does not hold: pass that function again, or other outputs to be compared"
+            )
+        outputs = found.outputs if self.outputs is None else self.outputs
+        return Choices(self.state_buffers or found.state_buffers, outputs)
+
+
+@dataclass(frozen=True)
+class FoundWith:
+    """The choices that a permutation was found with, as far as a file can hold them.
+
+    Args:
+        state_buffers: names of buffers that were declared to be state.
+        outputs: names and patterns of the outputs that stay as they are; None for all, or if a
+            function chose.
+        function: the name of the function that chose the outputs, if one did.
+    """
+
+    state_buffers: tuple[str, ...] = ()
+    outputs: tuple[str, ...] | None = None
+    function: str | None = None
+
+    @property
+    def everything(self) -> bool:
+        """Whether all outputs stay as they are."""
+        return self.outputs is None and self.function is None
+
+    def after(self, earlier: FoundWith) -> FoundWith | None:
+        """What is true of a permutation and an earlier one together; None if nothing is.
+
+        Args:
+            earlier: what the permutation that acts before was found with.
+        """
+        buffers = tuple(dict.fromkeys((*earlier.state_buffers, *self.state_buffers)))
+        fewer = earlier if self.everything else self
+        if not earlier.everything and (earlier.outputs, earlier.function) != (
+            fewer.outputs,
+            fewer.function,
+        ):
+            return None
+        return FoundWith(buffers, fewer.outputs, fewer.function)
+
 
 def choices_for(
     model: nn.Module, *, state_buffers: Sequence[str] = (), outputs: Outputs = None

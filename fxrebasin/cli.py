@@ -245,7 +245,13 @@ def transform(
     # The file that can fail to be made comes first, so that a failure leaves none.
     if onnx is not None:
         checked = fxrebasin.export_onnx(
-            result, onnx, inputs.args, inputs.kwargs, overwrite=overwrite, outputs=outputs
+            result,
+            onnx,
+            inputs.args,
+            inputs.kwargs,
+            overwrite=overwrite,
+            state_buffers=state_buffers,
+            outputs=outputs,
         )
         click.echo(str(checked))
     save_state_dict(out, result.state_dict(), overwrite=overwrite)

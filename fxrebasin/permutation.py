@@ -12,6 +12,7 @@ import torch
 
 from fxrebasin import _certificate
 from fxrebasin._gather import permuted, storage_identity
+from fxrebasin.choices import FoundWith
 from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.indexing import (
     Arrays,
@@ -40,6 +41,7 @@ class Permutation:
         arrays: int64, by class name, of shape `(*sizes of within, size)`.
         layout: where the units sit, by state tensor name.
         relies_on: constants of the state that it was found on, without which it may not hold.
+        found_with: the outputs that it leaves as they are, and buffers that it takes for state.
 
     Raises:
         InputError: an array is missing, has another shape or is no permutation; or the layout
@@ -61,6 +63,7 @@ class Permutation:
     arrays: Arrays
     layout: Layout = field(repr=False)
     relies_on: Relied = field(repr=False, default_factory=dict)
+    found_with: FoundWith = field(repr=False, default=FoundWith())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -102,13 +105,14 @@ class Permutation:
         shuffled = {name: generator.permuted(array, axis=-1) for name, array in arrays.items()}
         return cls(tuple(classes), shuffled, layout)
 
-    def relying_on(self, relied: Relied) -> Permutation:
+    def relying_on(self, relied: Relied, found_with: FoundWith | None = None) -> Permutation:
         """The same element, for a state with these constants.
 
         Args:
             relied: what the symmetry that it belongs to relies on.
+            found_with: what that was found with; the same as before when left out.
         """
-        return replace(self, relies_on=dict(relied))
+        return replace(self, relies_on=dict(relied), found_with=found_with or self.found_with)
 
     @property
     def is_identity(self) -> bool:
@@ -134,7 +138,8 @@ class Permutation:
             other: an element over the same classes.
 
         Raises:
-            InputError: the classes differ, or what they rely on cannot be in one state.
+            InputError: the classes differ, what they rely on cannot be in one state, or they leave
+                other outputs as they are.
         """
         if _signature(self.classes) != _signature(other.classes):
             raise InputError(
@@ -147,7 +152,22 @@ class Permutation:
             copy = open_grids([sizes[name] for name in c.within] + [1])[:-1]
             source = self._sources(c.within, copy)
             composed[c.name] = other.arrays[c.name][(*source, self.arrays[c.name])]
-        return replace(self, arrays=composed, relies_on=self._relied_on_with(other))
+        return replace(
+            self,
+            arrays=composed,
+            relies_on=self._relied_on_with(other),
+            found_with=self._found_with(other),
+        )
+
+    def _found_with(self, other: Permutation) -> FoundWith:
+        """What is kept of the choices for this element and one that acts before it."""
+        both = self.found_with.after(other.found_with)
+        if both is None:
+            raise InputError(
+                "these permutations leave other outputs as they are: "
+                f"{self.found_with} and {other.found_with}. Find both with the same outputs="
+            )
+        return both
 
     def _relied_on_with(self, other: Permutation) -> Relied:
         """What this element and one that acts before it rely on together.
@@ -253,7 +273,9 @@ class Permutation:
             CheckpointError: the file exists, or cannot be written.
         """
         _certificate.write(
-            Path(path), self.classes, self.arrays, self.layout, self.relies_on, overwrite
+            Path(path),
+            (self.classes, dict(self.arrays), self.layout, self.relies_on, self.found_with),
+            overwrite,
         )
 
     @classmethod

@@ -13,6 +13,7 @@ from itertools import pairwise
 import networkx as nx
 import numpy as np
 
+from fxrebasin.choices import FoundWith
 from fxrebasin.errors import InputError
 from fxrebasin.flow import Flow
 from fxrebasin.layout import Layout, PermutationClass
@@ -37,6 +38,7 @@ class Symmetry:
         parameters: the names among them that are parameters.
         operators: how often each ATen operator was called.
         relies_on: constants of the state that was analysed, without which it may not hold.
+        found_with: the outputs that stay as they are, and buffers that were declared to be state.
 
     Example:
         >>> import torch, fxrebasin
@@ -55,6 +57,7 @@ class Symmetry:
     operators: Mapping[str, int]
     _notes: tuple[str, ...]
     relies_on: Relied
+    found_with: FoundWith
     _graph: Callable[[], nx.Graph[AxisName]] = field(repr=False, compare=False)
     _flow: Callable[[], Flow] = field(repr=False, compare=False)
     _about_passing: Callable[[], tuple[str, ...]] = field(repr=False, compare=False)
@@ -90,12 +93,13 @@ class Symmetry:
 
     def identity(self) -> Permutation:
         """The permutation that moves nothing."""
-        return Permutation.identity(self.classes, self.layout).relying_on(self.relies_on)
+        still = Permutation.identity(self.classes, self.layout)
+        return still.relying_on(self.relies_on, self.found_with)
 
     def random(self, seed: int) -> Permutation:
         """A permutation drawn uniformly from the group."""
         drawn = Permutation.random(self.classes, self.layout, seed)
-        return drawn.relying_on(self.relies_on)
+        return drawn.relying_on(self.relies_on, self.found_with)
 
     @cached_property
     def graph(self) -> nx.Graph[AxisName]:

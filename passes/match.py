@@ -119,5 +119,5 @@ def match_states(
         return found
     faults = contradictions(symmetry.relies_on, state_a)
     notes = [f"{_OTHER_CONSTANTS} {'; '.join(faults)}."] if faults else []
-    permutation = found.permutation.relying_on(symmetry.relies_on)
+    permutation = found.permutation.relying_on(symmetry.relies_on, symmetry.found_with)
     return replace(found, permutation=permutation, notes=(*found.notes, *notes))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,11 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import fxrebasin
+from fxrebasin.choices import FoundWith
 from fxrebasin.cli import main
-from fxrebasin.errors import InputError
+from fxrebasin.errors import ArchitectureMismatchError, EquivalenceError, InputError
 from fxrebasin.exporters.checkpoint import load_state_dict, save_state_dict
+from fxrebasin.permutation import Permutation
 from tests.support.randomise import log10_factorial as f
 
 VECTORS = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
@@ -54,6 +59,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     "merge_many": lambda a, b, **options: fxrebasin.merge_many(
         [a, b], "merge_many", example_inputs=VECTORS, **options
     ),
+    "merge_stats": lambda a, b, **options: fxrebasin.merge_stats(
+        a, b, b.state_dict(), example_inputs=VECTORS, **options
+    ),
 }
 
 
@@ -67,6 +75,133 @@ def test_a_pattern_that_fits_nothing_is_refused(
     with pytest.raises(InputError, match="pass a list"):
         CALLS[name](signed(), signed(1), state_buffers="*_sign")
     CALLS[name](signed(), signed(1), state_buffers=["*_sign"])
+
+
+class Telling(Signed):
+    """One that returns the units whose signs the buffers hold, too."""
+
+    def forward(self, x: Tensor) -> Any:
+        h = (self.enter(x) * self.first_sign).relu() * self.next_sign
+        return {"logits": self.leave(h), "hidden": h}
+
+
+def telling(seed: int = 0) -> Telling:
+    torch.manual_seed(seed)
+    return Telling()
+
+
+CHOSEN: dict[str, Any] = {"state_buffers": ["*_sign"], "outputs": ["logits"]}
+FOUND_WITH = FoundWith(("first_sign", "next_sign"), ("logits",))
+
+
+def test_every_call_that_runs_a_model_takes_both_choices() -> None:
+    callables = {name: getattr(fxrebasin, name) for name in fxrebasin.__all__}
+    taking = {
+        name: inspect.signature(call).parameters
+        for name, call in callables.items()
+        if inspect.isfunction(call) and "example_inputs" in inspect.signature(call).parameters
+    }
+    assert set(taking) == set(CALLS)
+    assert all({"outputs", "state_buffers"} <= set(parameters) for parameters in taking.values())
+
+
+# What each call has to show for it that units move which either choice alone leaves where they are.
+SHOWN: dict[str, Callable[[Any], Any]] = {
+    "analyze": lambda symmetry: symmetry.random(0),
+    "match": lambda permutation: permutation,
+    "transform": lambda graph: graph.meta["fxrebasin"].certificate,
+    "align_many": lambda permutations: permutations[1],
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_both_choices_reach_the_analysis_and_are_kept(name: str) -> None:
+    a, b = telling(), telling(1)
+    found = SHOWN[name](CALLS[name](a, b, **CHOSEN))
+    assert [c.size for c in found.classes] == [6]
+    assert found.found_with == found.inverse().found_with == FOUND_WITH
+    for left_out in CHOSEN:
+        some = {key: value for key, value in CHOSEN.items() if key != left_out}
+        assert not SHOWN[name](CALLS[name](a, b, **some)).classes
+
+
+def test_both_choices_reach_what_is_measured_and_compared() -> None:
+    a = telling()
+    order = fxrebasin.analyze(a, VECTORS, **CHOSEN).random(1)
+    b = copy.deepcopy(a)
+    b.load_state_dict(order.permute_state_dict(a.state_dict()))
+    stats = fxrebasin.merge_stats(a, b, a.state_dict(), example_inputs=VECTORS, **CHOSEN)
+    assert [(c.size, c.after) for c in stats.classes] == [(6, pytest.approx(1))]
+    merged = CALLS["merge_many"](a, b, **CHOSEN).state_dict()
+    assert all(torch.equal(t, merged[name]) for name, t in a.state_dict().items())
+    assert fxrebasin.verify(a, b, VECTORS, outputs=["logits"]).passed
+    assert not fxrebasin.verify(a, b, VECTORS).passed
+    for some in ({"outputs": ["logits"]}, {"state_buffers": ["*_sign"]}):
+        assert not fxrebasin.merge_stats(a, b, b, example_inputs=VECTORS, **some).classes
+        kept = CALLS["merge_many"](a, b, **some).state_dict()
+        assert not torch.equal(kept["enter.weight"], a.enter.weight)
+
+
+def test_a_certificate_is_applied_with_the_choices_that_it_was_found_with(tmp_path: Path) -> None:
+    a, b = telling(), telling(1)
+    fxrebasin.match(b, a, VECTORS, **CHOSEN).save(tmp_path / "p.safetensors")
+    loaded = Permutation.load(tmp_path / "p.safetensors")
+    assert loaded.found_with == FOUND_WITH
+    graph = fxrebasin.apply(b, loaded, VECTORS)
+    torch.testing.assert_close(graph(VECTORS)["logits"], b(VECTORS)["logits"])
+    assert graph(VECTORS)["hidden"] is None
+    with pytest.raises(EquivalenceError):
+        fxrebasin.apply(b, loaded, VECTORS, outputs=["hidden"])
+    other = telling(2)  # with other constants, if the buffers were constants
+    with torch.no_grad():
+        other.first_sign.mul_(2)
+    torch.testing.assert_close(
+        fxrebasin.apply(other, loaded, VECTORS)(VECTORS)["logits"], other(VECTORS)["logits"]
+    )
+
+
+def logits(returned: Any) -> Any:
+    return returned["logits"]
+
+
+def test_a_function_is_kept_by_name_and_has_to_be_passed_again(tmp_path: Path) -> None:
+    a, b = telling(), telling(1)
+    chosen = {"state_buffers": ["*_sign"], "outputs": logits}
+    p = fxrebasin.match(b, a, VECTORS, **chosen)
+    p.save(tmp_path / "p.safetensors")
+    for found in (p, Permutation.load(tmp_path / "p.safetensors"), pickle.loads(pickle.dumps(p))):
+        assert found.found_with == FoundWith(("first_sign", "next_sign"), function="logits")
+        with pytest.raises(InputError, match=r"function logits for outputs=.* pass that function"):
+            fxrebasin.apply(b, found, VECTORS)
+        graph = fxrebasin.apply(b, found, VECTORS, outputs=logits)
+        torch.testing.assert_close(graph(VECTORS), b(VECTORS)["logits"])
+
+
+def test_the_constants_of_another_model_are_looked_at_with_the_same_choices() -> None:
+    """The model has other constants than were relied on, and the same symmetry if asked alike."""
+    model = Telling()
+    model.register_buffer("table", torch.tensor([2, 0, 1]))
+    model.forward = lambda x: Telling.forward(model, x[:, model.table])  # type: ignore[method-assign]
+    p = fxrebasin.analyze(model, VECTORS, **CHOSEN).random(1)
+    assert "table" in p.relies_on
+    with torch.no_grad():
+        model.table.copy_(torch.tensor([0, 2, 1]))
+    assert fxrebasin.apply(model, p, VECTORS) is not None
+    with pytest.raises(ArchitectureMismatchError, match="table"):
+        fxrebasin.apply(model, p.relying_on(p.relies_on, FoundWith()), VECTORS)
+
+
+def test_composing_keeps_what_holds_of_both() -> None:
+    model = telling()
+    both, other = fxrebasin.analyze(model, VECTORS, **CHOSEN).random(1), ["hidden"]
+    everything = both.relying_on(both.relies_on, FoundWith())
+    assert both.compose(everything).found_with == FOUND_WITH
+    assert everything.compose(both).found_with == FOUND_WITH
+    assert everything.compose(everything).found_with == FoundWith()
+    unlike = both.relying_on(both.relies_on, FoundWith(outputs=tuple(other)))
+    for one, two in ((unlike, both), (both, unlike)):
+        with pytest.raises(InputError, match="other outputs as they are"):
+            one.compose(two)
 
 
 def test_declared_buffers_move_with_their_units() -> None:

@@ -395,6 +395,15 @@ def test_what_is_saved_is_loaded(name: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
 
 
+def test_files_of_older_releases_were_found_with_no_choices(tmp_path: Path) -> None:
+    parts = Parts(tmp_path / "p.safetensors", mlp(3, 5, 2))
+    del parts.document["found_with"], parts.document["relies_on"]
+    parts.write()
+    loaded = Permutation.load(parts.path)
+    assert loaded.found_with.everything
+    assert loaded.relies_on == {}
+
+
 def test_a_file_is_not_replaced_unless_asked(tmp_path: Path) -> None:
     model = mlp(3, 5, 2)
     path = tmp_path / "p.safetensors"
@@ -533,6 +542,22 @@ def strange_slot(parts: Parts) -> None:
     parts.document["layout"]["layers.1.bias"][0]["pieces"][0]["slots"] = [["h1"]]
 
 
+def numbered_outputs(parts: Parts) -> None:
+    parts.document["found_with"]["outputs"] = ["logits", 3]
+
+
+def no_outputs(parts: Parts) -> None:
+    parts.document["found_with"]["outputs"] = []
+
+
+def twice_chosen(parts: Parts) -> None:
+    parts.document["found_with"].update(outputs=["logits"], function="chosen")
+
+
+def no_buffers(parts: Parts) -> None:
+    del parts.document["found_with"]["state_buffers"]
+
+
 @pytest.mark.parametrize(
     ("corrupt", "message"),
     [
@@ -554,6 +579,10 @@ def strange_slot(parts: Parts) -> None:
         (float_positions, "has dtype float64 instead of int64"),
         (wrong_kind, "damaged permutation: TypeError"),
         (strange_slot, "damaged permutation: ValueError"),
+        (numbered_outputs, "found 3 where a text belongs"),
+        (no_outputs, "where chosen outputs belong"),
+        (twice_chosen, "where chosen outputs belong"),
+        (no_buffers, "damaged permutation: KeyError 'state_buffers'"),
     ],
 )
 def test_every_fault_of_a_file_has_a_reason(corrupt, message: str, tmp_path: Path) -> None:

@@ -206,8 +206,10 @@ def _aligned(
     args, kwargs = normalise_inputs(sources.model, *inputs, check=False)
     symmetries = shared_symmetry(sources, lambda m: symmetry_of(m, args, kwargs, checked))
     found = gauged(ALIGNERS[method](Task(sources, symmetries[0], *effort), **options))
-    relied = [symmetry.relies_on for symmetry in symmetries]
-    permutations = tuple(p.relying_on(own) for p, own in zip(found, relied, strict=True))
+    permutations = tuple(
+        p.relying_on(own.relies_on, own.found_with)
+        for p, own in zip(found, symmetries, strict=True)
+    )
     for index, permutation in enumerate(permutations if verify else ()):
         # no name for the state: it would be kept while the next one is read
         prove_state(

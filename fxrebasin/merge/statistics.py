@@ -13,10 +13,12 @@ from rich.table import Table
 from torch import fx, nn
 
 from fxrebasin.analysis import symmetry_of
+from fxrebasin.choices import Choices, choices_for
 from fxrebasin.inputs import normalise_inputs
 from fxrebasin.layout import PermutationClass
 from fxrebasin.merge.barriers import BarrierCurve, Evaluate, barrier
 from fxrebasin.merge.states import State, is_number, states_of, usable
+from fxrebasin.outputs import Outputs
 from fxrebasin.permutation import Permutation
 from fxrebasin.report import RebasinReport
 from fxrebasin.solvers.pairs import view_of_reals
@@ -136,6 +138,8 @@ def merge_stats(
     prepare: Callable[[nn.Module], nn.Module] | None = None,
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
+    state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
 ) -> MergeStats:
     """Distance, agreement and barrier of two models, before and after rebasing.
 
@@ -152,6 +156,8 @@ def merge_stats(
         example_inputs: to find the classes with, where `rebased` does not know them; a tensor, or
             a tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
+        state_buffers: as `rebased` was found with them, where it does not know; see `analyze`.
+        outputs: the same; see `analyze`.
 
     Raises:
         ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors, or
@@ -167,6 +173,7 @@ def merge_stats(
         (True, 1)
     """
     model = usable(a, "a")
+    choices = choices_for(model, state_buffers=state_buffers, outputs=outputs)
     if isinstance(rebased, Permutation):
         states = states_of(model, [b], ["b"])
         states.append(rebased.permute_state_dict(states[1]))
@@ -178,7 +185,7 @@ def merge_stats(
         None if evaluate is None else barrier(model, other, evaluate, steps=steps, prepare=prepare)
         for other in states[1:]
     ]
-    classes = _classes(model, rebased, example_inputs, example_kwargs)
+    classes = _classes(model, rebased, (example_inputs, example_kwargs), choices)
     return MergeStats(
         distance_before=_distance(products[0], names),
         distance_after=_distance(products[1], names),
@@ -191,7 +198,10 @@ def merge_stats(
 
 
 def _classes(
-    model: nn.Module, rebased: Any, inputs: Any, kwargs: Mapping[str, Any] | None
+    model: nn.Module,
+    rebased: Any,
+    inputs: tuple[Any, Mapping[str, Any] | None],
+    choices: Choices,
 ) -> Sequence[PermutationClass]:
     """The permutation classes, from what knows them already if something does."""
     if isinstance(rebased, Permutation):
@@ -199,7 +209,8 @@ def _classes(
     report = rebased.meta.get("fxrebasin") if isinstance(rebased, fx.GraphModule) else None
     if isinstance(report, RebasinReport):
         return report.certificate.classes
-    return symmetry_of(model, *normalise_inputs(model, inputs, kwargs, check=False)).classes
+    args, kwargs = normalise_inputs(model, *inputs, check=False)
+    return symmetry_of(model, args, kwargs, choices).classes
 
 
 def _products(names: Sequence[str], state_a: State, state_b: State) -> _Products:

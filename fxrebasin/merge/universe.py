@@ -81,7 +81,9 @@ def _ascended(
         finished = True
     symmetry = task.symmetry
     rounded = [
-        Permutation(symmetry.classes, arrays, symmetry.layout, symmetry.relies_on)
+        Permutation(symmetry.classes, arrays, symmetry.layout).relying_on(
+            symmetry.relies_on, symmetry.found_with
+        )
         for arrays in relaxation.rounded(ascent.maps)
     ]
     found = Descent(task)
