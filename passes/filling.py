@@ -6,6 +6,7 @@ import operator
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSet
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -44,7 +45,7 @@ class Filling:
     def emit(self) -> None:
         """Make the nodes, after the call."""
         for name, placeholder, before in self._inputs:
-            self._visit(_Place(name, lambda placeholder=placeholder: placeholder), before)
+            self._visit(_Place(name, partial(_same, placeholder)), before)
 
     def _visit(self, place: _Place, before: _Before) -> None:
         value = before.value
@@ -85,6 +86,10 @@ class Filling:
 
     def _make(self, kind: str, target: Any, *args: Any) -> None:
         self._tracer.create_proxy(kind, target, args, {})
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 @dataclass(frozen=True)

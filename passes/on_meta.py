@@ -64,14 +64,27 @@ def _results(
 
 
 def _run(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    kwargs = {name: _as_meta(value) for name, value in kwargs.items()}
+    given = kwargs
+    kwargs = {name: _as_meta(value) for name, value in given.items()}
     if kwargs.get("device") is not None:
         kwargs["device"] = torch.device("meta")
     if func is torch.ops.aten.native_batch_norm.default and not args[5]:
         # A real one returns no statistics in eval mode; the one on meta tensors does.
         empty = torch.empty(0, dtype=args[0].dtype, device="meta")
         return torch.empty_like(args[0]), empty, empty.clone()
-    return func(*args, **kwargs)
+    result = func(*args, **kwargs)
+    for argument in func._schema.arguments:
+        if argument.is_out and isinstance(given.get(argument.name), torch.Tensor):
+            _take_form(given[argument.name], kwargs[argument.name])
+    return result
+
+
+def _take_form(out: torch.Tensor, like: torch.Tensor) -> None:
+    """Give a tensor that an operator writes its result to the size that this one got."""
+    if out.shape != like.shape:
+        out.resize_(like.shape)
+        if out.stride() != like.stride():
+            out.as_strided_(like.shape, like.stride())
 
 
 @cache

@@ -544,7 +544,7 @@ class Propagator(TorchDispatchMode):
         result.ledger.origins.append(Origin(name, node, source))
         bound = bind(func, args, options)
         writes = written_by(func, bound)
-        also = [] if writes else touched_by(func, bound)
+        also = [t for t in touched_by(func, bound) if not any(t is item for item in writes)]
         for tensor in writes:
             if self.memory.find(tensor) is None:
                 self.lookup(tensor)
@@ -591,7 +591,8 @@ class Propagator(TorchDispatchMode):
             self._write(tensor, pinned_value(tensor.shape, "unknown operator"))
         if writes:
             for tensor, value in zip(writes, values, strict=True):
-                self._write(tensor, value)
+                known = pinned_value(value.shape, "constant") if value.constant else value
+                self._write(tensor, known)
         else:
             self._attach(func, bound, outputs, values)
         if spread is not None and (track := self.memory.find(outputs[0])) is not None:
@@ -689,9 +690,22 @@ class Propagator(TorchDispatchMode):
         if tuple(value.shape) == tuple(track.value.shape):
             write(track, value, self.result.ledger)
         else:
-            track.value = value
+            self._resized(tensor, track, value)
         self.memory.moved(tensor, track)
         self.escapes.written(tensor)
+
+    def _resized(self, tensor: Tensor, track: Track, value: Value) -> None:
+        """A tensor got another size when it was written to: what looked at its memory is lost."""
+        ledger, reason = self.result.ledger, "memory of a tensor that was resized"
+        others = [item for item in self.memory.sharing(tensor) if item is not track]
+        for other in others:
+            known = refresh(other, ledger)
+            pinned = pinned_value(known.shape, reason).fields
+            other.stand_alone(Value(known.shape, ledger.join([*known.fields, *pinned])))
+        if others:
+            pinned = pinned_value(value.shape, reason).fields
+            value = Value(value.shape, ledger.join([*value.fields, *pinned]))
+        track.stand_alone(value)
 
     def _named(self, tensor: Tensor) -> _Entry:
         track = self.memory.find(tensor)

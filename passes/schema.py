@@ -132,9 +132,21 @@ def _touched_names(func: Any) -> tuple[str, ...]:
 
 @cache
 def written_names(func: Any) -> tuple[str, ...]:
-    """Arguments that an operator writes to; running statistics are written in training only."""
-    returns = any(item.alias_info is not None for item in func._schema.returns)
-    return _touched_names(func) if returns else ()
+    """Arguments that an operator writes to and returns, so that its rule says what they hold.
+
+    Running statistics, which are written in training only, are not returned.
+    """
+    returned = {
+        alias
+        for item in func._schema.returns
+        if item.alias_info is not None
+        for alias in item.alias_info.before_set
+    }
+    return tuple(
+        str(argument.name)
+        for argument in func._schema.arguments
+        if argument.name in _touched_names(func) and argument.alias_info.before_set & returned
+    )
 
 
 def written_by(func: Any, bound: Mapping[str, Any]) -> list[Tensor]:

@@ -45,6 +45,12 @@ class Track:
         """What this is a view of, directly or through others."""
         return self if self.base is None else self.base.root
 
+    def stand_alone(self, value: Value) -> None:
+        """Forget what this is a view of, and what was written into it; it holds a value now."""
+        self.value, self.state = value, ""
+        self.base = self.replay = self.pieces = None
+        self.seen = self.version
+
 
 @dataclass(frozen=True, eq=False)
 class Replay:

@@ -148,7 +148,7 @@ def register_out_variants() -> None:
         packet = getattr(torch.ops.aten, overload._schema.name.removeprefix("aten::"))
         for name in packet.overloads() if overload.namespace == "aten" else ():
             other = getattr(packet, name)
-            if other not in RULES and _without_out(other) == _arguments(overload):
+            if other not in RULES and without_out(other) == _arguments(overload):
                 RULES[other] = _writing_to_out(overload, function)
 
 
@@ -156,7 +156,7 @@ def _arguments(overload: OpOverload) -> list[tuple[str, str]]:
     return [(item.name, str(item.type)) for item in overload._schema.arguments]
 
 
-def _without_out(overload: OpOverload) -> list[tuple[str, str]] | None:
+def without_out(overload: OpOverload) -> list[tuple[str, str]] | None:
     """The arguments of an overload without `out`; None if it returns no such argument."""
     out = {item.name for item in overload._schema.arguments if item.is_out}
     returned = out and overload._schema.returns
