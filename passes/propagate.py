@@ -40,7 +40,14 @@ from fxrebasin.passes.model_state import Held, Role, held_tensors
 from fxrebasin.passes.on_meta import on_meta
 from fxrebasin.passes.preserve import preserve, tensors_of
 from fxrebasin.passes.relied import Relied, place_of
-from fxrebasin.passes.routing import Looks, spread, unread_state, with_more_rows
+from fxrebasin.passes.routing import (
+    Looks,
+    raised_by_python,
+    spread,
+    unread_state,
+    with_more_rows,
+    with_third_marks,
+)
 from fxrebasin.passes.rules.numbers import LOOKING_UP
 from fxrebasin.passes.rules.pointwise import pointwise
 from fxrebasin.passes.rules.registry import RULES, Call, Rule, pin_everything
@@ -82,6 +89,9 @@ _MORE_RUNS = 6
 
 _IDLE_RUNS = 2
 """Runs on other inputs that reach nothing new, before there are no more."""
+
+_TWICE = 2
+"""How many times as many rows, to see whether there are more looks then."""
 
 _MORE_ROWS = (16, 64)
 """How many times as many rows, if after that some state (other experts) was not read."""
@@ -227,10 +237,10 @@ def _run(
         outputs: list[ModelOutput] = []
         given: tuple[Any, ...] = (tuple(args), dict(kwargs))
 
-        def run(values: Any, turned: str | None = None) -> None:
+        def run(values: Any, turned: str | None = None, answers: Sequence[bool] = ()) -> None:
             inputs = remade(values, mode.add_input)
             before = Given(*inputs)
-            mode.begin_run(turned)
+            mode.begin_run(turned, answers)
             with mode.site.watch(), mode, FunctionWatch(mode.read):
                 returned = functional_call(model, stand_ins, *inputs, tie_weights=False)
                 returned = reduced(model, returned, choices.outputs)
@@ -250,22 +260,29 @@ def _run(
 def _run_otherwise(mode: Propagator, given: Any, run: Callable[..., None]) -> None:
     """Take other ways through a model that looks at data; doubt what none of them reads."""
     idle, once = 0, mode.work
+    looks, ways, few = mode.looks, mode.looks.other_ways(), mode.looks.may_follow()
     for seed in range(1, 1 + _MORE_RUNS):
         known = mode.reached()
         run(redrawn(given, seed))
         idle = idle + 1 if mode.reached() == known else 0
         if idle == _IDLE_RUNS:
             break
-    for seed, factor in enumerate(_MORE_ROWS, start=1 + _MORE_RUNS):
+    for marked in with_third_marks(given) if mode.unread() else ():
+        mode.attempt(partial(run, marked))
+    if few or mode.unread():
+        looks.follow(lambda way: mode.attempt(partial(run, given, answers=way)), ways)
+    for seed, factor in enumerate((_TWICE, *_MORE_ROWS), start=1 + _MORE_RUNS):
         larger = with_more_rows(given, factor) if once * factor <= _WORK_AT_MOST else None
-        if larger is not None and mode.unread():
+        if larger is not None and mode.unread() and (factor == _TWICE or looks.lines):
             mode.attempt(partial(run, spread(redrawn(larger, seed))))
-    for source in [source for source, yes_or_no in mode.looks.sources.items() if yes_or_no]:
-        mode.attempt(partial(run, given, source))
+            looks.compare_rows()
+    if looks.lines:
+        for source in [source for source, yes_or_no in looks.sources.items() if yes_or_no]:
+            mode.attempt(partial(run, given, source))
     unread = mode.unread()
     if unread:
-        mode.looks.pin_doubtful(mode.result.ledger)
-    mode.result.notes.update(dict.fromkeys(mode.looks.notes(unread)))
+        looks.pin_doubtful(mode.result.ledger)
+    mode.result.notes.update(dict.fromkeys(looks.notes(unread)))
 
 
 def _stand_ins(held: Sequence[Held], mode: Propagator) -> dict[str, Tensor]:
@@ -300,10 +317,10 @@ class Propagator(TorchDispatchMode):
         self._calls: list[tuple[int, list[_Entry], list[_Entry]]] = []
         self._buffers: dict[object, tuple[Held, Tensor]] = {}
 
-    def begin_run(self, turned: str | None) -> None:
-        """Start another run, in which the answers of looks at one line are turned round."""
+    def begin_run(self, turned: str | None, answers: Sequence[bool]) -> None:
+        """Start another run, in which looks at one line, or the first ones, get other answers."""
         self.escapes.begin_run()
-        self.looks.begin_run(turned)
+        self.looks.begin_run(turned, answers)
 
     def reached(self) -> set[object]:
         """What was read of the state, and by which operators and lines."""
@@ -315,11 +332,20 @@ class Propagator(TorchDispatchMode):
         found = {*unread_state(self.result.ledger, self.states), *self._half_read}
         return [name for name in self.states if name in found - self._returned]
 
-    def attempt(self, run: Callable[[], None]) -> None:
-        """Make a run that may raise; what only such a run reads may meet more than was seen."""
+    def attempt(self, run: Callable[[], None]) -> bool:
+        """Make a run that may raise, and see whether it comes to an end that its data do not make.
+
+        What only a run reads that does not, may meet more than was seen.
+        """
         before = self.unread()
-        if attempt(run) is not None:
-            self._half_read |= set(before) - set(self.unread())
+        error = attempt(run)
+        if error is None:
+            return True
+        half_read = set(before) - set(self.unread())
+        self._half_read |= half_read
+        if half_read:
+            self.looks.lose()
+        return not half_read and raised_by_python(error)
 
     # State and values -------------------------------------------------------------------------
 

@@ -3,18 +3,21 @@
 A look is an operator whose answer is a Python number or has a shape that depends on data. What a
 model does next may be another thing with other inputs. Runs on other inputs, on more rows and with
 the answers of yes-or-no looks turned round reach what they can; state that none of them reads may
-meet everything that is alive at a look or made after it.
+meet everything that is alive at a look or made after it, unless all ways were taken from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from dis import opmap
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxrebasin.errors import FxRebasinError
 from fxrebasin.labels import Value, pinned_value
 from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.tracking import Track, refresh
@@ -23,34 +26,56 @@ from fxrebasin.provenance import Origin
 _TURNED_AT_MOST = 16
 """Answers of one look that are turned round in a run, so that a loop comes to its end."""
 
+_FOLLOWED = 3
+"""First looks of a run that are followed both ways, in up to two runs to this power."""
+
 _SPREAD = 3
 
 _ELEMENTS_AT_MOST = 1 << 20
 """Elements of an input with more rows."""
 
 
+@dataclass
+class _Stage:
+    """What follows on as many looks as were followed both ways: lines that look, and values."""
+
+    lines: dict[str, None] = field(default_factory=dict)
+    values: list[Value | Track] = field(default_factory=list)
+
+
 class Looks:
     """The looks of a model at data, over several runs.
 
+    The first looks of a run are followed both ways, as long as they ask for yes or no. Whatever the
+    data are, a model comes to the look after these by a way that was taken: only what is alive
+    there, or made later, may meet something that no run has seen.
+
     Attributes:
         sources: for each line that looked, whether it asked for yes or no.
-        in_doubt: what was alive at a look, or made after it.
     """
 
     def __init__(self) -> None:
         self.sources: dict[str, bool] = {}
-        self.in_doubt: list[Value | Track] = []
-        self._started = False
+        self._stages = [_Stage() for _ in range(_FOLLOWED + 1)]
+        self._followed = 0
+        self._most = -1
+        self._stage = -1
         self._turned: str | None = None
         self._left = 0
+        self._given: tuple[bool, ...] = ()
+        self._answers: list[bool] = []
 
-    def begin_run(self, turned: str | None = None) -> None:
-        """A run starts, in which the answers at one line are turned round, if it is given.
+    def begin_run(self, turned: str | None = None, answers: Sequence[bool] = ()) -> None:
+        """A run starts, in which answers are other ones than the data give.
 
-        The line is an empty text for code that was not read from a file.
+        Args:
+            turned: a line whose answers are turned round; an empty text for code that was not
+                read from a file.
+            answers: to the first looks, which all ask for yes or no.
         """
-        self._started = False
+        self._stage = -1
         self._turned, self._left = turned, _TURNED_AT_MOST
+        self._given, self._answers = tuple(answers), []
 
     def look(self, source: str, answer: Any, alive: Iterable[Value]) -> Any:
         """The answer to a look, or the opposite.
@@ -58,28 +83,82 @@ class Looks:
         Args:
             source: where the model looks.
             answer: what it finds.
-            alive: all values that exist then; only asked for at the first look of a run.
+            alive: all values that exist then; only asked for at the first looks of a run.
         """
         yes_or_no = isinstance(answer, bool)
         self.sources[source] = yes_or_no and self.sources.get(source, True)
-        if not self._started:
-            self._started = True
-            self.in_doubt += alive
-        if yes_or_no and source == self._turned and self._left:
+        before, self._stage = self._stage, min(self._stage + 1, _FOLLOWED)
+        if not yes_or_no:
+            self._stage = _FOLLOWED
+        stage = self._stages[self._stage]
+        stage.lines.setdefault(source)
+        if self._stage > before:
+            stage.values += alive
+        if self._stage < len(self._given):
+            answer = self._given[self._stage]
+        elif yes_or_no and source == self._turned and self._left:
             self._left -= 1
-            return not answer
+            answer = not answer
+        if self._stage < _FOLLOWED:
+            self._answers.append(answer)
         return answer
 
     def made(self, values: Iterable[Value | Track]) -> None:
         """Values that an operator made, or their tracks while they are not looked up."""
-        if self._started:
-            self.in_doubt += values
+        if self._stage >= 0:
+            self._stages[self._stage].values += values
+
+    # Ways -------------------------------------------------------------------------------------
+
+    def other_ways(self) -> list[tuple[bool, ...]]:
+        """Answers that lead off the way of this run, each at a look that it came to first."""
+        taken = self._answers
+        return [(*taken[:index], not taken[index]) for index in range(len(self._given), len(taken))]
+
+    def follow(
+        self, take: Callable[[tuple[bool, ...]], bool], ways: list[tuple[bool, ...]]
+    ) -> None:
+        """Take all ways that the first looks may lead.
+
+        Args:
+            take: makes a run with given answers; whether it came to the end of the way.
+            ways: those that lead off the way of the first run.
+        """
+        self._followed = _FOLLOWED
+        while ways:
+            way = ways.pop()
+            if not take(way):
+                self.lose(len(way) - 1)
+            ways += self.other_ways()
+            self._most = max(self._most, self._stage)
+
+    def lose(self, look: int = 0) -> None:
+        """What follows on a look was not seen to its end."""
+        self._followed = min(self._followed, look)
+
+    def compare_rows(self) -> None:
+        """After a run on more rows: where looks are more, ways were taken for few rows only."""
+        if self._stage > self._most:
+            self.lose()
+
+    def may_follow(self) -> bool:
+        """Whether there are few looks in this run, all of which ask for yes or no."""
+        return self._stage < _FOLLOWED
+
+    @property
+    def lines(self) -> list[str]:
+        """Lines that look, and of which not all ways were taken."""
+        return list(dict.fromkeys(line for stage in self._doubtful for line in stage.lines))
+
+    @property
+    def _doubtful(self) -> list[_Stage]:
+        return self._stages[self._followed :]
 
     def pin_doubtful(self, ledger: Ledger) -> None:
         """Give up all freedom of what state that was not read may meet."""
         reason = "may meet state that was not read, where the model looks at data"
-        ledger.origins.append(Origin("look", "routing", next(iter(self.sources), "")))
-        for item in self.in_doubt:
+        ledger.origins.append(Origin("look", "routing", next(iter(self.lines), "")))
+        for item in (item for stage in self._doubtful for item in stage.values):
             value = refresh(item, ledger) if isinstance(item, Track) else item
             value = value if value.when_read is None else value.when_read()
             pinned = pinned_value(value.shape, reason)
@@ -87,9 +166,9 @@ class Looks:
 
     def notes(self, unread: Sequence[str]) -> list[str]:
         """What to say of a model that looks at data."""
-        if not self.sources:
+        if not self.lines:
             return []
-        first, *others = self.sources
+        first, *others = self.lines
         more = f" and {len(others)} more line{'s' * (len(others) > 1)}" if others else ""
         place = f"{first or 'a line that is not known'}{more}"
         found = [
@@ -105,6 +184,19 @@ class Looks:
                 "alive where the model looks at data, or made after that, is pinned"
             )
         return found
+
+
+def raised_by_python(error: BaseException) -> bool:
+    """Whether a `raise` or an `assert` made an exception: then a way ends there for all data.
+
+    What an operator raises may depend on data which do not fit answers that were turned round.
+    """
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None or isinstance(error, FxRebasinError):
+        return False
+    return traceback.tb_frame.f_code.co_code[traceback.tb_lasti] == opmap["RAISE_VARARGS"]
 
 
 def unread_state(ledger: Ledger, shapes: dict[str, tuple[int, ...]]) -> list[str]:
@@ -138,6 +230,27 @@ def with_more_rows(values: Any, factor: int) -> Any:
     return pytree.tree_map_only(
         Tensor, lambda tensor: tensor.repeat(factor, *[1] * (tensor.ndim - 1)), values
     )
+
+
+def with_third_marks(values: Any) -> list[Any]:
+    """Inputs in which one of the masks of whole numbers has a third mark, 2, here and there."""
+    leaves, tree = pytree.tree_flatten(values)
+    return [
+        pytree.tree_unflatten([*leaves[:at], _with_third_mark(leaf), *leaves[at + 1 :]], tree)
+        for at, leaf in enumerate(leaves)
+        if isinstance(leaf, Tensor) and _are_marks(leaf)
+    ]
+
+
+def _are_marks(tensor: Tensor) -> bool:
+    whole = not tensor.is_floating_point() and not tensor.is_complex()
+    marks = whole and tensor.dtype != torch.bool and tensor.numel() > 0
+    return marks and bool(((tensor == 0) | (tensor == 1)).all())
+
+
+def _with_third_mark(tensor: Tensor) -> Tensor:
+    here = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape) % 4 == 0
+    return tensor.masked_fill(here, 2)
 
 
 def spread(values: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -65,6 +66,14 @@ def raised_if(model: Routed, h: Tensor) -> Tensor:
     return model.parts[0](h)
 
 
+def failing_if(model: Routed, h: Tensor) -> Tensor:
+    """One way fails for data that usually do not lead there."""
+    if h.sum() > 1e9:
+        h = h.index_select(-1, (h.sum() - 1e9).long() + torch.arange(8))
+        return model.parts[0](h)
+    return h
+
+
 def half_way(model: Routed, h: Tensor) -> Tensor:
     """The other way reads state, and then raises before it meets anything."""
     if h.sum() > 1e9:
@@ -81,7 +90,57 @@ def by_row(model: Routed, h: Tensor) -> Tensor:
     return h + (h @ row)[:, None] + model.parts[0].bias
 
 
-WAYS = (by_argmax, by_one_hot, if_ever, if_item, flipped_if, in_a_loop, raised_if, half_way)
+def both(model: Routed, h: Tensor) -> Tensor:
+    """Neither answer alone leads anywhere."""
+    one, other = bool(h.sum() > 1e9), bool(h.max() < 0)
+    return model.parts[0](h) if one and other else h
+
+
+def warned(model: Routed, h: Tensor) -> Tensor:
+    if 0.0 in h:
+        logging.getLogger(__name__).warning("there are zeros")
+    return h
+
+
+def rows_with(needed: int, model: Routed, h: Tensor) -> Tensor:
+    """Answers that are counted."""
+    return model.parts[0](h) if sum(bool(row.sum() > 20) for row in h) >= needed else h
+
+
+def any_row(model: Routed, h: Tensor) -> Tensor:
+    return rows_with(1, model, h)
+
+
+def four_rows(model: Routed, h: Tensor) -> Tensor:
+    return rows_with(4, model, h)
+
+
+def kept_aside(model: Routed, h: Tensor) -> Tensor:
+    """What one way only keeps meets something at a later look, which is none of yes or no."""
+    kept = h if h.sum() > 1e9 else None
+    h = torch.relu(model.parts[1](h))
+    if int(h.sum()) == 123456789 and kept is not None:
+        return h + model.parts[0](kept)
+    return h
+
+
+TAKEN = (if_ever, flipped_if, both, warned, raised_if)
+"""Few looks, of which both answers are tried, and all that follows from them."""
+
+IN_DOUBT = (
+    by_argmax,
+    by_one_hot,
+    by_row,
+    if_item,
+    in_a_loop,
+    any_row,
+    half_way,
+    four_rows,
+    kept_aside,
+    failing_if,
+)
+
+WAYS = (*TAKEN, *IN_DOUBT)
 
 
 def routed(way: Callable[[Routed, Tensor], Tensor], **options: int) -> Routed:
@@ -108,8 +167,39 @@ def test_no_input_sees_a_random_element(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_notes_say_where_the_model_looks(way: Callable[[Routed, Tensor], Tensor]) -> None:
+    """Unless all ways were taken from there."""
     notes = fxrebasin.analyze(routed(way), torch.randn(2, 4).double()).notes
-    assert any("looks at data" in note and __file__ in note for note in notes)
+    found = any("looks at data" in note and __file__ in note for note in notes)
+    assert found != (way in TAKEN)
+
+
+FREE = {
+    **dict.fromkeys((both, if_ever, warned, raised_if), 8),
+    **dict.fromkeys((half_way, any_row, four_rows, kept_aside, failing_if), 0),
+}
+
+
+@pytest.mark.parametrize("way", FREE)
+def test_a_look_both_ways_of_which_were_taken_pins_nothing(
+    way: Callable[[Routed, Tensor], Tensor],
+) -> None:
+    """State that no way reads is left alone; other ways may be there after the third look."""
+    symmetry = fxrebasin.analyze(routed(way), torch.randn(2, 4).double())
+    enter = [c.size for c in symmetry.classes if ("enter.weight", 0) in c.axes]
+    assert enter == [FREE[way]] * bool(FREE[way])
+
+
+def test_what_is_gone_before_a_look_keeps_its_freedom() -> None:
+    """One look both ways of which are taken, and a later one that asks for a number."""
+
+    def way(model: Routed, h: Tensor) -> Tensor:
+        g = model.parts[1](torch.relu(model.parts[2](h))) if not torch.isnan(h).any() else h
+        del h
+        return model.parts[0](g) if int(g.sum()) == 123456789 else g
+
+    symmetry = fxrebasin.analyze(routed(way), torch.randn(2, 4).double())
+    assert [c.axes[0] for c in symmetry.classes] == [("parts.1.weight", 1)]
+    assert "may meet state that was not read" in symmetry.pins["parts.1.weight", 0]
 
 
 def test_experts_that_were_not_reached_are_named_and_pin_what_they_meet() -> None:
@@ -143,7 +233,8 @@ def test_experts_that_all_are_reached_keep_their_freedom(
 
 
 def test_a_branch_that_no_input_took_is_taken() -> None:
-    assert fxrebasin.analyze(routed(flipped_if), torch.randn(2, 4).double()).log10_order() < 2
+    symmetry = fxrebasin.analyze(routed(flipped_if), torch.randn(2, 4).double())
+    assert ("enter.weight", 0) in symmetry.pins
 
 
 def test_the_trace_error_does_not_recommend_what_is_in_doubt() -> None:
