@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxrebasin.passes.classes import Classes, Column, IrregularError, combine
-from fxrebasin.passes.rows import Ints, Table, count_rows, distinct, row_codes
+from fxrebasin.passes.rows import Ints, Table, all_differ, count_rows, distinct, row_codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +52,10 @@ def check_roles(moves: Moves, known: int) -> None:
         return
     role = row_codes([colors[units], moves.roles[units]])
     count = np.bincount(role)
-    place = row_codes([role, moves.roots[units]])
-    alike = np.bincount(place)[place] > 1
-    if alike.any():
+    place = role * moves.roots.size + moves.roots[units]
+    if not all_differ(place):
+        code = row_codes([place])
+        alike = np.bincount(code)[code] > 1
         raise IrregularError(units[alike], "tied to another unit of its own axis")
     lacking = count[role] != moves.classes.members[colors[units]]
     if lacking.any():

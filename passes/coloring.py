@@ -47,13 +47,11 @@ def color(ledger: Ledger, structure: Structure, tags: Hashes, pinned: Ints) -> H
 def roles(ledger: Ledger, structure: Structure) -> Hashes:
     """What sets units apart that may have been tied: the colours of units before any tie.
 
-    They start from how a unit was made and the selections that it fell into.
-
     Args:
         ledger: all units.
         structure: what units occur with.
     """
-    own = _own_marks(ledger)
+    own = marks(ledger)
     known = np.arange(structure.known)
     return _refined(own, known, _stacked(structure.raw), _stacked_edges([]))
 
@@ -72,7 +70,12 @@ def _refined(
     return colors
 
 
-def _own_marks(ledger: Ledger) -> Hashes:
+def marks(ledger: Ledger) -> Hashes:
+    """What a unit has by itself: how it was made, and the selections that it fell into.
+
+    Args:
+        ledger: all units.
+    """
     births = np.array([end - start for start, end in ledger.births], np.int64)
     result = mix(np.repeat(np.arange(births.size), births), 1)
     if ledger.members:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fxrebasin.layout import AxisGroup, PermutationClass
 from fxrebasin.passes.classes import Classes, IrregularError, TwiceInsideError, classify
 from fxrebasin.passes.closure import Moves, check_closed, check_roles
-from fxrebasin.passes.coloring import color, roles
+from fxrebasin.passes.coloring import color, marks, roles
 from fxrebasin.passes.ledger import Ledger
 from fxrebasin.passes.placements import placements_of
 from fxrebasin.passes.placing import (
@@ -23,7 +23,7 @@ from fxrebasin.passes.placing import (
 )
 from fxrebasin.passes.propagate import Propagation
 from fxrebasin.passes.relations import compact, maximal, with_blocks
-from fxrebasin.passes.rows import Ints, distinct
+from fxrebasin.passes.rows import Ints, distinct, numbers_of
 from fxrebasin.passes.state_fields import StateField, remember_parts, state_fields
 from fxrebasin.passes.structure import Structure, derive
 
@@ -80,29 +80,37 @@ def solve(
 ) -> tuple[Moves, _Laid]:
     """Classes that everything recorded is closed under; what is irregular gets pinned.
 
+    Units that were tied are told apart by how they were made, or, where that does not tell enough,
+    by all that they occurred with.
+
     Args:
         ledger: units, pins and selections; those that are found to be needed are added.
         structure: what follows from its relations.
         lay: lays the classes onto tensors, and raises an `IrregularError` where they do not fit.
     """
-    tags = roles(ledger, structure)
+    tags, told = marks(ledger), False
     while True:
         roots = ledger.compress()
         pinned = [pin.units for pin in ledger.pins]
         fixed = distinct(np.concatenate(pinned)) if pinned else np.zeros(0, np.int64)
         try:
             colors = color(ledger, structure, tags, fixed)
-            moves = Moves(classify(structure, colors, roots), roots, (tags ^ colors).view(np.int64))
+            classes = classify(structure, colors, roots)
+            numbers = numbers_of(np.where(classes.colors < 0, tags, tags ^ colors))
+            moves = Moves(classes, roots, numbers)
             check_roles(moves, structure.known)
             for table in structure.raw:
                 check_closed(moves, table)
             return moves, lay(moves)
         except IrregularError as error:
-            ledger.pin(error.units, error.reason)
+            if told:
+                ledger.pin(error.units, error.reason)
+            else:
+                tags, told = roles(ledger, structure), True
         except TwiceInsideError as error:
             for part in error.parts:
                 ledger.remember_units(part)
-            tags = roles(ledger, structure)
+            tags, told = roles(ledger, structure), True
 
 
 def _read(

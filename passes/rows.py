@@ -49,7 +49,16 @@ def row_codes(columns: Sequence[Ints]) -> Ints:
         present = np.zeros(span, dtype=np.bool_)
         present[code] = True
         return np.asarray((np.cumsum(present) - 1)[code], dtype=np.int64)
-    return np.asarray(np.unique(code, return_inverse=True)[1].reshape(-1), dtype=np.int64)
+    return numbers_of(code)
+
+
+def numbers_of(values: npt.NDArray[_Whole]) -> Ints:
+    """Equal numbers, from 0 on, for equal values of a flat array; runs of one count once."""
+    differ = np.ones(values.size, dtype=np.bool_)
+    np.not_equal(values[1:], values[:-1], out=differ[1:])
+    starts = np.flatnonzero(differ)
+    inverse = np.unique(values[starts], return_inverse=True)[1].reshape(-1)
+    return np.repeat(inverse, np.diff(starts, append=values.size)).astype(np.int64, copy=False)
 
 
 def count_rows(columns: Sequence[Ints]) -> int:
