@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -60,6 +61,29 @@ class Elements:
 Field: TypeAlias = Labels | Elements
 
 
+class Stage(Enum):
+    """How far what tells the groups of sorted rows was computed."""
+
+    NUMBERS = auto()
+    COUNTS = auto()
+    ENDS = auto()
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Rows in groups, one after the other: the group's number of each, or their counts or ends.
+
+    Attributes:
+        choice: a name for the sorting that put the rows in this order.
+        count: how many groups there are.
+        stage: what a tensor holds of them.
+    """
+
+    choice: str
+    count: int
+    stage: Stage
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """A tensor as the analysis sees it: its shape and its fields.
@@ -72,7 +96,8 @@ class Value:
     `names` are units, one for each number that the tensor may hold: the numbers are positions of
     these units on an axis, and are other ones when the units are permuted. Only what looks them up
     on an axis of the same units may read them; anything else has to call `when_read`. `when_named`
-    gives the value with its names, for such a reader: nobody else needs them.
+    gives the value with its names, for such a reader: nobody else needs them. `grouped` is set on
+    what tells the groups of sorted rows.
     """
 
     shape: tuple[int, ...]
@@ -80,6 +105,7 @@ class Value:
     when_read: Callable[[], Value] | None = None
     when_named: Callable[[], Value] | None = None
     names: Labels | None = None
+    grouped: Grouped | None = None
     constant: bool = False
 
 

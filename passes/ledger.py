@@ -401,12 +401,17 @@ class Ledger(Units):
         Which row belongs to which expert depends on data: any expert may meet any other row.
         """
         for item in fields:
-            if not isinstance(item, Labels) or item.rigid or not item.reason.startswith(ROUTED):
+            if not isinstance(item, Labels) or not _is_routed(item):
                 continue
             for other in fields:
                 alike = isinstance(other, Labels) and (other.rigid or other.reason == item.reason)
                 if not alike and len(set(item.axes) & set(other.axes)) > 1:
                     self.pin(distinct(item.values.numpy()), "meets rows of another choice")
+
+    def hold_routed(self, item: Labels) -> None:
+        """Give up rows of chosen experts that change places: they meet rows of any expert then."""
+        if _is_routed(item):
+            self.pin(distinct(item.values.numpy()), "rows of chosen experts change places")
 
     def identified(self, labels: Sequence[Labels]) -> set[int]:
         """Axes all of whose positions some of the given fields tell apart."""
@@ -489,6 +494,10 @@ class Ledger(Units):
             self._impose_part(large, self.materialise(small))
         else:
             self.element_ties.append((first, second))
+
+
+def _is_routed(item: Labels) -> bool:
+    return not item.rigid and item.reason.startswith(ROUTED)
 
 
 def _sets(rows: Ints) -> tuple[Ints, Ints]:

@@ -199,7 +199,7 @@ def test_the_operators_that_are_blocked() -> None:
     names = {overload._schema.name.removeprefix("aten::") for overload in BLOCKED}
     assert names == {
         *("nonzero", "nonzero_static", "masked_select", "_unique2", "unique_consecutive"),
-        *("bincount", "histc", "searchsorted", "bucketize", "where"),
+        *("bincount", "searchsorted", "bucketize", "where"),
         *("masked_scatter", "masked_scatter_", "put", "put_", "take"),
     }
     for overload, reason in BLOCKED.items():
@@ -208,7 +208,6 @@ def test_the_operators_that_are_blocked() -> None:
 
 
 BLOCKED_CALLS = {
-    "histc": lambda x: torch.histc(x, 4),
     "masked_select": lambda x: torch.masked_select(x, x > -9),
     "nonzero": lambda x: x.nonzero(),
     "where": lambda x: torch.where(x > 0)[0],

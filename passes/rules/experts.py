@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxrebasin.labels import Field, Labels, Value, positions
+from fxrebasin.labels import Elements, Field, Labels, Stage, Value, pinned_value, positions
 from fxrebasin.passes.entries import ROUTED
-from fxrebasin.passes.ledger import free_labels
+from fxrebasin.passes.ledger import MERGED_AT_MOST, free_labels
 from fxrebasin.passes.rules.contraction import contract
 from fxrebasin.passes.rules.movement import move_labels
 from fxrebasin.passes.rules.registry import Call, pin_everything, rule
@@ -35,8 +35,8 @@ def grouped_product(call: Call) -> Sequence[Value]:
     if count < experts:
         text = "!t k, !e k n -> !t n"
         return [contract(call.ledger, text, [rows, stack], call.shape, None, "row chosen by data")]
-    chosen = torch.arange(count) * experts // count
-    routing = _routing(call, call.args["offs"])
+    chosen = _one_choice(count, experts)
+    routing = _routing(call, call.args["offs"], experts)
     of_experts = _of_experts(call, rows, chosen, routing)
     shape = (experts, call.shape[1])
     text = "!e k, !e k n -> !e n"
@@ -47,8 +47,56 @@ def grouped_product(call: Call) -> Sequence[Value]:
     return [call.join(found)]
 
 
-def _routing(call: Call, offsets: Tensor) -> str:
+def _one_choice(rows: int, experts: int) -> Tensor:
+    """The expert of each row, where every expert has rows."""
+    return torch.arange(rows) * experts // rows
+
+
+def rows_of_experts(call: Call, value: Value, index: Tensor) -> Value | None:
+    """`[experts, n], [rows] -> [rows, n]`: rows in groups are given what belongs to their expert.
+
+    Args:
+        call: of the look-up.
+        value: of what is looked up, such as the experts' biases.
+        index: the numbers of experts; sorted, with all of them in range.
+
+    Returns:
+        The value; None where the numbers are none that rows were sorted by.
+    """
+    grouped = call.lookup(index).grouped
+    if grouped is None or grouped.stage is not Stage.NUMBERS or len(value.shape) != 2:
+        return None
+    rows, experts = index.numel(), value.shape[0]
+    if grouped.count != experts or not 1 < experts <= rows:
+        return None
+    held = call.pin_axes(value, [0], "expert")
+    open_ones = [item for item in held.fields if isinstance(item, Elements)]
+    if any(item.view.numel() > MERGED_AT_MOST for item in open_ones):
+        return None
+    fields = [f if isinstance(f, Labels) else call.ledger.materialise(f) for f in held.fields]
+    shown = Value(held.shape, call.ledger.join(fields))
+    found = _spread(call, shown, _one_choice(rows, experts), grouped.choice)
+    return call.join([*found, positions(2, 0, rows, f"row chosen by data of {call.op}")])
+
+
+@rule("histc")
+def counted_in_groups(call: Call) -> Sequence[Value]:
+    """How many numbers there are in equal parts of a range: one part for each group, at best."""
+    value = call.value("self")
+    call.pin_axes(value, range(len(value.shape)), "counted by value")
+    counts = pinned_value(call.shape, f"counted by value of {call.op}")
+    grouped, bins = value.grouped, call.args["bins"]
+    one_each = grouped is not None and bins == grouped.count == call.args["max"] + 1
+    if grouped is None or not one_each or grouped.stage is not Stage.NUMBERS or call.args["min"]:
+        return [counts]
+    return [replace(counts, grouped=replace(grouped, stage=Stage.COUNTS))]
+
+
+def _routing(call: Call, offsets: Tensor, experts: int) -> str:
     """A name for a choice of rows, the same for products with the same offsets."""
+    grouped = call.lookup(offsets).grouped
+    if grouped is not None and grouped.stage is Stage.ENDS and grouped.count == experts:
+        return grouped.choice
     found = getattr(offsets, _ROUTING, "")
     if not found:
         found = f"{ROUTED} {call.ledger.origin}"

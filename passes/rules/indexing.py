@@ -17,6 +17,7 @@ from fxrebasin.labels import (
     squeeze_constant,
 )
 from fxrebasin.passes.rules.contraction import pick_axes
+from fxrebasin.passes.rules.experts import rows_of_experts
 from fxrebasin.passes.rules.movement import chosen_labels, move_labels
 from fxrebasin.passes.rules.normalization import with_statistics
 from fxrebasin.passes.rules.numbers import looked_up, numbers_in
@@ -100,6 +101,11 @@ def _looked_up(call: Call, value: Value, axis: int, index: Tensor) -> Value:
     covered = range(axis, axis + (index.ndim if mask else 1))
     if mask:
         met = call.pin_axes(value, covered, _BY_DATA)
+    elif axis == 0 and index.ndim == 1 and not call.named(index):
+        found = rows_of_experts(call, value, index)
+        if found is not None:
+            return found
+        met = call.pin_axes(value, [axis], _BY_DATA)
     else:
         met = looked_up(call, value, axis, index, _BY_DATA)
     kept = [other for other in range(len(value.shape)) if other not in covered]
@@ -164,6 +170,7 @@ def _distinct(index: Tensor) -> bool:
 def _indexed(
     call: Call, item: Labels, value: Value, indices: Sequence[Tensor | None]
 ) -> list[Field]:
+    call.ledger.hold_routed(item)
     full = torch.ops.aten.index.Tensor(item.values.expand(value.shape), list(indices))
     moved = chosen_labels(call.ledger, squeeze_constant(full, range(full.ndim)), item)
     return [] if moved is None else [moved]

@@ -302,6 +302,7 @@ def move_labels(
             size if axis in wanted else item.values.shape[axis]
             for axis, size in enumerate(value.shape)
         ]
+        call.ledger.hold_routed(item)
         values = squeeze_constant(move(item.values.expand(shape)), range(ndim))
         moved = chosen_labels(call.ledger, values, item)
         fields += [] if moved is None else [moved]

@@ -23,13 +23,14 @@ LOOKING_UP = frozenset(
     for name in (
         *("embedding", "index_select", "gather", "index.Tensor", "_unsafe_index.Tensor"),
         *("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce"),
-        *("scatter_reduce_", "eq.Tensor", "clone", "_to_copy"),
+        *("scatter_reduce_", "eq.Tensor", "clone", "_to_copy", "sort"),
     )
     for overload in overloads(name)
 )
 """Operators whose rules ask whether the numbers that they read are names of units."""
 
 _WHOLE = (torch.int32, torch.int64)
+_EXACT = (*_WHOLE, torch.float32, torch.float64)
 
 
 def found_at(
@@ -113,7 +114,9 @@ def copied(call: Call) -> Sequence[Value]:
     """The same numbers at the same positions."""
     found = call.named(call.args["self"])
     if found is None or call.outputs[0].dtype not in _WHOLE:
-        return [Value(call.shape, call.value("self").fields)]
+        value = call.value("self")
+        grouped = value.grouped if call.outputs[0].dtype in _EXACT else None
+        return [Value(call.shape, value.fields, grouped=grouped)]
     plain = Value(call.shape, found.fields)
 
     def read() -> Value:

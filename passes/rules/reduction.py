@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from fxrebasin.labels import Value, pinned_value, positions
+from fxrebasin.labels import Grouped, Stage, Value, pinned_value, positions
+from fxrebasin.passes.entries import ROUTED
 from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.normalization import with_statistics
 from fxrebasin.passes.rules.numbers import found_at
@@ -85,6 +86,11 @@ def scan(call: Call) -> Sequence[Value]:
     order = pinned_value(value.shape, f"order-dependent operator of {call.op}").fields
     fields = with_statistics(call, value, set(range(ndim)) - {dim})
     joined = call.ledger.join([*fields, *(item for item in order if item.axes == (dim,))])
+    grouped = value.grouped
+    if grouped is not None and call.op is torch.ops.aten.cumsum.default:
+        ends = grouped.stage is Stage.COUNTS and ndim == 1
+        grouped = replace(grouped, stage=Stage.ENDS) if ends else None
+        return [Value(call.shape, joined, grouped=grouped)]
     return [Value(tuple(out.shape), joined) for out in call.outputs]
 
 
@@ -94,6 +100,7 @@ def ranked(call: Call) -> Sequence[Value]:
 
     Nor do the values, unless they come in any order.
     """
+    grouped = _groups(call)
     value = call.value("self")
     ndim = len(value.shape)
     dim = call.args["dim"] % max(ndim, 1)
@@ -109,8 +116,18 @@ def ranked(call: Call) -> Sequence[Value]:
 
     in_order = bool(call.args.get("sorted", True))
     index = found_at(call, dim, ranked_by, in_order)
-    values = replace(ranked_by(value), when_read=None if in_order else pinned)
+    values = replace(ranked_by(value), when_read=None if in_order else pinned, grouped=grouped)
     return [values, index] if len(call.outputs) > 1 else [index]
+
+
+def _groups(call: Call) -> Grouped | None:
+    """Numbers of units that are sorted put what is taken along in groups, one for each unit."""
+    rising = call.op._schema.name == "aten::sort" and not call.args["descending"]
+    named = call.named(call.args["self"]) if rising else None
+    if named is None or named.names is None or len(named.shape) != 1:
+        return None
+    choice = f"{ROUTED} {call.ledger.origin}"
+    return Grouped(choice, named.names.values.numel(), Stage.NUMBERS)
 
 
 @rule("bucketize.Tensor", "searchsorted.Tensor")
@@ -129,5 +146,5 @@ def count_below(call: Call) -> Sequence[Value]:
 block(
     "its result depends on the values in an order that no permutation preserves",
     *("nonzero", "masked_select", "_unique2", "unique_consecutive", "bincount"),
-    *("histc", "searchsorted.Scalar", "bucketize.Scalar", "where.default", "nonzero_static"),
+    *("searchsorted.Scalar", "bucketize.Scalar", "where.default", "nonzero_static"),
 )

@@ -436,7 +436,7 @@ class TopExperts(nn.Module):
         return (out * gates.softmax(-1)[..., None]).sum(1)
 
 
-@structure(f(6) + 3 * f(5), VECTOR)
+@structure(f(6, 3) + 3 * f(5), VECTOR)
 def experts_by_top_k() -> nn.Module:
     return Around(6, TopExperts())
 

@@ -100,6 +100,7 @@ _SEARCHES = [
     sample(aten.searchsorted.Tensor, STEPS.view(1, 3) + RISING, p(3, 4)),
     sample(aten.kthvalue.default, p(3, 4), 2, 1),
     sample(aten.mode.default, p(3, 4), 1),
+    sample(aten.histc.default, p(3, 4), 4, -1, 1, search=False),
 ]
 
 _LOSSES = [
