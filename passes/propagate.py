@@ -67,7 +67,7 @@ from fxrebasin.passes.schema import (
     written_by,
 )
 from fxrebasin.passes.subclasses import has_own_operators
-from fxrebasin.passes.ties import Along, Spread, of_constant, of_input, of_state, spread_of, unknown
+from fxrebasin.passes.ties import Along, Later, known, of_constant, of_input, of_result, of_state
 from fxrebasin.passes.tracking import (
     LAZY,
     RESHAPING,
@@ -368,7 +368,7 @@ class Propagator(TorchDispatchMode):
             value = Value(shape, ledger.join([*pinned.fields, *value.fields]))
         track = Track(value, state=item.name, name=item.name)
         if item.role is Role.STATE and stand_in.is_floating_point():
-            track.spread = of_state(shape, len(self.states))
+            track.spread = known(of_state(shape, len(self.states)))
         self.memory.set(stand_in, track)
         self.memory.alias(item.tensor, track)  # for models that hold it elsewhere as well
 
@@ -386,7 +386,7 @@ class Propagator(TorchDispatchMode):
         """A tracked stand-in for a model input, all of whose axes are pinned."""
         stand_in = tensor.detach().clone() if self.real else _to_meta(tensor.detach())
         track = Track(pinned_value(tensor.shape, "model input"), name="input")
-        track.spread = of_input(tensor)
+        track.spread = known(of_input(tensor))
         self.memory.set(stand_in, track)
         return stand_in
 
@@ -611,7 +611,8 @@ class Propagator(TorchDispatchMode):
         else:
             also = []
         values = [] if rule is None else self._apply(rule, call)
-        spread = self._spread(func, bound, outputs)
+        shape = tuple(outputs[0].shape) if outputs else ()
+        spread = of_result(func, bound, self._spread_of, shape, rule is pointwise)
         inputs = [self._named(tensor) for tensor in call.tensors()]
         for tensor in also:
             self._write(tensor, pinned_value(tensor.shape, "unknown operator"))
@@ -621,7 +622,7 @@ class Propagator(TorchDispatchMode):
                 self._write(tensor, known)
         else:
             self._attach(func, bound, outputs, values)
-        if spread is not None and (track := self.memory.find(outputs[0])) is not None:
+        if outputs and (track := self.memory.find(outputs[0])) is not None:
             track.spread = spread
         self._record(inputs, outputs, values)
         return writes[0] if writes and isinstance(computed, Tensor) else computed
@@ -640,24 +641,12 @@ class Propagator(TorchDispatchMode):
         return None if track is None else named(track, self.result.ledger)
 
     def _apart(self, tensor: Tensor, axis: int, largest: bool) -> bool:
-        along = self._spread_of(tensor).axes[axis]
+        along = self._spread_of(tensor).spread().axes[axis]
         return along is Along.APART or (largest and along is Along.TOP)
 
-    def _spread_of(self, tensor: Tensor) -> Spread:
+    def _spread_of(self, tensor: Tensor) -> Later:
         track = self.memory.find(tensor)
-        return of_constant(tensor) if track is None else spread_of_track(track)
-
-    def _spread(
-        self, func: Any, bound: Mapping[str, Any], outputs: Sequence[Tensor]
-    ) -> Spread | None:
-        if not outputs:
-            return None
-        shape = tuple(outputs[0].shape)
-        found = spread_of(func, bound, self._spread_of, shape)
-        if found is None:
-            operands = [self._spread_of(tensor) for tensor in tensors_in(list(bound.values()))]
-            found = unknown(shape, operands, RULES.get(func) is pointwise)
-        return found
+        return known(of_constant(tensor)) if track is None else spread_of_track(track)
 
     def _apply(self, rule: Rule, call: Call) -> list[Value]:
         try:

@@ -7,7 +7,7 @@ are equal by accident only; those that were clipped, rounded or compared are not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, auto
 from typing import Any, TypeAlias
@@ -54,6 +54,53 @@ class Spread:
     sources: int = 0
 
 
+class Later:
+    """A spread that is found when it is asked for, which few models do.
+
+    Args:
+        find: gives the spread, given those of the operands.
+        operands: of which the spreads are found before.
+    """
+
+    def __init__(
+        self, find: Callable[[Sequence[Spread]], Spread], operands: Sequence[Later] = ()
+    ) -> None:
+        self._find = find
+        self._operands = tuple(operands)
+        self._found: Spread | None = None
+
+    def spread(self) -> Spread:
+        """The spread; a network is deeper than calls may be."""
+        pending = [self]
+        while pending:
+            open_ones = [item for item in pending[-1]._operands if item._found is None]
+            if open_ones:
+                pending += open_ones
+            else:
+                pending.pop()._settle()
+        return self._settle()
+
+    def _settle(self) -> Spread:
+        if self._found is None:
+            self._found = self._find([item._settle() for item in self._operands])
+            self._operands = ()
+        return self._found
+
+
+def known(spread: Spread) -> Later:
+    """A spread that need not be looked for."""
+    return Later(lambda _: spread)
+
+
+@dataclass(frozen=True)
+class _Argument:
+    """What rules look at of a tensor, which is not kept alive by that."""
+
+    ndim: int
+    dtype: torch.dtype
+    number: int
+
+
 Operand: TypeAlias = Callable[[str], Spread]
 _Rule: TypeAlias = Callable[[Mapping[str, Any], Operand, Sequence[int]], Spread]
 
@@ -83,6 +130,50 @@ def unknown(
     for item in operands:
         sources |= item.sources
     return Spread(_varying(Along.FLAT, shape), Zero.CLIPPED if clipped else Zero.MAY, sources)
+
+
+def of_view(base: Later, form: Tensor, view: Callable[[Tensor], Tensor]) -> Later:
+    """What a view of a tensor holds; see `viewed`."""
+    return Later(lambda found: viewed(found[0], form, view), [base])
+
+
+def of_result(
+    func: Any,
+    bound: Mapping[str, Any],
+    operand: Callable[[Tensor], Later],
+    shape: Sequence[int],
+    pointwise: bool,
+) -> Later:
+    """How the numbers of an operator's first output differ.
+
+    Args:
+        func: the operator.
+        bound: all of its arguments.
+        operand: what is known of a tensor argument.
+        shape: of the output.
+        pointwise: whether each number follows from those at its place.
+    """
+    operands: list[Later] = []
+    arguments: dict[str, Any] = {}
+    for name, value in bound.items():
+        arguments[name] = value
+        if isinstance(value, Tensor):
+            arguments[name] = _Argument(value.ndim, value.dtype, len(operands))
+        operands += map(operand, _tensors(value))
+
+    def find(found: Sequence[Spread]) -> Spread:
+        if func not in _RULES:
+            return unknown(shape, found, pointwise)
+        return spread_of(func, arguments, found, shape)
+
+    return Later(find, operands)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        yield from (item for item in value if isinstance(item, Tensor))
 
 
 def viewed(spread: Spread, form: Tensor, view: Callable[[Tensor], Tensor]) -> Spread:
@@ -119,32 +210,30 @@ def _merged(met: Sequence[Along]) -> Along:
 
 
 def spread_of(
-    func: Any, bound: Mapping[str, Any], operand: Callable[[Tensor], Spread], shape: Sequence[int]
-) -> Spread | None:
-    """How the numbers of an operator's first output differ; None if it is in no table.
+    func: Any, bound: Mapping[str, Any], operands: Sequence[Spread], shape: Sequence[int]
+) -> Spread:
+    """How the numbers of the first output of an operator in the table differ.
 
     Args:
         func: the operator.
         bound: all of its arguments.
-        operand: what is known of a tensor argument.
+        operands: what is known of those that are tensors.
         shape: of the output.
     """
-    rule = _RULES.get(func)
-    if rule is None:
-        return None
+    rule = _RULES[func]
 
     def named(name: str) -> Spread:
         value = bound.get(name)
-        if isinstance(value, Tensor):
-            found = operand(value)
+        if isinstance(value, _Argument):
+            found = operands[value.number]
             axes = found.axes if rule is _copied else map(_without_top, found.axes)
             before = (Along.SAME,) * (len(shape) - len(found.axes))
             return replace(found, axes=(*before, *axes))
         return Spread((Along.SAME,) * len(shape), Zero.NEVER if value else Zero.MAY)
 
     sources = 0
-    for value in bound.values():
-        sources |= operand(value).sources if isinstance(value, Tensor) else 0
+    for item in operands:
+        sources |= item.sources
     return replace(rule(bound, named, shape), sources=sources)
 
 

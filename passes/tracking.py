@@ -17,7 +17,7 @@ from fxrebasin.passes.pieces import Pieces
 from fxrebasin.passes.rules.movement import reshape, same, view, view_fields
 from fxrebasin.passes.rules.registry import RULES, Call, pin_everything
 from fxrebasin.passes.schema import viewed_by
-from fxrebasin.passes.ties import Spread, unknown, viewed
+from fxrebasin.passes.ties import Later, known, of_view, unknown
 
 
 @dataclass(eq=False)
@@ -38,7 +38,7 @@ class Track:
     version: int = 0
     seen: int = 0
     pieces: Pieces | None = None
-    spread: Spread | None = None
+    spread: Later | None = None
 
     @property
     def root(self) -> Track:
@@ -169,11 +169,11 @@ def may_be_named(track: Track) -> bool:
     return value.names is not None or value.when_named is not None
 
 
-def spread_of_track(track: Track) -> Spread:
+def spread_of_track(track: Track) -> Later:
     """How the numbers of a tensor differ."""
     if track.base is None or track.replay is None:
-        return track.spread or unknown(track.value.shape)
-    return viewed(spread_of_track(track.base), track.replay.form, track.replay)
+        return track.spread or known(unknown(track.value.shape))
+    return of_view(spread_of_track(track.base), track.replay.form, track.replay)
 
 
 def _viewed(track: Track, root: Track, ledger: Ledger) -> Value:
