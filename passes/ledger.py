@@ -262,6 +262,8 @@ class Ledger(Units):
         shape = [1 if axis in removed else size for axis, size in enumerate(values.shape)]
         rows = values.permute([*kept, *removed, *self._others(values.ndim, item.axes)])
         rows_np = rows.reshape(math.prod(values.shape[axis] for axis in kept), -1).numpy()
+        if item.injective and int(rows_np.min()) >= 0:
+            return self._blocks(rows_np, shape, kept)
         sets, row_of = (rows_np, np.arange(len(rows_np))) if item.injective else _sets(rows_np)
         row, units, count = _distinct_units(sets)
         for times in distinct(count) if not item.injective else ():
@@ -282,6 +284,17 @@ class Ledger(Units):
             return (main,)
         self.relate(main, beside)
         return main, beside
+
+    def _blocks(
+        self, rows: Ints, shape: Sequence[int], kept: tuple[int, ...]
+    ) -> tuple[Labels, ...]:
+        """Units for rows of units that are all in no other row."""
+        if len(rows) == 1:
+            return ()
+        blocks = self.fresh(len(rows))
+        self.used.append(blocks)
+        self.edges.append(Edge(rows.reshape(-1), np.repeat(blocks.numpy(), rows.shape[1])))
+        return (Labels(blocks.view(tuple(shape)), kept, injective=True),)
 
     def _nest(self, units: Ints, blocks: Tensor) -> None:
         """Units move inside blocks; where blocks overlap, they still have to stay what they are."""

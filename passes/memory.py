@@ -99,11 +99,13 @@ class Memory:
         """Attach what is known to a tensor object and its memory."""
         address = address_of(tensor)
         setattr(tensor, _NOTE, _Note(self._run, address, track))
-        self.alias(tensor, track)
+        self._place_at(address, tensor, track)
 
     def alias(self, tensor: Tensor, track: Track) -> None:
         """Attach what is known to the memory of a tensor, and leave the object as it is."""
-        address = address_of(tensor)
+        self._place_at(address_of(tensor), tensor, track)
+
+    def _place_at(self, address: int, tensor: Tensor, track: Track) -> None:
         if address:
             self._keep(tensor, address)
             self._tracks.setdefault(address, {})[_place(tensor)] = track

@@ -597,13 +597,14 @@ class Propagator(TorchDispatchMode):
             self._names,
             self._apart,
         )
+        operands = [(tensor, self.memory.find(tensor)) for tensor in call.tensors()]
         if func in LAZY:
-            inputs = [self._named(tensor) for tensor in call.tensors()]
+            inputs = [self._named(*operand) for operand in operands]
             values = [Value(tuple(tensor.shape)) for tensor in outputs]
             self._attach(func, bound, outputs, values)
             self._record(inputs, outputs, values)
             return computed
-        self._refresh(call, writes if func in OVERWRITING else [])
+        self._refresh(func, operands, writes if func in OVERWRITING else [])
         rule = RULES.get(func)
         if rule is None and func not in LOOKING and func not in INDIFFERENT:
             rule = pin_everything("unknown operator")
@@ -612,8 +613,9 @@ class Propagator(TorchDispatchMode):
             also = []
         values = [] if rule is None else self._apply(rule, call)
         shape = tuple(outputs[0].shape) if outputs else ()
-        spread = of_result(func, bound, self._spread_of, shape, rule is pointwise)
-        inputs = [self._named(tensor) for tensor in call.tensors()]
+        spreads = [_spread_of(*operand) for operand in operands]
+        spread = of_result(func, bound, spreads, shape, rule is pointwise)
+        inputs = [self._named(*operand) for operand in operands]
         for tensor in also:
             self._write(tensor, pinned_value(tensor.shape, "unknown operator"))
         if writes:
@@ -627,13 +629,12 @@ class Propagator(TorchDispatchMode):
         self._record(inputs, outputs, values)
         return writes[0] if writes and isinstance(computed, Tensor) else computed
 
-    def _refresh(self, call: Call, written: Sequence[Tensor]) -> None:
+    def _refresh(self, func: Any, operands: Sequence[_Operand], written: Sequence[Tensor]) -> None:
         """Operands are read, also by a rule that does not look at them; names are asked for."""
-        for tensor in call.tensors():
-            track = self.memory.find(tensor)
+        for tensor, track in operands:
             if track is None or any(tensor is item for item in written):
                 continue
-            if call.op not in LOOKING_UP or not may_be_named(track):
+            if func not in LOOKING_UP or not may_be_named(track):
                 refresh(track, self.result.ledger)
 
     def _names(self, tensor: Tensor) -> Value | None:
@@ -641,12 +642,8 @@ class Propagator(TorchDispatchMode):
         return None if track is None else named(track, self.result.ledger)
 
     def _apart(self, tensor: Tensor, axis: int, largest: bool) -> bool:
-        along = self._spread_of(tensor).spread().axes[axis]
+        along = _spread_of(tensor, self.memory.find(tensor)).spread().axes[axis]
         return along is Along.APART or (largest and along is Along.TOP)
-
-    def _spread_of(self, tensor: Tensor) -> Later:
-        track = self.memory.find(tensor)
-        return known(of_constant(tensor)) if track is None else spread_of_track(track)
 
     def _apply(self, rule: Rule, call: Call) -> list[Value]:
         try:
@@ -722,8 +719,8 @@ class Propagator(TorchDispatchMode):
             value = Value(value.shape, ledger.join([*value.fields, *pinned]))
         track.stand_alone(value)
 
-    def _named(self, tensor: Tensor) -> _Entry:
-        track = self.memory.find(tensor)
+    def _named(self, tensor: Tensor, known: Track | None = None) -> _Entry:
+        track = known or self.memory.find(tensor)
         if track is None:
             item = self._buffer(tensor)
             if item is None:
@@ -829,6 +826,14 @@ class ModelOutput:
 
 _Entry: TypeAlias = tuple[str, "Value | Track"]
 """A tensor in a record: its name, and its value, or its track while that is not looked up yet."""
+
+
+_Operand: TypeAlias = tuple[Tensor, "Track | None"]
+"""An operand, and what is known of it; nothing of a constant."""
+
+
+def _spread_of(tensor: Tensor, track: Track | None) -> Later:
+    return known(of_constant(tensor)) if track is None else spread_of_track(track)
 
 
 def _shown(track: Track) -> Value | Track:

@@ -7,7 +7,7 @@ are equal by accident only; those that were clipped, rounded or compared are not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, auto
 from typing import Any, TypeAlias
@@ -140,7 +140,7 @@ def of_view(base: Later, form: Tensor, view: Callable[[Tensor], Tensor]) -> Late
 def of_result(
     func: Any,
     bound: Mapping[str, Any],
-    operand: Callable[[Tensor], Later],
+    operands: Sequence[Later],
     shape: Sequence[int],
     pointwise: bool,
 ) -> Later:
@@ -149,31 +149,24 @@ def of_result(
     Args:
         func: the operator.
         bound: all of its arguments.
-        operand: what is known of a tensor argument.
+        operands: what is known of all tensors among them, in their order.
         shape: of the output.
         pointwise: whether each number follows from those at its place.
     """
-    operands: list[Later] = []
+    if func not in _RULES:
+        return Later(lambda found: unknown(shape, found, pointwise), operands)
     arguments: dict[str, Any] = {}
+    number = 0
     for name, value in bound.items():
-        arguments[name] = value
-        if isinstance(value, Tensor):
-            arguments[name] = _Argument(value.ndim, value.dtype, len(operands))
-        operands += map(operand, _tensors(value))
-
-    def find(found: Sequence[Spread]) -> Spread:
-        if func not in _RULES:
-            return unknown(shape, found, pointwise)
-        return spread_of(func, arguments, found, shape)
-
-    return Later(find, operands)
+        single = isinstance(value, Tensor)
+        arguments[name] = _Argument(value.ndim, value.dtype, number) if single else value
+        number += 1 if single else _count_tensors(value)
+    return Later(lambda found: spread_of(func, arguments, found, shape), operands)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        yield from (item for item in value if isinstance(item, Tensor))
+def _count_tensors(value: Any) -> int:
+    found = value if isinstance(value, list | tuple) else ()
+    return sum(isinstance(item, Tensor) for item in found)
 
 
 def viewed(spread: Spread, form: Tensor, view: Callable[[Tensor], Tensor]) -> Spread:
