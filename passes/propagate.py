@@ -400,8 +400,9 @@ class Propagator(TorchDispatchMode):
 
     def lookup(self, tensor: Tensor) -> Value:
         """What is known of a tensor; of a constant, where it is not uniform."""
-        self._recognise(tensor)
         found = self.memory.find(tensor)
+        if found is None and self._recognise(tensor):
+            found = self.memory.find(tensor)
         if found is not None:
             return refresh(found, self.result.ledger)
         value = self.memory.constant_value(tensor)
@@ -411,8 +412,7 @@ class Propagator(TorchDispatchMode):
 
     def constant(self, tensor: Tensor) -> Tensor | None:
         """The tensor itself, if it is a constant whose values are known."""
-        self._recognise(tensor)
-        if self.memory.find(tensor) is not None or tensor.is_meta:
+        if self.memory.find(tensor) is not None or tensor.is_meta or self._recognise(tensor):
             return None
         if self.escapes.happened and self.memory.is_exposed(tensor):
             return None

@@ -22,14 +22,16 @@ class Along(IntEnum):
     """How the numbers of a tensor differ along an axis.
 
     SAME: not at all. FLAT: they may be equal, on a set of inputs that is no accident. TOP: all but
-    the largest may be equal, as those that a softmax rounds to zero. SMOOTH: each is a smooth
-    function of parameters of its own, but all may be equal where something that they share is
-    zero. APART: as smooth ones, and equal by accident only, whatever they share.
+    the largest may be equal, as those that a softmax rounds to zero. TURNED: they make up vectors
+    of different directions, the lengths of which may be equal. SMOOTH: each is a smooth function of
+    parameters of its own, but all may be equal where something that they share is zero. APART: as
+    smooth ones, and equal by accident only, whatever they share.
     """
 
     SAME = auto()
     FLAT = auto()
     TOP = auto()
+    TURNED = auto()
     SMOOTH = auto()
     APART = auto()
 
@@ -46,7 +48,7 @@ class Zero(IntEnum):
 class Spread:
     """How the numbers of a tensor differ: along each of its axes, and from zero.
 
-    `sources` are the parameters that they are computed from, as bits.
+    `sources` are the parameters that they are computed from, as bits; the first one is for inputs.
     """
 
     axes: tuple[Along, ...]
@@ -107,13 +109,12 @@ _Rule: TypeAlias = Callable[[Mapping[str, Any], Operand, Sequence[int]], Spread]
 
 def of_state(shape: Sequence[int], number: int) -> Spread:
     """A parameter: no two of its elements are equal but by accident."""
-    return Spread(_varying(Along.APART, shape), Zero.NEVER, 1 << number)
+    return Spread(_varying(Along.APART, shape), Zero.NEVER, 2 << number)
 
 
 def of_input(tensor: Tensor) -> Spread:
-    """An input, whose axes do not move; whole numbers may well be zero."""
-    zero = Zero.NEVER if tensor.is_floating_point() else Zero.MAY
-    return Spread(_varying(Along.FLAT, tensor.shape), zero)
+    """An input, whose axes do not move: where there is nothing, it may well be zero."""
+    return Spread(_varying(Along.FLAT, tensor.shape), Zero.MAY, 1)
 
 
 def of_constant(tensor: Tensor) -> Spread:
@@ -219,7 +220,7 @@ def spread_of(
         value = bound.get(name)
         if isinstance(value, _Argument):
             found = operands[value.number]
-            axes = found.axes if rule is _copied else map(_without_top, found.axes)
+            axes = found.axes if rule in _AWARE else map(_plain, found.axes)
             before = (Along.SAME,) * (len(shape) - len(found.axes))
             return replace(found, axes=(*before, *axes))
         return Spread((Along.SAME,) * len(shape), Zero.NEVER if value else Zero.MAY)
@@ -230,8 +231,8 @@ def spread_of(
     return replace(rule(bound, named, shape), sources=sources)
 
 
-def _without_top(along: Along) -> Along:
-    return Along.FLAT if along is Along.TOP else along
+def _plain(along: Along) -> Along:
+    return Along.FLAT if along in (Along.TOP, Along.TURNED) else along
 
 
 def _varying(along: Along, shape: Sequence[int]) -> tuple[Along, ...]:
@@ -252,7 +253,7 @@ def _times(along: Along, zero: Zero) -> Along:
 
 def _multiplied(first: Spread, second: Spread) -> Spread:
     """Numbers that are multiplied by others of the same parameters may be normalised by these."""
-    shared = bool(first.sources & second.sources)
+    shared = first.sources & second.sources > 1
     axes = []
     for one, two in zip(first.axes, second.axes, strict=True):
         if Along.SAME in (one, two):
@@ -282,10 +283,24 @@ def _product(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -
     return _multiplied(operand("self"), operand("other"))
 
 
+def _quotient(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
+    """Vectors that are divided by lengths, which nothing but themselves made, keep directions."""
+    first, second = operand("self"), operand("other")
+    own = second.sources and not second.sources & ~first.sources
+    if not shape or not own or (first.axes[-1], second.axes[-1]) != (Along.APART, Along.SAME):
+        return _multiplied(first, second)
+    found = _multiplied(first, replace(second, zero=Zero.NEVER))
+    if second.sources & 1:
+        return found  # products with the input may be what they were divided by
+    turned = (Along.TURNED if along is Along.APART else Along.FLAT for along in first.axes[:-1])
+    return replace(found, axes=(*turned, found.axes[-1]))
+
+
 def _larger(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
     """The larger or the smaller of two numbers each, which have no parameter in common."""
     first, second = operand("self"), operand("other")
-    if first.sources & second.sources or not (first.sources and second.sources):
+    shared = first.sources & second.sources > 1
+    if shared or first.sources < 2 or second.sources < 2:
         return unknown(shape, pointwise=True)
     axes = (
         one if one is two else min(Along.FLAT, max(one, two))
@@ -330,15 +345,19 @@ def _reduction(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int])
     return Spread(axes, operand("self").zero)
 
 
+def _contracted(along: Along, zero: Zero) -> Along:
+    """Vectors that are multiplied by another one: by accident only are two products equal."""
+    if along is Along.TURNED:
+        return Along.APART if zero is Zero.NEVER else Along.SMOOTH
+    return _times(_plain(along), zero)
+
+
 def _dot(rows: Spread, matrix: Spread) -> Spread:
     """`[*batch, n, k] @ [*batch, k, m]`."""
     batch = _multiplied(
-        replace(rows, axes=rows.axes[:-2]), replace(matrix, axes=matrix.axes[:-2])
+        *(replace(item, axes=tuple(map(_plain, item.axes[:-2]))) for item in (rows, matrix))
     ).axes
-    along = (
-        _times(rows.axes[-2], matrix.zero),
-        _times(matrix.axes[-1], rows.zero),
-    )
+    along = (_contracted(rows.axes[-2], matrix.zero), _contracted(matrix.axes[-1], rows.zero))
     zero = Zero.NEVER if rows.zero is matrix.zero is Zero.NEVER else Zero.MAY
     return Spread((*batch, *along), zero)
 
@@ -349,7 +368,9 @@ def _matrix_product(first: str, second: str, added: str = "") -> _Rule:
         if not added:
             return product
         scaled = bound.get("beta", 1) and bound.get("alpha", 1)
-        return _added(operand(added), product) if scaled else unknown(shape)
+        before = operand(added)
+        plain = replace(before, axes=tuple(map(_plain, before.axes)))
+        return _added(plain, product) if scaled else unknown(shape)
 
     return apply
 
@@ -361,10 +382,13 @@ def _copied(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) ->
 
 def _linear(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
     value, weight = operand("input"), operand("weight")
-    leading = tuple(_times(along, weight.zero) for along in value.axes[:-1])
+    leading = tuple(_times(_plain(along), weight.zero) for along in value.axes[:-1])
     zero = Zero.NEVER if value.zero is weight.zero is Zero.NEVER else Zero.MAY
-    product = Spread((*leading, _times(weight.axes[-2], value.zero)), zero)
-    return product if bound.get("bias") is None else _added(product, operand("bias"))
+    product = Spread((*leading, _contracted(weight.axes[-2], value.zero)), zero)
+    if bound.get("bias") is None:
+        return product
+    bias = operand("bias")
+    return _added(product, replace(bias, axes=tuple(map(_plain, bias.axes))))
 
 
 def _distance(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
@@ -392,6 +416,12 @@ def _attended(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) 
     return Spread(_varying(Along.FLAT, shape), operand("value").zero)
 
 
+_MM = _matrix_product("self", "mat2")
+_ADDMM = _matrix_product("mat1", "mat2", "self")
+_BADDBMM = _matrix_product("batch1", "batch2", "self")
+_AWARE = (_copied, _linear, _MM, _ADDMM, _BADDBMM)
+"""Rules that know of numbers of which only some are apart, or only as vectors."""
+
 _TABLE: tuple[tuple[_Rule, tuple[str, ...]], ...] = (
     (
         _unary,
@@ -405,16 +435,17 @@ _TABLE: tuple[tuple[_Rule, tuple[str, ...]], ...] = (
         ),
     ),
     (_sum, ("add", "sub")),
-    (_product, ("mul", "div.Tensor", "div.Scalar", "true_divide")),
+    (_product, ("mul",)),
+    (_quotient, ("div.Tensor", "div.Scalar", "true_divide")),
     (_copied, ("_to_copy", "clone", "alias", "detach", "contiguous")),
     (_larger, ("maximum", "minimum")),
     (_power, ("pow.Tensor_Scalar",)),
     (_softmax, ("_softmax",)),
     (_log_softmax, ("_log_softmax",)),
     (_reduction, ("sum", "mean", "linalg_vector_norm", "logsumexp")),
-    (_matrix_product("self", "mat2"), ("mm.default", "bmm.default")),
-    (_matrix_product("mat1", "mat2", "self"), ("addmm.default",)),
-    (_matrix_product("batch1", "batch2", "self"), ("baddbmm.default",)),
+    (_MM, ("mm.default", "bmm.default")),
+    (_ADDMM, ("addmm.default",)),
+    (_BADDBMM, ("baddbmm.default",)),
     (_linear, ("linear",)),
     (_distance, ("_cdist_forward",)),
     (_rows, ("embedding",)),

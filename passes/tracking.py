@@ -48,7 +48,7 @@ class Track:
     def stand_alone(self, value: Value) -> None:
         """Forget what this is a view of, and what was written into it; it holds a value now."""
         self.value, self.state = value, ""
-        self.base = self.replay = self.pieces = None
+        self.base = self.replay = self.pieces = self.spread = None
         self.seen = self.version
 
 

@@ -80,6 +80,8 @@ LOOKED_UP: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "scatter_add": lambda m, x: x.new_zeros(len(x), 7).scatter_add(
         1, nearest(m, x)[:, None], x.new_ones(len(x), 1)) @ m.e,
     "cdist": lambda m, x: m.e[torch.cdist(x, m.e).argmin(-1)],
+    "cosine": lambda m, x: m.e[(F.normalize(x) @ F.normalize(m.e).t()).argmax(1)],
+    "cosine by hand": lambda m, x: m.e[F.linear(x, m.e / m.e.norm(dim=1, keepdim=True)).argmax(1)],
     "differences": lambda m, x: m.e[(x[:, None] - m.e).square().sum(-1).argmin(1)],
     "max": lambda m, x: m.e[(-distances(x, m.e)).max(1)[1]],
     "best of two": lambda m, x: m.e[distances(x, m.e).topk(2, largest=False)[1]].mean(1),
@@ -248,6 +250,11 @@ TIED: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "relu written": lambda m, x: m.router(x).relu_().argmax(1),
     "relu before a bare router": lambda m, x: m.bare((x - 2).relu()).argmax(1),
     "relu and a sum": lambda m, x: m.bare((x - 2).relu().sum(1, keepdim=True) * x).argmax(1),
+    "cosine of zeros": lambda m, x: (
+        (x - 2).relu() @ F.normalize(m.t).t()).argmax(1),
+    "lengths of directions": lambda m, x: (
+        F.normalize(m.t).square().sum(1) + 0 * x.sum(1, True)).round(decimals=9).argmax(1),
+    "rows that are hidden": lambda m, x: (m.router(x) * (x.sum(1, True) > 0)).argmax(1),
     "clamp": lambda m, x: m.router(x).clamp(min=-1).argmin(1),
     "soft threshold": lambda m, x: (m.router(x) - m.router(x).clamp(-1, 1)).argmax(1),
     "dead zone before a bare router": lambda m, x: m.bare(x - x.clamp(-9, 9)).argmax(1),
@@ -271,6 +278,37 @@ for _name, _search in TIED.items():
         return m.o(m.w.sum(2)[search(m, x)] + x)
 
     CASES[f"tied by {_name}"] = (_tied, f(8, 6))
+
+
+def test_rows_may_be_hidden_by_an_input() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router, self.t, self.o = nn.Linear(5, 7), shaped(7, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.o(self.t[(self.router(x) * mask).argmax(1)])
+
+    model = Masked()
+    symmetry = fxrebasin.analyze(model, (torch.randn(4, 5), torch.ones(4, 1)))
+    rows = torch.randn(60, 5, generator=torch.Generator().manual_seed(7))
+    mask = (torch.arange(60)[:, None] % 2).to(rows.dtype)
+    assert_group_is_sound(model, (rows, mask), symmetry=symmetry)
+    assert symmetry.log10_order() == pytest.approx(f(6))
+
+
+def test_a_router_without_a_bias_may_be_given_zeros() -> None:
+    model = Made(
+        lambda m, x: m.o(m.t[m.router(x).argmax(1)]),
+        router=nn.Linear(5, 7, bias=False),
+        t=shaped(7, 6),
+        o=nn.Linear(6, 3),
+    )
+    symmetry = fxrebasin.analyze(model, (torch.randn(4, 5),))
+    rows = torch.randn(60, 5, generator=torch.Generator().manual_seed(7))
+    rows[::3] = 0
+    assert_group_is_sound(model, (rows,), symmetry=symmetry)
+    assert symmetry.log10_order() == pytest.approx(f(6))
 
 
 @pytest.mark.parametrize("name", CASES)
