@@ -85,6 +85,9 @@ LOOKED_UP: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "differences": lambda m, x: m.e[(x[:, None] - m.e).square().sum(-1).argmin(1)],
     "max": lambda m, x: m.e[(-distances(x, m.e)).max(1)[1]],
     "best of two": lambda m, x: m.e[distances(x, m.e).topk(2, largest=False)[1]].mean(1),
+    "embedding_bag": lambda m, x: F.embedding_bag(nearest(m, x)[:, None], m.e),
+    "embedding_bag, weighted": lambda m, x: F.embedding_bag(
+        nearest(m, x)[:, None], m.e, mode="sum", per_sample_weights=x.new_ones(len(x), 1)),
     "a copy, a view, a cast": lambda m, x: m.e[nearest(m, x).view(1, -1).clone().int()[0]],
 }  # fmt: skip
 
@@ -175,6 +178,16 @@ def compared_with_one(m: Any, x: Tensor) -> Any:
 @case(6)
 def compared_backwards(m: Any, x: Tensor) -> Any:
     return m.o((nearest(m, x)[:, None] == torch.arange(7).flip(0)).to(x.dtype) @ m.e)
+
+
+@case(6)
+def in_bags_but_for_one(m: Any, x: Tensor) -> Any:
+    return m.o(F.embedding_bag(distances(x, m.e).topk(2)[1], m.e, padding_idx=2) + x)
+
+
+@case()
+def largest_of_a_bag(m: Any, x: Tensor) -> Any:
+    return m.o(F.embedding_bag(distances(x, m.e).topk(2)[1], m.e, mode="max") + x)
 
 
 @case(6)

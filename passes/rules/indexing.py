@@ -71,9 +71,12 @@ def embedding_bag(call: Call) -> Sequence[Value]:
     """As `embedding`, with rows summed: [rows, features] -> [bags, features]."""
     if call.outputs[3].ndim == 2:
         return pin_everything("the index of a maximum")(call)
-    table = call.pin_axes(call.value("weight"), [0], "row chosen by index")
-    for name in ("indices", "offsets", "per_sample_weights"):
-        given = call.optional(name)
+    indices = call.args["indices"]
+    if call.args["padding_idx"] >= 0:
+        call.lookup(indices)  # one number stands for nothing
+    table = looked_up(call, call.value("weight"), 0, indices, "row chosen by index")
+    others = (call.optional(name) for name in ("offsets", "per_sample_weights"))
+    for given in (numbers_in(call, indices), *others):
         if given is not None:
             call.pin_axes(given, [0], "which rows belong to which bag")
     reason = f"row chosen by index of {call.op}"

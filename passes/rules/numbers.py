@@ -24,6 +24,7 @@ LOOKING_UP = frozenset(
         *("embedding", "index_select", "gather", "index.Tensor", "_unsafe_index.Tensor"),
         *("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce"),
         *("scatter_reduce_", "eq.Tensor", "clone", "_to_copy", "sort"),
+        *("_embedding_bag", "_embedding_bag_forward_only"),
     )
     for overload in overloads(name)
 )
