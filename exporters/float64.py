@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from fxrebasin.errors import EquivalenceError
-from fxrebasin.passes.flex import sees_flex_attention
+from fxrebasin.passes.watching import OperatorMode
 
 WIDENED: Mapping[torch.dtype, torch.dtype] = {
     torch.float32: torch.float64,
@@ -51,8 +50,7 @@ def _grouped_products(
 _IN_FLOAT64: dict[Any, Callable[..., Any]] = {torch.ops.aten._grouped_mm.default: _grouped_products}
 
 
-@sees_flex_attention
-class TrueFloat64(TorchDispatchMode):
+class TrueFloat64(OperatorMode):
     """Dispatch mode in which every floating-point operator works in float64.
 
     `model.double()` alone is not enough: a model that casts inside `forward` (the RMSNorm of
@@ -71,20 +69,17 @@ class TrueFloat64(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._wide_storages: dict[tuple[int, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def called(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """Run an operator on wide arguments."""
         schema = func._schema
         bit_cast = f"{schema.name}.{schema.overload_name}" in _BIT_CASTS
         wide_args, wide_kwargs = tree_map(
-            lambda value: self._widen_argument(value, bit_cast), (tuple(args), dict(kwargs or {}))
+            lambda value: self._widen_argument(value, bit_cast), (args, kwargs)
         )
         result = _IN_FLOAT64.get(func, func)(*wide_args, **wide_kwargs)
         if any(output.alias_info is not None for output in schema.returns):

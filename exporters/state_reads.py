@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from fxrebasin.passes.flex import sees_flex_attention
 from fxrebasin.passes.schema import LOOKING, tensors_in, viewed_by
+from fxrebasin.passes.watching import OperatorMode
 
 _COMPUTED = "_fxrebasin_computed"
 
 
-@sees_flex_attention
-class StateReads(TorchDispatchMode):
+class StateReads(OperatorMode):
     """Dispatch mode that notes which elements of some tensors are operands of an operator.
 
     A view reads nothing; what is done with it does, and reads the elements that it shows, unless
@@ -35,7 +33,7 @@ class StateReads(TorchDispatchMode):
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._tensors = {name: tensor for name, tensor in tensors.items() if _is_plain(tensor)}
         self._storages = {t.untyped_storage()._cdata for t in self._tensors.values()}
         self._seen: dict[int, set[tuple[Any, ...]]] = {}
@@ -59,19 +57,15 @@ class StateReads(TorchDispatchMode):
         unread = self.unread()
         return [n for n, tensor in self._tensors.items() if unread.get(n) == tensor.numel()]
 
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def called(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        options = dict(kwargs or {})
-        operands = tensors_in((list(args), options))
+        """Run an operator, and note what it reads."""
+        operands = tensors_in((list(args), kwargs))
         own = [operand for operand in operands if self._is_own(operand)]
         computed = bool(own) or any(hasattr(operand, _COMPUTED) for operand in operands)
         self.looked |= computed and func in LOOKING
-        result = func(*args, **options)
+        result = func(*args, **kwargs)
         results = tensors_in([result])
         if computed:
             for tensor in results:

@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fxrebasin.outputs import Given, Wanted, counted, reduced, remade
-from fxrebasin.passes.flex import sees_flex_attention
 from fxrebasin.passes.on_meta import on_meta
 from fxrebasin.passes.preserve import preserve, written_tensors
+from fxrebasin.passes.watching import OperatorMode
 
 _Key: TypeAlias = tuple[Any, ...]
 
@@ -72,8 +72,7 @@ def dry_run(
     return DryRun(output, tuple(recorder.program), given, recorder.keys)
 
 
-@sees_flex_attention
-class _Recorder(TorchDispatchMode):
+class _Recorder(OperatorMode):
     """Executes what depends on parameters or float inputs on meta tensors; writes the program.
 
     Tensors have a key that says where they come from: the state, by name; an input or the result
@@ -87,7 +86,7 @@ class _Recorder(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.program: list[_Key] = []
         self._device = next((p.device for p in model.parameters() if not p.is_meta), "cpu")
         self._state = {
@@ -107,14 +106,9 @@ class _Recorder(TorchDispatchMode):
             real = not (value.is_floating_point() or value.is_complex())
             return self._number(value.detach() if real else torch.empty_like(value, device="meta"))
 
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def called(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        kwargs = dict(kwargs or {})
         leaves = _flat((*args, *kwargs.values()))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         unknown = any(self._is_unknown(tensor) for tensor in tensors)

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import (
-    TorchDispatchMode,
     _disable_current_modes,
     is_traceable_wrapper_subclass,
 )
 
-from fxrebasin.passes.flex import flex_attention_written_out, sees_flex_attention
+from fxrebasin.passes.flex import flex_attention_written_out
+from fxrebasin.passes.watching import OperatorMode
 
 _Undo: TypeAlias = Callable[[], None]
 _HOLDERS = (torch.Tensor, dict, list, tuple, set, deque)
@@ -208,25 +208,19 @@ def _storage(tensor: torch.Tensor) -> torch.UntypedStorage | None:
     return tensor.untyped_storage()
 
 
-@sees_flex_attention
-class _WriteGuard(TorchDispatchMode):
+class _WriteGuard(OperatorMode):
     """Copies a protected storage just before the first operator that writes to it."""
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.tensors = tensors  # kept alive, so that the addresses below stay theirs
         storages = [_storage(tensor) for tensor in tensors if not tensor.is_meta]
         self._protected = {storage._cdata: storage for storage in storages if storage is not None}
         self._copies: dict[int, torch.UntypedStorage] = {}
 
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def called(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        kwargs = kwargs or {}
         if not _written_arguments(func):
             return func(*args, **kwargs)
         for tensor in written_tensors(func, args, kwargs):

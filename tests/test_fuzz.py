@@ -20,7 +20,7 @@ from fxrebasin.passes.rules.registry import RULES, Call, Rule
 from tests.fuzz import __main__ as command
 from tests.fuzz import brute
 from tests.fuzz.check import Kind, counted
-from tests.fuzz.generate import ALL, Words
+from tests.fuzz.generate import ALL, FORMS, Words
 from tests.fuzz.hunt import Tally, drawn, hunt
 from tests.fuzz.outputs import difference, tensors
 from tests.fuzz.program import float64
@@ -28,7 +28,7 @@ from tests.support.invariants import broken
 
 aten = torch.ops.aten
 SEEDS = range(3)
-PROGRAMS = 90
+PROGRAMS = 50
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -39,6 +39,31 @@ def test_nothing_is_wrong_with_random_programs(seed: int) -> None:
     assert tally.tried == PROGRAMS
     assert tally.free > PROGRAMS // 4
     assert not tally.refused
+
+
+def test_every_kind_of_output_input_and_branch_is_drawn() -> None:
+    programs = [drawn(3, index).program for index in range(150)]
+    assert {item.form for item in programs} == set(FORMS)
+    assert {bool(item.vocabulary) for item in programs} == {False, True}
+    steps = {step.op for item in programs for step in item.steps}
+    assert {"branch_on_data", "rows_by_data"} <= steps
+
+
+@pytest.mark.parametrize("form", ["named tuple", "dataclass", "slots", "object"])
+def test_units_in_an_object_that_is_returned_stay(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = Words(("linear",), ("linear",), (form,))
+    monkeypatch.setattr("fxrebasin.passes.propagate.counted", lambda *_, **__: {})
+    found = next(hunt(1, math.inf, Tally(), 60, words))
+    assert found.fault.kind is Kind.WRONG
+
+
+def test_a_state_with_other_buffers_has_to_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Words(("with_buffer", "linear"), ("mean_of_positions",), ("tensor",))
+    assert not list(hunt(2, math.inf, Tally(), 20, words))
+    monkeypatch.setattr("fxrebasin.permutation.contradictions", lambda *_: [])
+    assert next(hunt(2, math.inf, Tally(), 100, words)).fault.kind is Kind.CONSTANTS
 
 
 # Faults that it has to find -------------------------------------------------------------------
@@ -78,9 +103,9 @@ WRONG_RULES: dict[str, tuple[object, Rule, str, Kind]] = {
 def test_a_broken_rule_is_found_and_shrunk(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     overload, wrong, step, kind = WRONG_RULES[name]
     words = Words((step, "linear", "transpose", "two_operands"), ("linear",), ("tensor", "dict"))
-    assert not list(hunt(1, math.inf, Tally(), 10, words))
+    assert not list(hunt(7, math.inf, Tally(), 10, words))
     monkeypatch.setitem(RULES, overload, wrong)
-    found = next(hunt(1, math.inf, Tally(), 400, words))
+    found = next(hunt(7, math.inf, Tally(), 400, words))
     assert found.fault.kind is kind
     assert step in {item.op for item in found.built.program.steps}
     assert len(found.built.lines) <= 4
@@ -121,9 +146,9 @@ def test_the_command_says_what_it_found(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     others = [name for name in ALL.steps if name not in ("flip", "two_operands", "linear")]
-    options = ["--seed", "1", "--programs", "40", "--without", *others, "object"]
+    options = ["--seed", "6", "--programs", "20", "--without", *others, "object"]
     assert command.main(options) == 0
-    assert "40 programs" in capsys.readouterr().out
+    assert "20 programs" in capsys.readouterr().out
     monkeypatch.setitem(RULES, aten.flip.default, same)
     assert command.main(options) == 1
     assert "a permutation of the group changes the outputs" in capsys.readouterr().out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import compress
 
@@ -37,6 +37,7 @@ class Kind(Enum):
     CRASH = "an exception"
     BITS = "the inverse does not restore the bits"
     PLANTED = "what match finds for a permuted copy changes the outputs"
+    CONSTANTS = "a state with other buffers is permuted, and computes something else"
     ORDER = "the order does not divide the number of permutations that change nothing"
 
 
@@ -98,8 +99,10 @@ def _tried(net: nn.Module, x: Tensor, symmetry: Symmetry, planted: bool, every: 
 
     def run() -> None:
         faults.append(_with_elements(net, x, symmetry))
+        if any(True for _ in net.buffers()) and faults == [None]:
+            faults.append(_with_other_constants(net, x, symmetry))
         alike = planted and symmetry.classes and _same_group(net, torch.cat([x, x]), symmetry)
-        if alike and faults == [None]:
+        if alike and not any(faults):
             faults.append(_planted(net, x, symmetry))
         if every and not any(faults):
             fault, lost[0] = counted(net, x, symmetry)
@@ -155,6 +158,26 @@ def _with_elements(net: nn.Module, x: Tensor, symmetry: Symmetry) -> Fault | Non
     return None
 
 
+def _with_other_constants(net: nn.Module, x: Tensor, symmetry: Symmetry) -> Fault | None:
+    """A state with other buffers is refused, or permuted without a change of the outputs."""
+    generator = torch.Generator().manual_seed(17)
+    other = copy.deepcopy(net)
+    for buffer in other.buffers():
+        if buffer.is_floating_point():
+            buffer.mul_(0.5 + torch.rand(buffer.shape, generator=generator, dtype=buffer.dtype))
+    if not symmetry.classes or not _calm(other, x):
+        return None
+    for element in (symmetry.random(SEEDS[0]), rolled(symmetry)):
+        try:
+            moved = element.permute_state_dict(other.state_dict())
+        except fxrebasin.ArchitectureMismatchError:
+            return None
+        fault = _changed(other, moved, [x], [tensors(other(x))])
+        if fault is not None:
+            return replace(fault, kind=Kind.CONSTANTS)
+    return None
+
+
 def _same_group(net: nn.Module, x: Tensor, symmetry: Symmetry) -> bool:
     """Whether an input of another size has the group of the example.
 
@@ -195,7 +218,11 @@ def _inputs(net: nn.Module, x: Tensor) -> list[Tensor]:
     generator = torch.Generator().manual_seed(99)
     found = []
     for batch in BATCHES:
-        item = torch.randn((batch, *x.shape[1:]), generator=generator, dtype=x.dtype)
+        shape = (batch, *x.shape[1:])
+        if x.is_floating_point():
+            item = torch.randn(shape, generator=generator, dtype=x.dtype)
+        else:
+            item = torch.randint(int(x.max()) + 1, shape, generator=generator)
         if _calm(net, item):
             found.append(item)
     return found

@@ -21,6 +21,11 @@ OFTEN = ("from_rules",) * 8 + ("parameter", "shared_vector", "shared_by_groups")
 ATTEMPTS = 8
 """Steps that are drawn where one is wanted, for many do not fit."""
 
+
+def _made(kind: str, names: Sequence[str]) -> str:
+    return f"return {kind}({names[0]}, ({', '.join(names[1:])}{',' * (len(names) == 2)}))"
+
+
 FORMS: dict[str, Form] = {
     "tensor": lambda names: [
         f"return {names[0]}" if len(names) == 1 else f"return {', '.join(names)}"
@@ -31,6 +36,9 @@ FORMS: dict[str, Form] = {
     "distribution": lambda names: [
         f"return torch.distributions.Normal({names[0]}, 1.0 + {names[0]}.square())"
     ],
+    "named tuple": lambda names: [_made("Pair", names)],
+    "dataclass": lambda names: [_made("Record", names)],
+    "slots": lambda names: [_made("Slotted", names)],
     "object": lambda names: [
         f"return types.SimpleNamespace({', '.join(f'{n}={n}' for n in names)})"
     ],
@@ -70,19 +78,19 @@ def generate(seed: str, few: bool = False, words: Words = ALL) -> Program:
     number = choose.randrange(1 << 16)
     sizes = FEW_SIZES if few else SIZES
     shape = (3, *(choose.choice(sizes) for _ in range(choose.choice((1, 1, 2, 2, 3)))))
+    vocabulary = choose.choice(sizes) + 2 if choose.random() < 0.15 else 0
     steps: list[Step] = []
-    scope = _scope(number, sizes, shape, steps)
+    scope = Scope(number, sizes, shape, vocabulary)
     for _ in range(choose.choice((1, 2, 2, 3) if few else (2, 3, 4, 5, 6, 7))):
         scope = _extend(scope, steps, words.steps, choose)
     returned = _end(scope, steps, words.endings, choose)
     form = choose.choice(words.forms) if choose.random() < 0.3 else "tensor"
-    return Program(number, sizes, shape, tuple(steps), returned, form)
+    return Program(number, sizes, shape, tuple(steps), returned, form, vocabulary)
 
 
-def _scope(
-    number: int, sizes: tuple[int, ...], shape: tuple[int, ...], steps: Sequence[Step]
-) -> Scope:
-    scope = Scope(number, sizes, shape)
+def _again(scope: Scope, steps: Sequence[Step]) -> Scope:
+    """A scope in which some steps were executed, and nothing else."""
+    scope = Scope(scope.seed, scope.sizes, scope.shape, scope.vocabulary)
     for step in steps:
         scope.add(step, GRAMMAR[step.op], None)
     return scope
@@ -99,7 +107,7 @@ def _extend(
         try:
             steps.append(scope.add(step, GRAMMAR[op], choose))
         except DoesNotFit:
-            scope = _scope(scope.seed, scope.sizes, scope.shape, steps)
+            scope = _again(scope, steps)
         else:
             return scope
     return scope

@@ -16,6 +16,8 @@ def tensors(found: object) -> list[Tensor]:
         found = list(found.values())
     if isinstance(found, (list, tuple)):
         return [t for item in found for t in tensors(item)]
+    if hasattr(found, "__slots__"):
+        return tensors([getattr(found, name) for name in found.__slots__])
     return tensors(vars(found)) if hasattr(found, "__dict__") else []
 
 

@@ -8,11 +8,14 @@ changed is still a program.
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PREAMBLE = """\
+import collections
+import dataclasses
 import types
 
 import torch
@@ -37,7 +42,31 @@ def randn(*shape):
 def rand(*shape):
     return 0.5 + torch.rand(shape, generator=generator)
 
+
+def integers(below, *shape):
+    return torch.randint(below, shape, generator=generator)
+
+
 """
+
+KINDS = """\
+Pair = collections.namedtuple("Pair", "first rest")
+
+
+@dataclasses.dataclass
+class Record:
+    first: object
+    rest: object = None
+
+
+class Slotted:
+    __slots__ = ("first", "rest")
+
+    def __init__(self, first, rest):
+        self.first, self.rest = first, rest
+
+"""
+"""Classes of objects that programs return."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +97,7 @@ class Program:
         steps: in the order of execution.
         returned: variables that `forward` returns.
         form: the key of how they are returned.
+        vocabulary: if not 0, the input holds integers below it, which are looked up in a table.
     """
 
     seed: int
@@ -76,6 +106,14 @@ class Program:
     steps: tuple[Step, ...]
     returned: tuple[str, ...]
     form: str = "tensor"
+    vocabulary: int = 0
+
+    @property
+    def input(self) -> str:
+        """The statement's right-hand side that draws the input."""
+        if self.vocabulary:
+            return f"integers({', '.join(map(str, (self.vocabulary, *self.shape[:-1])))})"
+        return f"randn({', '.join(map(str, self.shape))})"
 
 
 @dataclass(frozen=True)
@@ -94,9 +132,8 @@ class Built:
 
     def source(self) -> str:
         """The module and an input as a file that anyone can run."""
-        shape = ", ".join(map(str, self.program.shape))
-        preamble = PREAMBLE.format(seed=self.program.seed)
-        lines = [preamble, f"x = randn({shape})", "", "", *self.class_lines()]
+        preamble = PREAMBLE.format(seed=self.program.seed) + KINDS
+        lines = [preamble, f"x = {self.program.input}", "", "", *self.class_lines()]
         return "\n".join([*lines, "", "", "net = Net().eval()"])
 
     def class_lines(self) -> list[str]:
@@ -107,14 +144,14 @@ class Built:
             "        super().__init__()",
             *(f"        {line}" for line in self.state),
             "",
-            "    def forward(self, x):",
+            f"    def forward(self, {'ids' if self.program.vocabulary else 'x'}):",
             *(f"        {line}" for line in self.lines),
         ]
 
     def make(self) -> tuple[nn.Module, Tensor]:
         """The module in eval mode, and an input for it."""
         names = namespace(self.program.seed)
-        x = names["randn"](*self.program.shape)
+        x = eval(self.program.input, names)
         exec("\n".join(self.class_lines()), names)
         return names["Net"]().eval(), x
 
@@ -129,7 +166,19 @@ def namespace(seed: int) -> dict[str, Any]:
     def rand(*shape: int) -> Tensor:
         return 0.5 + torch.rand(shape, generator=generator, dtype=torch.float64)
 
-    return {"torch": torch, "F": F, "nn": nn, "types": types, "randn": randn, "rand": rand}
+    def integers(below: int, *shape: int) -> Tensor:
+        return torch.randint(below, shape, generator=generator)
+
+    return {**_kinds(), "randn": randn, "rand": rand, "integers": integers}
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    """What programs use of libraries, and the classes of objects that they return."""
+    names: dict[str, Any] = {"torch": torch, "F": F, "nn": nn, "types": types}
+    names |= {"collections": collections, "dataclasses": dataclasses}
+    exec(KINDS, names)
+    return names
 
 
 @contextmanager

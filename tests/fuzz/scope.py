@@ -36,6 +36,7 @@ class Scope:
     seed: int
     sizes: tuple[int, ...]
     shape: tuple[int, ...]
+    vocabulary: int = 0
     variables: dict[str, Tensor] = field(default_factory=dict)
     state: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -44,8 +45,15 @@ class Scope:
         self.names = namespace(self.seed)
         self.module = nn.Module().eval()
         self.names["self"] = self.module
-        self.x = self.names["randn"](*self.shape)
-        self.names["x"] = self.variables["x"] = self.x
+        program = Program(self.seed, self.sizes, self.shape, (), (), vocabulary=self.vocabulary)
+        self.x = value = eval(program.input, self.names)
+        if self.vocabulary:
+            table = f"randn({self.vocabulary}, {self.shape[-1]})"
+            self.module.register_parameter("table", nn.Parameter(eval(table, self.names)))
+            self.state.append(f"self.table = nn.Parameter({table})")
+            self.lines.append("x = F.embedding(ids, self.table)")
+            value = nn.functional.embedding(self.x, self.module.get_parameter("table")).detach()
+        self.names["x"] = self.variables["x"] = value
 
     def add(self, step: Step, emit: Emit, choose: random.Random | None) -> Step:
         """Execute a step; returns it with the choices that were made.
@@ -242,7 +250,7 @@ def build(program: Program, grammar: dict[str, Emit], forms: dict[str, Form]) ->
     Raises:
         DoesNotFit: a step of it cannot be executed.
     """
-    scope = Scope(program.seed, program.sizes, program.shape)
+    scope = Scope(program.seed, program.sizes, program.shape, program.vocabulary)
     steps = tuple(scope.add(step, grammar[step.op], None) for step in program.steps)
     missing = [name for name in program.returned if name not in scope.variables]
     if missing:

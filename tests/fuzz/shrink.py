@@ -73,6 +73,8 @@ def _smaller(program: Program) -> Iterator[Program]:
 def _with_fewer_results(program: Program) -> Iterator[Program]:
     if program.form != "tensor":
         yield replace(program, form="tensor")
+    if program.vocabulary:
+        yield replace(program, vocabulary=0)
     if len(program.returned) > 1:
         for name in program.returned:
             yield replace(program, returned=(name,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz.grammar.registry import has_axes, step
+from tests.fuzz.grammar.registry import at, has_axes, step
 from tests.fuzz.scope import Cursor
 
 
@@ -20,9 +20,7 @@ def constant_index(c: Cursor) -> None:
     x = c.operand()
     axis = c.axis(x)
     index = _indices(c, c.shapes[x][axis])
-    text = c.one_of(
-        f"{x}[{':, ' * axis}{index}]", f"{x}.index_select({axis}, torch.tensor({index}))"
-    )
+    text = c.one_of(f"{x}{at(axis, index)}", f"{x}.index_select({axis}, torch.tensor({index}))")
     c.result(text)
 
 
@@ -37,7 +35,7 @@ def neighbour_table(c: Cursor) -> None:
     else:
         table = [c.order(size) for _ in range(2)]
     after = c.one_of("", f".sum({axis})", f".mean({axis + 1})")
-    c.result(f"{x}[{':, ' * axis}torch.tensor({table})]{after}")
+    c.result(f"{x}{at(axis, f'torch.tensor({table})')}{after}")
 
 
 @step
@@ -120,7 +118,7 @@ def picked_by_other(c: Cursor) -> None:
     y = c.operand(has_axes(1, 3))
     axis = c.axis(x)
     if c.flag(2):
-        c.result(f"{x}[{':, ' * axis}({y} > 0).long()]" if c.shapes[x][axis] > 1 else x)
+        c.result(f"{x}{at(axis, f'({y} > 0).long()')}" if c.shapes[x][axis] > 1 else x)
     else:
         c.result(
             f"{x}[torch.arange({x}.shape[0]), {x}.argmax(1)]"

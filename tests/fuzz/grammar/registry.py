@@ -33,6 +33,16 @@ def ones_but(ndim: int, axes: Sequence[int], shape: Sequence[int]) -> list[int]:
     return [shape[axis] if axis in axes else 1 for axis in range(ndim)]
 
 
+def at(axis: int, text: object) -> str:
+    """The subscript of a part of one axis."""
+    return f"[{':, ' * axis}{text}]"
+
+
+def without(shape: Sequence[int], *axes: int) -> tuple[int, ...]:
+    """The sizes of all axes but some."""
+    return tuple(size for axis, size in enumerate(shape) if axis not in axes)
+
+
 def full(cursor: Cursor, name: str, shape: Sequence[int] | None = None) -> str:
     """Sizes as text; the first as that of a variable, for the batch may be of any size."""
     sizes = cursor.shapes[name] if shape is None else shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz.grammar.registry import ending, has_axes, step
+from tests.fuzz.grammar.registry import ending, has_axes, step, without
 from tests.fuzz.scope import Cursor
 
 
@@ -112,8 +112,7 @@ def loop_over_parts(c: Cursor) -> None:
     c.line(f"{parts} = []")
     c.line(f"for i, part in enumerate({x}.unbind({axis})):")
     if c.flag(2):
-        rest = [s for a, s in enumerate(shape) if a != axis]
-        weight = c.parameter(size, rest[-1])
+        weight = c.parameter(size, without(shape, axis)[-1])
         c.line(f"    {parts}.append(part * {weight}[i])")
     else:
         c.line(f"    {parts}.append(part.tanh() if i % 2 else part * 0.5)")
@@ -129,6 +128,29 @@ def branch_on_shape(c: Cursor) -> None:
     c.line("else:")
     c.line(f"    {name} = {x}.tanh()")
     c.result(f"{name} {c.one_of('+', '*')} {x}")
+
+
+@step
+def branch_on_data(c: Cursor) -> None:
+    """What happens depends on the values of the input, or of units."""
+    x = c.operand(has_axes(1, 4))
+    asked = c.one_of(f"{x}.sum()", f"{x}.flatten()[0]", f"{x}.amax()", "x.mean()")
+    c.line(f"if float({asked}) > {c.one_of('0.1', '0.7')}:")
+    name, width = f"t{c.step.uid}", c.shapes[x][-1]
+    c.line(f"    {name} = {x}.tanh()")
+    c.line("else:")
+    text = c.one_of(f"F.linear({x}, {c.parameter(width, width)})", f"{x}.flip(-1)", f"{x} * 0.5")
+    c.line(f"    {name} = {text}")
+    c.result(name)
+
+
+@step
+def rows_by_data(c: Cursor) -> None:
+    """Each row of a batch goes the way that it asks for."""
+    x = c.operand(has_axes(2, 3))
+    rows, scale = f"t{c.step.uid}", c.parameter(c.shapes[x][-1])
+    c.line(f"{rows} = [row * {scale} if bool(row.sum() > 0) else row.sin() for row in {x}]")
+    c.result(f"torch.stack({rows})")
 
 
 @step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tests.fuzz.grammar.registry import full, has_axes, step
+from tests.fuzz.grammar.registry import at, full, has_axes, step
 from tests.fuzz.scope import Cursor
 
 
@@ -127,7 +127,7 @@ def sliced(c: Cursor) -> None:
     few = (f":{cut}", "-1:")
     several = (f"{cut}:" if size - cut > 1 else ":", "::2", "1::2" if size > 3 else ":", ":-1")
     text = c.one_of(*few, *(several if size > 2 else ()))
-    c.result(f"{x}[{':, ' * axis}{text}]")
+    c.result(f"{x}{at(axis, text)}")
 
 
 @step
@@ -135,11 +135,8 @@ def sliced_against_each_other(c: Cursor) -> None:
     """Neighbours along an axis meet."""
     x = c.operand()
     axis = c.axis(x, 2)
-    lead = ":, " * axis
-    one, two = c.one_of(
-        (f"{lead}1:", f"{lead}:-1"), (f"{lead}:1", f"{lead}:"), (f"{lead}:-1", f"{lead}1:")
-    )
-    c.result(f"{x}[{one}] {c.one_of('-', '*', '+')} {x}[{two}]")
+    one, two = (at(axis, text) for text in c.one_of(("1:", ":-1"), (":1", ":"), (":-1", "1:")))
+    c.result(f"{x}{one} {c.one_of('-', '*', '+')} {x}{two}")
 
 
 @step
@@ -201,7 +198,7 @@ def moved_and_combined(c: Cursor) -> None:
     x = c.operand()
     axis = c.axis(x, 2)
     size = c.shapes[x][axis]
-    index = f"[{':, ' * axis}{c.order(size)}]"
+    index = at(axis, c.order(size))
     moved = c.one_of(f".flip({axis})", f".roll(1, {axis})", index, f".roll({size // 2}, {axis})")
     c.result(f"{x} {c.one_of('+', '*', '-')} {x}{moved}")
 

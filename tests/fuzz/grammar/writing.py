@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.fuzz.grammar.registry import full, has_axes, step
+from tests.fuzz.grammar.registry import at, full, has_axes, step, without
 from tests.fuzz.scope import Cursor
 
 
@@ -12,7 +12,7 @@ def _place(c: Cursor, x: str) -> str:
     size = c.shapes[x][axis]
     cut = 1 + c.pick(size - 1)
     text = c.one_of(f"{cut}:", f":{cut}", "::2", f"{cut}", "0", "-1", str(c.order(size)[:2]))
-    return f"[{':, ' * axis}{text}]"
+    return at(axis, text)
 
 
 @step
@@ -27,7 +27,7 @@ def into_zeros(c: Cursor) -> None:
     kind = c.one_of("zeros", "ones")
     sizes = full(c, x, shape) if axis else ", ".join(map(str, shape))
     target = c.result(f"torch.{kind}({sizes})")
-    place = f"{target}[{':, ' * axis}{before}:{before + size}]"
+    place = f"{target}{at(axis, f'{before}:{before + size}')}"
     c.line(f"{place} {c.one_of('=', '+=')} {x}")
 
 
@@ -53,9 +53,9 @@ def write_parameter(c: Cursor) -> None:
     x = c.operand(has_axes(2))
     shape = c.shapes[x]
     axis = c.axis(x)
-    rest = [size for a, size in enumerate(shape) if a not in (0, axis)]
+    rest = without(shape, 0, axis)
     target = c.result(f"{x}.clone()")
-    where = f"[{':, ' * axis}{c.one_of(0, -1)}]"
+    where = at(axis, c.one_of(0, -1))
     value = c.parameter(*rest) if rest else "0.5"
     c.line(f"{target}{where} {c.one_of('=', '+=', '*=')} {value}")
 
@@ -77,10 +77,10 @@ def write_variable(c: Cursor) -> None:
     """One variable is written over a part of another."""
     x = c.operand(has_axes(2))
     axis = c.axis(x)
-    rest = tuple(size for a, size in enumerate(c.shapes[x]) if a != axis)
+    rest = without(c.shapes[x], axis)
     y = c.operand(lambda shape: shape == rest)
     target = c.result(f"{x}.clone()")
-    c.line(f"{target}[{':, ' * axis}{c.one_of(0, -1)}] {c.one_of('=', '+=')} {y}")
+    c.line(f"{target}{at(axis, c.one_of(0, -1))} {c.one_of('=', '+=')} {y}")
 
 
 @step
@@ -105,9 +105,8 @@ def written_in_a_loop(c: Cursor) -> None:
     x = c.operand(has_axes(2))
     axis = c.axis(x)
     size = c.shapes[x][axis]
-    lead = ":, " * axis
     target = c.result(f"torch.zeros_like({x})")
     c.line(f"for t in range({size}):")
     place = c.one_of("t", f"{size - 1} - t")
-    after = c.one_of("* 0.5", "* (t + 1)", f"+ {target}[{lead}t - 1]")
-    c.line(f"    {target}[{lead}{place}] = {x}[{lead}t] {after}")
+    after = c.one_of("* 0.5", "* (t + 1)", f"+ {target}{at(axis, 't - 1')}")
+    c.line(f"    {target}{at(axis, place)} = {x}{at(axis, 't')} {after}")
