@@ -699,6 +699,12 @@ class Propagator(TorchDispatchMode):
 
     def _write(self, tensor: Tensor, value: Value) -> None:
         track = self.memory.begin(tensor)
+        steps = zip(tensor.shape, strides_of(tensor), strict=False)
+        if any(
+            size > 1 and not step for size, step in steps
+        ):  # several values for one place: which of them stays is left open
+            pinned = pinned_value(value.shape, "written to one place several times").fields
+            value = Value(value.shape, self.result.ledger.join([*value.fields, *pinned]))
         if tuple(value.shape) == tuple(track.value.shape):
             write(track, value, self.result.ledger)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ class OperatorMode(TorchDispatchMode):
     ) -> Any:
         return self.called(func, tuple(args), dict(kwargs or {}))
 
+    @abstractmethod
     def called(
         self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -51,4 +53,3 @@ class OperatorMode(TorchDispatchMode):
             args: its positional arguments.
             kwargs: its keyword arguments, in a dict of their own.
         """
-        raise NotImplementedError

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import fxrebasin
 from fxrebasin.passes.propagate import propagate
+from tests.support.oracle.sample import p, program
+from tests.support.oracle.trial import Trial, analysed, incorrect
 from tests.support.randomise import (
     assert_group_is_sound,
     difference,
@@ -397,3 +399,39 @@ def test_what_a_loop_of_writes_records_grows_with_its_length(forward: Forward) -
 
     short, long = recorded(32), recorded(128)
     assert long < 4.5 * short
+
+
+def several_values_for_one_place(x: Tensor, y: Tensor) -> Tensor:
+    memory = (x * 1).expand(3, 4)
+    memory[:, torch.tensor([2, 0, 1, 3])] = y
+    return memory * 1
+
+
+def several_rows_for_one_row(x: Tensor, y: Tensor) -> Tensor:
+    memory = x.exp()
+    torch.ops.aten.index_put_(memory.expand(3, 4), [None, torch.tensor([2, 0, 1, 3])], y)
+    return memory * 1
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of such writes, and does them
+@pytest.mark.parametrize("call", [several_values_for_one_place, several_rows_for_one_row])
+def test_which_of_several_values_stays_is_left_open(call: Callable[..., Tensor]) -> None:
+    trial = Trial(program("repeated", call, p(1, 4), p(3, 4)))
+    symmetry = analysed(trial)
+    assert not incorrect(trial, symmetry)
+    assert ("x1", 0) in symmetry.pins
+
+
+@pytest.mark.parametrize("dim", [0, -2])
+def test_writes_into_a_tensor_without_rows(dim: int) -> None:
+    index = torch.tensor([2, 0])
+    trial = Trial(
+        program(
+            "no rows",
+            lambda x, y: torch.cat([x.index_add(dim, index, y), y * 2]),
+            p(0, 4),
+            p(2, 4),
+        )
+    )
+    symmetry = analysed(trial)
+    assert not incorrect(trial, symmetry)

@@ -157,7 +157,11 @@ def _arguments(overload: OpOverload) -> list[tuple[str, str]]:
 
 
 def without_out(overload: OpOverload) -> list[tuple[str, str]] | None:
-    """The arguments of an overload without `out`; None if it returns no such argument."""
+    """Names and types of the arguments but for `out`; None if an overload returns no such argument.
+
+    Args:
+        overload: with or without `out` arguments.
+    """
     out = {item.name for item in overload._schema.arguments if item.is_out}
     returned = out and overload._schema.returns
     return [item for item in _arguments(overload) if item[0] not in out] if returned else None

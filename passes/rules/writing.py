@@ -36,7 +36,7 @@ def write_slices(call: Call) -> Sequence[Value]:
 
 def _places(index: Tensor | None, size: int, dim: int = 0) -> Tensor | None:
     """The places of an axis that a constant names, if it names each once, and in all rows alike."""
-    if index is None or index.dtype in MASKS:
+    if index is None or index.dtype in MASKS or not size:
         return None
     rows = index.movedim(dim, 0).flatten(1) if index.ndim > 1 else index.reshape(-1, 1)
     places = rows[:, 0] % size if rows.numel() else rows.reshape(-1)
