@@ -386,7 +386,10 @@ def _inside(value: Value, shape: Sequence[int], axis: int, padding: Sequence[int
 
 @rule("diag_embed")
 def diagonal_matrices(call: Call) -> Sequence[Value]:
-    """Elements on a diagonal, with zeros around: rows and columns are those of the elements."""
+    """Elements on a diagonal, with zeros around: rows and columns are those of the elements.
+
+    A row and a column belong together also where they hold an element that others are equal to.
+    """
     if call.args["offset"] != 0:
         return pin_everything("a diagonal beside the main one")(call)
     ndim = len(call.shape)
@@ -394,6 +397,10 @@ def diagonal_matrices(call: Call) -> Sequence[Value]:
     others = [axis for axis in range(ndim) if axis not in (rows, columns)]
     fields = call.value("self").fields
     placed = [place(item, [*others, axis], ndim) for item in fields for axis in (rows, columns)]
+    units = call.ledger.fresh(call.shape[rows])
+    for axis in (rows, columns) if len(units) > 1 else ():
+        shape = [-1 if other == axis else 1 for other in range(ndim)]
+        placed.append(Labels(units.view(shape), (axis,), injective=True))
     return [call.join(placed)]
 
 
