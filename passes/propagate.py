@@ -49,7 +49,7 @@ from fxrebasin.passes.routing import (
     with_third_marks,
 )
 from fxrebasin.passes.rules.numbers import LOOKING_UP
-from fxrebasin.passes.rules.pointwise import pointwise
+from fxrebasin.passes.rules.pointwise import pointwise, uniform
 from fxrebasin.passes.rules.registry import RULES, Call, Rule, pin_everything
 from fxrebasin.passes.schema import (
     INDIFFERENT,
@@ -456,7 +456,7 @@ class Propagator(TorchDispatchMode):
     ) -> Any:
         options = dict(kwargs or {})
         if func in SHAPED_LIKE and not self.all_meta:
-            result = func(_on_cpu(args[0]), *args[1:], **_constant_options(options))
+            result = func(_on_cpu(args[0]), *args[1:], **self._constant_options(options))
             self.memory.add_constants([result])
             return result
         if any(has_own_operators(kind) for kind in types):
@@ -523,6 +523,16 @@ class Propagator(TorchDispatchMode):
             if tracked and self.real:
                 self._look(None)
 
+    def _constant_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Constants made inside `forward` on the model's device keep their data.
+
+        Where everything has data, only torch itself makes tensors without, to learn of shapes.
+        """
+        device = options.get("device")
+        if not self.real and device is not None and torch.device(device).type == "meta":
+            return {**options, "device": torch.device("cpu")}
+        return options
+
     def _untracked(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """An operator on constants is just run."""
         if self.all_meta:
@@ -532,7 +542,7 @@ class Propagator(TorchDispatchMode):
         if func in LOOKING:
             for tensor in operands:
                 relied.on_values(tensor)
-        result = func(*args, **_constant_options(options))
+        result = func(*args, **self._constant_options(options))
         made = tensors_in(result)
         relied.hand_on(func, operands, made)
         if self.escapes.may_be_in(args, options) and func not in UNIFORM:
@@ -606,6 +616,8 @@ class Propagator(TorchDispatchMode):
             return computed
         self._refresh(func, operands, writes if func in OVERWRITING else [])
         rule = RULES.get(func)
+        if self.real and outputs and all(tensor.is_meta for tensor in outputs):
+            rule = uniform  # torch wants to know a shape; there are no data that could be seen
         if rule is None and func not in LOOKING and func not in INDIFFERENT:
             rule = pin_everything("unknown operator")
             result.unknown.setdefault(name)
@@ -861,11 +873,3 @@ def _on_cpu(tensor: Tensor) -> Tensor:
     if tensor.device.type != "meta":
         return tensor
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-
-
-def _constant_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Constants made inside `forward` on the model's device keep their data."""
-    device = options.get("device")
-    if device is not None and torch.device(device).type == "meta":
-        return {**options, "device": torch.device("cpu")}
-    return options

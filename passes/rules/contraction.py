@@ -279,21 +279,26 @@ def linear(call: Call) -> Sequence[Value]:
 def convolution(call: Call) -> Sequence[Value]:
     """Dense, grouped, depthwise and transposed convolution, in one to three dimensions."""
     value, weight = call.value("input"), call.value("weight")
-    spatial = range(len(weight.shape) - 2)
+    before, filters, after = convolution_patterns(call, len(value.shape), len(weight.shape))
+    text = f"{before}, {filters} -> {after}"
+    reason = f"position of {call.op}"
+    known = {"g": call.args["groups"]}
+    product = contract(call.ledger, text, [value, weight], call.shape, known, reason)
+    return [_plus_bias(call, product, axis=len(call.shape) - len(weight.shape) + 1)]
+
+
+def convolution_patterns(call: Call, ndim: int, ndim_of_weight: int) -> tuple[str, str, str]:
+    """Factors of a convolution's input of some dimensions, of its filters and of its output."""
+    spatial = range(ndim_of_weight - 2)
     apart = [axis for axis in spatial if not _is_pointwise(call, axis)]
     s, t = (
         " ".join(f"!{name}{axis}" if axis in apart else f"same{axis}" for axis in spatial)
         for name in "st"
     )
     k = " ".join(f"!k{axis}" for axis in spatial)
-    groups = call.args["groups"]
-    transposed = call.args.get("transposed", False)
-    filters = f"(g i) o {k}" if transposed else f"(g o) i {k}"
-    batch = "n " if len(value.shape) == len(weight.shape) else ""
-    text = f"{batch}(g i) {s}, {filters} -> {batch}(g o) {t}"
-    reason = f"position of {call.op}"
-    product = contract(call.ledger, text, [value, weight], call.shape, {"g": groups}, reason)
-    return [_plus_bias(call, product, axis=len(call.shape) - len(weight.shape) + 1)]
+    filters = f"(g i) o {k}" if call.args.get("transposed", False) else f"(g o) i {k}"
+    batch = "n " if ndim == ndim_of_weight else ""
+    return f"{batch}(g i) {s}", filters, f"{batch}(g o) {t}"
 
 
 def _is_pointwise(call: Call, axis: int) -> bool:

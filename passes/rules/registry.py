@@ -145,8 +145,10 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 def register_out_variants() -> None:
     """Give the overloads that write to `out` arguments the rules of those that make new tensors."""
     for overload, function in list(RULES.items()):
+        if overload.namespace != "aten":
+            continue
         packet = getattr(torch.ops.aten, overload._schema.name.removeprefix("aten::"))
-        for name in packet.overloads() if overload.namespace == "aten" else ():
+        for name in packet.overloads():
             other = getattr(packet, name)
             if other not in RULES and without_out(other) == _arguments(overload):
                 RULES[other] = _writing_to_out(overload, function)

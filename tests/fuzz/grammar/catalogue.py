@@ -19,7 +19,8 @@ def _can_be_called(overload: OpOverload) -> bool:
     Medians of an expanded axis are wrong in PyTorch: they depend on the order of the others.
     """
     name = overload._schema.name.removeprefix("aten::")
-    inside = name.startswith(("_", "native_", "cudnn_", "miopen_", "mkldnn_", "unsafe_"))
+    inside = name.startswith(("_", "native_", "cudnn_", "miopen_", "mkldnn_", "unsafe_", "prims::"))
+    inside = inside or name.endswith("_backward")
     given = any(argument.is_out for argument in overload._schema.arguments)
     random = torch.Tag.nondeterministic_seeded in overload.tags
     return not (inside or given or random or "median" in name)

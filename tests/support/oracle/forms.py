@@ -32,6 +32,7 @@ _UNCHECKED = (
     "_scaled_dot_product",
     "_fft_r2c",
     "_fft_c2r",
+    "_backward",
 )
 """Parts of names of operators that believe what they are told of shapes and strides: with others
 they crash, hang, or read memory that is not theirs."""

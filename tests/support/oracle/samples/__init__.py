@@ -2,6 +2,7 @@
 
 from tests.support.oracle.samples import (
     attention,
+    backward,
     contraction,
     fourier,
     indexing,
@@ -17,7 +18,7 @@ from tests.support.oracle.samples import (
 
 _FAMILIES = (
     *(pointwise, contraction, movement, indexing),
-    *(reduction, normalization, pooling, attention, sampling, fourier, others),
+    *(reduction, normalization, pooling, attention, sampling, fourier, others, backward),
 )
 OPERATORS = [item for family in _FAMILIES for item in family.SAMPLES]
 PROGRAMS = programs.SAMPLES

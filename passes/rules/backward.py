@@ -1,0 +1,241 @@
+"""Formulas of derivatives, which models run that take gradients in `forward`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from fxrebasin.labels import NONE, Field, Labels, Value, place
+from fxrebasin.passes.rules.contraction import (
+    contract,
+    convolution_patterns,
+    pick_axes,
+    reshape_field,
+)
+from fxrebasin.passes.rules.movement import chosen_labels, materialised
+from fxrebasin.passes.rules.normalization import with_statistics
+from fxrebasin.passes.rules.pointwise import pointwise
+from fxrebasin.passes.rules.pooling import windowed
+from fxrebasin.passes.rules.registry import Call, pin_everything, rule
+
+
+@rule(
+    *("elu_backward", "gelu_backward", "hardshrink_backward", "hardsigmoid_backward"),
+    *("hardswish_backward", "hardtanh_backward", "leaky_relu_backward", "log_sigmoid_backward"),
+    *("logit_backward", "mish_backward", "sigmoid_backward", "silu_backward", "softplus_backward"),
+    *("softshrink_backward", "tanh_backward", "threshold_backward", "_prelu_kernel_backward"),
+    *("mse_loss_backward", "smooth_l1_loss_backward", "huber_loss_backward"),
+)
+def element_wise(call: Call) -> Sequence[Value]:
+    """Each element from the gradient and what the operator saw or made at its position."""
+    return pointwise(call)
+
+
+@rule("prims::add", "prims::sub", "prims::mul", "prims::div")
+def with_zeros(call: Call) -> Sequence[Value]:
+    """What torch asks for the shape of a tangent that is zero beside another one."""
+    return pointwise(call)
+
+
+@rule("_softmax_backward_data", "_log_softmax_backward_data")
+def softmax(call: Call) -> Sequence[Value]:
+    """A sum over the axis of gradients, weighted with the outputs, meets both."""
+    both = call.join([*call.value("grad_output").fields, *call.value("output").fields])
+    dim = call.args["dim"] % max(len(both.shape), 1)
+    return [call.join(with_statistics(call, both, set(range(len(both.shape))) - {dim}))]
+
+
+def _wanted(call: Call, *found: Callable[[], Value]) -> Sequence[Value]:
+    """The gradients that are asked for."""
+    wanted = zip(call.args["output_mask"], found, strict=True)
+    made = [make for asked, make in wanted if asked]
+    if len(made) != len(call.outputs):
+        return pin_everything("gradients that were not asked for")(call)
+    return [make() for make in made]
+
+
+@rule("native_layer_norm_backward")
+def layer_norm(call: Call) -> Sequence[Value]:
+    """Gradients meet the input, and the sums of both over the last axes."""
+    grad, value = call.value("grad_out"), call.value("input")
+    ndim = len(value.shape)
+    leading = ndim - len(call.args["normalized_shape"])
+    weight = call.optional("weight")
+    fields = [*grad.fields, *value.fields, *call.value("mean").fields, *call.value("rstd").fields]
+    met = call.join(fields, value.shape)
+    scaled = [] if weight is None else call.broadcast(weight, ndim)
+    inner = range(leading, ndim)
+
+    def for_input() -> Value:
+        both = call.join([*met.fields, *scaled], value.shape)
+        return call.join(with_statistics(call, both, range(leading)), value.shape)
+
+    def for_weight() -> Value:
+        return _left(call, met, inner)
+
+    def for_bias() -> Value:
+        return _left(call, grad, inner)
+
+    return _wanted(call, for_input, for_weight, for_bias)
+
+
+def _left(call: Call, value: Value, axes: Sequence[int]) -> Value:
+    """A sum over all other axes."""
+    found = call.ledger.reduce(value, set(axes))
+    shape = tuple(value.shape[axis] for axis in axes)
+    return Value(shape, tuple(pick_axes(item, list(axes)) for item in found))
+
+
+@rule("native_batch_norm_backward")
+def batch_norm(call: Call) -> Sequence[Value]:
+    """By channel; in training, sums over the batch as well."""
+    grad, value = call.value("grad_out"), call.value("input")
+    ndim = len(value.shape)
+    names = ("weight", "running_mean", "running_var", "save_mean", "save_invstd")
+    fields: list[Field] = [*grad.fields, *value.fields]
+    for name in names:
+        tensor = call.args.get(name)
+        if tensor is not None and tensor.numel():
+            found = call.state(tensor) if name.startswith("running") else call.lookup(tensor)
+            fields += [place(item, [1], ndim) for item in found.fields]
+    met = call.join(fields, value.shape)
+
+    def for_input() -> Value:
+        trained = call.args["train"]
+        return call.join(with_statistics(call, met, {1}), value.shape) if trained else met
+
+    def for_weight() -> Value:
+        return _left(call, met, [1])
+
+    def for_bias() -> Value:
+        return _left(call, grad, [1])
+
+    return _wanted(call, for_input, for_weight, for_bias)
+
+
+@rule("native_group_norm_backward")
+def group_norm(call: Call) -> Sequence[Value]:
+    """Sums over each group of channels, of gradients and of their products with the input."""
+    grad, value = call.value("grad_out"), call.value("input")
+    batch, channels, *spatial = value.shape
+    split = [batch, call.args["group"], channels // call.args["group"], *spatial]
+    weight = call.optional("weight")
+    scaled = (
+        [] if weight is None else [place(item, [1], len(value.shape)) for item in weight.fields]
+    )
+
+    def for_input() -> Value:
+        met = call.join([*grad.fields, *value.fields, *scaled], value.shape)
+        fields = _reshaped(call, met.fields, value.shape, split)
+        fields += call.ledger.reduce(Value(tuple(split), tuple(fields)), {0, 1})
+        for name in ("mean", "rstd"):
+            given = call.value(name)
+            parts = _reshaped(call, given.fields, given.shape, split[:2])
+            fields += [place(item, [0, 1], len(split)) for item in parts]
+        joined = call.ledger.join(fields)
+        return call.join(_reshaped(call, joined, split, value.shape), value.shape)
+
+    def for_weight() -> Value:
+        return _left(call, for_input(), [1])
+
+    def for_bias() -> Value:
+        return _left(call, grad, [1])
+
+    return _wanted(call, for_input, for_weight, for_bias)
+
+
+def _reshaped(
+    call: Call, fields: Sequence[Field], before: Sequence[int], after: Sequence[int]
+) -> list[Field]:
+    return [part for item in fields for part in reshape_field(call.ledger, item, before, after)]
+
+
+@rule("convolution_backward")
+def convolution(call: Call) -> Sequence[Value]:
+    """Two convolutions, of the gradient with the filters and of the input with the gradient."""
+    grad, value, weight = (call.value(name) for name in ("grad_output", "input", "weight"))
+    before, filters, after = convolution_patterns(call, len(value.shape), len(weight.shape))
+    known, reason = {"g": call.args["groups"]}, f"position of {call.op}"
+
+    def meet(text: str, one: Value, other: Value, shape: Sequence[int]) -> Value:
+        return contract(call.ledger, text, [one, other], shape, known, reason)
+
+    def for_input() -> Value:
+        return meet(f"{after}, {filters} -> {before}", grad, weight, value.shape)
+
+    def for_weight() -> Value:
+        return meet(f"{after}, {before} -> {filters}", grad, value, weight.shape)
+
+    def for_bias() -> Value:
+        return _left(call, grad, [len(grad.shape) - len(weight.shape) + 1])
+
+    return _wanted(call, for_input, for_weight, for_bias)
+
+
+def _spatial(dimensions: int, *names: str) -> None:
+    @rule(*names)
+    def apply(call: Call) -> Sequence[Value]:
+        """Positions of an image go back to others; what chooses them differs by channel, too."""
+        ndim = len(call.shape)
+        axes = range(ndim - dimensions, ndim)
+        fields = [
+            item
+            for tensor in call.tensors()
+            for item in windowed(call, call.lookup(tensor), axes)[0].fields
+        ]
+        return [call.join(fields)]
+
+
+_spatial(1, "upsample_nearest1d_backward", "upsample_linear1d_backward")
+_spatial(
+    2,
+    *("avg_pool2d_backward", "_adaptive_avg_pool2d_backward", "max_pool2d_with_indices_backward"),
+    *("upsample_nearest2d_backward", "upsample_bilinear2d_backward", "reflection_pad2d_backward"),
+    *("replication_pad2d_backward", "upsample_bicubic2d_backward"),
+)
+_spatial(
+    3,
+    *("avg_pool3d_backward", "_adaptive_avg_pool3d_backward", "max_pool3d_with_indices_backward"),
+    *("upsample_nearest3d_backward", "upsample_trilinear3d_backward"),
+)
+
+
+@rule("slice_backward")
+def slice_back(call: Call) -> Sequence[Value]:
+    """The gradient in its places along an axis, zeros elsewhere."""
+    dim = call.args["dim"] % len(call.shape)
+    start, end, step = (call.args[name] for name in ("start", "end", "step"))
+    places = torch.arange(call.shape[dim])[start:end:step]
+    fields: list[Field] = []
+    for item in materialised(call.ledger, call.value("grad_output"), {dim}):
+        if not isinstance(item, Labels) or dim not in item.axes:
+            fields += call.ledger.coarsen(item, set(range(len(call.shape))) - {dim})
+            continue
+        shape = list(item.values.shape)
+        shape[dim] = call.shape[dim]
+        values = torch.full(shape, NONE).index_copy(dim, places, item.values)
+        found = chosen_labels(call.ledger, values, item)
+        fields += [] if found is None else [found]
+    return [call.join([*fields, *_places_inside(call.shape, dim, places)])]
+
+
+@rule("select_backward")
+def select_back(call: Call) -> Sequence[Value]:
+    """The gradient at one position of an axis, zeros elsewhere."""
+    ndim = len(call.shape)
+    dim = call.args["dim"] % ndim
+    others = [axis for axis in range(ndim) if axis != dim]
+    placed = [place(item, others, ndim) for item in call.value("grad_output").fields]
+    chosen = torch.tensor([call.args["index"] % call.shape[dim]])
+    return [call.join([*placed, *_places_inside(call.shape, dim, chosen)])]
+
+
+def _places_inside(shape: Sequence[int], dim: int, places: torch.Tensor) -> list[Field]:
+    """Tells places along an axis from the rest; nothing where there is no rest."""
+    if len(places) in (0, shape[dim]):
+        return []
+    size = [1] * len(shape)
+    size[dim] = shape[dim]
+    values = torch.full((shape[dim],), -2).index_fill(0, places, -3).view(size)
+    return [Labels(values, (dim,), False, True, "a part that a gradient belongs to")]
