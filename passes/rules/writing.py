@@ -27,7 +27,8 @@ def write_slices(call: Call) -> Sequence[Value]:
     source = call.args.get("source", call.args.get("value"))
     written = [call.lookup(source)] if isinstance(source, Tensor) and source.ndim else []
     keeps = not call.op._schema.name.startswith(("aten::index_copy", "aten::index_fill"))
-    known = _places(call.constant(call.args["index"]), call.shape[dim]) if call.shape else None
+    find = _places if written else _places_of_one
+    known = find(call.constant(call.args["index"]), call.shape[dim]) if call.shape else None
     if known is not None:
         return [_written_at(call, written, dim, known, keeps)]
     call.pin_axes(call.value("index"), [0], _CHOSEN)
@@ -42,6 +43,13 @@ def _places(index: Tensor | None, size: int, dim: int = 0) -> Tensor | None:
     places = rows[:, 0] % size if rows.numel() else rows.reshape(-1)
     alike = rows.numel() > 0 and bool((rows == rows[:, :1]).all())
     return places if alike and places.unique().numel() == places.numel() else None
+
+
+def _places_of_one(index: Tensor | None, size: int) -> Tensor | None:
+    """The places of an axis that a constant names, however often: all get the same number."""
+    if index is None or index.dtype in MASKS or index.numel() == 0:
+        return None
+    return (index.reshape(-1) % size).unique()
 
 
 def _written_at(
@@ -141,6 +149,10 @@ def index_put(call: Call) -> Sequence[Value]:
     given = [index for index in indices if index is not None]
     ndim = len(value.shape)
     one = call.constant(given[0]) if len(given) == 1 and given[0].ndim == 1 else None
+    if call.args["values"].numel() == 1 and not call.args["accumulate"]:
+        named = _places_of_one(one, call.shape[axes[0]])
+        if named is not None:
+            return [_written_at(call, [], axes[0], named, keeps=False)]
     known = _places(one, call.shape[axes[0]])
     if known is not None and written.shape == _with_size(value.shape, axes[0], known.numel()):
         return [_written_at(call, [written], axes[0], known, bool(call.args["accumulate"]))]

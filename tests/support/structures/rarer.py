@@ -114,6 +114,8 @@ for _name, _order, _run in (
     ("index_copy of a permutation", f(8), lambda m, h: copy_at(h, torch.randperm(8))),
     ("scatter of a permutation", f(8), lambda m, h: scattered(h, torch.arange(8).roll(3))),
     ("index_put of two halves", f(4, 4), lambda m, h: woven(h)),
+    ("one number in some places", f(6), lambda m, h: filled(h, [0, 0, 1])),
+    ("one number added in some places", 0.0, lambda m, h: filled(h, [0, 0, 1], True)),
     ("a mean by index_reduce", f(8), lambda m, h: reduced(h)),
     ("distances", f(8), lambda m, h: torch.cdist(h, 2 * h, 1.0).mean() + h),
     ("out=", f(8), lambda m, h: torch.add(h, h, out=torch.empty_like(h))),
@@ -139,6 +141,10 @@ def woven(h: Tensor) -> Tensor:
     out[:, torch.arange(0, 8, 2)] = h[:, :4]
     out[:, torch.arange(1, 8, 2)] = h[:, 4:]
     return out
+
+
+def filled(h: Tensor, places: list[int], added: bool = False) -> Tensor:
+    return torch.ops.aten.index_put(h, [None, torch.tensor(places)], h.new_tensor(0.5), added)
 
 
 def reduced(h: Tensor) -> Tensor:

@@ -144,8 +144,9 @@ _REDUCED = [
 ]
 
 _FILLED = [
-    sample(overload, p(3, 4), 0, at(2, 0), p(), missing=OVERWRITTEN)
+    sample(overload, p(3, 4), 0, at(*places), p(), missing=OVERWRITTEN)
     for overload in (aten.index_fill.int_Tensor, aten.index_fill_.int_Tensor)
+    for places in ((2, 0), (2, -1, 2))
 ]
 
 _SCATTERED = [
@@ -186,6 +187,9 @@ _PUT = [
     )
     for item in (
         sample(overload, p(3, 4), [at(2, -3)], p(2, 4), missing=OVERWRITTEN),
+        sample(overload, p(3, 4), [None, at(2, -1, 2)], p(), missing=OVERWRITTEN),
+        sample(overload, p(3, 4), [at(2, 0)], p(1, 1), missing=OVERWRITTEN),
+        sample(overload, p(3, 4), [at(2, 0, 2)], p(), True, search=False),
         sample(overload, p(3, 4), [at(2, 0)], p(4), True, missing=WRITTEN),
         sample(overload, p(3, 4), [at(2, 0)], p(2, 4), True),
         sample(overload, p(3, 4), [None, at(2, 0, 1, 3)], p(3, 4)),
