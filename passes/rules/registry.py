@@ -44,9 +44,9 @@ class Call:
     lookup: Callable[[Tensor], Value]
     constant: Callable[[Tensor], Tensor | None]
     state: Callable[[Tensor], Value]
-    strides: Sequence[tuple[int, ...]] = ()
-    named: Callable[[Tensor], Value | None] = lambda _: None
-    apart: Callable[[Tensor, int, bool], bool] = lambda _, axis, largest: False
+    strides: Sequence[tuple[int, ...]]
+    named: Callable[[Tensor], Value | None]
+    apart: Callable[[Tensor, int, bool], bool]
 
     def value(self, name: str) -> Value:
         """The value of a tensor argument."""
