@@ -76,10 +76,12 @@ class Replay:
             return Value(shape, view_fields(ledger, base, self, 1)[0])
         out = [torch.empty(shape, device="meta")]
         strides = [self.form.stride()]
-        found = rule(
-            Call(ledger, self.op, self.args, out, lambda _: base, _none, lambda _: base, strides)
-        )
-        return found[0]
+
+        def looked_up(_: Tensor) -> Value:
+            return base
+
+        args = (looked_up, _none, looked_up, strides, _none, _never)
+        return rule(Call(ledger, self.op, self.args, out, *args))[0]
 
 
 def replay_of(op: OpOverload, args: Mapping[str, Any], argument: str, output: int) -> Replay:
@@ -127,6 +129,10 @@ RESHAPING = {
 
 def _none(_: Tensor) -> None:
     return None
+
+
+def _never(_: Tensor, axis: int, largest: bool) -> bool:
+    return False
 
 
 def refresh(track: Track, ledger: Ledger) -> Value:
