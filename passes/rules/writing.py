@@ -49,7 +49,8 @@ def _places_of_one(index: Tensor | None, size: int) -> Tensor | None:
     """The places of an axis that a constant names, however often: all get the same number."""
     if index is None or index.dtype in MASKS or index.numel() == 0:
         return None
-    return (index.reshape(-1) % size).unique()
+    places: Tensor = (index.reshape(-1) % size).unique()
+    return places
 
 
 def _written_at(
