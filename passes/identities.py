@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fxrebasin.labels import Labels, Value
 from fxrebasin.passes.ledger import Ledger
-from fxrebasin.passes.memory import bits_of
+from fxrebasin.uniformity import bits_of
 
 
 def with_square_units(ledger: Ledger, tensor: Tensor, value: Value) -> Value:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, TypeAlias
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fxrebasin.labels import Value, pinned_value
+from fxrebasin.labels import Labels, Value, pinned_value, positions
 from fxrebasin.passes.tracking import Replay, Track
+from fxrebasin.uniformity import bits_of, varying_axes_of
 
 _Place: TypeAlias = tuple[Any, ...]
 
@@ -27,7 +28,8 @@ _NOTE = "_fxrebasin_track"
 _VIEW_OF = "_fxrebasin_view_of"
 _LOOKED_AT = "_fxrebasin_constant"
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_COMPARED_AT_MOST = 1 << 20
+"""Elements of a constant of which equal slices are looked for."""
 
 _runs = count()
 
@@ -245,26 +247,25 @@ def _belongs_to_others(tensor: Tensor) -> bool:
 
 
 def _looked_at(tensor: Tensor) -> Value:
-    """The axes along which the bits of a constant vary are pinned."""
+    """What the bits of a constant say: along which axes they vary, and which slices are equal."""
     bits = bits_of(tensor)
-    varying = []
+    varying = [axis for axis in varying_axes_of(tensor) if tensor.stride(axis) != 0]
     for axis, size in enumerate(tensor.shape):
-        if size > 1 and tensor.stride(axis) != 0:
-            first = bits.narrow(axis, 0, 1)
-            if not bool((bits == first).all()):
-                varying.append(axis)
-    pinned = pinned_value(tensor.shape, "constant").fields
-    return Value(tuple(tensor.shape), tuple(f for f in pinned if f.axes[0] in varying))
+        if size > 1 and axis not in varying:
+            bits = bits.narrow(axis, 0, 1)
+    return Value(tuple(tensor.shape), tuple(_slices(tensor, bits, axis) for axis in varying))
 
 
-def bits_of(tensor: Tensor) -> Tensor:
-    """The elements as integers of the same bits: 0.0 and -0.0 differ, a NaN equals itself.
-
-    Complex numbers of 16 bytes have their parts along an axis more.
-    """
-    if not tensor.is_floating_point() and not tensor.is_complex():
-        return tensor
-    plain = tensor.detach().resolve_conj().resolve_neg()
-    if plain.dtype == torch.complex128:
-        plain = torch.view_as_real(plain)
-    return plain.view(_INTEGERS[plain.dtype.itemsize])
+def _slices(tensor: Tensor, bits: Tensor, axis: int) -> Labels:
+    """A rigid label for each slice along an axis, the same for equal ones."""
+    every = positions(tensor.ndim, axis, tensor.shape[axis], "constant")
+    if bits.numel() > _COMPARED_AT_MOST:
+        return every
+    numbers: dict[bytes, int] = {}
+    with torch._C.DisableTorchFunction():  # it is us who look, at a copy: it was lent to nobody
+        rows = bits.movedim(axis, 0).reshape(tensor.shape[axis], -1).cpu().clone().numpy()
+    found = [numbers.setdefault(row.tobytes(), len(numbers)) for row in rows]
+    if len(numbers) == len(found):
+        return every
+    values = -2 - torch.tensor(found).view(every.values.shape)
+    return replace(every, values=values, injective=False)

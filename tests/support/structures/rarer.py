@@ -178,3 +178,24 @@ for _name, _order, _of in (
     case(_name, _order, lambda m, x, of=_of: m.c(of(m, m.b(m.a(x).relu()))), SEQUENCE)(
         **ENTER_LEAVE, b=lambda: linear(8, 8), unread=lambda: shaped(3)
     )
+
+
+# Constants in which some numbers are equal -------------------------------------------------------
+
+_SIGNS = torch.tensor([1.0, -1.0, -0.0, 0.0, -1.0, 1.0, 1.0, 1.0])
+_MASK = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0])
+_LEVELS = torch.tensor([0.5, 0.5, 0.25, 0.5, 2.0, 0.25, 0.5, float("nan")])
+_GRID = torch.tensor([[1.0, 2.0, 1.0], [3.0, 1.0, 3.0]])[:, [0, 1, 2, 0, 1, 2, 0, 1]]
+
+for _name, _order, _meet in (
+    ("signs of a constant", f(4, 2), lambda h: h.copysign(_SIGNS)),
+    ("a mask", f(5, 3), lambda h: h * _MASK),
+    ("a mask that chooses", f(5, 3), lambda h: torch.where(_MASK > 0, h, h.sin())),
+    ("a mask and levels", f(3), lambda h: (h * _MASK).add(_LEVELS.nan_to_num(9.0))),
+    ("one number that is none", f(4, 2), lambda h: (h + _LEVELS).nan_to_num(1.0)),
+    ("a mask in the other order", f(3, 3, 2), lambda h: h * _MASK + h.sin() * _MASK.flip(0)),
+    ("a grid of constants by sign", f(5, 3), lambda h: (h[:, None] * _GRID).relu().sum(1)),
+    ("running sums of a mask", f(3, 2), lambda h: h * _MASK.cumsum(0)),
+    ("running sums over a mask", 0.0, lambda h: (h * _MASK).cumsum(-1)),
+):
+    case(_name, _order, lambda m, x, meet=_meet: m.c(meet(m.a(x))))(**ENTER_LEAVE)
