@@ -69,7 +69,7 @@ class _Placer:
         Raises:
             IrregularError: two positions that differ would have to move alike.
         """
-        coded = [squeezed(replace(f, values=self._coded(f.values))) for f in fields]
+        coded = [self._squeezed(field) for field in fields]
         found = []
         for axes in axis_groups(coded, len(shape)):
             columns = group_columns(coded, axes, shape)
@@ -91,6 +91,30 @@ class _Placer:
             if placement is not None:
                 found.append(replace(placement, axes=axes))
         return found
+
+    def _squeezed(self, field: StateField) -> StateField:
+        """The numbers of coordinates in place of labels, without axes along which they are alike.
+
+        An axis stays where a unit that moves to other coordinates is somewhere else along it: then
+        what moves along one axis does so along both. A roll of all elements has such rows.
+        """
+        coded = replace(field, values=self._coded(field.values))
+        small = squeezed(coded)
+        gone = [index for index, axis in enumerate(field.axes) if axis not in small.axes]
+        if not gone or not small.axes or self._stay_along(field.values, small.values, gone):
+            return small
+        return coded
+
+    def _stay_along(self, labels: Ints, codes: Ints, gone: Sequence[int]) -> bool:
+        """Whether units have one role at each place along some axes, whatever their coordinates."""
+        kept = [index for index in range(labels.ndim) if index not in gone]
+        roles = self._roles(labels).transpose([*kept, *gone]).reshape(codes.size, -1)
+        kinds = self._motion.kind_of(codes.reshape(-1))
+        for kind in distinct(kinds[kinds >= 0]):
+            rows = roles[kinds == kind]
+            if not (rows == rows[0]).all():
+                return False
+        return True
 
     def _coded(self, values: Ints) -> Ints:
         if not self._codes.size:

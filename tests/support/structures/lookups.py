@@ -112,6 +112,15 @@ for _name, _order, _move in (
 ):
     case(_name, _order, lambda m, x, move=_move: m.c(move(m.a(x)).amax(-1, True)), TOKENS)(**FIVE)
 
+case("roll of all elements of a matrix", f(8), lambda m, x: m.c(x @ m.p.roll(3)))(
+    p=lambda: shaped(3, 8), c=lambda: linear(8, 2)
+)
+case(
+    "roll of all elements beside what columns have",
+    f(8),
+    lambda m, x: m.c((x @ (m.p / m.p.norm(dim=0)).roll(3)).tanh()),
+)(p=lambda: shaped(3, 8), c=lambda: linear(8, 2))
+
 # One of several, at several positions ----------------------------------------------------------
 
 
