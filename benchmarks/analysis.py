@@ -32,8 +32,8 @@ import fxrebasin
 from benchmarks.support.meta import forget_values, parameters_on_meta
 from benchmarks.support.timm_models import SMALLEST, image_size
 from benchmarks.support.torchvision_shim import ensure_torchvision
-from fxrebasin.console import output_console, progress_bar
-from fxrebasin.files import publish
+from fxrebasin.storage.files import publish
+from fxrebasin.terminal import output_console, progress_bar
 
 
 @dataclass(frozen=True)

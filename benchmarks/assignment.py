@@ -28,10 +28,10 @@ from scipy.optimize import linear_sum_assignment
 import fxrebasin
 from benchmarks.support.matching_models import build, draw
 from benchmarks.support.matching_ours import Pair
-from fxrebasin.console import progress_bar
-from fxrebasin.files import publish
 from fxrebasin.solvers import assignment
 from fxrebasin.solvers.scaling import Gains, Prices, easy_costs
+from fxrebasin.storage.files import publish
+from fxrebasin.terminal import progress_bar
 
 MODELS = "mlp,resnet22x2,resnet18,mobilenet_v3_large,vit_b_16"
 ROUNDING = 1e-5

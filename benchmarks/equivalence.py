@@ -34,8 +34,8 @@ import fxrebasin
 from benchmarks.support.equivalence_table import Row, console_table, read_rows, write_tables
 from benchmarks.support.randomise import randomise
 from benchmarks.support.torchvision_shim import ensure_torchvision
-from fxrebasin.blame import attempt, first_lines
-from fxrebasin.console import output_console, progress_bar
+from fxrebasin.running.messages import attempt, first_lines
+from fxrebasin.terminal import output_console, progress_bar
 
 DEFAULT_MODELS = (
     *("resnet18", "resnet50", "resnext50_32x4d", "densenet121", "mobilenet_v3_large"),
@@ -208,7 +208,7 @@ def _draw_images(settings: Settings) -> Tensor:
 
 
 def _build(name: str, images: Tensor, seed: int) -> nn.Module:
-    from fxrebasin.models import build_model
+    from fxrebasin.models.by_name import build_model
 
     model = build_model(f"torchvision:{name}").eval()
     randomise(model, images, seed)

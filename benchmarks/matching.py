@@ -30,7 +30,7 @@ from benchmarks.support.matching_environment import ensure_rebasin
 from benchmarks.support.matching_models import OWN, build, draw
 from benchmarks.support.matching_ours import Pair, peak_bytes, recovered
 from benchmarks.support.matching_table import Row, console_table, write_tables
-from fxrebasin.console import output_console, progress_bar
+from fxrebasin.terminal import output_console, progress_bar
 
 DEFAULT_MODELS = (
     *("mlp", "resnet22x2", "vgg16_cifar", "resnet18", "mobilenet_v3_large"),

@@ -25,12 +25,12 @@ from torch.nn import functional as F
 
 import fxrebasin
 from benchmarks.support.methods_table import Row, console_table, write_tables
-from fxrebasin.console import output_console, progress_bar
 from fxrebasin.demo.barrier import walk
 from fxrebasin.demo.data import Digits, load_digits
 from fxrebasin.demo.networks import DigitsMLP
 from fxrebasin.demo.subjects import SUBJECTS, Subject
 from fxrebasin.demo.training import Recipe, train
+from fxrebasin.terminal import output_console, progress_bar
 
 BATCH = 128
 

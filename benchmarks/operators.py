@@ -24,12 +24,12 @@ from torch._ops import OpOverload
 from benchmarks.support.meta import parameters_on_meta
 from benchmarks.support.timm_models import SMALLEST, image_size
 from benchmarks.support.torchvision_shim import ensure_torchvision
-from fxrebasin.console import progress_bar
-from fxrebasin.files import publish
-from fxrebasin.passes.collector import collector_paused
-from fxrebasin.passes.propagate import propagate
+from fxrebasin.passes.propagate.propagate import propagate
+from fxrebasin.passes.propagate.tracks import RESHAPING
 from fxrebasin.passes.rules.registry import BLOCKED, RULES
-from fxrebasin.passes.tracking import RESHAPING
+from fxrebasin.running.collector import collector_paused
+from fxrebasin.storage.files import publish
+from fxrebasin.terminal import progress_bar
 from tests.support.vision_operators import without_compiled_operators
 
 PAGE = Path("docs/operators.md")

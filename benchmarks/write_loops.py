@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import fxrebasin
-from fxrebasin.files import publish
+from fxrebasin.storage.files import publish
 
 BATCH, INPUTS, WIDTH, OUTPUTS = 2, 4, 16, 3
 

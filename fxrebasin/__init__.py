@@ -10,9 +10,8 @@ from fxrebasin.errors import (
     InputError,
     TraceError,
 )
-from fxrebasin.exporters.equivalence import verify
-from fxrebasin.exporters.onnx import export_onnx
-from fxrebasin.exporters.report import EquivalenceReport
+from fxrebasin.exporters.onnx.export import export_onnx
+from fxrebasin.exporters.verify.equivalence import verify
 from fxrebasin.layout import PermutationClass
 from fxrebasin.merge import (
     BarrierCurve,
@@ -27,7 +26,8 @@ from fxrebasin.merge import (
     repair,
 )
 from fxrebasin.permutation import Permutation
-from fxrebasin.report import RebasinReport
+from fxrebasin.reports.equivalence import EquivalenceReport
+from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.symmetry import Symmetry
 
 __all__ = [

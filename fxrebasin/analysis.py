@@ -9,17 +9,17 @@ from typing import Any
 
 from torch import nn
 
-from fxrebasin.blame import out_of_memory
 from fxrebasin.choices import Choices
-from fxrebasin.inputs import wrong_inputs
 from fxrebasin.layout import PermutationClass
-from fxrebasin.passes.collector import collector_paused
-from fxrebasin.passes.data_flow import data_flow
-from fxrebasin.passes.group import group
-from fxrebasin.passes.propagate import Passing
+from fxrebasin.models.example_inputs import wrong_inputs
+from fxrebasin.passes.explain.data_flow import data_flow
+from fxrebasin.passes.explain.tie_graph import tie_graph
+from fxrebasin.passes.group.group import group
+from fxrebasin.passes.propagate.propagate import Passing
 from fxrebasin.passes.recognition import Finding, recognised_state
-from fxrebasin.passes.tie_graph import tie_graph
 from fxrebasin.reliance import Reliance
+from fxrebasin.running.collector import collector_paused
+from fxrebasin.running.messages import out_of_memory
 from fxrebasin.symmetry import Symmetry, log10_order
 
 _NO_CHOICES = Choices()

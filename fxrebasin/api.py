@@ -13,19 +13,19 @@ from torch import fx, nn
 
 from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import Choices, choices_for
-from fxrebasin.compare import check_usable, first_graph_difference, unwrap
 from fxrebasin.errors import ArchitectureMismatchError
-from fxrebasin.inputs import normalise_inputs
-from fxrebasin.outputs import Outputs
-from fxrebasin.passes.graph_state import named_state
-from fxrebasin.passes.match import MatchResult, check_method, match_states
+from fxrebasin.models.checks import check_usable, first_graph_difference, unwrap
+from fxrebasin.models.example_inputs import normalise_inputs
+from fxrebasin.passes.match.methods import MatchResult, check_method, match_states
 from fxrebasin.passes.rewrite import rewrite
-from fxrebasin.passes.trace import TraceResult, trace
+from fxrebasin.passes.trace.graph_state import named_state
+from fxrebasin.passes.trace.trace import TraceResult, trace
 from fxrebasin.permutation import Permutation
 from fxrebasin.proof import prove_graph, prove_state
-from fxrebasin.reference import reference_state
 from fxrebasin.reliance import contradictions, refusal
-from fxrebasin.report import RebasinReport
+from fxrebasin.reports.rebasin import RebasinReport
+from fxrebasin.running.outputs import Outputs
+from fxrebasin.storage.reference import reference_state
 from fxrebasin.symmetry import Symmetry
 
 Reference: TypeAlias = nn.Module | Mapping[str, torch.Tensor] | str | PathLike[str]
@@ -57,7 +57,8 @@ def analyze(
             the result relies on are in `Symmetry.relies_on`.
         outputs: which outputs have to stay as they are: their names as `verify` prints them, or
             patterns of names (`["logits"]`); or a function of what the model returns, that returns
-            what counts. All but caches of keys and values when left out; see `fxrebasin.outputs`.
+            what counts. All but caches of keys and values when left out; see
+            `fxrebasin.running.outputs`.
 
     Raises:
         InputError: the model or its inputs cannot be used, what it returns cannot be looked into,

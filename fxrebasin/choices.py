@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from fxrebasin.errors import InputError
-from fxrebasin.outputs import Outputs, Wanted
+from fxrebasin.running.outputs import Outputs, Wanted
 
 _LISTED = 20
 
@@ -21,7 +21,7 @@ class Choices:
 
     Args:
         state_buffers: names of buffers that are state, beside those that show it by their use.
-        outputs: which outputs have to stay as they are; see `fxrebasin.outputs`.
+        outputs: which outputs have to stay as they are; see `fxrebasin.running.outputs`.
     """
 
     state_buffers: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from fxrebasin.errors import EquivalenceError, ExportError, FxRebasinError
 if TYPE_CHECKING:
     from torch import nn
 
-    from fxrebasin.input_shapes import ExampleInputs
+    from fxrebasin.models.input_shapes import ExampleInputs
 
 CHECK_FAILED = 1
 BAD_INPUT = 2
@@ -132,9 +132,9 @@ def _overwrite_option(command: Callable[..., None]) -> Callable[..., None]:
 @debug_option
 def demo(out: Path, seed: int, overwrite: bool) -> None:
     """Train two pairs of small networks on digits, rebasin, export and verify them."""
-    from fxrebasin.console import output_console
     from fxrebasin.demo.results import results_table
     from fxrebasin.demo.run import run_demo
+    from fxrebasin.terminal import output_console
 
     result = run_demo(out, seed=seed, overwrite=overwrite)
     output_console().print(results_table(result.outcomes))
@@ -168,10 +168,10 @@ def inspect(
 ) -> None:
     """Show the permutation classes of MODEL, its coverage, and what is pinned and why."""
     import fxrebasin
-    from fxrebasin.console import output_console
-    from fxrebasin.drawing import dot_source, render_svg
-    from fxrebasin.files import publish, refuse_existing
-    from fxrebasin.views import symmetry_document, symmetry_view
+    from fxrebasin.show.drawing import dot_source, render_svg
+    from fxrebasin.show.views import symmetry_document, symmetry_view
+    from fxrebasin.storage.files import publish, refuse_existing
+    from fxrebasin.terminal import output_console
 
     if svg is not None:
         refuse_existing([svg], overwrite=overwrite)
@@ -218,10 +218,10 @@ def transform(
 ) -> None:
     """Permute the weights of one checkpoint of MODEL towards another's, and prove the result."""
     import fxrebasin
-    from fxrebasin.console import output_console
-    from fxrebasin.exporters.checkpoint import save_state_dict
-    from fxrebasin.files import refuse_existing
-    from fxrebasin.views import report_view
+    from fxrebasin.show.views import report_view
+    from fxrebasin.storage.checkpoint import save_state_dict
+    from fxrebasin.storage.files import refuse_existing
+    from fxrebasin.terminal import output_console
 
     files = [path for path in (onnx, out, certificate) if path is not None]
     if out == certificate:
@@ -313,7 +313,7 @@ def export(
 ) -> None:
     """Export MODEL to ONNX; the file appears only after it was checked and run on onnxruntime."""
     import fxrebasin
-    from fxrebasin.files import refuse_existing
+    from fxrebasin.storage.files import refuse_existing
 
     refuse_existing([out], overwrite=overwrite)
     module = _load_model(model, weights)
@@ -332,17 +332,17 @@ def export(
 
 
 def _example_inputs(module: nn.Module, input_shapes: tuple[str, ...]) -> ExampleInputs:
-    from fxrebasin.input_shapes import draw_inputs, parse_shape
+    from fxrebasin.models.input_shapes import draw_inputs, parse_shape
 
     return draw_inputs(module, [parse_shape(text) for text in input_shapes])
 
 
 def _load_model(name: str, weights: Path | None) -> nn.Module:
-    from fxrebasin.models import build_model
+    from fxrebasin.models.by_name import build_model
 
     module = build_model(name)
     if weights is not None:
-        from fxrebasin.exporters.checkpoint import load_weights
+        from fxrebasin.storage.checkpoint import load_weights
 
         load_weights(module, weights)
     return module

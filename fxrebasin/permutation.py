@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fxrebasin import _certificate
-from fxrebasin._gather import permuted, storage_identity
 from fxrebasin.choices import FoundWith
 from fxrebasin.errors import ArchitectureMismatchError, InputError
+from fxrebasin.gather import permuted, storage_identity
 from fxrebasin.indexing import (
     Arrays,
     check_classes,
@@ -26,6 +25,7 @@ from fxrebasin.indexing import (
 )
 from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass, same_layout
 from fxrebasin.reliance import Relied, contradictions, refusal
+from fxrebasin.storage import certificate
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -272,7 +272,7 @@ class Permutation:
         Raises:
             CheckpointError: the file exists, or cannot be written.
         """
-        _certificate.write(
+        certificate.write(
             Path(path),
             (self.classes, dict(self.arrays), self.layout, self.relies_on, self.found_with),
             overwrite,
@@ -289,8 +289,8 @@ class Permutation:
             CheckpointError: the file is missing, damaged, of another format or version, or what
                 it holds is no permutation.
         """
-        with _certificate.naming(Path(path)):
-            return cls(*_certificate.read(Path(path)))
+        with certificate.naming(Path(path)):
+            return cls(*certificate.read(Path(path)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Permutation):

@@ -10,12 +10,12 @@ import torch
 from torch import fx, nn
 
 from fxrebasin.errors import EquivalenceError
-from fxrebasin.exporters.equivalence import compare_float64, compare_states
-from fxrebasin.exporters.report import EquivalenceReport
-from fxrebasin.outputs import Wanted
-from fxrebasin.passes.graph_state import named_state
-from fxrebasin.passes.trace import TraceResult
+from fxrebasin.exporters.verify.equivalence import compare_float64, compare_states
+from fxrebasin.passes.trace.graph_state import named_state
+from fxrebasin.passes.trace.trace import TraceResult
 from fxrebasin.permutation import Permutation
+from fxrebasin.reports.equivalence import EquivalenceReport
+from fxrebasin.running.outputs import Wanted
 
 _WHAT_NOW = (
     "The symmetry does not hold for this model. Please report it with the model's forward; "
@@ -41,7 +41,7 @@ def prove_state(
         state: its parameters and buffers by name.
         permutation: of the state.
         inputs: positional and keyword inputs.
-        wanted: which outputs count; see `fxrebasin.outputs`.
+        wanted: which outputs count; see `fxrebasin.running.outputs`.
         label: what messages call the model with this state.
 
     Raises:
@@ -85,7 +85,7 @@ def prove_graph(
         result: the graph with permuted weights.
         permutation: of the weights.
         inputs: positional and keyword inputs.
-        wanted: which outputs count; see `fxrebasin.outputs`.
+        wanted: which outputs count; see `fxrebasin.running.outputs`.
 
     Raises:
         EquivalenceError: the outputs differ.

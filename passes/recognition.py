@@ -17,11 +17,11 @@ from torch import nn
 
 from fxrebasin.choices import Choices
 from fxrebasin.errors import FxRebasinError
-from fxrebasin.labels import Elements
 from fxrebasin.layout import AxisGroup
-from fxrebasin.passes.group import Grouping, group
-from fxrebasin.passes.model_state import Held, Role, held_tensors, with_constants
-from fxrebasin.passes.propagate import Propagation, propagate
+from fxrebasin.passes.fields.fields import Elements
+from fxrebasin.passes.group.group import Grouping, group
+from fxrebasin.passes.propagate.model_state import Held, Role, held_tensors, with_constants
+from fxrebasin.passes.propagate.propagate import Propagation, propagate
 from fxrebasin.symmetry import log10_order
 
 _LISTED = 4

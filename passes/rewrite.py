@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fxrebasin.inputs import EXAMPLE_KEY
-from fxrebasin.outputs import Wanted, remade
-from fxrebasin.passes.graph_state import copy_with_state, named_state
-from fxrebasin.passes.trace import TraceResult, trace
+from fxrebasin.models.example_inputs import EXAMPLE_KEY
+from fxrebasin.passes.trace.graph_state import copy_with_state, named_state
+from fxrebasin.passes.trace.trace import TraceResult, trace
 from fxrebasin.permutation import Permutation
+from fxrebasin.running.outputs import Wanted, remade
 
 
 def rewrite(

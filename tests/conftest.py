@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 import torch
 
-from fxrebasin.passes.propagate import Propagator
+from fxrebasin.passes.propagate.propagate import Propagator
 from tests.support.invariants import checked
 from tests.support.torchvision_shim import ensure_torchvision
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 import fxrebasin
 from fxrebasin.cli import main
 from fxrebasin.errors import InputError
-from fxrebasin.exporters.checkpoint import save_state_dict
-from fxrebasin.outputs import counted
 from fxrebasin.permutation import Permutation
+from fxrebasin.running.outputs import counted
+from fxrebasin.storage.checkpoint import save_state_dict
 from tests.support.randomise import log10_factorial as f
 from tests.support.randomise import randomise
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fxrebasin.errors import ArchitectureMismatchError, CheckpointError, InputError
-from fxrebasin.exporters.checkpoint import load_state_dict, load_weights, save_state_dict
-from fxrebasin.reference import reference_state
+from fxrebasin.storage.checkpoint import load_state_dict, load_weights, save_state_dict
+from fxrebasin.storage.reference import reference_state
 
 KINDS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
@@ -75,7 +75,7 @@ def test_a_failed_write_leaves_what_was_there(
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("fxrebasin.exporters.checkpoint.save_file", fail)
+    monkeypatch.setattr("fxrebasin.storage.checkpoint.save_file", fail)
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(CheckpointError, match=r"cannot be written: OSError: disk full"):
         save_state_dict(path, {"a": torch.ones(1)}, overwrite=True)

@@ -19,8 +19,8 @@ import fxrebasin
 from fxrebasin.choices import FoundWith
 from fxrebasin.cli import main
 from fxrebasin.errors import ArchitectureMismatchError, EquivalenceError, InputError
-from fxrebasin.exporters.checkpoint import load_state_dict, save_state_dict
 from fxrebasin.permutation import Permutation
+from fxrebasin.storage.checkpoint import load_state_dict, save_state_dict
 from tests.support.randomise import log10_factorial as f
 
 VECTORS = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))

@@ -19,7 +19,7 @@ from fxrebasin.cli import main
 from fxrebasin.demo import run
 from fxrebasin.demo.run import run_demo
 from fxrebasin.errors import EquivalenceError, ExportError, InputError, TraceError
-from fxrebasin.models import build_model
+from fxrebasin.models.by_name import build_model
 from tests.support.tiny_demo import TINY
 
 SOURCE = """

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxrebasin.labels import Labels
-from fxrebasin.passes.classes import IrregularError
-from fxrebasin.passes.closure import Moves, check_closed, check_roles
-from fxrebasin.passes.group import solve
-from fxrebasin.passes.ledger import Ledger
-from fxrebasin.passes.structure import derive
+from fxrebasin.passes.fields.fields import Labels
+from fxrebasin.passes.fields.ledger import Ledger
+from fxrebasin.passes.group.classes import IrregularError
+from fxrebasin.passes.group.closure import Moves, check_closed, check_roles
+from fxrebasin.passes.group.group import solve
+from fxrebasin.passes.group.structure import derive
 
 
 def ledger_of(births, tables, selections=(), ties=()):

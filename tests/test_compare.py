@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import fx, nn
 
-from fxrebasin.compare import (
+from fxrebasin.errors import InputError
+from fxrebasin.models.checks import (
     StateMismatchError,
     check_finite,
     check_same_architecture,
@@ -17,7 +18,6 @@ from fxrebasin.compare import (
     first_graph_difference,
     unwrap,
 )
-from fxrebasin.errors import InputError
 
 
 def net(hidden: int = 4) -> nn.Sequential:

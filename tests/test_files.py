@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fxrebasin.errors import InputError
-from fxrebasin.files import publish, refuse_existing
+from fxrebasin.storage.files import publish, refuse_existing
 
 
 def test_a_file_is_published_with_its_folders(tmp_path):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxrebasin
 from fxrebasin.errors import InputError, TraceError
-from fxrebasin.labels import Elements, Labels, Value
+from fxrebasin.passes.fields.fields import Elements, Labels, Value
 from fxrebasin.passes.rules.movement import same
 from fxrebasin.passes.rules.registry import RULES, Call, Rule
 from tests.fuzz import __main__ as command
@@ -54,7 +54,7 @@ def test_units_in_an_object_that_is_returned_stay(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = Words(("linear",), ("linear",), (form,))
-    monkeypatch.setattr("fxrebasin.passes.propagate.counted", lambda *_, **__: {})
+    monkeypatch.setattr("fxrebasin.passes.propagate.propagate.counted", lambda *_, **__: {})
     found = next(hunt(1, math.inf, Tally(), 60, words))
     assert found.fault.kind is Kind.WRONG
 

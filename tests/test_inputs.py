@@ -11,7 +11,7 @@ from torch import nn
 
 import fxrebasin
 from fxrebasin.errors import InputError
-from fxrebasin.inputs import BATCH, normalise_inputs
+from fxrebasin.models.example_inputs import BATCH, normalise_inputs
 
 
 def sized(**attributes: Any) -> nn.Module:

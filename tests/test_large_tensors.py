@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxrebasin
-from fxrebasin.passes import ledger
+from fxrebasin.passes.fields import ledger
 from tests.support.randomise import assert_group_is_sound
 from tests.support.randomise import log10_factorial as f
 

@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 
 import fxrebasin
-from fxrebasin import console
+from fxrebasin import terminal
 from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.layout import PermutationClass
-from fxrebasin.passes import matching
-from fxrebasin.passes.match import MatchResult, match_states, match_weights
+from fxrebasin.passes.match import problem
+from fxrebasin.passes.match.methods import MatchResult, match_states, match_weights
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers import coordinate_descent
 from fxrebasin.solvers.families import make_families
@@ -484,7 +484,7 @@ def test_states_without_values_are_refused() -> None:
 def test_progress_is_silent_without_a_terminal(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(matching, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(problem, "_PATIENCE_SECONDS", 0.0)
     model = residual_mlp()
     match_weights(model, model.state(0), model.state(1))
     assert capfd.readouterr() == ("", "")
@@ -494,12 +494,12 @@ def test_progress_is_shown_on_a_terminal_when_it_takes_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     screen = io.StringIO()
-    terminal = Console(file=screen, force_terminal=True, width=80)
-    monkeypatch.setattr(matching, "progress_bar", lambda: console.progress_bar(terminal))
+    shown = Console(file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr(problem, "progress_bar", lambda: terminal.progress_bar(shown))
     model = residual_mlp()
     match_weights(model, model.state(0), model.state(1))
     assert screen.getvalue() == ""
-    monkeypatch.setattr(matching, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(problem, "_PATIENCE_SECONDS", 0.0)
     match_weights(model, model.state(0), model.state(1))
     assert "matching from evidence" in screen.getvalue()
     assert "4/4" in screen.getvalue()

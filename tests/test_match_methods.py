@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 import fxrebasin
 from fxrebasin.errors import InputError
-from fxrebasin.passes.match import METHODS, match_states
+from fxrebasin.passes.match.methods import METHODS, match_states
+from fxrebasin.passes.match.representatives import find_representatives
 from fxrebasin.permutation import Permutation
-from fxrebasin.representatives import find_representatives
 from fxrebasin.solvers.coordinate_descent import Descent
 from tests.support.small_nets import Attention, Residual, SelfAttention, unsettled
 from tests.support.synthetic import ZOO
@@ -218,7 +218,7 @@ def test_activations_pair_units_that_weights_cannot_tell() -> None:
 
 
 def test_every_class_of_the_test_networks_is_seen_by_some_module() -> None:
-    from fxrebasin.batches import runner
+    from fxrebasin.running.batches import runner
 
     for name in NETS:
         task = Task(name, planted=False)

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 import fxrebasin
 from fxrebasin.errors import ArchitectureMismatchError, CheckpointError, InputError
-from fxrebasin.exporters.checkpoint import save_state_dict
 from fxrebasin.merge import barrier, interpolate
 from fxrebasin.merge.curves import bezier_weights, spline_weights
 from fxrebasin.merge.states import weighted_mean
+from fxrebasin.storage.checkpoint import save_state_dict
 from tests.support.small_nets import Attention, Residual, unsettled
 
 

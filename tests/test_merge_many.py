@@ -20,12 +20,12 @@ import fxrebasin.merge.many
 import fxrebasin.merge.sources
 from fxrebasin.demo.networks import DigitsMLP, DigitsResNet
 from fxrebasin.errors import ArchitectureMismatchError, CheckpointError, InputError
-from fxrebasin.exporters.checkpoint import save_state_dict
 from fxrebasin.merge import align_many, merge_many
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers.frank_wolfe import FrankWolfe
 from fxrebasin.solvers.joint import JointRelaxation
 from fxrebasin.solvers.weight import WeightProblem, WeightSearch
+from fxrebasin.storage.checkpoint import save_state_dict
 from tests.support.small_nets import Attention, Residual, unsettled
 from tests.support.synthetic import ZOO
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from benchmarks import methods
 from fxrebasin.demo.networks import DigitsMLP
 from fxrebasin.demo.training import Recipe
-from fxrebasin.passes.match import METHODS
+from fxrebasin.passes.match.methods import METHODS
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fxrebasin.errors import InputError
-from fxrebasin.models import build_model
+from fxrebasin.models.by_name import build_model
 
 
 @pytest.fixture
@@ -114,6 +114,6 @@ def test_a_library_that_cannot_be_imported(monkeypatch, error, message):
     def fail(name):
         raise error
 
-    monkeypatch.setattr("fxrebasin.models.importlib.import_module", fail)
+    monkeypatch.setattr("fxrebasin.models.by_name.importlib.import_module", fail)
     with pytest.raises(InputError, match=message):
         build_model("timm:convnext_atto")

@@ -15,10 +15,10 @@ from torch import nn
 
 import fxrebasin
 from fxrebasin.errors import CheckpointError, EquivalenceError, ExportError, InputError
-from fxrebasin.exporters import onnx as onnx_module
-from fxrebasin.exporters import onnx_file
-from fxrebasin.exporters.equivalence import NOISE_MULTIPLE, verify
-from fxrebasin.exporters.onnx import export_onnx
+from fxrebasin.exporters.onnx import export as onnx_module
+from fxrebasin.exporters.onnx import write
+from fxrebasin.exporters.onnx.export import export_onnx
+from fxrebasin.exporters.verify.equivalence import NOISE_MULTIPLE, verify
 from tests.support.small_nets import CASES, Case, Residual, draw, mlp, unsettled
 
 
@@ -295,7 +295,7 @@ def test_an_old_file_is_replaced_when_asked(linear, tmp_path):
 
 
 def test_large_weights_go_to_a_second_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_file, "EMBEDDED_BYTES", 1000)
+    monkeypatch.setattr(write, "EMBEDDED_BYTES", 1000)
     monkeypatch.setattr(onnx_module, "EMBEDDED_BYTES", 1000)
     model = unsettled(nn.Sequential(nn.Linear(30, 100), nn.Linear(100, 3)))
     path = tmp_path / "net.onnx"

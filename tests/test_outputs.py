@@ -24,9 +24,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import fxrebasin
 from fxrebasin.cli import main
 from fxrebasin.errors import ExportError, InputError, TraceError
-from fxrebasin.exporters.checkpoint import save_state_dict
-from fxrebasin.outputs import counted
 from fxrebasin.permutation import Permutation
+from fxrebasin.running.outputs import counted
+from fxrebasin.storage.checkpoint import save_state_dict
 from tests.support.randomise import log10_factorial as f
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(7))

@@ -20,7 +20,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("torchvision")
 
 import fxrebasin
-from fxrebasin.passes.match import match_states
+from fxrebasin.passes.match.methods import match_states
 from tests.support.diffusion_models import DIFFUSION
 from tests.support.randomise import randomise
 from tests.support.task_models import MODELS as TASKS

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fxrebasin.passes.preserve import preserve
+from fxrebasin.running.preserve import preserve
 
 
 class Vandal(nn.Module):

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fxrebasin.passes.ledger import Ledger
-from fxrebasin.passes.on_meta import on_meta
-from fxrebasin.passes.relations import compact, with_blocks
+from fxrebasin.passes.fields.ledger import Ledger
+from fxrebasin.passes.group.relations import compact, with_blocks
+from fxrebasin.running.on_meta import on_meta
 
 SIZES = (2, 3, 2)
 UNITS = 4

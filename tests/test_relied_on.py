@@ -19,9 +19,9 @@ from torch import Tensor, nn
 import fxrebasin
 from fxrebasin.cli import main
 from fxrebasin.errors import ArchitectureMismatchError, InputError
-from fxrebasin.exporters.checkpoint import save_state_dict
 from fxrebasin.permutation import Permutation
 from fxrebasin.reliance import Reliance
+from fxrebasin.storage.checkpoint import save_state_dict
 from fxrebasin.uniformity import digest_of, varying_axes_of
 from tests.support.randomise import log10_factorial as f
 

@@ -12,11 +12,11 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from fxrebasin.errors import ArchitectureMismatchError
-from fxrebasin.inputs import normalise_inputs
 from fxrebasin.layout import AxisGroup, PermutationClass, Piece, Slot
-from fxrebasin.passes.preserve import preserve
+from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.passes.rewrite import rewrite
 from fxrebasin.permutation import Permutation
+from fxrebasin.running.preserve import preserve
 
 HIDDEN, WIDTH = 6, 4
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fxrebasin.passes.rules
 from fxrebasin.analysis import symmetry_of
-from fxrebasin.labels import Labels, Value
+from fxrebasin.passes.fields.fields import Labels, Value
 from fxrebasin.passes.rules import concatenation, registry
 from fxrebasin.passes.rules.contraction import contract
 from fxrebasin.passes.rules.movement import same
@@ -330,7 +330,8 @@ def test_the_oracle_reports_a_concatenation_without_segments(
 def test_the_oracle_reports_a_selection_that_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     item = program("first", lambda x: x * x[:1], p(4))
     assert not faults(item)
-    monkeypatch.setattr("fxrebasin.passes.ledger.Ledger.remember", lambda ledger, labels: None)
+    remember = "fxrebasin.passes.fields.ledger.Ledger.remember"
+    monkeypatch.setattr(remember, lambda ledger, labels: None)
     assert any(text.startswith("incorrect") for text in faults(item))
 
 

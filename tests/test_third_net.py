@@ -133,7 +133,7 @@ def test_a_graph_for_one_batch_size_is_no_fault_of_the_permutation() -> None:
 def test_a_wrong_graph_of_the_same_batch_size_is_refused() -> None:
     model = nets(1, scaled=False)[0]
     permutation = fxrebasin.analyze(model, draw(2, 4)).random(0)
-    traced = fxrebasin.passes.trace.trace(model, (draw(2, 4),))
+    traced = fxrebasin.passes.trace.trace.trace(model, (draw(2, 4),))
     result = fxrebasin.apply(model, permutation, draw(2, 4))
     with torch.no_grad():
         result.get_parameter("last.bias")[0] += 1e-6

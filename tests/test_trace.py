@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from fxrebasin.errors import InputError, TraceError
-from fxrebasin.passes.preserve import preserve
-from fxrebasin.passes.trace import trace
+from fxrebasin.passes.trace.trace import trace
+from fxrebasin.running.preserve import preserve
 
 
 class Block(nn.Module):

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from fxrebasin.errors import EquivalenceError
-from fxrebasin.exporters.equivalence import compare_float64, verify
-from fxrebasin.exporters.input_sets import example_set, other_sets
-from fxrebasin.exporters.state_reads import StateReads
-from fxrebasin.redraw import Manner, redrawn
+from fxrebasin.exporters.verify.equivalence import compare_float64, verify
+from fxrebasin.exporters.verify.input_sets import example_set, other_sets
+from fxrebasin.exporters.verify.state_reads import StateReads
+from fxrebasin.models.redraw import Manner, redrawn
 from tests.support.small_nets import draw, unsettled
 
 

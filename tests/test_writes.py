@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxrebasin
-from fxrebasin.passes.propagate import propagate
+from fxrebasin.passes.propagate.propagate import propagate
 from tests.support.oracle.sample import p, program
 from tests.support.oracle.trial import Trial, analysed, incorrect
 from tests.support.randomise import (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fxrebasin.errors import InputError
-from fxrebasin.files import publish
+from fxrebasin.storage.files import publish
 
 _PICTURE = re.compile(r"(!\[[^\]]*\]\()([^)/]+\.png\))")
 _HEADING = re.compile(r"^(#+) ", re.MULTILINE)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fxrebasin.errors import FxRebasinError
-from fxrebasin.files import publish
+from fxrebasin.storage.files import publish
 
 
 class ExperimentError(FxRebasinError):

@@ -14,8 +14,8 @@ from torch import nn
 
 from benchmarks.experiments.data.source import Source, fingerprint
 from benchmarks.experiments.training import Subject, fresh, steps_of_epoch, train
-from fxrebasin.console import progress_bar
-from fxrebasin.files import publish
+from fxrebasin.storage.files import publish
+from fxrebasin.terminal import progress_bar
 
 
 @dataclass(frozen=True)

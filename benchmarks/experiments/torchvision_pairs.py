@@ -36,7 +36,7 @@ from benchmarks.support.matching_models import build as build_full
 from benchmarks.support.matching_models import draw as draw_state
 from benchmarks.support.methods_table import spread
 from fxrebasin.errors import InputError
-from fxrebasin.exporters.checkpoint import load_state_dict
+from fxrebasin.storage.checkpoint import load_state_dict
 
 MODELS = tuple(REDUCED)
 _FULL_SIDE = 224

@@ -14,7 +14,7 @@ from typing import get_type_hints
 import torch
 from rich.table import Table
 
-from fxrebasin.files import publish
+from fxrebasin.storage.files import publish
 
 NOT_FINISHED = "not finished"
 

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.support.matching_environment import run_rebasin
 from benchmarks.support.matching_ours import Pair, shared_classes
 from benchmarks.support.plain_rebasin import NotPlainError, match_plainly, objective, specify
-from fxrebasin.blame import first_lines
+from fxrebasin.running.messages import first_lines
 
 _LEAST = 1.0
 

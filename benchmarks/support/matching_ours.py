@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.support.matching_floor import Floor, recorded
-from fxrebasin.passes.match import match_states
-from fxrebasin.passes.matching import Matching, MatchResult
+from fxrebasin.passes.match.methods import match_states
+from fxrebasin.passes.match.problem import Matching, MatchResult
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers.weight import WeightSearch
 from fxrebasin.symmetry import Symmetry

@@ -14,7 +14,7 @@ from statistics import mean
 import torch
 from rich.table import Table
 
-from fxrebasin.files import publish
+from fxrebasin.storage.files import publish
 
 
 @dataclass(frozen=True)

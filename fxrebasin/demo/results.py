@@ -11,8 +11,8 @@ from rich.table import Table
 from fxrebasin.demo.barrier import STATISTICS_IMAGES
 from fxrebasin.demo.plot import Panel, line
 from fxrebasin.demo.subjects import Subject
-from fxrebasin.exporters.report import EquivalenceReport
 from fxrebasin.merge import BarrierCurve
+from fxrebasin.reports.equivalence import EquivalenceReport
 
 
 @dataclass(frozen=True)

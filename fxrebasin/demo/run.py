@@ -13,7 +13,6 @@ from rich.progress import Progress
 from torch import nn
 
 import fxrebasin
-from fxrebasin.console import progress_bar
 from fxrebasin.demo.barrier import STEPS, walk
 from fxrebasin.demo.data import Digits, load_digits
 from fxrebasin.demo.plot import draw
@@ -21,8 +20,9 @@ from fxrebasin.demo.results import Comparison, DemoResult, Outcome
 from fxrebasin.demo.subjects import SUBJECTS, Subject
 from fxrebasin.demo.training import train
 from fxrebasin.errors import InputError
-from fxrebasin.files import publish, refuse_existing
 from fxrebasin.merge import BarrierCurve
+from fxrebasin.storage.files import publish, refuse_existing
+from fxrebasin.terminal import progress_bar
 
 PICTURE = "barrier.png"
 COMPARED_IMAGES = 32

@@ -12,7 +12,7 @@ import torch
 from fxrebasin.errors import InputError
 from fxrebasin.merge.sources import Sources
 from fxrebasin.merge.states import State, is_number, wide_dtype
-from fxrebasin.passes.matching import LateBar, Matching, interruptible
+from fxrebasin.passes.match.problem import LateBar, Matching, interruptible
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers.weight import WeightSearch
 from fxrebasin.symmetry import Symmetry

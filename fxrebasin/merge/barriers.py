@@ -14,8 +14,8 @@ from torch import nn
 from fxrebasin.errors import InputError
 from fxrebasin.merge.curves import check_positions
 from fxrebasin.merge.interpolation import interpolate
-from fxrebasin.passes.matching import LateBar
-from fxrebasin.passes.preserve import set_eval
+from fxrebasin.passes.match.problem import LateBar
+from fxrebasin.running.preserve import set_eval
 
 Evaluate: TypeAlias = Callable[[nn.Module], Any]
 """From a model to its loss, or to its loss and accuracy."""

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxrebasin.batches import Batch, Line, Loss, Runner, check_loader, runner
 from fxrebasin.merge.curves import bezier_weights, nearest_model
 from fxrebasin.merge.states import State, is_number, tied_names, weighted_mean
-from fxrebasin.passes.matching import LateBar, check_count, check_positive
+from fxrebasin.passes.match.problem import LateBar, check_count, check_positive
+from fxrebasin.running.batches import Batch, Line, Loss, Runner, check_loader, runner
 
 
 @dataclass(frozen=True)

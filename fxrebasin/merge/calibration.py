@@ -19,10 +19,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
-from fxrebasin.batches import Batch, Runner, State, check_loader, runner
 from fxrebasin.errors import FxRebasinError, InputError
 from fxrebasin.merge.moments import Moments
-from fxrebasin.passes.matching import LateBar
+from fxrebasin.passes.match.problem import LateBar
+from fxrebasin.running.batches import Batch, Runner, State, check_loader, runner
 
 # Layers that feed themselves are corrected again and again, at most so often.
 _MOST_SWEEPS = 20

@@ -9,9 +9,9 @@ from torch import nn
 
 from fxrebasin.merge.sources import Sources
 from fxrebasin.merge.states import State, copy_of
-from fxrebasin.passes.graph_state import named_state
-from fxrebasin.passes.preserve import tensors_of
+from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.reliance import contradictions, refusal
+from fxrebasin.running.preserve import tensors_of
 from fxrebasin.symmetry import Symmetry
 from fxrebasin.uniformity import digest_of
 

@@ -10,8 +10,6 @@ from typing import Any
 from torch import nn
 
 from fxrebasin.errors import InputError
-from fxrebasin.exporters.checkpoint import save_state_dict
-from fxrebasin.files import refuse_existing
 from fxrebasin.merge.bezier import Bends, check_bends, train_bends
 from fxrebasin.merge.curves import (
     DEGREES,
@@ -22,6 +20,8 @@ from fxrebasin.merge.curves import (
     spline_weights,
 )
 from fxrebasin.merge.states import State, mixture, own_state, states_of, usable
+from fxrebasin.storage.checkpoint import save_state_dict
+from fxrebasin.storage.files import refuse_existing
 
 
 def interpolate(

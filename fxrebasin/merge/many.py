@@ -12,17 +12,17 @@ from torch import nn
 from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import choices_for
 from fxrebasin.errors import InputError
-from fxrebasin.inputs import normalise_inputs
 from fxrebasin.merge.alignment import Task, align_with_mean, gauged
 from fxrebasin.merge.holding import shared_symmetry
 from fxrebasin.merge.sources import Sources
 from fxrebasin.merge.states import copy_of, is_number, moved_towards, own_state, wide_dtype
 from fxrebasin.merge.universe import align_in_universe
-from fxrebasin.outputs import Outputs
-from fxrebasin.passes.graph_state import named_state
-from fxrebasin.passes.matching import check_count
+from fxrebasin.models.example_inputs import normalise_inputs
+from fxrebasin.passes.match.problem import check_count
+from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.permutation import Permutation
 from fxrebasin.proof import prove_state
+from fxrebasin.running.outputs import Outputs
 
 Aligner: TypeAlias = Callable[..., Sequence[Permutation]]
 """From a `Task` to permutations of all models to one order; keyword arguments are its options."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from fxrebasin.errors import InputError
-from fxrebasin.files import publish, refuse_existing
 from fxrebasin.merge.barriers import BarrierCurve
+from fxrebasin.storage.files import publish, refuse_existing
 
 _KINDS = (".png", ".svg")
 _NONE: Mapping[str, BarrierCurve] = MappingProxyType({})

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxrebasin.batches import State
 from fxrebasin.errors import InputError
 from fxrebasin.merge.calibration import Data, Site, correct_in_order, measured, survey
 from fxrebasin.merge.moments import Moments
 from fxrebasin.merge.recalibration import norms_with_statistics, set_statistics, warn_unsettled
 from fxrebasin.merge.states import copy_of, states_of, usable
-from fxrebasin.passes.matching import check_count
+from fxrebasin.passes.match.problem import check_count
+from fxrebasin.running.batches import State
 
 # Where the units are in what such a layer gives.
 _AXES: Mapping[type[nn.Module], int] = {

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from fxrebasin.compare import unwrap
 from fxrebasin.errors import InputError
 from fxrebasin.merge.states import State, states_of, usable
-from fxrebasin.passes.graph_state import named_state
+from fxrebasin.models.checks import unwrap
+from fxrebasin.passes.trace.graph_state import named_state
 
 
 class Sources:

@@ -11,11 +11,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx, nn
 
-from fxrebasin._gather import storage_identity
-from fxrebasin.compare import check_usable, unwrap
 from fxrebasin.errors import ArchitectureMismatchError, InputError
-from fxrebasin.passes.graph_state import copy_with_state, named_state, replacements
-from fxrebasin.reference import reference_state
+from fxrebasin.gather import storage_identity
+from fxrebasin.models.checks import check_usable, unwrap
+from fxrebasin.passes.trace.graph_state import copy_with_state, named_state, replacements
+from fxrebasin.storage.reference import reference_state
 
 State: TypeAlias = Mapping[str, torch.Tensor]
 

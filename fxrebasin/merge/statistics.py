@@ -14,13 +14,13 @@ from torch import fx, nn
 
 from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import Choices, choices_for
-from fxrebasin.inputs import normalise_inputs
 from fxrebasin.layout import PermutationClass
 from fxrebasin.merge.barriers import BarrierCurve, Evaluate, barrier
 from fxrebasin.merge.states import State, is_number, states_of, usable
-from fxrebasin.outputs import Outputs
+from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.permutation import Permutation
-from fxrebasin.report import RebasinReport
+from fxrebasin.reports.rebasin import RebasinReport
+from fxrebasin.running.outputs import Outputs
 from fxrebasin.solvers.pairs import view_of_reals
 
 _Products: TypeAlias = dict[str, tuple[float, float, float, float]]

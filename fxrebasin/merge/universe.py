@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fxrebasin.merge.alignment import Descent, Task
-from fxrebasin.passes.matching import LateBar, check_count, interruptible
+from fxrebasin.passes.match.problem import LateBar, check_count, interruptible
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers.frank_wolfe import FrankWolfe
 from fxrebasin.solvers.joint import JointRelaxation

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from fxrebasin._gather import storage_identity
+from fxrebasin.gather import storage_identity
 from fxrebasin.indexing import Arrays, identity_arrays
 from fxrebasin.layout import IntArray
 from fxrebasin.solvers.relaxed import Maps, Relaxation

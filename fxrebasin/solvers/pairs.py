@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from fxrebasin._gather import storage_identity
+from fxrebasin.gather import storage_identity
 from fxrebasin.layout import AxisGroup, FloatArray, IntArray, Layout
 from fxrebasin.solvers.placement import Axes, Axis, Placement
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fxrebasin.labels import Field, Value, pinned_value
+from fxrebasin.passes.fields.fields import Field, Value, pinned_value
 from fxrebasin.passes.rules.contraction import contract, pick_axes
 from fxrebasin.passes.rules.normalization import with_statistics
 from fxrebasin.passes.rules.registry import Call, pin_everything, rule

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from fxrebasin.labels import NONE, Field, Labels, Value, place
+from fxrebasin.passes.fields.fields import NONE, Field, Labels, Value, place
 from fxrebasin.passes.rules.contraction import (
     contract,
     convolution_patterns,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from fxrebasin.labels import Field, Value
+from fxrebasin.passes.fields.fields import Field, Value
 from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.movement import view_fields
 from fxrebasin.passes.rules.registry import Call, pin_everything, rule

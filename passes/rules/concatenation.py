@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from fxrebasin.labels import (
+from fxrebasin.passes.fields.fields import (
     NONE,
     Field,
     Labels,
     Value,
 )
-from fxrebasin.passes.ledger import Ledger, free_labels
+from fxrebasin.passes.fields.ledger import Ledger, free_labels
 from fxrebasin.passes.rules.movement import materialised, view_fields
 from fxrebasin.passes.rules.registry import Call, rule
 

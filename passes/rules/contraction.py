@@ -15,7 +15,7 @@ from itertools import combinations
 
 from torch import Tensor
 
-from fxrebasin.labels import (
+from fxrebasin.passes.fields.fields import (
     Elements,
     Field,
     Labels,
@@ -25,7 +25,7 @@ from fxrebasin.labels import (
     positions,
     reshape_groups,
 )
-from fxrebasin.passes.ledger import Ledger
+from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.rules.registry import Call, Rule, rule
 
 Axes = tuple[tuple[str, ...], ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxrebasin.labels import Value
+from fxrebasin.passes.fields.fields import Value
 from fxrebasin.passes.rules.contraction import contract
 from fxrebasin.passes.rules.registry import Call, rule
 

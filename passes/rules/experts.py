@@ -8,9 +8,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxrebasin.labels import Elements, Field, Labels, Stage, Value, pinned_value, positions
-from fxrebasin.passes.entries import ROUTED
-from fxrebasin.passes.ledger import MERGED_AT_MOST, free_labels
+from fxrebasin.passes.fields.constraints import ROUTED
+from fxrebasin.passes.fields.fields import (
+    Elements,
+    Field,
+    Labels,
+    Stage,
+    Value,
+    pinned_value,
+    positions,
+)
+from fxrebasin.passes.fields.ledger import MERGED_AT_MOST, free_labels
 from fxrebasin.passes.rules.contraction import contract
 from fxrebasin.passes.rules.movement import move_labels
 from fxrebasin.passes.rules.registry import Call, pin_everything, rule

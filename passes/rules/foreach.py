@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from fxrebasin.labels import Value
+from fxrebasin.passes.fields.fields import Value
 from fxrebasin.passes.rules.registry import Call, overloads, rule
 
 _NAMES = [

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fxrebasin.labels import (
+from fxrebasin.passes.fields.fields import (
     Field,
     Labels,
     Value,

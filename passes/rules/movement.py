@@ -9,7 +9,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from fxrebasin.labels import (
+from fxrebasin.passes.fields.fields import (
     NONE,
     Field,
     Labels,
@@ -22,8 +22,8 @@ from fxrebasin.labels import (
     reshape_groups,
     squeeze_constant,
 )
-from fxrebasin.passes.ledger import Ledger, free_labels
-from fxrebasin.passes.rows import distinct_rows
+from fxrebasin.passes.fields.ledger import Ledger, free_labels
+from fxrebasin.passes.fields.rows import distinct_rows
 from fxrebasin.passes.rules.contraction import pick_axes, reshape_field, whole_view
 from fxrebasin.passes.rules.registry import Call, pin_everything, rule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from fxrebasin.labels import Field, Value, place
+from fxrebasin.passes.fields.fields import Field, Value, place
 from fxrebasin.passes.rules.contraction import pick_axes, reshape_field
 from fxrebasin.passes.rules.registry import Call, rule
 

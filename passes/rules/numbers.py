@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxrebasin.labels import Labels, Value, place
+from fxrebasin.passes.fields.fields import Labels, Value, place
 from fxrebasin.passes.rules.pointwise import pointwise
 from fxrebasin.passes.rules.registry import Call, overloads, rule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxrebasin.labels import Value, pinned_value, place, positions
+from fxrebasin.passes.fields.fields import Value, pinned_value, place, positions
 from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.registry import Call, rule
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from fxrebasin.labels import Grouped, Stage, Value, pinned_value, positions
-from fxrebasin.passes.entries import ROUTED
+from fxrebasin.passes.fields.constraints import ROUTED
+from fxrebasin.passes.fields.fields import Grouped, Stage, Value, pinned_value, positions
 from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.normalization import with_statistics
 from fxrebasin.passes.rules.numbers import found_at

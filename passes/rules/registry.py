@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from fxrebasin.labels import Field, Value, pinned_value, place
-from fxrebasin.passes.ledger import Ledger
+from fxrebasin.passes.fields.fields import Field, Value, pinned_value, place
+from fxrebasin.passes.fields.ledger import Ledger
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxrebasin.labels import Field, Value, place, positions
+from fxrebasin.passes.fields.fields import Field, Value, place, positions
 from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.registry import Call, rule
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fxrebasin.labels import NONE, Field, Labels, Value, place, positions
+from fxrebasin.passes.fields.fields import NONE, Field, Labels, Value, place, positions
 from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.indexing import MASKS, result_axes
 from fxrebasin.passes.rules.movement import chosen_labels, materialised

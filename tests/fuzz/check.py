@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 import fxrebasin
-from fxrebasin.blame import attempt
 from fxrebasin.errors import FxRebasinError
 from fxrebasin.indexing import identity_arrays
 from fxrebasin.permutation import Permutation
+from fxrebasin.running.messages import attempt
 from fxrebasin.symmetry import Symmetry
 from tests.fuzz import brute
 from tests.fuzz.outputs import difference, tensors

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import fxrebasin
-from fxrebasin.exporters.float64 import TrueFloat64
+from fxrebasin.exporters.verify.float64 import TrueFloat64
 from fxrebasin.symmetry import Symmetry
 from tests.support.randomise import (
     BLIND,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from fxrebasin.errors import TraceError
-from fxrebasin.labels import Elements, Field, Labels, Value
-from fxrebasin.passes.propagate import Propagator
+from fxrebasin.passes.fields.fields import Elements, Field, Labels, Value
+from fxrebasin.passes.propagate.propagate import Propagator
 from fxrebasin.passes.rules.registry import Call, Rule
 
 Apply = Callable[[Propagator, Rule, Call], list[Value]]

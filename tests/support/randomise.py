@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import fxrebasin
-from fxrebasin.passes.preserve import preserve
 from fxrebasin.permutation import Permutation
+from fxrebasin.running.preserve import preserve
 from fxrebasin.symmetry import Symmetry
 
 TOLERANCE = 1e-10

@@ -1,0 +1,1 @@
+"""Proof that two models compute the same, in PyTorch and on onnxruntime."""

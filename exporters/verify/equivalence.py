@@ -1,0 +1,368 @@
+"""Do two models compute the same function? Measured, with the figures to judge by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxrebasin.choices import choices_for
+from fxrebasin.errors import InputError
+from fxrebasin.exporters.verify.input_sets import InputSet, same_start
+from fxrebasin.exporters.verify.onnx_session import OnnxModel
+from fxrebasin.exporters.verify.outputs import compare_tensors, relative_error
+from fxrebasin.exporters.verify.references import References, reference_runs
+from fxrebasin.exporters.verify.runs import (
+    Subject,
+    Tensors,
+    fault_of,
+    run_float64,
+    run_native,
+    tensors_of,
+)
+from fxrebasin.models.checks import check_usable, unwrap
+from fxrebasin.models.example_inputs import normalise_inputs
+from fxrebasin.reports.equivalence import EquivalenceReport, OutputFigures
+from fxrebasin.running.outputs import Outputs, Wanted
+
+# Permuted sums differ by about 1e-16 per term; four orders of magnitude below float32's noise.
+FLOAT64_TOLERANCE = 1e-10
+
+# onnxruntime's error in float32 and PyTorch's are of the same kind and independent, so that their
+# difference is a small multiple of either: 0.9 to 2.2 times the measured floor on 22 models of
+# torchvision with random weights at 224 pixels. Ten leaves room for inputs that round well.
+NOISE_MULTIPLE = 10.0
+
+# The measured floor of a small model can be close to zero by luck. Below this many units in the
+# last place of the largest value, a float32 result says nothing.
+FLOOR_ULPS = 4.0
+
+# A model that is chaotic in its own precision would otherwise agree with anything.
+LARGEST_TOLERANCE = 0.05
+
+
+def verify(
+    model: nn.Module,
+    other: nn.Module | str | PathLike[str],
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
+) -> EquivalenceReport:
+    """Compare what `model` computes with what another model, or an ONNX file, computes.
+
+    Both are run on the example inputs, on a set with other values and another batch size, and on
+    one of many rows with values far apart; on more if the model chooses its way by values and has
+    parameters that were not read yet (see `fxrebasin.exporters.verify.references`). What the model
+    does not take is left out, which `report.notes` says, as they say which parameters no run read.
+
+    Another module is compared in float64 with the tolerance `FLOAT64_TOLERANCE`. An ONNX file is
+    run on onnxruntime's CPU provider and compared with PyTorch in the model's own precision; the
+    tolerance is `NOISE_MULTIPLE` times the noise floor, the error that `model` itself has in its
+    own precision against float64. A file with a fixed batch gets sets of that size. Neither model
+    is modified.
+
+    Args:
+        model: the reference; any mode, it is run in eval mode.
+        other: a module that takes the same inputs, or the path of an ONNX file.
+        example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
+        example_kwargs: keyword inputs by name.
+        state_buffers: as for `analyze`; checked to exist, and of no effect on a comparison.
+        outputs: what is compared: names of outputs as the report has them, or patterns of names; or
+            a function of what each model returned, or was traced with, that returns what counts.
+            All but caches of keys and values when left out.
+
+    Returns:
+        The report; it does not raise if the two differ (`report.raise_if_failed()` does).
+
+    Raises:
+        InputError: the inputs do not fit one of the two, or there are no such outputs.
+        CheckpointError: the file is missing or is no ONNX model.
+        ExportError: onnxruntime cannot run the file.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> verify(net, net, torch.randn(4, 3)).passed
+        True
+    """
+    model = unwrap(model)
+    check_usable(model, needs_weights=False)
+    wanted = choices_for(model, state_buffers=state_buffers, outputs=outputs).outputs
+    candidate = _candidate(other)
+    args, kwargs = normalise_inputs(model, example_inputs, example_kwargs)
+    if not isinstance(candidate, OnnxModel):
+        return compare_float64(model, candidate, args, kwargs, wanted, thorough=True)
+    dynamic = candidate.batch_is_dynamic(model, args, kwargs)
+    subject = Subject(model, wanted=wanted)
+    references = reference_runs(subject, args, kwargs, any_batch=dynamic, thorough=True)
+    report = compare_onnxruntime(candidate, references)
+    if dynamic or references.sets[0].batch is None:
+        return report
+    fixed = f"the file takes batches of {references.sets[0].batch} only, and no other was compared"
+    return replace(report, notes=(*report.notes, fixed))
+
+
+def _candidate(other: Any) -> nn.Module | OnnxModel:
+    if isinstance(other, str | PathLike):
+        return OnnxModel(other)
+    if isinstance(other, nn.Module):
+        return unwrap(other)
+    kind = type(other).__name__
+    raise InputError(f"other is of type {kind}; expected a torch.nn.Module or an ONNX path")
+
+
+def compare_float64(
+    model: nn.Module,
+    other: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    wanted: Wanted = None,
+    *,
+    any_batch: bool = True,
+    thorough: bool = False,
+) -> EquivalenceReport:
+    """Compare two modules on copies that work in float64 throughout, casts inside included.
+
+    Passes if every floating-point output has max |other - model| / max |model| of at most
+    `FLOAT64_TOLERANCE`, every integer output is equal, and both return the same names of tensors.
+    Takes memory for one float64 copy at a time. See `TrueFloat64` for what is done about casts,
+    and `fxrebasin.exporters.verify.references` for the inputs.
+
+    Args:
+        model: the reference; any mode, it is run in eval mode.
+        other: a module that takes the same inputs.
+        args: positional inputs, tensors of any shape and dtype among them.
+        kwargs: keyword inputs.
+        wanted: which outputs count; see `fxrebasin.running.outputs`.
+        any_batch: False if the other model is known to take the batch size of the inputs only.
+        thorough: compare on a set of many rows, too, whatever the model does.
+
+    Raises:
+        InputError: a model does not run in float64 on these inputs.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> compare_float64(net, net, (torch.ones(4, 3),), {}).max_rel
+        0.0
+    """
+    reference = Subject(model, wanted=wanted)
+    candidate = Subject(other, label="the other model", wanted=wanted, strict=False)
+    references = reference_runs(reference, args, kwargs, any_batch=any_batch, thorough=thorough)
+    runs = run_float64(candidate, references.sets)
+    refused = _refused_batch(references, candidate, runs)
+    if refused is None:
+        return _float64_report(references, candidate, runs)
+    narrow = compare_float64(model, other, args, kwargs, wanted, any_batch=False, thorough=thorough)
+    return replace(narrow, notes=(*narrow.notes, refused))
+
+
+def compare_states(
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    moved: Mapping[str, torch.Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    wanted: Wanted = None,
+    *,
+    label: str,
+) -> EquivalenceReport:
+    """Compare what a module computes with one state and with another; as `compare_float64` does.
+
+    Nothing is traced and no model made, so that this is the cheapest proof of a permutation.
+
+    Args:
+        model: of the architecture; its own weights count where a state lacks them.
+        state: parameters and buffers by name.
+        moved: the same in another order.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        wanted: which outputs count; see `fxrebasin.running.outputs`.
+        label: what messages call the model with this state.
+
+    Raises:
+        InputError: the model does not run in float64 on these inputs.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> own = net.state_dict()
+        >>> swapped = {"weight": own["weight"].flip(0), "bias": own["bias"].flip(0)}
+        >>> compare_states(net, own, swapped, (torch.ones(4, 3),), {}, label="net").passed
+        False
+    """
+    references = reference_runs(Subject(model, state, label, wanted), args, kwargs)
+    candidate = Subject(model, moved, f"{label}, permuted,", wanted)
+    return _float64_report(references, candidate, run_float64(candidate, references.sets))
+
+
+def _refused_batch(
+    references: References, candidate: Subject, runs: Sequence[Tensors | Exception]
+) -> str | None:
+    """A note if the candidate refuses a batch size that is not the example's."""
+    own = references.sets[0].batch
+    for one, run in zip(references.sets, runs, strict=True):
+        if isinstance(run, Exception) and one.batch != own:
+            return (
+                f"no other batch size than {own} was compared: {candidate.label} refuses "
+                f"({one.label}: {fault_of(run)})"
+            )
+    return None
+
+
+def _float64_report(
+    references: References, candidate: Subject, runs: Sequence[Tensors | Exception]
+) -> EquivalenceReport:
+    sets = references.sets
+    taken = [tensors_of(candidate, one, run) for one, run in zip(sets, runs, strict=True)]
+    outputs, structure = _judge(references.runs, taken)
+    return EquivalenceReport(
+        backend="pytorch-float64",
+        outputs=outputs,
+        inputs=tuple(one.label for one in sets),
+        structure=structure,
+        notes=(*references.notes, *_weak_outputs(sets, references.runs)),
+    )
+
+
+def compare_onnxruntime(session: OnnxModel, references: References) -> EquivalenceReport:
+    """Compare an opened ONNX file with the module that it should compute, on sets of inputs.
+
+    The tolerance of a floating-point output is `NOISE_MULTIPLE` times its noise floor: the largest
+    error, over the sets, of the module's output in its own precision against float64, but at least
+    `FLOOR_ULPS` units in the last place. Integer outputs have to be equal. If only some outputs
+    count, the file may have more.
+
+    Args:
+        session: the file.
+        references: what the module returns in float64.
+
+    Raises:
+        InputError: the module does not run on the example in its precision, or the file takes
+            others.
+        ExportError: onnxruntime fails.
+    """
+    kept, natives, exact, notes = [], [], [], list(references.notes)
+    for one, wide in zip(references.sets, references.runs, strict=True):
+        (run,) = run_native(references.subject, [one])
+        fault = fault_of(run)
+        if one.required or fault is None:
+            kept.append(one)
+            natives.append(tensors_of(references.subject, one, run))
+            exact.append(wide)
+        else:
+            notes.append(f"inputs left out ({one.label}): {fault}")
+    subject = references.subject
+    feeds = [session.feeds(subject.model, one.args, one.kwargs) for one in kept]
+    candidates = [session.run(feed) for feed in feeds]
+    outputs, structure = _judge(
+        natives,
+        [
+            _renamed(run, like, some=subject.wanted is not None)
+            for run, like in zip(candidates, natives, strict=True)
+        ],
+        floors=_noise_floors(natives, exact),
+    )
+    return EquivalenceReport(
+        backend=f"onnxruntime-{_coarsest(natives[0])}",
+        outputs=outputs,
+        inputs=tuple(one.label for one in kept),
+        structure=structure,
+        notes=(*notes, *_weak_outputs(kept, natives)),
+        path=str(session.path),
+    )
+
+
+def _is_float(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _weak_outputs(sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str]:
+    """Notes about outputs that prove little: they are empty, or do not depend on the inputs."""
+    notes = [
+        f"{name} has no elements in any run, so that nothing about it was compared"
+        for name in runs[0]
+        if not any(run[name].numel() for run in runs if name in run)
+    ]
+    if len(sets) < 2 or same_start(sets[0], sets[1]):
+        return notes
+    return notes + [
+        f"{name} is the same for different inputs, so that it says nothing about the weights "
+        "before it; is the last layer zero?"
+        for name, tensor in runs[0].items()
+        if _is_float(tensor)
+        and tensor.numel()
+        and name in runs[1]
+        and _same_first_row(tensor, runs[1][name])
+    ]
+
+
+def _same_first_row(left: torch.Tensor, right: torch.Tensor) -> bool:
+    if left.shape == right.shape:
+        return torch.equal(left, right)
+    return torch.equal(left[:1], right[:1])
+
+
+def _judge(
+    references: Sequence[Tensors],
+    candidates: Sequence[Tensors],
+    floors: Mapping[str, float] | None = None,
+) -> tuple[tuple[OutputFigures, ...], tuple[str, ...]]:
+    """Figures per output over all sets, and differences of structure."""
+    worst: dict[str, OutputFigures] = {}
+    structure: dict[str, None] = {}  # in the order found, each once
+    for reference, candidate in zip(references, candidates, strict=True):
+        if reference.keys() != candidate.keys():
+            structure[f"outputs {_listed(candidate)} instead of {_listed(reference)}"] = None
+        for name in reference.keys() & candidate.keys():
+            floor = None if floors is None else floors[name]
+            tolerance = FLOAT64_TOLERANCE if floor is None else _tolerance(floor)
+            figures = compare_tensors(
+                name, reference[name], candidate[name], tolerance=tolerance, noise_floor=floor
+            )
+            worst[name] = worst[name].worst_of(figures) if name in worst else figures
+    names = dict.fromkeys(name for reference in references for name in reference)
+    return tuple(worst[name] for name in names if name in worst), tuple(structure)
+
+
+def _listed(tensors: Tensors) -> str:
+    return ", ".join(tensors) or "(no tensor)"
+
+
+def _renamed(candidate: Tensors, reference: Tensors, *, some: bool) -> Tensors:
+    """Outputs of a file under the names of the module's: by position where the names differ."""
+    if some and reference.keys() <= candidate.keys():
+        return {name: candidate[name] for name in reference}
+    if candidate.keys() == reference.keys() or len(candidate) != len(reference):
+        return candidate
+    return dict(zip(reference, candidate.values(), strict=True))
+
+
+def _noise_floors(natives: Sequence[Tensors], wides: Sequence[Tensors]) -> dict[str, float]:
+    floors: dict[str, float] = {}
+    for native, wide in zip(natives, wides, strict=True):
+        for name, tensor in native.items():
+            comparable = name in wide and wide[name].shape == tensor.shape
+            measured = relative_error(wide[name], tensor) if comparable else 0.0
+            floors[name] = max(floors.get(name, 0.0), measured, _least_floor(tensor))
+    return floors
+
+
+def _tolerance(floor: float) -> float:
+    return min(NOISE_MULTIPLE * floor, LARGEST_TOLERANCE)
+
+
+def _least_floor(tensor: torch.Tensor) -> float:
+    if not _is_float(tensor):
+        return 0.0
+    return max(FLOOR_ULPS * torch.finfo(tensor.dtype).eps, FLOAT64_TOLERANCE / NOISE_MULTIPLE)
+
+
+def _coarsest(tensors: Tensors) -> str:
+    """Name of the least precise floating-point dtype among the outputs."""
+    dtypes = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
+    coarsest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+    return str(coarsest).removeprefix("torch.")

@@ -1,0 +1,161 @@
+"""ONNX files on onnxruntime: open, feed, run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+from torch import nn
+
+from fxrebasin.errors import CheckpointError, ExportError, InputError
+from fxrebasin.exporters.verify.input_names import named_inputs
+from fxrebasin.exporters.verify.input_sets import batch_size
+from fxrebasin.running.messages import describe, first_lines
+
+_FATAL = 4  # onnxruntime's log level; errors reach the caller as exceptions
+
+_TYPES: Mapping[torch.dtype, str] = {
+    torch.float64: "tensor(double)",
+    torch.float32: "tensor(float)",
+    torch.float16: "tensor(float16)",
+    torch.int64: "tensor(int64)",
+    torch.int32: "tensor(int32)",
+    torch.int16: "tensor(int16)",
+    torch.int8: "tensor(int8)",
+    torch.uint8: "tensor(uint8)",
+    torch.bool: "tensor(bool)",
+}
+
+_UNREADABLE = (
+    *(_state.Fail, _state.InvalidArgument, _state.InvalidGraph),
+    *(_state.InvalidProtobuf, _state.NoModel),
+)
+
+# onnxruntime's exceptions have no base class of their own.
+ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(
+        kind
+        for kind in vars(_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+)
+
+
+class OnnxModel:
+    """An ONNX file opened on onnxruntime's CPU provider, quietly, with torch's thread count.
+
+    Args:
+        path: the file; its external data, if any, is looked for beside it.
+        label: what messages call it; its path when left out.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds no ONNX model.
+        ExportError: it is an ONNX model that onnxruntime cannot prepare.
+    """
+
+    def __init__(self, path: str | PathLike[str], label: str | None = None) -> None:
+        self.path = Path(path)
+        self._label = label or str(path)
+        if not self.path.is_file():
+            raise CheckpointError(f"there is no ONNX file at {self.path}")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _FATAL
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(self.path), options, providers=["CPUExecutionProvider"]
+            )
+        except _UNREADABLE as error:
+            raise CheckpointError(
+                f"{self._label} is no ONNX model that can be read: {first_lines(error)}"
+            ) from error
+        except ONNXRUNTIME_ERRORS as error:
+            raise ExportError(
+                f"onnxruntime cannot prepare {self._label}: {first_lines(error)}\n"
+                "Its CPU provider lacks operators for bfloat16 and some for float16; if the model "
+                "is in half precision, use model.float()."
+            ) from error
+
+    def feeds(
+        self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> dict[str, npt.NDArray[Any]]:
+        """The inputs of a call of `model` as arrays for the file's inputs.
+
+        Inputs go together by name (that of `forward`'s parameter) if the names agree, otherwise by
+        position if there are equally many.
+
+        Raises:
+            InputError: the file has other inputs, dtypes or shapes; all differences are listed.
+        """
+        given = named_inputs(model, args, kwargs)
+        ports = self._session.get_inputs()
+        names = [port.name for port in ports]
+        if not set(names) <= set(given):
+            if len(names) != len(given):
+                raise InputError(
+                    f"{self._label} has the inputs {', '.join(names) or 'none'}, but the example "
+                    f"inputs are {', '.join(given) or 'none'}. Pass one tensor per input."
+                )
+            given = dict(zip(names, given.values(), strict=True))
+        faults = [fault for port in ports for fault in _faults(port, given[port.name])]
+        if faults:
+            raise InputError(f"{self._label} does not take the example inputs: {'; '.join(faults)}")
+        return {name: given[name].detach().cpu().contiguous().numpy() for name in names}
+
+    def batch_is_dynamic(
+        self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> bool:
+        """Whether the first axis may vary in every input that holds the batch of these inputs."""
+        batch = batch_size(tuple(args), kwargs)
+        given = self.feeds(model, args, kwargs)
+        shapes = [
+            port.shape
+            for port in self._session.get_inputs()
+            if batch is not None and given[port.name].shape[:1] == (batch,)
+        ]
+        return bool(shapes) and not any(isinstance(shape[0], int) for shape in shapes)
+
+    def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, torch.Tensor]:
+        """The file's outputs by name.
+
+        Raises:
+            ExportError: onnxruntime fails.
+        """
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _FATAL
+        try:
+            values = self._session.run(None, dict(feeds), options)
+        except ONNXRUNTIME_ERRORS as error:
+            shapes = {name: value.shape for name, value in feeds.items()}
+            raise ExportError(
+                f"onnxruntime cannot run {self._label} on inputs of shapes {shapes}: "
+                f"{first_lines(error)}"
+            ) from error
+        names = [port.name for port in self._session.get_outputs()]
+        return {
+            name: torch.from_numpy(np.array(value))
+            for name, value in zip(names, values, strict=True)
+        }
+
+
+def _faults(port: Any, tensor: torch.Tensor) -> list[str]:
+    """What keeps a tensor from being fed to an input, in words."""
+    faults = []
+    if _TYPES.get(tensor.dtype) != port.type:
+        faults.append(f"{port.name} is {describe(tensor)}, expected {port.type}")
+    fits = len(tensor.shape) == len(port.shape) and all(
+        not isinstance(want, int) or have == want
+        for have, want in zip(tensor.shape, port.shape, strict=True)
+    )
+    if not fits:
+        faults.append(f"{port.name} is {describe(tensor)}, expected the shape {port.shape}")
+    return faults

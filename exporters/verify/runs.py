@@ -1,0 +1,146 @@
+"""Run a model on inputs, in its own precision and in float64, leaving it as it was."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from fxrebasin.errors import InputError
+from fxrebasin.exporters.verify.float64 import TrueFloat64, float64_copy, widened
+from fxrebasin.exporters.verify.input_sets import InputSet
+from fxrebasin.exporters.verify.state_reads import StateReads
+from fxrebasin.running.messages import describe_call, first_lines
+from fxrebasin.running.outputs import Given, Wanted, counted, reduced, remade
+from fxrebasin.running.preserve import preserve
+
+Tensors: TypeAlias = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is run: a module, with its own weights or with others.
+
+    Attributes:
+        model: left as it is.
+        state: parameters and buffers by name; what it lacks is the model's own.
+        label: what messages call it.
+        wanted: which of its outputs count; see `fxrebasin.running.outputs`.
+        strict: whether names that fit no output are refused.
+    """
+
+    model: nn.Module
+    state: Mapping[str, torch.Tensor] | None = None
+    label: str = "the model"
+    wanted: Wanted = None
+    strict: bool = True
+
+
+class Float64Run:
+    """Runs a float64 copy; every run starts from the same state, whatever came before.
+
+    Args:
+        subject: what is run.
+        twin: its copy.
+    """
+
+    def __init__(self, subject: Subject, twin: nn.Module) -> None:
+        self._subject, self._twin = subject, twin
+
+    def reads(self) -> StateReads:
+        """What notes reads of the copy's parameters, to be passed to calls."""
+        return StateReads(dict(self._twin.named_parameters()))
+
+    def __call__(self, inputs: InputSet, reads: StateReads | None = None) -> Tensors | Exception:
+        """The outputs that count, or what was raised.
+
+        Args:
+            inputs: of the call.
+            reads: notes what is read.
+        """
+        return _attempt(self._subject, self._twin, inputs, widened, reads)
+
+
+@contextmanager
+def in_float64(subject: Subject) -> Iterator[Float64Run]:
+    """A float64 copy of what is to be run, in eval mode; it is all the memory that is taken."""
+    with preserve(subject.model):
+        twin = float64_copy(subject.model)
+        if subject.state is not None:
+            for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
+                if name in subject.state:
+                    tensor.data = widened(subject.state[name]).to(tensor)
+        yield Float64Run(subject, twin)
+
+
+def run_float64(subject: Subject, sets: Sequence[InputSet]) -> list[Tensors | Exception]:
+    """The outputs on each set in float64 throughout, or what was raised. Nothing is modified."""
+    with in_float64(subject) as run:
+        return [run(one) for one in sets]
+
+
+def run_native(subject: Subject, sets: Sequence[InputSet]) -> list[Tensors | Exception]:
+    """The outputs on each set in the model's precision, or what is raised. It is not modified."""
+    return [_attempt(subject, subject.model, one, _cloned) for one in sets]
+
+
+def _attempt(
+    subject: Subject,
+    model: nn.Module,
+    inputs: InputSet,
+    prepare: Callable[[torch.Tensor], torch.Tensor],
+    reads: StateReads | None = None,
+) -> Tensors | Exception:
+    """The outputs that count of a call, or what it raises; the model is as before."""
+    wide = prepare is widened
+    args, kwargs = remade((inputs.args, dict(inputs.kwargs)), prepare)
+    given = Given(args, kwargs, values=True)
+    if reads is not None:
+        given.each(reads.mark)
+    with preserve(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with TrueFloat64() if wide else nullcontext(), reads or nullcontext():
+                returned = reduced(model, call_quietly(model, args, kwargs), subject.wanted)
+        except Exception as error:  # noqa: BLE001 - a model's forward may raise anything
+            return error
+        found = counted(returned, subject.wanted, given, strict=subject.strict)
+        return {name: tensor.detach().clone() for name, tensor in found.items()}
+
+
+def call_quietly(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call a module; a GraphModule would print on stderr where in its code an exception passed."""
+    return nn.Module.__call__(model, *args, **kwargs)
+
+
+def _cloned(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of an input: models write to their inputs."""
+    return tensor.detach().clone()
+
+
+def fault_of(run: Tensors | Exception) -> str | None:
+    """Why a run says nothing about equivalence, in words; None if it does."""
+    if isinstance(run, Exception):
+        return first_lines(run, 1)
+    return "an output is NaN" if any(t.isnan().any() for t in run.values()) else None
+
+
+def tensors_of(subject: Subject, inputs: InputSet, run: Tensors | Exception) -> Tensors:
+    """The tensors of a run, or the error that says why there are none.
+
+    Raises:
+        InputError: the subject raised.
+    """
+    if isinstance(run, Exception):
+        raise InputError(
+            f"{subject.label} does not run on the inputs ({inputs.label}): "
+            f"{describe_call(subject.model, inputs.args, inputs.kwargs)} raised "
+            f"{first_lines(run)}\n"
+            "Both models have to take the same inputs, in their own precision and in float64."
+        ) from run
+    return run

@@ -1,0 +1,97 @@
+"""Which of a model's parameters a run reads, and whether it looks at what it computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fxrebasin.running.operators import LOOKING, tensors_in, viewed_by
+from fxrebasin.running.watching import OperatorMode
+
+_COMPUTED = "_fxrebasin_computed"
+
+
+class StateReads(OperatorMode):
+    """Dispatch mode that notes which elements of some tensors are operands of an operator.
+
+    A view reads nothing; what is done with it does, and reads the elements that it shows, unless
+    nothing comes of it (an expert on no rows). Whole tables count as read where rows are looked up
+    in them.
+
+    Args:
+        tensors: by name, all strided.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        >>> reads = StateReads(dict(net.named_parameters()))
+        >>> with torch.no_grad(), reads:
+        ...     output = net[0](torch.ones(1, 2))
+        >>> reads.unread()
+        {'1.weight': 4, '1.bias': 2}
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self._tensors = {name: tensor for name, tensor in tensors.items() if _is_plain(tensor)}
+        self._storages = {t.untyped_storage()._cdata for t in self._tensors.values()}
+        self._seen: dict[int, set[tuple[Any, ...]]] = {}
+        self.looked = False
+        """Whether the values of what was computed from these tensors or from real inputs were
+        asked for: the run may take another way for other inputs."""
+
+    def mark(self, value: Any) -> Any:
+        """Count a floating-point input as something computed; other values are returned alike."""
+        if isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex()):
+            setattr(value, _COMPUTED, True)
+        return value
+
+    def unread(self) -> dict[str, int]:
+        """Of how many elements of each tensor nothing was read, where there are any."""
+        counts = {name: self._unread(tensor) for name, tensor in self._tensors.items()}
+        return {name: count for name, count in counts.items() if count}
+
+    def untouched(self) -> list[str]:
+        """Names of the tensors of which no element was read."""
+        unread = self.unread()
+        return [n for n, tensor in self._tensors.items() if unread.get(n) == tensor.numel()]
+
+    def called(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run an operator, and note what it reads."""
+        operands = tensors_in((list(args), kwargs))
+        own = [operand for operand in operands if self._is_own(operand)]
+        computed = bool(own) or any(hasattr(operand, _COMPUTED) for operand in operands)
+        self.looked |= computed and func in LOOKING
+        result = func(*args, **kwargs)
+        results = tensors_in([result])
+        if computed:
+            for tensor in results:
+                setattr(tensor, _COMPUTED, True)
+        if not viewed_by(func) and (not results or any(tensor.numel() for tensor in results)):
+            for operand in own:
+                place = (operand.storage_offset(), tuple(operand.shape), operand.stride())
+                self._seen.setdefault(operand.untyped_storage()._cdata, set()).add(place)
+        return result
+
+    def _is_own(self, tensor: torch.Tensor) -> bool:
+        return _is_plain(tensor) and tensor.untyped_storage()._cdata in self._storages
+
+    def _unread(self, tensor: torch.Tensor) -> int:
+        places = self._seen.get(tensor.untyped_storage()._cdata)
+        if not places:
+            return tensor.numel()
+        own = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+        if own in places:
+            return 0
+        size = tensor.untyped_storage().nbytes() // tensor.element_size()
+        marks = torch.zeros(size, dtype=torch.bool)
+        for offset, shape, strides in places:
+            marks.as_strided(shape, strides, offset).fill_(True)
+        return int((~marks.as_strided(tensor.shape, tensor.stride(), own[0])).sum())
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta

@@ -1,0 +1,334 @@
+"""May these models be analysed and matched? Refusals, before any work, with all their reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from fxrebasin.errors import ArchitectureMismatchError, InputError
+from fxrebasin.running.messages import describe
+from fxrebasin.running.subclasses import behaves_otherwise
+
+_SHOWN = 30  # differences in a message; the error has them all
+_QUANTISED_PACKAGES = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+
+
+def unwrap(model: Any) -> nn.Module:
+    """The module inside wrappers of torch.compile, DataParallel and DistributedDataParallel.
+
+    Raises:
+        InputError: `model` or a part of it is scripted, or it is no module at all.
+
+    Example:
+        >>> inner = nn.Linear(2, 2)
+        >>> unwrap(nn.DataParallel(inner)) is inner
+        True
+    """
+    while isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif "_orig_mod" in model._modules:  # what torch.compile makes; importing it is slow
+            model = model._modules["_orig_mod"]
+        else:
+            _refuse_scripted_parts(model)
+            return model
+    kind = type(model).__name__
+    if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        raise InputError(
+            f"the model is scripted ({kind}): its Python code, which the analysis follows, is "
+            "gone. Pass the nn.Module that it was scripted or traced from."
+        )
+    raise InputError(f"the model is of type {kind}; expected a torch.nn.Module.")
+
+
+def _refuse_scripted_parts(model: nn.Module) -> None:
+    parts = [n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if parts:
+        raise InputError(
+            f"submodules are scripted: {_listed(parts)}. Their Python code, which the analysis "
+            "follows, is gone; put the modules there that they were scripted from."
+        )
+
+
+def check_usable(model: nn.Module, *, needs_weights: bool = True) -> None:
+    """Refuse a model whose state cannot be analysed or permuted, naming all that is at fault.
+
+    `-inf` in a buffer is accepted: attention masks are made of it.
+
+    Args:
+        model: an unwrapped module.
+        needs_weights: refuse meta tensors and non-finite values; analysis alone needs no values.
+
+    Raises:
+        InputError: uninitialised or quantised tensors, sparse parameters, quantised modules, or
+            (with `needs_weights`) tensors without values or with values that are not finite.
+
+    Example:
+        >>> check_usable(nn.Linear(2, 2))
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for check in (*_CHECKS, _META) if needs_weights else _CHECKS:
+        names = [name for name, tensor in tensors if check.fails(tensor)]
+        if names:
+            raise InputError(f"{check.what}: {_listed(names)}. {check.advice}")
+    modules = [name or "the model" for name, m in model.named_modules() if _is_quantised_module(m)]
+    if modules:
+        raise InputError(f"quantised modules: {_listed(modules)}. {_QUANTISED.advice}")
+    if needs_weights:
+        check_finite(dict(model.named_parameters()), dict(model.named_buffers()))
+
+
+def check_finite(
+    parameters: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Refuse NaN and infinity, naming every tensor that has one and where the first is.
+
+    Args:
+        parameters: tensors by name, no value of which may be anything but finite.
+        buffers: tensors by name, where -inf is accepted too.
+
+    Raises:
+        InputError: naming every tensor at fault, with the index of the first such value.
+
+    Example:
+        >>> check_finite({"weight": torch.zeros(2)}, {"mask": torch.tensor([0.0, -math.inf])})
+    """
+    faults = [(name, _first_fault(tensor)) for name, tensor in parameters.items()]
+    for name, tensor in (buffers or {}).items():
+        faults.append((name, _first_fault(tensor, allowed=-math.inf)))
+    found = [
+        f"{name}{list(at)} = {value}" for name, fault in faults if fault for at, value in [fault]
+    ]
+    if found:
+        raise InputError(
+            f"weights that are not finite: {_listed(found)} (the first of each tensor). Outputs "
+            "and matching would be meaningless; load a sound checkpoint or repair these values."
+        )
+
+
+def _first_fault(
+    tensor: torch.Tensor, allowed: float | None = None
+) -> tuple[tuple[int, ...], float] | None:
+    """Index and value of the first element that is not finite and not `allowed`."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
+        return None
+    if tensor.layout != torch.strided:
+        return _first_fault(tensor.detach().to_dense(), allowed)
+    values = tensor.detach()
+    values = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
+    values = values.float() if values.dtype.itemsize == 1 else values  # fp8 has no minimum
+    if all(math.isfinite(bound) for bound in _bounds(values)):
+        return None
+    wrong = ~values.isfinite()
+    if allowed is not None:
+        wrong &= values != allowed
+    places = wrong.nonzero()
+    if not len(places):
+        return None
+    place = tuple(places[0].tolist())
+    return place[: tensor.ndim], float(values[place])
+
+
+def _bounds(values: torch.Tensor) -> tuple[float, float]:
+    """Least and greatest value, NaN if there is one; no memory is taken."""
+    low, high = torch.aminmax(values)
+    return float(low), float(high)
+
+
+def _is_quantised(tensor: torch.Tensor) -> bool:
+    packed = isinstance(tensor, nn.Parameter) and type(tensor) is not nn.Parameter
+    integers = not (tensor.is_floating_point() or tensor.is_complex())
+    return any((tensor.is_quantized, packed and integers, is_traceable_wrapper_subclass(tensor)))
+
+
+def _is_quantised_module(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(_QUANTISED_PACKAGES)
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A property of tensors that makes a model unusable."""
+
+    what: str
+    fails: Callable[[torch.Tensor], bool]
+    advice: str
+
+
+_QUANTISED = _Check(
+    "quantised parameters",
+    _is_quantised,
+    "Their values are packed, or scaled by unit; permute the model before it is quantised.",
+)
+_CHECKS = (
+    _Check(
+        "parameters that are not initialised yet",
+        nn.parameter.is_lazy,
+        "Run the model once on an example input, which gives lazy modules their shapes.",
+    ),
+    _QUANTISED,
+    _Check(
+        "sparse parameters",
+        lambda tensor: isinstance(tensor, nn.Parameter) and tensor.layout != torch.strided,
+        "Make them dense first, with `to_dense()`.",
+    ),
+    _Check(
+        "parameters of a tensor subclass with operators of its own",
+        lambda tensor: behaves_otherwise(type(tensor)),
+        "What such a tensor holds is its own affair; permute the model before it gets them.",
+    ),
+)
+_META = _Check(
+    "parameters without values (on the meta device)",
+    lambda tensor: tensor.is_meta,
+    "Analysis works without them; matching and rewriting need a model with its weights loaded.",
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A state tensor on which two models disagree; a side is None where it lacks the tensor."""
+
+    name: str
+    left: str | None
+    right: str | None
+
+
+class StateMismatchError(ArchitectureMismatchError):
+    """Two states have other keys, shapes or kinds of dtype; `differences` has all of them."""
+
+    def __init__(self, message: str, differences: Sequence[Difference]) -> None:
+        super().__init__(message)
+        self.differences = tuple(differences)
+
+
+def check_same_architecture(
+    state_b: Mapping[str, torch.Tensor],
+    state_a: Mapping[str, torch.Tensor],
+    names: tuple[str, str] = ("the model", "the reference"),
+) -> None:
+    """Refuse states that cannot be of one architecture, with everything that differs.
+
+    Keys and shapes must be the same, and dtypes of the same kind (float32 and float16 are).
+
+    Args:
+        state_b: tensors by name, of any order.
+        state_a: the same of the other model.
+        names: what the two are called in the message.
+
+    Raises:
+        StateMismatchError: an `ArchitectureMismatchError` whose `differences` is complete; its
+            message shows the first of them as a table, and counts the rest.
+
+    Example:
+        >>> check_same_architecture({"w": torch.zeros(2)}, {"w": torch.ones(2)})
+    """
+    differences = [
+        Difference(name, _brief(state_b.get(name)), _brief(state_a.get(name)))
+        for name in [*state_b, *(name for name in state_a if name not in state_b)]
+        if not _same_kind(state_b.get(name), state_a.get(name))
+    ]
+    if differences:
+        raise StateMismatchError(_table(differences, names), differences)
+
+
+def _same_kind(left: torch.Tensor | None, right: torch.Tensor | None) -> bool:
+    if left is None or right is None:
+        return False
+    return left.shape == right.shape and _kind(left.dtype) == _kind(right.dtype)
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype.is_complex or dtype.is_floating_point:
+        return "complex" if dtype.is_complex else "float"
+    return "bool" if dtype is torch.bool else "integer"
+
+
+def _brief(tensor: torch.Tensor | None) -> str | None:
+    return None if tensor is None else describe(tensor)
+
+
+def _table(differences: Sequence[Difference], names: tuple[str, str]) -> str:
+    rows = [("tensor", *names)] + [
+        (d.name, d.left or "missing", d.right or "missing") for d in differences[:_SHOWN]
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    left = sum(d.right is None for d in differences)
+    right = sum(d.left is None for d in differences)
+    counts = [
+        (left, f"only in {names[0]}"),
+        (right, f"only in {names[1]}"),
+        (len(differences) - left - right, "of another shape or kind"),
+    ]
+    total = ", ".join(f"{count} {what}" for count, what in counts if count)
+    more = len(differences) - _SHOWN
+    if more > 0:
+        lines.append(f"and {more} more, in the `differences` of this error")
+    return f"{names[0]} and {names[1]} are not of the same architecture: {total}\n  " + "\n  ".join(
+        lines
+    )
+
+
+def first_graph_difference(graph_b: fx.GraphModule, graph_a: fx.GraphModule) -> str | None:
+    """What tells the graphs of two models with the same state apart; None if nothing does.
+
+    Nodes are compared in order: operation, target (for a submodule its type and settings), and
+    arguments. Names of nodes do not count.
+
+    Args:
+        graph_b: graph of the model.
+        graph_a: graph of the reference.
+
+    Example:
+        >>> graphs = [fx.symbolic_trace(nn.Sequential(m)) for m in (nn.ReLU(), nn.GELU())]
+        >>> print(first_graph_difference(*graphs))
+        node 1 is call_module 0 = ReLU(input_1) in the model and call_module 0 = GELU(approximate=\
+'none')(input_1) in the reference
+    """
+    nodes_b, nodes_a = list(graph_b.graph.nodes), list(graph_a.graph.nodes)
+    numbers = [{node: i for i, node in enumerate(nodes)} for nodes in (nodes_b, nodes_a)]
+    for index, (node_b, node_a) in enumerate(zip(nodes_b, nodes_a, strict=False)):
+        key_b = _node_key(graph_b, node_b, numbers[0])
+        if key_b != _node_key(graph_a, node_a, numbers[1]):
+            return (
+                f"node {index} is {_node_text(graph_b, node_b)} in the model and "
+                f"{_node_text(graph_a, node_a)} in the reference{_line_of(node_b)}"
+            )
+    if len(nodes_b) != len(nodes_a):
+        return f"the model has {len(nodes_b)} nodes and the reference {len(nodes_a)}"
+    return None
+
+
+def _node_key(graph: fx.GraphModule, node: fx.Node, numbers: Mapping[fx.Node, int]) -> object:
+    arguments = fx.map_arg((node.args, node.kwargs), lambda other: f"%{numbers[other]}")
+    return node.op, _target_text(graph, node), repr(arguments)
+
+
+def _target_text(graph: fx.GraphModule, node: fx.Node) -> str:
+    if node.op == "call_module":
+        return f"{node.target} = {graph.get_submodule(str(node.target))!r}"
+    if callable(node.target):
+        return f"{node.target.__module__}.{getattr(node.target, '__name__', node.target)}"
+    return "" if node.op == "output" else str(node.target)
+
+
+def _node_text(graph: fx.GraphModule, node: fx.Node) -> str:
+    arguments = [str(argument) for argument in node.args]
+    arguments += [f"{name}={argument}" for name, argument in node.kwargs.items()]
+    return f"{node.op} {_target_text(graph, node)}({', '.join(arguments)})".replace("()(", "(")
+
+
+def _line_of(node: fx.Node) -> str:
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if " line " in line]
+    return f" ({lines[-1]})" if lines else ""
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

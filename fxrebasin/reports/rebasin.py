@@ -1,0 +1,54 @@
+"""What `transform` did: the report in `g.meta["fxrebasin"]`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from fxrebasin.permutation import Permutation
+from fxrebasin.reports.equivalence import EquivalenceReport
+
+
+@dataclass(frozen=True)
+class RebasinReport:
+    """The report of one `transform`; its fields can also be read as keys.
+
+    Attributes:
+        method: the matching method.
+        objective_before: sum over parameters of the inner product of reference and model.
+        objective_after: the same with the permuted model.
+        distance_before: Euclidean distance of the parameters of reference and model.
+        distance_after: the same with the permuted model.
+        sweeps: of the solver over the classes, until nothing changed.
+        seconds: wall time by stage: analyze, match, rewrite, verify.
+        tracer: what made the graph: `"fx"`, `"export"`, or `"given"` for a GraphModule.
+        notes: what a user of the graph should know, in words.
+        equivalence: the float64 comparison with the model, None with `verify=False`.
+        certificate: the permutation.
+        log10_order: of the group that was searched.
+        unknown_operators: operators without a rule, whose axes were pinned.
+    """
+
+    method: str
+    objective_before: float
+    objective_after: float
+    distance_before: float
+    distance_after: float
+    sweeps: int
+    seconds: Mapping[str, float]
+    tracer: str
+    notes: tuple[str, ...]
+    equivalence: EquivalenceReport | None
+    certificate: Permutation
+    log10_order: float
+    unknown_operators: tuple[str, ...]
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.keys():
+            raise KeyError(f"the report has no {key!r}; it has {', '.join(self.keys())}")
+        return getattr(self, key)
+
+    def keys(self) -> tuple[str, ...]:
+        """The names of the fields."""
+        return tuple(item.name for item in fields(self))

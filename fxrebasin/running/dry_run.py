@@ -1,0 +1,221 @@
+"""Run a model for its shapes and its operators, without computing with its parameters."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import NoneType
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fxrebasin.running.on_meta import on_meta
+from fxrebasin.running.outputs import Given, Wanted, counted, reduced, remade
+from fxrebasin.running.preserve import preserve, written_tensors
+from fxrebasin.running.watching import OperatorMode
+
+_Key: TypeAlias = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The output of a dry run (meta tensors where it depends on the input) and its program.
+
+    Two runs with equal programs apply the same operators to the same parameters, buffers,
+    constants and intermediate values in the same order: they compute the same function of the
+    state, as far as this input shows.
+    """
+
+    output: Any
+    program: tuple[_Key, ...]
+    _given: Given = field(repr=False, compare=False)
+    _keys: Callable[[Sequence[Any]], _Key] = field(repr=False, compare=False)
+
+    def outputs(self, wanted: Wanted, *, strict: bool = True) -> dict[str, Any]:
+        """Where the outputs that count come from: values or state of the program, by name.
+
+        Raises:
+            InputError: as `fxrebasin.running.outputs.counted`.
+        """
+        found = counted(self.output, wanted, self._given, strict=strict)
+        return dict(zip(found, self._keys(list(found.values())), strict=True))
+
+    def put(self, wanted: Wanted) -> tuple[str, ...]:
+        """Names of the outputs that count and were put into containers or objects passed in."""
+        found = counted(self.output, wanted, self._given, strict=False)
+        return tuple(name for name in self._given.put() if name in found)
+
+
+def dry_run(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], wanted: Wanted = None
+) -> DryRun:
+    """Run `model` on meta tensors: shapes and operators, at a fraction of the cost of numbers.
+
+    Whatever depends on a parameter or on a floating-point input is a meta tensor. The rest
+    (buffers, tables, masks, positions, token ids) is computed, so that its values can be asked
+    for. Models that ask for the value of an activation raise here and not in earnest; whatever
+    the model raises is passed on.
+
+    Example:
+        >>> dry_run(nn.Linear(3, 4), (torch.zeros(2, 3),), {}).output.shape
+        torch.Size([2, 4])
+    """
+    with preserve(model), torch.no_grad():
+        recorder = _Recorder(model)
+        with recorder:
+            meta_args, meta_kwargs = remade((tuple(args), dict(kwargs)), recorder.input)
+            given = Given(meta_args, meta_kwargs)
+            output = reduced(model, model(*meta_args, **meta_kwargs), wanted)
+    return DryRun(output, tuple(recorder.program), given, recorder.keys)
+
+
+class _Recorder(OperatorMode):
+    """Executes what depends on parameters or float inputs on meta tensors; writes the program.
+
+    Tensors have a key that says where they come from: the state, by name; an input or the result
+    of a recorded operator, by number; a constant, by its content. Operators on constants alone
+    are not recorded, so that a graph in which they were folded has the same program;
+    those that draw random numbers are.
+
+    An operator that works in place is recorded as its other form, since torch.fx turns `x += y`
+    into `x + y`. What it writes to gets a new number, and a tensor that shares the memory, and
+    would tell the two forms apart, a key of its own.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.program: list[_Key] = []
+        self._device = next((p.device for p in model.parameters() if not p.is_meta), "cpu")
+        self._state = {
+            **{_storage_id(buffer): name for name, buffer in model.named_buffers()},
+            **{_storage_id(parameter): name for name, parameter in model.named_parameters()},
+        }
+        self._unknown = {_storage_id(parameter) for parameter in model.parameters()}
+        self._written: dict[int, int] = {}  # constant storage that was written into: ordinal
+        self._keys: dict[int, tuple[int, int]] = {}  # id of a tensor: its number, and as of when
+        self._last_write: dict[int, int] = {}  # storage: when it was last written to
+        self._numbers = 0
+        self._alive: list[torch.Tensor] = []  # so that ids and storages stay theirs
+
+    def input(self, value: torch.Tensor) -> Any:
+        """The stand-in for a model input: floating-point and complex tensors become meta."""
+        with _disable_current_modes():
+            real = not (value.is_floating_point() or value.is_complex())
+            return self._number(value.detach() if real else torch.empty_like(value, device="meta"))
+
+    def called(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        leaves = _flat((*args, *kwargs.values()))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        unknown = any(self._is_unknown(tensor) for tensor in tensors)
+        if not unknown and kwargs.get("device") == torch.device("meta"):
+            kwargs["device"] = self._device  # that of an activation; but this is a constant
+        random = torch.Tag.nondeterministic_seeded in func.tags
+        if not (unknown or random or any(self._has_key(tensor) for tensor in tensors)):
+            return func(*args, **kwargs)
+        self.program.append((_name(func), *kwargs, *self.keys(leaves)))
+        written = list(written_tensors(func, args, kwargs))
+        self._note_writes(written, unknown)
+        _check_indices(func, args)
+        result = on_meta(func, args, kwargs) if unknown else func(*args, **kwargs)
+        for leaf in (*_flat((result,)), *written):
+            self._number(leaf)
+        return result
+
+    def _is_unknown(self, tensor: torch.Tensor) -> bool:
+        return tensor.is_meta or _storage_id(tensor) in self._unknown
+
+    def _has_key(self, tensor: torch.Tensor) -> bool:
+        storage = _storage_id(tensor)
+        return id(tensor) in self._keys or storage in self._state or storage in self._written
+
+    def _note_writes(self, written: Sequence[torch.Tensor], unknown: bool) -> None:
+        for tensor in written:
+            storage = _storage_id(tensor)
+            if not tensor.is_meta and not self._has_key(tensor):  # it was a constant until now
+                self._alive.append(tensor)
+                self._written[storage] = len(self._written)
+                self.program.append(("written", _content(tensor.untyped_storage())))
+            if unknown:
+                self._unknown.add(storage)
+            self._keys.pop(id(tensor), None)
+            self._last_write[storage] = len(self.program)
+
+    def keys(self, leaves: Sequence[Any]) -> _Key:
+        """What tells one argument from another: the key of a tensor, else the value."""
+        return tuple(
+            self._key(leaf) if isinstance(leaf, torch.Tensor) else _value_key(leaf)
+            for leaf in leaves
+            if not isinstance(leaf, torch.device)
+        )
+
+    def _key(self, tensor: torch.Tensor) -> _Key:
+        storage = _storage_id(tensor)
+        view = (tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+        write = self._last_write.get(storage, 0)
+        if id(tensor) in self._keys:
+            number, known = self._keys[id(tensor)]
+            return (number, *view) if write <= known else (number, "written", write, *view)
+        for names in (self._state, self._written):
+            if storage in names:
+                return (names[storage], write, *view)
+        return ("constant", _content(tensor), *view)
+
+    def _number(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and id(value) not in self._keys:
+            self._keys[id(value)] = (self._numbers, len(self.program))
+            self._numbers += 1
+            self._alive.append(value)
+        return value
+
+
+def _value_key(value: Any) -> _Key:
+    """Type and value of a plain argument; of other objects, which may not compare, the type."""
+    plain = isinstance(value, bool | int | float | complex | str | torch.dtype | NoneType)
+    return (type(value).__name__, value) if plain else (type(value).__name__,)
+
+
+def _name(func: torch._ops.OpOverload) -> str:
+    """Name and overload; those of the other form for an operator that works in place."""
+    name = func._schema.name.removesuffix("_")
+    return f"{name}.{func._overloadname}"
+
+
+def _storage_id(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _content(tensor: torch.Tensor | torch.UntypedStorage) -> bytes:
+    with _disable_current_modes():
+        if isinstance(tensor, torch.UntypedStorage):
+            tensor = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor)
+        flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).digest()
+
+
+def _flat(values: Sequence[Any]) -> list[Any]:
+    """The arguments or results of an operator, those in lists one by one."""
+    flat: list[Any] = []
+    for value in values:
+        if isinstance(value, list | tuple):
+            flat += _flat(value)
+        else:
+            flat.append(value)
+    return flat
+
+
+def _check_indices(func: torch._ops.OpOverload, args: Sequence[Any]) -> None:
+    """Raise what a real embedding raises; the one on meta tensors accepts any index."""
+    if func is not torch.ops.aten.embedding.default:
+        return
+    weight, indices = args[0], args[1]
+    if indices.is_meta or indices.numel() == 0:
+        return
+    low, high = int(indices.min()), int(indices.max())
+    if low < 0 or high >= weight.shape[0]:
+        worst = low if low < 0 else high
+        raise IndexError(f"index {worst} is out of range for a table of {weight.shape[0]} rows")

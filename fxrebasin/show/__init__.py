@@ -1,0 +1,1 @@
+"""Symmetries for people: listings and pictures."""

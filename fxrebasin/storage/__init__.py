@@ -1,0 +1,1 @@
+"""Files: certificates, checkpoints, references."""

@@ -1,0 +1,1 @@
+"""What was found, as graphs that say why."""

@@ -1,0 +1,117 @@
+"""Who is tied to whom, and by which operator: the graph that explanations are read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+import networkx as nx
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from fxrebasin.passes.fields.fields import Field, Labels, Value
+from fxrebasin.passes.fields.ledger import Ledger
+from fxrebasin.passes.fields.origin import Origin
+from fxrebasin.passes.fields.rows import Ints, distinct
+from fxrebasin.passes.group.state_fields import StateField, owner
+from fxrebasin.passes.propagate.propagate import Propagation, Record
+
+AxisName = tuple[str, int]
+_Fields: TypeAlias = Mapping[str, Sequence[StateField]]
+
+
+def tie_graph(
+    propagation: Propagation, fields: _Fields, parameters: Iterable[str]
+) -> nx.Graph[AxisName]:
+    """Axes that one operator shows to hold the same units, joined by edges that name it."""
+    kinds = dict.fromkeys(parameters, "parameter")
+    graph: nx.Graph[AxisName] = nx.Graph()
+    for state, shape in propagation.shapes.items():
+        for axis in range(len(shape)):
+            graph.add_node((state, axis), kind=kinds.get(state, "buffer"))
+    reader = _Reader(propagation, fields)
+    for record in propagation.records:
+        _add_record(graph, propagation.ledger.origins[record.origin], reader, record)
+    return graph
+
+
+def _families(ledger: Ledger) -> Ints:
+    """For each unit a number that it shares with the units it is tied to or lies inside of."""
+    births = np.zeros(ledger.size, dtype=np.int64)
+    for index, (start, end) in enumerate(ledger.births):
+        births[start:end] = index
+    roots = ledger.compress()
+    rows, columns = [births], [births[roots]]
+    for edge in ledger.edges:
+        rows.append(births[edge.children])
+        columns.append(births[ledger.find(edge.parents)])
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    size = max(len(ledger.births), 1)
+    graph = coo_matrix((np.ones(row.size, np.int8), (row, column)), shape=(size, size))
+    _, component = connected_components(graph, directed=False)
+    return np.asarray(component[births], dtype=np.int64)
+
+
+def _state_axes(family: Ints, items: Iterable[StateField]) -> dict[int, frozenset[int]]:
+    found: dict[int, frozenset[int]] = {}
+    for item in items:
+        mine = _families_in(family, item.values)
+        for axis in item.axes:
+            found[axis] = found.get(axis, frozenset()) | mine
+    return found
+
+
+def _families_in(family: Ints, labels: Ints) -> frozenset[int]:
+    free = labels[labels >= 0]
+    return frozenset(distinct(family[free]).tolist()) if free.size else frozenset()
+
+
+class _Reader:
+    """Which families of units each axis of a tensor holds."""
+
+    def __init__(self, propagation: Propagation, fields: _Fields) -> None:
+        ledger = propagation.ledger
+        self.shapes = propagation.shapes
+        self.family = _families(ledger)
+        self.of_state = {state: _state_axes(self.family, items) for state, items in fields.items()}
+
+    def axes(self, name: str, value: Value) -> dict[int, frozenset[int]]:
+        """By axis; `name` is the state tensor's, if it is one."""
+        if name in self.of_state:
+            return self.of_state[name]
+        found: dict[int, frozenset[int]] = {}
+        for item in value.fields:
+            for axis in item.axes:
+                found[axis] = found.get(axis, frozenset()) | self._families(item, axis)
+        return found
+
+    def _families(self, item: Field, axis: int) -> frozenset[int]:
+        if isinstance(item, Labels):
+            return _families_in(self.family, item.values.reshape(-1).numpy())
+        own = owner(self.shapes[item.state], item.view.shape[axis], item.view.stride(axis))
+        return frozenset() if own is None else self.of_state[item.state].get(own, frozenset())
+
+
+def _add_record(graph: nx.Graph[AxisName], origin: Origin, reader: _Reader, record: Record) -> None:
+    last: dict[int, AxisName] = {}
+    joins = len({name for name, _ in record.inputs} - {"", "constant"}) > 1
+    for name, value in (*record.inputs, *record.outputs):
+        if name in ("", "constant"):
+            continue
+        for axis, families in sorted(reader.axes(name, value).items()):
+            node = (name, axis)
+            if node not in graph:
+                graph.add_node(node, kind="value")
+            for item in sorted(families):
+                before = last.setdefault(item, node)
+                if before != node and not graph.has_edge(before, node):
+                    graph.add_edge(
+                        before,
+                        node,
+                        operator=origin.operator,
+                        node=origin.node,
+                        source=origin.source,
+                        joins=joins,
+                    )
+                last[item] = node

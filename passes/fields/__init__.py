@@ -1,0 +1,1 @@
+"""The axis algebra: units, labels, fields, and the ledger of what constrains them."""

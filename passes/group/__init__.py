@@ -1,0 +1,1 @@
+"""The second stage: from recorded constraints to permutation classes on state tensors."""

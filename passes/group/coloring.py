@@ -1,0 +1,153 @@
+"""Colour refinement: units of one colour have the same role in everything that was recorded.
+
+The one-dimensional Weisfeiler-Leman algorithm, with 64-bit hashes as colours. Tables are stacked,
+so that a round takes some operations on a few long arrays and not on hundreds of short ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fxrebasin.passes.fields.constraints import Edge
+from fxrebasin.passes.fields.ledger import Ledger
+from fxrebasin.passes.fields.rows import Hashes, Ints, Table, distinct, mix
+from fxrebasin.passes.group.structure import Structure
+
+_ROUNDS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """The rows of all tables that have as many columns, and a salt for each row: its table's."""
+
+    rows: Table
+    salts: Ints
+
+
+def color(ledger: Ledger, structure: Structure, tags: Hashes, pinned: Ints) -> Hashes:
+    """The colour of every unit (of a tie, that of its representative).
+
+    Args:
+        ledger: for representatives.
+        structure: what units occur with.
+        tags: the roles of units before any tie.
+        pinned: units that do not move.
+    """
+    roots = ledger.compress()
+    stacks = _stacked([table for table in structure.tables if (table >= 0).any()])
+    edges = _stacked_edges(structure.edges)
+    colors = _initial(tags, roots, pinned)
+    canonical = np.flatnonzero(roots == np.arange(roots.size))
+    return _refined(colors, canonical, stacks, edges)[roots]
+
+
+def roles(ledger: Ledger, structure: Structure) -> Hashes:
+    """What sets units apart that may have been tied: the colours of units before any tie.
+
+    Args:
+        ledger: all units.
+        structure: what units occur with.
+    """
+    own = marks(ledger)
+    known = np.arange(structure.known)
+    return _refined(own, known, _stacked(structure.raw), _stacked_edges([]))
+
+
+def _refined(
+    colors: Hashes, units: Ints, stacks: Sequence[_Stack], edges: tuple[Ints, Ints, Ints]
+) -> Hashes:
+    """Colours that also tell what units occur with, until no more of some units are told apart."""
+    before = distinct(colors[units]).size
+    for _ in range(_ROUNDS):
+        colors = _with_occurrences(colors, mix(colors, 5), stacks) + _beside(colors, edges)
+        now = distinct(colors[units]).size
+        if now == before:
+            break
+        before = now
+    return colors
+
+
+def marks(ledger: Ledger) -> Hashes:
+    """What a unit has by itself: how it was made, and the selections that it fell into.
+
+    Args:
+        ledger: all units.
+    """
+    births = np.array([end - start for start, end in ledger.births], np.int64)
+    result = mix(np.repeat(np.arange(births.size), births), 1)
+    if ledger.members:
+        selections = [values.reshape(-1).numpy() for values in ledger.members]
+        labels = np.concatenate(selections)
+        index = np.repeat(np.arange(len(selections)), [item.size for item in selections])
+        free = labels >= 0
+        np.add.at(result, labels[free], mix(index[free], 2))
+    return result
+
+
+def _stacked(tables: Sequence[Table]) -> list[_Stack]:
+    by_width: dict[int, list[tuple[int, Table]]] = {}
+    for index, table in enumerate(tables):
+        by_width.setdefault(table.shape[1], []).append((index, table))
+    return [
+        _Stack(
+            np.concatenate([table for _, table in items]),
+            np.repeat([8 + 64 * index for index, _ in items], [len(table) for _, table in items]),
+        )
+        for items in by_width.values()
+    ]
+
+
+def _with_occurrences(colors: Hashes, base: Hashes, stacks: Iterable[_Stack]) -> Hashes:
+    """A copy of hashes of units, plus one for each row that a unit is in."""
+    result = base.copy()
+    for stack in stacks:
+        salts = [stack.salts + column for column in range(stack.rows.shape[1])]
+        seen = np.zeros(stack.salts.size, dtype=np.uint64)
+        for column, salt in zip(stack.rows.T, salts, strict=True):
+            seen += mix(_label_colors(colors, column), salt)
+        for column, salt in zip(stack.rows.T, salts, strict=True):
+            free = column >= 0
+            np.add.at(result, column[free], mix(seen[free], salt[free] + 31))
+    return result
+
+
+def _stacked_edges(edges: Sequence[Edge]) -> tuple[Ints, Ints, Ints]:
+    """Children, parents, and the number of the edge that each pair is of."""
+    empty = np.zeros(0, np.int64)
+    return (
+        np.concatenate([empty, *(edge.children for edge in edges)]),
+        np.concatenate([empty, *(edge.parents for edge in edges)]),
+        np.repeat(np.arange(len(edges)), [edge.children.size for edge in edges]),
+    )
+
+
+def _beside(colors: Hashes, edges: tuple[Ints, Ints, Ints]) -> Hashes:
+    """For each unit, a hash of the colours of its parents and children."""
+    children, parents, index = edges
+    result = np.zeros_like(colors)
+    np.add.at(result, children, mix(colors[parents], -1 - 2 * index))
+    np.add.at(result, parents, mix(colors[children], -2 - 2 * index))
+    return result
+
+
+def _initial(tags: Hashes, roots: Ints, pinned: Ints) -> Hashes:
+    """The roles of all units tied to one; pinned units are all different.
+
+    Looked at before ties: units inside two parents that got tied must not be exchanged across
+    the tie.
+    """
+    colors = np.zeros(tags.size, dtype=np.uint64)
+    np.add.at(colors, roots, mix(tags, 3))
+    fixed = distinct(roots[pinned])
+    np.add.at(colors, fixed, mix(fixed, 4))
+    return colors
+
+
+def _label_colors(colors: Hashes, labels: Ints) -> Hashes:
+    """Colours of units; rigid labels are colours of their own."""
+    if labels.size and labels.min() >= 0:
+        return colors[labels]
+    return np.where(labels >= 0, colors[np.maximum(labels, 0)], mix(labels, 6))

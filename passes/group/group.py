@@ -1,0 +1,278 @@
+"""Solve the constraints that propagation recorded for the model's permutation classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fxrebasin.layout import AxisGroup, PermutationClass
+from fxrebasin.passes.fields.ledger import Ledger
+from fxrebasin.passes.fields.rows import Ints, distinct, numbers_of
+from fxrebasin.passes.group.classes import Classes, IrregularError, TwiceInsideError, classify
+from fxrebasin.passes.group.closure import Moves, check_closed, check_roles
+from fxrebasin.passes.group.coloring import color, marks, roles
+from fxrebasin.passes.group.grids import (
+    Placement,
+    axis_groups,
+    group_labels,
+    named_group,
+)
+from fxrebasin.passes.group.laying import placements_of
+from fxrebasin.passes.group.relations import compact, maximal, with_blocks
+from fxrebasin.passes.group.state_fields import StateField, remember_parts, state_fields
+from fxrebasin.passes.group.structure import Structure, derive
+from fxrebasin.passes.propagate.propagate import Propagation
+
+Bools = npt.NDArray[np.bool_]
+_Laid = TypeVar("_Laid")
+
+
+@dataclass(frozen=True, eq=False)
+class Grouping:
+    """The classes, and where their units sit in the state tensors."""
+
+    classes: tuple[PermutationClass, ...]
+    layout: dict[str, tuple[AxisGroup, ...]]
+    pins: dict[tuple[str, int], str]
+    fields: dict[str, list[StateField]]
+
+
+def group(propagation: Propagation) -> Grouping:
+    """Find all permutations of units that satisfy the recorded constraints."""
+    ledger = propagation.ledger
+    fields = state_fields(ledger, propagation.shapes)
+    remember_parts(ledger, propagation.shapes, fields)
+    relations = [
+        part
+        for met in maximal(ledger.relations)
+        for part in compact([labels.numpy() for labels in met])
+    ]
+    known = ledger.size
+    relations += _relations_of_state(ledger, propagation.shapes, fields)
+    structure = derive(ledger, relations)
+    moves, placements = solve(
+        ledger, structure, lambda moves: placements_of(propagation.shapes, moves, fields)
+    )
+    read = _read(ledger, structure, fields, known)
+    classes = moves.classes
+    return _named(propagation, fields, classes, placements, _classes_of(classes, read))
+
+
+def _relations_of_state(
+    ledger: Ledger, shapes: Mapping[str, Sequence[int]], fields: Mapping[str, list[StateField]]
+) -> list[list[Ints]]:
+    """Labels that meet on the elements of a state tensor."""
+    found = []
+    for state, items in fields.items():
+        for axes in axis_groups(items, len(shapes[state])):
+            labels = group_labels(items, axes, shapes[state])
+            if len(labels) > 1 and any((item >= 0).any() for item in labels):
+                found += compact(with_blocks(ledger, labels))
+    return found
+
+
+def solve(
+    ledger: Ledger, structure: Structure, lay: Callable[[Moves], _Laid]
+) -> tuple[Moves, _Laid]:
+    """Classes that everything recorded is closed under; what is irregular gets pinned.
+
+    Units that were tied are told apart by how they were made, or, where that does not tell enough,
+    by all that they occurred with.
+
+    Args:
+        ledger: units, pins and selections; those that are found to be needed are added.
+        structure: what follows from its relations.
+        lay: lays the classes onto tensors, and raises an `IrregularError` where they do not fit.
+    """
+    tags, told = marks(ledger), False
+    while True:
+        roots = ledger.compress()
+        pinned = [pin.units for pin in ledger.pins]
+        fixed = distinct(np.concatenate(pinned)) if pinned else np.zeros(0, np.int64)
+        try:
+            colors = color(ledger, structure, tags, fixed)
+            classes = classify(structure, colors, roots)
+            numbers = numbers_of(np.where(classes.colors < 0, tags, tags ^ colors))
+            moves = Moves(classes, roots, numbers)
+            check_roles(moves, structure.known)
+            for table in structure.raw:
+                check_closed(moves, table)
+            return moves, lay(moves)
+        except IrregularError as error:
+            if told:
+                ledger.pin(error.units, error.reason)
+            else:
+                tags, told = roles(ledger, structure), True
+        except TwiceInsideError as error:
+            for part in error.parts:
+                ledger.remember_units(part)
+            tags, told = roles(ledger, structure), True
+
+
+def _read(
+    ledger: Ledger, structure: Structure, fields: Mapping[str, list[StateField]], known: int
+) -> Bools:
+    """For every unit, whether anything is computed from its values.
+
+    So it is if its values are reduced to something, or those of a unit that it occurs with.
+    Others are computed, or could be chosen by an index, and dropped.
+
+    Args:
+        known: how many units propagation made; those that the derivation adds stand for others.
+    """
+    roots = ledger.compress()
+    used = np.zeros(ledger.size, dtype=np.bool_)
+    used[roots[known:]] = True
+    reduced = [values.numpy() for values in ledger.used]
+    states = {item.state for item in ledger.used_parts}
+    reduced += [item.values for state in sorted(states) for item in fields[state]]
+    for values in reduced:
+        labels = values.reshape(-1)
+        used[roots[labels[labels >= 0]]] = True
+    tables = [table for table in structure.tables if table.shape[1] > 1]
+    tables += [np.stack([edge.children, edge.parents]).T for edge in structure.edges]
+    before = -1
+    while before != (before := int(used.sum())):
+        for table in tables:
+            free = table >= 0
+            rows = (used[np.maximum(table, 0)] & free).any(axis=1)
+            used[table[rows][free[rows]]] = True
+    return used
+
+
+def _classes_of(classes: Classes, units: Bools) -> set[int]:
+    """The classes that move at least one of some units."""
+    return {
+        column.index
+        for place in classes.coordinates.values()
+        if units[place.units].any()
+        for column in place.columns
+    }
+
+
+def _named(
+    propagation: Propagation,
+    fields: Mapping[str, list[StateField]],
+    classes: Classes,
+    placements: Mapping[str, list[Placement]],
+    read: set[int],
+) -> Grouping:
+    """Name classes; those of which nothing is read are left where they are, and not counted."""
+    axes = _axes_of_classes(propagation.shapes, placements)
+    axes = {index: found for index, found in axes.items() if index in read}
+    used = [index for index in range(len(classes.sizes)) if axes.get(index)]
+    names = _names(used, axes, len(classes.sizes))
+    order = sorted(used, key=lambda index: (len(classes.within[index]), index))
+    found = tuple(
+        PermutationClass(
+            names[index],
+            classes.sizes[index],
+            tuple(names[outer] for outer in classes.within[index]),
+            classes.count(index),
+            tuple(axes[index]),
+        )
+        for index in order
+    )
+    layout = {}
+    for state, items in placements.items():
+        groups = [named_group(item, {index: names[index] for index in used}) for item in items]
+        moving = tuple(item for item in groups if item is not None)
+        if moving:
+            layout[state] = moving
+    free = {axis for items in axes.values() for axis in items}
+    return Grouping(found, layout, _pins(propagation, fields, free), dict(fields))
+
+
+def _axes_of_classes(
+    shapes: Mapping[str, Sequence[int]], placements: Mapping[str, list[Placement]]
+) -> dict[int, list[tuple[str, int]]]:
+    found: dict[int, dict[tuple[str, int], None]] = {}
+    for state in shapes:
+        for item in placements.get(state, []):
+            for index, axis in _moves(item, shapes[state]):
+                found.setdefault(index, {}).setdefault((state, axis))
+    return {index: list(items) for index, items in found.items()}
+
+
+def _moves(item: Placement, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Pairs of a class and an axis of the tensor along which its units are at several positions."""
+    sizes = [shape[axis] for axis in item.axes]
+    for columns, positions in item.pieces:
+        coordinates = np.unravel_index(positions, sizes)
+        for index, column in enumerate(columns):
+            if column is None:
+                continue
+            for axis, coordinate in zip(item.axes, coordinates, strict=True):
+                if len(item.axes) == 1 or _varies(coordinate, index):
+                    yield column.index, axis
+
+
+def _varies(values: Ints, axis: int) -> bool:
+    """Whether an array differs anywhere along an axis; the first two places mostly say so."""
+    first = values.take([0], axis=axis)
+    return bool((values.take([1], axis=axis) != first).any() or (values != first).any())
+
+
+def _names(
+    used: Sequence[int], axes: Mapping[int, Sequence[tuple[str, int]]], total: int
+) -> list[str]:
+    """A class is named after its first parameter axis, numbered when several share that."""
+    names = [f"#{index}" for index in range(total)]
+    taken: dict[str, int] = {}
+    for index in used:
+        state, axis = axes[index][0]
+        name = f"{state}[{axis}]"
+        taken[name] = taken.get(name, 0) + 1
+        names[index] = name if taken[name] == 1 else f"{name}.{taken[name]}"
+    return names
+
+
+def _pins(
+    propagation: Propagation,
+    fields: Mapping[str, list[StateField]],
+    free: set[tuple[str, int]],
+) -> dict[tuple[str, int], str]:
+    """Why each axis that no class moves stays where it is."""
+    ledger = propagation.ledger
+    reasons: dict[int, str] = {}
+    for pin in ledger.pins:
+        for unit in ledger.find(pin.units).tolist():
+            reasons.setdefault(unit, _with_origin(ledger, pin.reason, pin.origin))
+    found = {}
+    for state, shape in propagation.shapes.items():
+        for axis, size in enumerate(shape):
+            if (state, axis) not in free:
+                found[(state, axis)] = _reason(ledger, fields[state], axis, size, reasons)
+    return found
+
+
+def _with_origin(ledger: Ledger, reason: str, origin: int) -> str:
+    return f"{reason}: {ledger.origins[origin]}" if 0 <= origin < len(ledger.origins) else reason
+
+
+def _reason(
+    ledger: Ledger,
+    fields: Sequence[StateField],
+    axis: int,
+    size: int,
+    reasons: Mapping[int, str],
+) -> str:
+    if size == 1:
+        return "has a single element"
+    if not fields:
+        return "not read by the forward pass, or only as a constant"
+    touching = [item for item in fields if axis in item.axes]
+    for item in touching:
+        for unit in ledger.find(distinct(item.values)).tolist():
+            if unit in reasons:
+                return reasons[unit]
+    for item in touching:
+        if item.reason:
+            return _with_origin(ledger, item.reason, item.origin)
+    if touching:
+        return "each position has a role of its own, or none"
+    return "no operator tells its positions apart"

@@ -1,0 +1,183 @@
+"""Lay coordinates onto all state tensors, once for labels that are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fxrebasin.passes.fields.rows import Ints, count_rows, distinct, mix, row_codes
+from fxrebasin.passes.group.classes import IrregularError, Motion, motion
+from fxrebasin.passes.group.closure import Moves
+from fxrebasin.passes.group.grids import Placement, axis_groups, group_columns, place
+from fxrebasin.passes.group.state_fields import StateField, squeezed
+
+
+def placements_of(
+    shapes: Mapping[str, Sequence[int]],
+    moves: Moves,
+    fields: Mapping[str, list[StateField]],
+) -> dict[str, list[Placement]]:
+    """Which positions of state tensors which coordinates move.
+
+    Args:
+        shapes: of the tensors.
+        moves: how units move.
+        fields: the labels on the tensors.
+
+    Raises:
+        IrregularError: two positions that differ would have to move alike.
+    """
+    placer = _Placer(moves)
+    found: dict[str, list[Placement]] = {}
+    alike: dict[object, list[Placement]] = {}
+    for state, items in fields.items():
+        shape = tuple(shapes[state])
+        key = (shape, *((item.axes, _memory(item.values)) for item in items))
+        if key not in alike:
+            alike[key] = placer.placements(items, shape)
+        if alike[key]:
+            found[state] = alike[key]
+    return found
+
+
+def _memory(values: Ints) -> tuple[object, ...]:
+    """Equal for arrays that are the same part of memory."""
+    return (values.ctypes.data, values.shape, values.strides)
+
+
+class _Placer:
+    """Lays coordinates onto the axes of state tensors.
+
+    Args:
+        moves: how units move.
+    """
+
+    def __init__(self, moves: Moves) -> None:
+        self._motion, self._unit_roles = motion(moves.classes), moves.roles
+        self._codes = _codes_of_units(moves.roots, self._motion)
+        self._placed: dict[tuple[bytes, ...], Placement | None] = {}
+
+    def placements(self, fields: Sequence[StateField], shape: Sequence[int]) -> list[Placement]:
+        """Those of one tensor.
+
+        Args:
+            fields: the labels on the tensor.
+            shape: of the tensor.
+
+        Raises:
+            IrregularError: two positions that differ would have to move alike.
+        """
+        coded = [self._squeezed(field) for field in fields]
+        found = []
+        for axes in axis_groups(coded, len(shape)):
+            columns = group_columns(coded, axes, shape)
+            if not any((column >= 0).any() for column in columns):
+                continue
+            try:
+                if count_rows(columns) < columns[0].size:
+                    raw = [f.values for f in fields]
+                    roles = [self._roles(values) for values in raw]
+                    columns = _told_apart(
+                        columns,
+                        _columns_on(axes, fields, roles, shape),
+                        _columns_on(axes, fields, raw, shape),
+                    )
+                placement = self._place(columns, axes)
+            except IrregularError as error:
+                units = np.concatenate([f.values.reshape(-1) for f in fields])
+                raise IrregularError(distinct(units[units >= 0]), error.reason) from error
+            if placement is not None:
+                found.append(replace(placement, axes=axes))
+        return found
+
+    def _squeezed(self, field: StateField) -> StateField:
+        """The numbers of coordinates in place of labels, without axes along which they are alike.
+
+        An axis stays where a unit that moves to other coordinates is somewhere else along it: then
+        what moves along one axis does so along both. A roll of all elements has such rows.
+        """
+        coded = replace(field, values=self._coded(field.values))
+        small = squeezed(coded)
+        gone = [index for index, axis in enumerate(field.axes) if axis not in small.axes]
+        if not gone or not small.axes or self._stay_along(field.values, small.values, gone):
+            return small
+        return coded
+
+    def _stay_along(self, labels: Ints, codes: Ints, gone: Sequence[int]) -> bool:
+        """Whether units have one role at each place along some axes, whatever their coordinates."""
+        kept = [index for index in range(labels.ndim) if index not in gone]
+        roles = self._roles(labels).transpose([*kept, *gone]).reshape(codes.size, -1)
+        kinds = self._motion.kind_of(codes.reshape(-1))
+        for kind in distinct(kinds[kinds >= 0]):
+            rows = roles[kinds == kind]
+            if not (rows == rows[0]).all():
+                return False
+        return True
+
+    def _coded(self, values: Ints) -> Ints:
+        if not self._codes.size:
+            return values
+        return np.where(values >= 0, self._codes[np.maximum(values, 0)], values)
+
+    def _roles(self, values: Ints) -> Ints:
+        return np.where(values >= 0, self._unit_roles[np.maximum(values, 0)], values)
+
+    def _place(self, columns: list[Ints], axes: tuple[int, ...]) -> Placement | None:
+        key = tuple(column.tobytes() for column in columns)
+        if key not in self._placed:
+            self._placed[key] = place(self._motion, columns, axes)
+        return self._placed[key]
+
+
+def _codes_of_units(roots: Ints, moves: Motion) -> Ints:
+    """By unit, the number of its coordinates; of those that cannot move, a rigid label."""
+    codes = moves.codes[roots]
+    return np.where(codes >= 0, codes, -2 - roots - _RIGID)
+
+
+_RIGID = 1 << 40
+"""Keeps units that turned out to be fixed apart from labels that were rigid from the start."""
+
+
+def _columns_on(
+    axes: tuple[int, ...],
+    fields: Sequence[StateField],
+    found: Sequence[Ints],
+    shape: Sequence[int],
+) -> list[Ints]:
+    """A number for what stands at every position of some axes, one flat column for each field.
+
+    A field that varies along other axes as well has a whole row there.
+
+    Args:
+        axes: of the tensor.
+        fields: those of the tensor.
+        found: for each field, what stands in the place of its labels.
+        shape: of the tensor.
+    """
+    columns = []
+    for field, values in zip(fields, found, strict=True):
+        inside = [index for index, axis in enumerate(field.axes) if axis in axes]
+        if not inside:
+            continue
+        outside = [index for index, axis in enumerate(field.axes) if axis not in axes]
+        rows = values.transpose([*inside, *outside])
+        sizes = [shape[axis] if axis in field.axes else 1 for axis in axes]
+        rows = rows.reshape(*sizes, -1)
+        if rows.shape[-1] > 1:
+            rows = mix(rows, np.arange(rows.shape[-1])).sum(axis=-1, keepdims=True)
+        full = np.broadcast_to(rows[..., 0], [shape[axis] for axis in axes])
+        columns.append(full.reshape(-1).view(np.int64))
+    return columns
+
+
+def _told_apart(columns: list[Ints], roles: list[Ints], raw: list[Ints]) -> list[Ints]:
+    """The columns, with the roles of units where ties made two positions alike that differ."""
+    if count_rows(columns) == count_rows([*columns, *raw]):
+        return columns
+    marked = [*columns, -2 - row_codes(roles)]
+    if count_rows(marked) < count_rows([*columns, *raw]):
+        raise IrregularError(np.zeros(0, np.int64), "two positions of an axis that are tied")
+    return marked

@@ -1,0 +1,1 @@
+"""The third stage: permutations that bring one model close to another, one file per method."""

@@ -1,0 +1,123 @@
+"""Matching: find the permutation that brings a model's weights closest to those of a reference.
+
+One file holds one method; here they get their names, and their options are checked.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from fxrebasin.errors import InputError
+from fxrebasin.passes.match.activation import match_activations
+from fxrebasin.passes.match.frank_wolfe import match_frank_wolfe
+from fxrebasin.passes.match.problem import HasSymmetry, MatchResult
+from fxrebasin.passes.match.sinkhorn import match_sinkhorn
+from fxrebasin.passes.match.straight_through import match_straight_through
+from fxrebasin.passes.match.weight import match_weights
+from fxrebasin.reliance import contradictions
+from fxrebasin.symmetry import Symmetry
+
+__all__ = ["METHODS", "MatchResult", "Method", "check_method", "match_states", "match_weights"]
+
+Method: TypeAlias = Callable[..., MatchResult]
+"""A matching method: takes what `match_states` takes; further keyword arguments are its options.
+
+An option without a default has to be given by the caller.
+"""
+
+METHODS: Mapping[str, Method] = {
+    "activation": match_activations,
+    "frank_wolfe": match_frank_wolfe,
+    "sinkhorn": match_sinkhorn,
+    "straight_through": match_straight_through,
+    "weight": match_weights,
+}
+
+_SHOWN = {
+    "loader": "loader=..., any iterable of batches: (inputs, targets), or inputs alone",
+    "loss": "loss=..., a function of (outputs, targets) such as torch.nn.functional.cross_entropy",
+}
+
+
+_OTHER_CONSTANTS = (
+    "The reference has other constants than the model, and the permutation holds for the model "
+    "alone:"
+)
+
+
+def check_method(method: str, options: Mapping[str, object]) -> None:
+    """Refuse a method or options that do not exist, or that are missing, before any work.
+
+    Args:
+        method: a key of `METHODS`.
+        options: by name, as the caller gave them.
+
+    Raises:
+        InputError: naming those that do exist, or showing what to pass.
+    """
+    if method not in METHODS:
+        raise InputError(f"no method {method!r}; there are: {', '.join(sorted(METHODS))}")
+    given = set(inspect.signature(match_states).parameters)
+    parameters = inspect.signature(METHODS[method]).parameters
+    allowed = {name: p for name, p in parameters.items() if name not in given}
+    unknown = [name for name in options if name not in allowed]
+    if unknown:
+        raise InputError(
+            f"method {method!r} has no option {', '.join(map(repr, unknown))}; "
+            f"its options are: {', '.join(allowed)}"
+        )
+    missing = [
+        name
+        for name, parameter in allowed.items()
+        if parameter.default is parameter.empty and options.get(name) is None
+    ]
+    if missing:
+        raise InputError(
+            f"method {method!r} needs {' and '.join(missing)}; pass "
+            + "; and ".join(_SHOWN[name] for name in missing)
+        )
+
+
+def match_states(
+    symmetry: HasSymmetry,
+    state_b: Mapping[str, torch.Tensor],
+    state_a: Mapping[str, torch.Tensor],
+    *,
+    method: str = "weight",
+    seed: int = 0,
+    parameters: Collection[str] | None = None,
+    model: nn.Module | None = None,
+    **options: object,
+) -> MatchResult:
+    """Match with one of `METHODS`.
+
+    Args:
+        symmetry: classes and layout.
+        state_b: state tensors of the model to permute, by name.
+        state_a: state tensors of the reference.
+        method: a key of `METHODS`.
+        seed: the same seed gives the same result.
+        parameters: names of the state tensors that are parameters; all tensors when left out.
+        model: what to run by the methods that look at data; its weights do not matter.
+        **options: of the method.
+
+    Raises:
+        InputError: there is no such method or option, or what the method raises.
+        ArchitectureMismatchError: tensors are missing or differ in shape.
+    """
+    check_method(method, options)
+    found = METHODS[method](
+        symmetry, state_b, state_a, seed=seed, parameters=parameters, model=model, **options
+    )
+    if not isinstance(symmetry, Symmetry):
+        return found
+    faults = contradictions(symmetry.relies_on, state_a)
+    notes = [f"{_OTHER_CONSTANTS} {'; '.join(faults)}."] if faults else []
+    permutation = found.permutation.relying_on(symmetry.relies_on, symmetry.found_with)
+    return replace(found, permutation=permutation, notes=(*found.notes, *notes))

@@ -1,0 +1,103 @@
+"""Find out which module and which line of the model called an operator."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+
+from fxrebasin.passes.propagate import constants
+from fxrebasin.running import operators
+
+_PASSES, _RUNNING = Path(__file__).parent.parent, Path(operators.__file__).parent
+_TORCH = str(Path(torch.__file__).parent) + os.sep
+_OURS = (str(_PASSES) + os.sep, str(_RUNNING) + os.sep)
+_WRAPPERS = (_TORCH + "_dynamo", _TORCH + "_compile.py")  # stand around a mode's functions
+_REFUSING = torch.distributions.distribution.__file__
+_BETWEEN = constants.__file__  # stands between the model and torch
+
+
+class CallSite:
+    """Follows the running modules of a model, to name the place of each operator call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._stack: list[str] = []
+        self._counts: Counter[str] = Counter()
+        self._nodes: dict[str, fx.Node] = {}
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Keep track of the module that is running."""
+        enter = register_module_forward_pre_hook(self._enter)
+        leave = register_module_forward_hook(self._leave, always_call=True)
+        try:
+            yield
+        finally:
+            enter.remove()
+            leave.remove()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self._stack.append(self._paths.get(id(module), type(module).__name__))
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._stack:
+            self._stack.pop()
+
+    def describe(self) -> tuple[str, str]:
+        """A unique name for the call that is being made, and its line in the model's code."""
+        path = (self._stack[-1] if self._stack else "") or "forward"
+        self._counts[path] += 1
+        count = self._counts[path]
+        name = path if count == 1 else f"{path}#{count}"
+        return name, self._source()
+
+    @staticmethod
+    def refuses() -> bool:
+        """Whether torch itself looks, to refuse the arguments or the samples of a distribution."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith((*_OURS, *_WRAPPERS)):
+            frame = frame.f_back
+        return frame is not None and frame.f_code.co_filename == _REFUSING
+
+    def _source(self) -> str:
+        found = self._model_frame(sys._getframe(2))
+        if found is None:
+            return ""
+        line = linecache.getline(found.f_code.co_filename, found.f_lineno).strip()
+        return f"{found.f_code.co_filename}:{found.f_lineno}: {line}"
+
+    @staticmethod
+    def _model_frame(frame: FrameType | None) -> FrameType | None:
+        """The innermost frame of the model's own code: neither torch's nor that of the analysis.
+
+        Walks out of the analysis, through the model, and gives up on entering the analysis again:
+        what is beyond is the code that asked for it.
+        """
+        in_analysis = True
+        while frame is not None:
+            name = frame.f_code.co_filename
+            if name == _BETWEEN:
+                in_analysis = False
+            elif name.startswith(_OURS):
+                if not in_analysis:
+                    return None
+            else:
+                in_analysis = False
+                if not name.startswith((_TORCH, "<")):
+                    return frame
+            frame = frame.f_back
+        return None

@@ -1,0 +1,248 @@
+"""What is known of a tensor; views and writes through views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+import fxrebasin.passes.rules  # noqa: F401  (importing it fills the registry)
+from fxrebasin.passes.fields.fields import Labels, Value, pinned_value
+from fxrebasin.passes.fields.ledger import Ledger
+from fxrebasin.passes.propagate.pieces import Pieces
+from fxrebasin.passes.propagate.spreads import Later, known, of_view, unknown
+from fxrebasin.passes.rules.movement import reshape, same, view, view_fields
+from fxrebasin.passes.rules.registry import RULES, Call, pin_everything
+from fxrebasin.running.operators import viewed_by
+
+
+@dataclass(eq=False)
+class Track:
+    """What is known of one tensor.
+
+    A view remembers its base and how it was made, so that a write through either is seen by both;
+    what it holds is looked up when something reads it. The base of all bases holds the `pieces`
+    that views of it were given. `version` counts its writes, and `seen` those that a view has
+    caught up with. `spread` is how the numbers differ, of what is no view.
+    """
+
+    value: Value
+    state: str = ""
+    name: str = ""
+    base: Track | None = None
+    replay: Replay | None = None
+    version: int = 0
+    seen: int = 0
+    pieces: Pieces | None = None
+    spread: Later | None = None
+
+    @property
+    def root(self) -> Track:
+        """What this is a view of, directly or through others."""
+        return self if self.base is None else self.base.root
+
+    def stand_alone(self, value: Value) -> None:
+        """Forget what this is a view of, and what was written into it; it holds a value now."""
+        self.value, self.state = value, ""
+        self.base = self.replay = self.pieces = self.spread = None
+        self.seen = self.version
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """A view operator that can be run again on other tensors of the same shape.
+
+    `form` is a meta tensor of the size, strides and type that its base had.
+    """
+
+    op: OpOverload
+    args: Mapping[str, Any]
+    argument: str
+    form: Tensor
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """Make the view of another tensor."""
+        found: Tensor = self.op(**{**self.args, self.argument: tensor})
+        return found
+
+    def value(self, ledger: Ledger, base: Value, shape: tuple[int, ...]) -> Value:
+        """The view's value, from that of its base."""
+        rule = RULES.get(self.op, pin_everything("unknown operator"))
+        if rule is view:
+            return Value(shape, view_fields(ledger, base, self, 1)[0])
+        out = [torch.empty(shape, device="meta")]
+        strides = [self.form.stride()]
+
+        def looked_up(_: Tensor) -> Value:
+            return base
+
+        args = (looked_up, _none, looked_up, strides, _none, _never)
+        return rule(Call(ledger, self.op, self.args, out, *args))[0]
+
+
+def replay_of(op: OpOverload, args: Mapping[str, Any], argument: str, output: int) -> Replay:
+    """How one output of a view operator was made; of one with several, by an operator with one."""
+    base: Tensor = args[argument]
+    form = torch.empty_strided(base.shape, base.stride(), dtype=base.dtype, device="meta")
+    name = op._schema.name
+    if name not in _SEVERAL:
+        return Replay(op, args, argument, form)
+    dim = args["dim"]
+    if name == "aten::unbind":
+        return Replay(torch.ops.aten.select.int, {"dim": dim, "index": output}, argument, form)
+    sizes = args[_SEVERAL[name]]
+    if name == "aten::chunk":
+        sizes = max(-(-base.shape[dim] // sizes), 1)
+    start = sizes * output if isinstance(sizes, int) else sum(sizes[:output])
+    end = start + (sizes if isinstance(sizes, int) else sizes[output])
+    part = {"dim": dim, "start": start, "end": min(end, base.shape[dim])}
+    return Replay(torch.ops.aten.slice.Tensor, part, argument, form)
+
+
+_SEVERAL = {
+    "aten::split": "split_size",
+    "aten::split_with_sizes": "split_sizes",
+    "aten::chunk": "chunks",
+    "aten::unbind": "",
+}
+"""View operators with several outputs, and their arguments that say of which sizes these are."""
+
+LAZY = frozenset(
+    op for op, rule in RULES.items() if rule in (view, reshape, same) and viewed_by(op)
+)
+"""View operators whose outputs are looked at when something reads them."""
+
+
+RESHAPING = {
+    getattr(packet, overload): getattr(getattr(torch.ops.aten, name), overload)
+    for name in ("transpose", "t", "squeeze", "unsqueeze", "swapaxes", "swapdims", "as_strided")
+    for packet in [getattr(torch.ops.aten, f"{name}_")]
+    for overload in packet.overloads()
+    if overload in getattr(torch.ops.aten, name).overloads()
+}
+"""Operators that turn a tensor into a view of what it was, and those that make this view."""
+
+
+def _none(_: Tensor) -> None:
+    return None
+
+
+def _never(_: Tensor, axis: int, largest: bool) -> bool:
+    return False
+
+
+def refresh(track: Track, ledger: Ledger) -> Value:
+    """The current value of a tensor that is read."""
+    root = track.root
+    if root.value.when_read is not None:
+        root.value = root.value.when_read()
+    if track is root and root.pieces is not None:
+        pieces, root.pieces = root.pieces, None
+        root.value = pieces.read(ledger, pieces.form) or root.value
+    elif track is not root and track.seen != root.version:
+        placed = None if root.pieces is None else _placed(track, root.pieces.form)
+        if root.pieces is not None and placed is None:
+            refresh(root, ledger)
+        found = None
+        if root.pieces is not None and placed is not None:
+            found = root.pieces.read(ledger, placed)
+        track.value = found or _viewed(track, root, ledger)
+        track.seen = root.version
+        track.state = ""
+    return track.value
+
+
+def named(track: Track, ledger: Ledger) -> Value | None:
+    """The value of a tensor whose numbers are names of units, for a reader that treats them so."""
+    root = track.root
+    if root.pieces is not None:
+        return None
+    if root.value.when_named is not None:
+        root.value = root.value.when_named()
+    if root.value.names is None or track is root:
+        return root.value if root.value.names is not None else None
+    value = _viewed(track, root, ledger)
+    return replace(value, names=root.value.names, when_read=root.value.when_read)
+
+
+def may_be_named(track: Track) -> bool:
+    """Whether the numbers of a tensor are names of units, if nothing has read them otherwise."""
+    value = track.root.value
+    return value.names is not None or value.when_named is not None
+
+
+def spread_of_track(track: Track) -> Later:
+    """How the numbers of a tensor differ."""
+    if track.base is None or track.replay is None:
+        return track.spread or known(unknown(track.value.shape))
+    return of_view(spread_of_track(track.base), track.replay.form, track.replay)
+
+
+def _viewed(track: Track, root: Track, ledger: Ledger) -> Value:
+    """A view's value, from the nearest one before it that is known.
+
+    What lies between is not read by itself: a selection is one of what is left in the end.
+    """
+    chain = [track]
+    while (base := chain[-1].base) is not None and base is not root and base.seen != root.version:
+        chain.append(base)
+    value = root.value if base is None else base.value
+    known = len(ledger.members)
+    for item in reversed(chain):
+        if item.replay is not None:
+            value = item.value = item.replay.value(ledger, value, item.value.shape)
+    between = ledger.members[known:]
+    if between and len(chain) > 1:
+        ledger.members[known:] = [labels for labels in between if labels.numel() == 1]
+        for field in value.fields:
+            ledger.remember(field if isinstance(field, Labels) else None)
+    return value
+
+
+def _placed(track: Track, form: Tensor) -> Tensor | None:
+    """The view that a tensor is of what all are views of; None if it has elements of another type.
+
+    Args:
+        track: of the tensor.
+        form: a meta tensor in place of what all are views of.
+    """
+    if track.base is None or track.replay is None:
+        return form
+    base = _placed(track.base, form)
+    placed = None if base is None else track.replay(base)
+    return placed if placed is not None and placed.dtype == form.dtype else None
+
+
+def write(track: Track, value: Value, ledger: Ledger) -> None:
+    """A tensor takes on new content; so do its base and all other views of that."""
+    root = track.root
+    root.version += 1
+    track.value = value
+    track.seen = root.version
+    track.state = root.state = ""
+    root.spread = None
+    if track.base is None or track.replay is None:
+        root.pieces = None
+        return
+    form = _form_of(track.base, track.replay) if root.pieces is None else root.pieces.form
+    placed = _placed(track, form)
+    if placed is None:
+        reason = "written to as elements of another type"
+        for item in (value, refresh(root, ledger)):
+            ledger.join([*item.fields, *pinned_value(item.shape, reason).fields])
+        root.value = pinned_value(root.value.shape, reason)
+        return
+    if root.pieces is None:
+        root.pieces = Pieces(form, root.value)
+    root.pieces.write(placed, value)
+
+
+def _form_of(base: Track, replay: Replay) -> Tensor:
+    """A meta tensor like what a view is a view of, directly or through others."""
+    if base.base is None or base.replay is None:
+        return replay.form
+    return _form_of(base.base, base.replay)

@@ -1,0 +1,281 @@
+"""A model becomes a graph: torch.fx first, torch.export when that fails."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import fx, nn
+
+from fxrebasin.errors import InputError, TraceError
+from fxrebasin.models.checks import unwrap
+from fxrebasin.models.example_inputs import check_inputs
+from fxrebasin.passes.trace.exported import exported_graph, has_open_axis
+from fxrebasin.passes.trace.graph_state import carry_state, named_state
+from fxrebasin.passes.trace.symbolic import symbolic_graph
+from fxrebasin.running.dry_run import DryRun, dry_run
+from fxrebasin.running.messages import attempt, describe, describe_call, first_lines, module_path
+from fxrebasin.running.outputs import (
+    REDUCED_KEY,
+    Given,
+    Wanted,
+    counted,
+    for_graph,
+    reduced,
+    remade,
+)
+from fxrebasin.running.preserve import preserve
+
+_Trace: TypeAlias = Callable[..., fx.GraphModule]
+
+
+@dataclass(frozen=True)
+class TraceResult:
+    """A graph of a model.
+
+    `graph_module` holds the parameters and buffers of the model themselves, under the same names,
+    and some of its submodules: run it inside `preserve`. `notes` says in words what was tried
+    before and what is fixed in the graph. `any_batch` is False if it is made for the batch size of
+    the example inputs only.
+    """
+
+    graph_module: fx.GraphModule
+    tracer: Literal["fx", "export", "given"]
+    notes: tuple[str, ...] = ()
+    any_batch: bool = True
+
+
+def trace(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    wanted: Wanted = None,
+    check: bool = True,
+) -> TraceResult:
+    """Trace a call of `model` in eval mode, and make sure that the graph computes the same.
+
+    torch.fx is tried first, then torch.export with an open batch axis, then torch.export with
+    the shapes of the example. A graph counts when it applies the same operators to the same
+    parameters, buffers and values as the model does; where that cannot be seen on meta tensors
+    or is not so, when its outputs are the same with all parameters and buffers disturbed, so that
+    a graph into which a value of the state was folded does not pass. A GraphModule is returned
+    as it is.
+
+    The graph returns the outputs that count, in the containers that the model returns, with None
+    in the places of others and of caches. Where they are in objects that no graph returns, it
+    returns a dict of them by the names that `verify` prints; where a function says what counts,
+    what that function returns. What the model puts into dicts, lists and objects that are passed
+    in, a graph of torch.fx puts there, too.
+
+    Args:
+        model: the model, left as it is; wrappers of torch.compile and DataParallel are taken off.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        wanted: which outputs count; see `fxrebasin.running.outputs`.
+        check: run model and graph to compare them; without, what a tracer returns is believed.
+
+    Raises:
+        InputError: the model is scripted, does not run on these inputs, or has no such outputs.
+        TraceError: no tracer makes a graph that computes what the model computes.
+
+    Example:
+        >>> result = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), (torch.zeros(2, 3),))
+        >>> result.tracer, [node.name for node in result.graph_module.graph.nodes]
+        ('fx', ['input_1', '_0', '_1', 'output'])
+    """
+    model, kwargs = unwrap(model), dict(kwargs or {})
+    call = _Call(model, args, kwargs, wanted)
+    expected = check_inputs(model, args, kwargs, wanted) if check else None
+    if expected is not None:
+        expected.outputs(wanted)
+    if isinstance(model, fx.GraphModule):
+        return TraceResult(model, "given")
+    put = expected.put(wanted) if expected is not None else ()
+    reasons: list[str] = []
+    for label, tracer, tracing in _TRACERS:
+        if put and tracer == "export":
+            reasons.append(f"{label} is of no use: {_unfilled(put)}")
+            continue
+        notes: dict[str, None] = {}
+        result = _try(tracing, call, notes, objects=tracer == "fx")
+        if isinstance(result, fx.GraphModule):
+            problem = _difference(call, result, expected) if check else None
+            if problem is None:
+                open_batch = tracer == "fx" or has_open_axis(result)
+                fixed = () if open_batch else (_FIXED,)
+                return TraceResult(result, tracer, (*reasons, *notes, *fixed), open_batch)
+            result = f"made a wrong graph: {problem}"
+        reasons.append(f"{label} {result}")
+    raise _untraceable(model, args, kwargs, reasons, looks_at_data=check and expected is None)
+
+
+_TRACERS: tuple[tuple[str, Literal["fx", "export"], _Trace], ...] = (
+    ("torch.fx", "fx", symbolic_graph),
+    ("torch.export with an open batch axis", "export", exported_graph),
+    ("torch.export", "export", partial(exported_graph, dynamic_batch=False)),
+)
+
+
+_FIXED = "the graph is for the batch size of the example inputs only"
+
+
+def _unfilled(put: Sequence[str]) -> str:
+    """What to do about outputs that a graph cannot put into what is passed in."""
+    return (
+        f"its graphs do not fill what is passed in ({', '.join(put)}); let forward return that, or "
+        "leave it out by saying with outputs= which outputs count"
+    )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a model, and which of its outputs count."""
+
+    model: nn.Module
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    wanted: Wanted
+
+    def own_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Copies of the inputs, which a model may write to."""
+        values = (tuple(self.args), dict(self.kwargs))
+        args, kwargs = remade(values, lambda tensor: tensor.detach().clone())
+        return args, kwargs
+
+
+def _try(
+    tracing: _Trace, call: _Call, notes: dict[str, None], *, objects: bool
+) -> fx.GraphModule | str:
+    """The graph, or why there is none.
+
+    Args:
+        tracing: makes it.
+        call: of the model.
+        notes: on what it returns, are added.
+        objects: whether the tracer takes objects for outputs and fills those of the inputs.
+    """
+    model, wanted = call.model, call.wanted
+    filled = {"wanted": wanted} if objects else {}
+    made: list[fx.GraphModule] = []
+
+    def finish(returned: Any) -> Any:
+        result, found = for_graph(reduced(model, returned, wanted), wanted, objects=objects)
+        notes.update(dict.fromkeys(found))
+        return result
+
+    def run() -> None:
+        args, kwargs = call.own_inputs()  # a model that fills containers puts proxies there
+        graph_module = tracing(model, args, kwargs, finish, **filled)
+        carry_state(graph_module, model)
+        if callable(wanted):
+            graph_module.meta[REDUCED_KEY] = True
+        made.append(graph_module)
+
+    with preserve(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        error = attempt(run)
+    if error is not None:
+        path = module_path(model, error)
+        return f"failed{f' in {path!r}' if path else ''}: {first_lines(error)}"
+    if list(model.state_dict()) != list(made[0].state_dict()):
+        return "made a graph whose state dict has other keys than the model's"
+    return made[0]
+
+
+def _difference(call: _Call, graph_module: fx.GraphModule, expected: DryRun | None) -> str | None:
+    """What tells the graph from the model; None if they compute the same."""
+    found: list[DryRun] = []
+    error = attempt(
+        lambda: found.append(dry_run(graph_module, call.args, call.kwargs, call.wanted))
+    )
+    if expected is not None and found and found[0].program == expected.program:
+        outputs = found[0].outputs(call.wanted, strict=False)
+        if list(outputs.items()) == list(expected.outputs(call.wanted).items()):
+            return None
+    if any(parameter.is_meta for parameter in call.model.parameters()):
+        return None if error is None else first_lines(error)
+    return _numeric_difference(call, graph_module)
+
+
+def _numeric_difference(call: _Call, graph_module: fx.GraphModule) -> str | None:
+    state = _disturbed(named_state(call.model))
+    outputs: list[dict[str, torch.Tensor]] = []
+    for module in (call.model, graph_module):
+
+        def run(module: nn.Module = module) -> None:
+            outputs.append(_outputs(module, state, call))
+
+        error = attempt(run)
+        if isinstance(error, InputError):  # the outputs are refused, or there are none of the names
+            raise error
+        if error is not None:
+            return f"with other weights it raises {first_lines(error)}"
+    wanted, got = outputs
+    if list(wanted) != list(got):
+        lost = [name for name in wanted if name.startswith("inputs.") and name not in got]
+        more = f"; {_unfilled(lost)}" if lost else ""
+        return f"its outputs are {', '.join(got) or 'none'}, the model's {', '.join(wanted)}{more}"
+    for name, left in wanted.items():
+        if not _agree(left, got[name]):
+            return f"{name} ({describe(got[name])}) differs from the model's ({describe(left)})"
+    return None
+
+
+def _outputs(
+    module: nn.Module, state: dict[str, torch.Tensor], call: _Call
+) -> dict[str, torch.Tensor]:
+    args, kwargs = call.own_inputs()
+    given = Given(args, kwargs, values=True)
+    with preserve(module):
+        torch.manual_seed(0)  # and not the state in which a graph may have folded a random draw
+        returned = torch.func.functional_call(module, state, args, kwargs)
+        returned = reduced(module, returned, call.wanted)
+        return counted(returned, call.wanted, given, strict=module is call.model)
+
+
+def _disturbed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every floating-point tensor times factors from 0.75 to 1.25; tied tensors stay tied."""
+    generator = torch.Generator().manual_seed(0)
+    made: dict[int, torch.Tensor] = {}
+    for tensor in state.values():
+        if id(tensor) not in made and tensor.is_floating_point() and tensor.dtype.itemsize > 1:
+            factors = torch.rand(tensor.shape, generator=generator).div_(2).add_(0.75)
+            made[id(tensor)] = tensor.detach() * factors.to(tensor.device, tensor.dtype)
+    return {name: made.get(id(tensor), tensor.detach()) for name, tensor in state.items()}
+
+
+def _agree(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Equal up to the rounding of the same operators in another order."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return False
+    if not left.is_floating_point() or torch.equal(left, right):
+        return torch.equal(left, right)
+    scale = left.abs().nan_to_num(0, 0, 0).max().item() if left.numel() else 0.0
+    slack = 16 * torch.finfo(left.dtype).eps * scale
+    return torch.allclose(left, right, rtol=0, atol=slack, equal_nan=True)
+
+
+def _untraceable(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    reasons: Sequence[str],
+    looks_at_data: bool,
+) -> TraceError:
+    tried = "\n".join(f"  {reason}" for reason in reasons)
+    weights = (
+        "and the model looks at data, so that what it does with other inputs was not seen: read "
+        "the notes of `fxrebasin.analyze` before its weights are permuted in any other way."
+        if looks_at_data
+        else "but the permuted weights are to be had: load "
+        "`permutation.permute_state_dict(model.state_dict())` into the model's class."
+    )
+    return TraceError(
+        f"no tracer makes a graph of {describe_call(model, args, kwargs)}:\n{tried}\n"
+        f"Without a graph there is nothing to rewrite or export, {weights}"
+    )
