@@ -1,5 +1,7 @@
 """Permutation symmetries of PyTorch models, and re-basing with proof that nothing changed."""
 
+from importlib.metadata import version as _version
+
 from fxrebasin.api import Reference, analyze, apply, match, transform
 from fxrebasin.errors import (
     ArchitectureMismatchError,
@@ -30,6 +32,8 @@ from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.symmetry import Symmetry
 
+__version__ = _version("fxrebasin")
+
 __all__ = [
     "ArchitectureMismatchError",
     "BarrierCurve",
@@ -46,6 +50,7 @@ __all__ = [
     "Reference",
     "Symmetry",
     "TraceError",
+    "__version__",
     "align_many",
     "analyze",
     "apply",

@@ -24,7 +24,7 @@ from fxrebasin.merge import align_many, merge_many
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers.frank_wolfe import FrankWolfe
 from fxrebasin.solvers.joint import JointRelaxation
-from fxrebasin.solvers.weight import WeightProblem, WeightSearch
+from fxrebasin.solvers.weight import Start, WeightProblem, WeightSearch
 from fxrebasin.storage.checkpoint import save_state_dict
 from tests.support.small_nets import Attention, Residual, unsettled
 from tests.support.synthetic import ZOO
@@ -382,7 +382,7 @@ def test_ctrl_c_gives_the_best_so_far(
     count = itertools.count()
     start = WeightSearch.start
 
-    def interrupted(self: WeightSearch, name: str) -> None:
+    def interrupted(self: WeightSearch, name: Start) -> None:
         if next(count) == at:
             raise KeyboardInterrupt
         start(self, name)

@@ -28,7 +28,7 @@ names = ["fxrebasin", "fxrebasin.passes", "fxrebasin.passes.rules", "fxrebasin.e
 script, = importlib.metadata.entry_points(group="console_scripts", name="fxrebasin")
 json.dump({
     "files": {name: importlib.import_module(name).__file__ for name in names},
-    "version": importlib.metadata.version("fxrebasin"),
+    "version": importlib.import_module("fxrebasin").__version__,
     "strays": [name for name in ("passes", "exporters") if importlib.util.find_spec(name)],
     "command": callable(script.load()),
 }, sys.stdout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -29,6 +28,7 @@ from fxrebasin.models.example_inputs import check_outputs, normalise_inputs
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.running.messages import describe_call, first_lines
 from fxrebasin.running.outputs import Outputs, Wanted
+from fxrebasin.storage.files import replacing
 
 _OLDEST_OPSET = 18  # what torch's exporter writes natively
 _TRACED_BATCH = 2  # torch.export takes an axis of size 1 for a constant
@@ -84,8 +84,7 @@ def export_onnx(
         EquivalenceError: onnxruntime computes something else than PyTorch.
 
     Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     export_onnx(nn.Linear(3, 2), f"{folder}/net.onnx", torch.randn(2, 3)).passed
+        >>> export_onnx(nn.Linear(3, 2), "net.onnx", torch.randn(2, 3)).passed
         True
     """
     model = unwrap(model)
@@ -97,14 +96,10 @@ def export_onnx(
     _check_inputs(model, args, kwargs)
     check_outputs(model, args, kwargs, wanted)
     try:
-        with tempfile.TemporaryDirectory(prefix=".fxrebasin-", dir=target.parent) as folder:
-            draft = Path(folder) / target.name
+        with replacing(target, data_name(target)) as draft:  # the model last: it names its data
             report = _prove(
                 _Job(model, args, kwargs, draft, opset, optimize, wanted), dynamic_batch
             )
-            for name in (data_name(target), target.name):  # the model last: it names its data
-                if (draft.parent / name).exists():
-                    (draft.parent / name).replace(target.parent / name)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {first_lines(error)}") from error
     return replace(report, path=str(target))

@@ -14,7 +14,7 @@ from fxrebasin.merge.sources import Sources
 from fxrebasin.merge.states import State, is_number, wide_dtype
 from fxrebasin.passes.match.problem import LateBar, Matching, interruptible
 from fxrebasin.permutation import Permutation
-from fxrebasin.solvers.weight import WeightSearch
+from fxrebasin.solvers.weight import Start, WeightSearch
 from fxrebasin.symmetry import Symmetry
 
 _MOST_SWEEPS = 100
@@ -138,9 +138,9 @@ class Descent:
         matching = self._task.matching(own, others)
         with closing(LateBar()) as report:
             search = WeightSearch(matching.problem, self._task.seed, _MOST_SWEEPS, report)
-            search.start("identity")
+            search.start(Start.IDENTITY)
             if anew:
-                search.start_all([s for s in search.usual_starts() if s != "identity"])
+                search.start_all([s for s in search.usual_starts() if s is not Start.IDENTITY])
         self.interrupted |= search.interrupted
         found = matching.permutation(search.solution().arrays)
         if index in self._placed and found.is_identity:

@@ -14,9 +14,7 @@ from fxrebasin.passes.match.problem import LateBar, check_count, interruptible
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers.frank_wolfe import FrankWolfe
 from fxrebasin.solvers.joint import JointRelaxation
-
-# A random start is so far from the centre on the way to a random corner.
-_ASIDE = 0.5
+from fxrebasin.solvers.relaxed import between
 
 
 def align_in_universe(
@@ -103,4 +101,4 @@ def _random(
         for _ in range(len(task.sources) - 1)
     ]
     corner = relaxation.corner(drawn)
-    return {n: torch.lerp(here, corner[n], _ASIDE) for n, here in relaxation.centre().items()}
+    return between(relaxation.centre(), corner)

@@ -21,7 +21,7 @@ class RebasinReport:
         distance_before: Euclidean distance of the parameters of reference and model.
         distance_after: the same with the permuted model.
         sweeps: of the solver over the classes, until nothing changed.
-        seconds: wall time by stage: analyze, match, rewrite, verify.
+        seconds: wall time by stage: trace, analyze, match, rewrite, and verify if it was asked for.
         tracer: what made the graph: `"fx"`, `"export"`, or `"given"` for a GraphModule.
         notes: what a user of the graph should know, in words.
         equivalence: the float64 comparison with the model, None with `verify=False`.

@@ -14,7 +14,7 @@ import torch
 from fxrebasin.gather import storage_identity
 from fxrebasin.indexing import Arrays, identity_arrays
 from fxrebasin.layout import IntArray
-from fxrebasin.solvers.relaxed import Maps, Relaxation
+from fxrebasin.solvers.relaxed import Maps, Relaxation, gradient_of
 from fxrebasin.solvers.weight import WeightProblem
 
 
@@ -79,15 +79,7 @@ class JointRelaxation:
         Args:
             maps: of all models but the first.
         """
-        with torch.enable_grad():
-            leaves = {name: m.detach().requires_grad_() for name, m in maps.items()}
-            total = 0.0
-            for value in self._agreements(leaves):
-                if value.requires_grad:
-                    value.backward()
-                total += float(value.detach())
-        zeros = torch.zeros_like
-        return total, {n: zeros(m) if m.grad is None else m.grad for n, m in leaves.items()}
+        return gradient_of(self._agreements, maps)
 
     def _agreements(self, maps: Maps) -> Iterator[torch.Tensor]:
         """Of every tensor: each model with the sum of those before it."""

@@ -7,7 +7,7 @@ element of the group is a corner of this set, and every corner is an element of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -107,7 +107,7 @@ class Relaxation:
             maps: of the free classes.
         """
         with torch.no_grad():
-            return sum(float(self._agreement(pair, maps)) for pair in self.pairs)
+            return sum(float(value) for value in self._agreements(maps))
 
     def gradient(self, maps: Maps) -> tuple[float, dict[str, torch.Tensor]]:
         """The objective and its derivatives, one tensor of the model at a time.
@@ -115,16 +115,7 @@ class Relaxation:
         Args:
             maps: of the free classes.
         """
-        with torch.enable_grad():
-            leaves = {name: m.detach().requires_grad_() for name, m in maps.items()}
-            total = 0.0
-            for pair in self.pairs:
-                value = self._agreement(pair, leaves)
-                if value.requires_grad:
-                    value.backward()
-                total += float(value.detach())
-        zeros = torch.zeros_like
-        return total, {n: zeros(m) if m.grad is None else m.grad for n, m in leaves.items()}
+        return gradient_of(self._agreements, maps)
 
     def rounded(self, maps: Maps) -> dict[str, IntArray]:
         """The permutations that agree most with soft maps, outer classes first.
@@ -161,6 +152,41 @@ class Relaxation:
         moved = self.moved(pair, maps)
         total: torch.Tensor = (self.cast(pair.a) * moved).sum(dtype=torch.float64)
         return total
+
+    def _agreements(self, maps: Maps) -> Iterator[torch.Tensor]:
+        return (self._agreement(pair, maps) for pair in self.pairs)
+
+
+def gradient_of(
+    terms: Callable[[Maps], Iterable[torch.Tensor]], maps: Maps
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """A sum and its derivatives; only one term is held in memory at a time.
+
+    Args:
+        terms: makes the terms of the sum, one after another.
+        maps: what the sum is differentiated by.
+    """
+    with torch.enable_grad():
+        leaves = {name: m.detach().requires_grad_() for name, m in maps.items()}
+        total = 0.0
+        for value in terms(leaves):
+            if value.requires_grad:
+                value.backward()
+            total += float(value.detach())
+    zeros = torch.zeros_like
+    return total, {n: zeros(m) if m.grad is None else m.grad for n, m in leaves.items()}
+
+
+def between(
+    centre: Mapping[str, torch.Tensor], corner: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """The point halfway between the centre and a corner: where ascents from random points start.
+
+    Args:
+        centre: maps that say nothing.
+        corner: the maps of permutations.
+    """
+    return {name: torch.lerp(here, corner[name], 0.5) for name, here in centre.items()}
 
 
 def mixed(tensor: torch.Tensor, groups: Sequence[AxisGroup], maps: Maps) -> torch.Tensor:

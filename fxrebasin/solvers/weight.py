@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import TypeAlias
 
 import numpy as np
@@ -27,6 +28,15 @@ Report: TypeAlias = Callable[[str, int, int | None], None]
 _SMALL = 2**20
 # No other start is tried once so much of what any order of units could reach is reached.
 _ENOUGH = 0.9
+
+
+class Start(Enum):
+    """Where a descent begins; the values name the starts in progress reports."""
+
+    EVIDENCE = "evidence"
+    """One class is decided after another, each from the classes decided before it."""
+    IDENTITY = "identity"
+    """All units are where the model has them."""
 
 
 @dataclass(frozen=True)
@@ -93,30 +103,30 @@ class WeightSearch:
         layout = restricted(problem.layout, problem.classes, problem.free)
         self.pairs = joined(make_pairs(layout, problem.state_a, problem.state_b, problem.names))
 
-    def usual_starts(self) -> tuple[str, ...]:
+    def usual_starts(self) -> tuple[Start, ...]:
         """The starts that are worth their time: both on small models, otherwise evidence."""
         elements = sum(self.problem.state_b[name].numel() for name in self.problem.names)
-        return ("evidence", "identity") if elements <= _SMALL else ("evidence",)
+        return (Start.EVIDENCE, Start.IDENTITY) if elements <= _SMALL else (Start.EVIDENCE,)
 
-    def start(self, name: str) -> None:
-        """Descend from `"evidence"` or `"identity"`.
+    def start(self, start: Start) -> None:
+        """Descend from a start.
 
         Args:
-            name: evidence decides one class after the other, each by what is decided already.
+            start: where the descent begins.
         """
         arrays = identity_arrays(self.problem.classes)
-        self._run(f"matching from {name}", arrays, decide=name != "identity")
+        self._run(f"matching from {start.value}", arrays, decide=start is Start.EVIDENCE)
 
-    def start_all(self, names: Sequence[str]) -> None:
-        """Descend from each start until one comes near what is possible at all.
+    def start_all(self, starts: Sequence[Start]) -> None:
+        """Descend from each start until the result is close to the best possible.
 
         Args:
-            names: of starts.
+            starts: in the order in which they are tried.
         """
-        for name in names:
+        for start in starts:
             if self.interrupted or (self.best is not None and self.is_near_perfect()):
                 break
-            self.start(name)
+            self.start(start)
 
     def polish(self, arrays: Arrays, stage: str = "polishing") -> Solution:
         """Descend from given permutations; returns where that leads, which may not be the best.
@@ -219,35 +229,19 @@ class WeightSearch:
         return _is_near_perfect(self.pairs, self.value)
 
 
-def solve_weights(
-    problem: WeightProblem,
-    seed: int,
-    most_sweeps: int,
-    starts: Sequence[str],
-    report: Report = lambda stage, done, total: None,
-    restarts: int | None = 0,
-    deadline: float = math.inf,
-) -> Solution:
-    """Coordinate descent from each start until one comes near what is possible at all.
+def solve_weights(problem: WeightProblem, seed: int, most_sweeps: int, report: Report) -> Solution:
+    """One descent, which decides the classes by the evidence of those decided before.
 
-    On an interrupt (Ctrl-C) the best that is known is returned, with a warning.
+    On an interrupt (Ctrl-C) the best solution so far is returned, with a warning.
 
     Args:
         problem: what to match.
         seed: for the order in which classes are visited.
-        most_sweeps: of each descent.
-        starts: `"evidence"` decides one class after the other, each by what is decided already;
-            `"identity"` starts from the order that the model has.
+        most_sweeps: of the descent.
         report: called with the stage, how many families are settled and how many there are.
-        restarts: random starts after these; None for as many as there is time for.
-        deadline: on the clock of `time.perf_counter`; no random start after it.
-
-    Returns:
-        The solution with the highest objective; the first of equals.
     """
-    search = WeightSearch(problem, seed, most_sweeps, report, deadline)
-    search.start_all(starts)
-    search.restart(restarts)
+    search = WeightSearch(problem, seed, most_sweeps, report)
+    search.start(Start.EVIDENCE)
     return search.solution()
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-import tempfile
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from torch import nn
 from fxrebasin.errors import CheckpointError
 from fxrebasin.models.checks import check_same_architecture
 from fxrebasin.running.messages import first_lines
-from fxrebasin.storage.files import refuse_existing
+from fxrebasin.storage.files import refuse_existing, replacing
 
 _SAFETENSORS = (".safetensors",)
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -125,23 +123,14 @@ def save_state_dict(
         raise CheckpointError(f"{path} is no weights file by its name; expected one of {kinds}.")
     refuse_existing([path], overwrite=overwrite)
     try:
-        with _replacing(path) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
             if path.suffix in _SAFETENSORS:
                 save_file(_separate(state), temporary, metadata={"format": "pt"})
             else:
                 torch.save({name: tensor.detach() for name, tensor in state.items()}, temporary)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be written: {first_lines(error)}") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A place beside `path` for a file that takes its place when nothing went wrong."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder) / path.name
-        yield temporary
-        temporary.replace(path)
 
 
 def _separate(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

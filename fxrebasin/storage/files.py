@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fxrebasin.errors import InputError
@@ -54,21 +54,28 @@ def publish(path: Path, payload: bytes, *, overwrite: bool = False) -> None:
     refuse_existing([path], overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, payload)
+        with replacing(path) as draft:
+            draft.write_bytes(payload)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error}") from error
 
 
-def _write(path: Path, payload: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(payload)
-        # mkstemp makes files private; this one is to be as readable as its neighbours.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+@contextmanager
+def replacing(path: Path, *beside: str) -> Iterator[Path]:
+    """Where to write a file that appears at its place only when all of it was written.
+
+    Args:
+        path: the place; its folder has to exist.
+        beside: names of files that may be written beside it, and that appear before it.
+
+    Example:
+        >>> with replacing(Path("greeting.txt"), "answer.txt") as draft:
+        ...     _ = draft.write_bytes(b"hello"), draft.with_name("answer.txt").write_bytes(b"hi")
+        >>> Path("greeting.txt").read_bytes(), Path("answer.txt").read_bytes()
+        (b'hello', b'hi')
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        yield Path(folder) / path.name
+        for draft in (Path(folder) / name for name in (*beside, path.name)):
+            if draft.exists():
+                draft.replace(path.with_name(draft.name))

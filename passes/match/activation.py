@@ -85,7 +85,7 @@ def match_activations(
             collector.collect(running, loader, max_batches, report)
             finished = True
         assembled = assemble(symmetry.classes, matching.free, collector.correlations)
-        solution = solve_weights(assembled.problem, seed, _MOST_SWEEPS, ("evidence",), report)
+        solution = solve_weights(assembled.problem, seed, _MOST_SWEEPS, report)
         permutation = matching.permutation(solution.arrays)
         missing = [name for name in matching.free if name not in assembled.found]
         if missing and finished:
@@ -167,7 +167,7 @@ def _by_weights(
     rest = WeightProblem(
         problem.classes, problem.layout, problem.state_a, moved, problem.names, missing
     )
-    return solve_weights(rest, seed, _MOST_SWEEPS, ("evidence",), report)
+    return solve_weights(rest, seed, _MOST_SWEEPS, report)
 
 
 def _notes(missing: Sequence[str], finished: bool) -> tuple[str, ...]:

@@ -21,12 +21,10 @@ from fxrebasin.passes.match.problem import (
 from fxrebasin.passes.match.weight import check_effort
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers.frank_wolfe import FrankWolfe
-from fxrebasin.solvers.relaxed import Maps, Relaxation
+from fxrebasin.solvers.relaxed import Maps, Relaxation, between
 from fxrebasin.solvers.weight import Report, WeightSearch
 
 _MOST_SWEEPS = 100
-# A random start is so far from the centre on the way to a random corner.
-_ASIDE = 0.5
 
 
 def match_frank_wolfe(
@@ -138,7 +136,4 @@ class _Ascents:
         corner = self._relaxation.corner(
             Permutation.random(problem.classes, problem.layout, seed).arrays
         )
-        return {
-            name: torch.lerp(here, corner[name], _ASIDE)
-            for name, here in self._relaxation.centre().items()
-        }
+        return between(self._relaxation.centre(), corner)

@@ -19,13 +19,13 @@ from fxrebasin.passes.match.problem import (
     check_count,
     check_positive,
 )
-from fxrebasin.solvers.weight import WeightSearch
+from fxrebasin.solvers.weight import Start, WeightSearch
 
 _STARTS = {
     "auto": None,
-    "both": ("evidence", "identity"),
-    "evidence": ("evidence",),
-    "identity": ("identity",),
+    "both": (Start.EVIDENCE, Start.IDENTITY),
+    "evidence": (Start.EVIDENCE,),
+    "identity": (Start.IDENTITY,),
 }
 
 

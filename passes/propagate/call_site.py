@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -37,7 +37,6 @@ class CallSite:
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._stack: list[str] = []
         self._counts: Counter[str] = Counter()
-        self._nodes: dict[str, fx.Node] = {}
 
     @contextmanager
     def watch(self) -> Iterator[None]:
