@@ -8,9 +8,6 @@ from torch import Tensor
 
 from fxrebasin.passes.fields.rows import Ints
 
-ROUTED = "rows of the experts chosen at"
-"""How the reasons of fields start that tell apart rows whose experts are chosen by data."""
-
 
 @dataclass(frozen=True, eq=False)
 class Edge:

@@ -7,13 +7,13 @@ only move data are run on the fields themselves, so sums of axes (`cat`, `chunk`
 own: they are what the arrays of labels look like afterwards.
 
 A label is an int64. Labels >= 0 are units that may turn out to be free. Labels < 0 are rigid
-positions that no permutation moves; `NONE` marks positions that a field says nothing about.
+positions that no permutation moves; `passes.fields.labels` says which label means what.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import lru_cache
 from typing import TypeAlias
@@ -21,7 +21,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-NONE = -1
+from fxrebasin.passes.fields.labels import rigid_labels
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A choice of experts by data, known by the operator that made it or met it first."""
+
+    origin: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +43,7 @@ class Labels:
             which says as much and takes longer to solve.
         rigid: all labels are negative, and no unit of the field can move.
         reason: for rigid fields, why its positions cannot move, if that is known.
+        routing: for fields of rows whose experts are chosen by data, which choice that is.
     """
 
     values: Tensor
@@ -43,6 +51,7 @@ class Labels:
     injective: bool
     rigid: bool = False
     reason: str = ""
+    routing: Routing | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +83,12 @@ class Grouped:
     """Rows in groups, one after the other: the group's number of each, or their counts or ends.
 
     Attributes:
-        choice: a name for the sorting that put the rows in this order.
+        routing: the sorting that put the rows in this order.
         count: how many groups there are.
         stage: what a tensor holds of them.
     """
 
-    choice: str
+    routing: Routing
     count: int
     stage: Stage
 
@@ -125,7 +134,8 @@ def labels_of(values: Tensor, like: Labels | None = None, injective: bool = Fals
     if not axes or 0 in values.shape:
         return None
     rigid = (like is not None and like.rigid) or int(values.max()) < 0
-    return Labels(values, axes, injective, rigid, "" if like is None else like.reason)
+    reason, routing = ("", None) if like is None else (like.reason, like.routing)
+    return Labels(values, axes, injective, rigid, reason, routing)
 
 
 def elements_of(state: str, view: Tensor) -> Elements | None:
@@ -142,7 +152,7 @@ def elements_of(state: str, view: Tensor) -> Elements | None:
 
 @lru_cache(maxsize=4096)
 def _iota(size: int) -> Tensor:
-    return -torch.arange(2, size + 2)
+    return rigid_labels(torch.arange(size))
 
 
 def positions(ndim: int, axis: int, size: int, reason: str) -> Labels:
@@ -169,7 +179,7 @@ def place(field: Field, target: Sequence[int], ndim: int) -> Field:
             shape[position] = field.values.shape[axis]
         values = field.values.permute(order).reshape(shape)
         axes = tuple(sorted(target[axis] for axis in field.axes))
-        return Labels(values, axes, field.injective, field.rigid, field.reason)
+        return replace(field, values=values, axes=axes)
     view = field.view.permute(order)
     for position in range(ndim):
         if position not in wanted:

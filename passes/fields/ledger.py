@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxrebasin.passes.fields.constraints import ROUTED, Edge, Imposition, Pin
+from fxrebasin.passes.fields.constraints import Edge, Imposition, Pin
 from fxrebasin.passes.fields.fields import (
     Elements,
     Field,
@@ -37,6 +37,7 @@ from fxrebasin.passes.fields.fields import (
     squeeze_constant,
     varying_axes,
 )
+from fxrebasin.passes.fields.labels import part_label, rigid_labels
 from fxrebasin.passes.fields.origin import Origin
 from fxrebasin.passes.fields.rows import (
     Ints,
@@ -213,7 +214,7 @@ class Ledger(Units):
         self, item: Labels, before: tuple[int, ...], after: tuple[int, ...]
     ) -> Labels | None:
         """A field in another shape; remembered, for layers cut the same positions up alike."""
-        flags = (item.injective, item.rigid, item.reason)
+        flags = (item.injective, item.rigid, item.reason, item.routing)
         key = ("reshape", _identity(item.values), flags, before, after)
         if key not in self._seen:
             self._seen[key] = (item.values, reshape_labels(item, before, after))
@@ -223,7 +224,7 @@ class Ledger(Units):
     def _mark_part(self, item: Elements) -> None:
         """A part of a state tensor that is reduced to a number differs from the rest of it."""
         if _count(item) < item.view.untyped_storage().nbytes():
-            label = torch.full((1,) * item.view.ndim, -3 - self.origin)
+            label = torch.full((1,) * item.view.ndim, part_label(self.origin))
             self.impose(item, Labels(label, (), True, True, "a part of the tensor is reduced"))
 
     def _coarsen_elements(self, item: Elements, kept: tuple[int, ...]) -> Labels:
@@ -371,7 +372,7 @@ class Ledger(Units):
         """A field of the tuples of labels at the positions of a tensor."""
         code = torch.from_numpy(_joint_codes(columns, sizes))
         rigid = all(item.rigid for item in columns)
-        units = -2 - code if rigid else self.fresh(int(code.max()) + 1)[code]
+        units = rigid_labels(code) if rigid else self.fresh(int(code.max()) + 1)[code]
         values = squeeze_constant(units.view(tuple(sizes)), range(len(sizes)))
         injective = all_differ(values.numpy())
         found = Labels(values, varying_axes(values), injective, rigid, "tuples of positions")
@@ -417,7 +418,7 @@ class Ledger(Units):
             if not isinstance(item, Labels) or not _is_routed(item):
                 continue
             for other in fields:
-                alike = isinstance(other, Labels) and (other.rigid or other.reason == item.reason)
+                alike = isinstance(other, Labels) and (other.rigid or other.routing == item.routing)
                 if not alike and len(set(item.axes) & set(other.axes)) > 1:
                     self.pin(distinct(item.values.numpy()), "meets rows of another choice")
 
@@ -510,7 +511,7 @@ class Ledger(Units):
 
 
 def _is_routed(item: Labels) -> bool:
-    return not item.rigid and item.reason.startswith(ROUTED)
+    return not item.rigid and item.routing is not None
 
 
 def _sets(rows: Ints) -> tuple[Ints, Ints]:
@@ -536,7 +537,7 @@ def _distinct_units(sets: Ints) -> tuple[Ints, Ints, Ints]:
 def _rigid_parts(sets: Ints) -> Tensor:
     """A label for the rigid labels of each row, as a multiset."""
     hashes = np.where(sets < 0, mix(sets, 9), np.uint64(0)).sum(axis=1, dtype=np.uint64)
-    return torch.from_numpy(-2 - row_codes([hashes.view(np.int64)]))
+    return torch.from_numpy(rigid_labels(row_codes([hashes.view(np.int64)])))
 
 
 def _over_rows(

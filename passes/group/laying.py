@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fxrebasin.passes.fields.labels import labels_of_fixed, rigid_labels
 from fxrebasin.passes.fields.rows import Ints, count_rows, distinct, mix, row_codes
 from fxrebasin.passes.group.classes import IrregularError, Motion, motion
 from fxrebasin.passes.group.closure import Moves
@@ -134,11 +135,7 @@ class _Placer:
 def _codes_of_units(roots: Ints, moves: Motion) -> Ints:
     """By unit, the number of its coordinates; of those that cannot move, a rigid label."""
     codes = moves.codes[roots]
-    return np.where(codes >= 0, codes, -2 - roots - _RIGID)
-
-
-_RIGID = 1 << 40
-"""Keeps units that turned out to be fixed apart from labels that were rigid from the start."""
+    return np.where(codes >= 0, codes, labels_of_fixed(roots))
 
 
 def _columns_on(
@@ -177,7 +174,7 @@ def _told_apart(columns: list[Ints], roles: list[Ints], raw: list[Ints]) -> list
     """The columns, with the roles of units where ties made two positions alike that differ."""
     if count_rows(columns) == count_rows([*columns, *raw]):
         return columns
-    marked = [*columns, -2 - row_codes(roles)]
+    marked = [*columns, rigid_labels(row_codes(roles))]
     if count_rows(marked) < count_rows([*columns, *raw]):
         raise IrregularError(np.zeros(0, np.int64), "two positions of an axis that are tied")
     return marked

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from fxrebasin.passes.fields.constraints import Edge
+from fxrebasin.passes.fields.labels import rigid_labels
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.rows import (
     Hashes,
@@ -21,9 +22,6 @@ from fxrebasin.passes.fields.rows import (
 )
 
 _Met = TypeVar("_Met")
-
-_ALIKE = -2
-"""Codes of rigid labels go down from here."""
 
 
 def maximal(relations: Mapping[tuple[object, ...], _Met]) -> list[_Met]:
@@ -146,7 +144,7 @@ def compressed(columns: list[Ints]) -> list[Ints]:
     first[rows] = np.arange(rows.size)
     kept = [column[first] for column in free]
     code = row_codes([_sets(rows, tags, first.size).view(np.int64)])
-    return [*kept, _ALIKE - code] if code.any() else kept
+    return [*kept, rigid_labels(code)] if code.any() else kept
 
 
 def _sets(rows: Ints, tags: Ints, count: int) -> Hashes:
@@ -182,11 +180,11 @@ def _summed(columns: Sequence[Ints], axes: Collection[int]) -> tuple[Ints, bool]
     tags = row_codes([item.transpose([*kept, *gone]).reshape(-1) for item in full])
     count = math.prod(shape)
     if count == tags.size:
-        return (_ALIKE - tags).reshape(shape), True
+        return rigid_labels(tags).reshape(shape), True
     rows = np.repeat(np.arange(count), tags.size // count)
     codes = row_codes([_sets(rows, tags, count).view(np.int64)])
     apart = count_rows([codes[rows], tags]) == int(tags.max()) + 1
-    return (_ALIKE - codes).reshape(shape), apart
+    return rigid_labels(codes).reshape(shape), apart
 
 
 def _each_once(columns: Sequence[Ints], free: int) -> bool:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from fxrebasin.passes.fields.constraints import Imposition
-from fxrebasin.passes.fields.fields import NONE, positions
+from fxrebasin.passes.fields.fields import positions
+from fxrebasin.passes.fields.labels import NONE
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.rows import Ints
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxrebasin.passes.fields.fields import Labels, Value, pinned_value, positions
+from fxrebasin.passes.fields.labels import rigid_labels
 from fxrebasin.passes.propagate.tracks import Replay, Track
 from fxrebasin.uniformity import bits_of, varying_axes_of
 
@@ -267,5 +268,5 @@ def _slices(tensor: Tensor, bits: Tensor, axis: int) -> Labels:
     found = [numbers.setdefault(row.tobytes(), len(numbers)) for row in rows]
     if len(numbers) == len(found):
         return every
-    values = -2 - torch.tensor(found).view(every.values.shape)
+    values = rigid_labels(torch.tensor(found)).view(every.values.shape)
     return replace(every, values=values, injective=False)

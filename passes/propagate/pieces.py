@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from fxrebasin.passes.fields.fields import (
-    NONE,
     Field,
     Labels,
     Value,
     squeeze_constant,
     varying_axes,
 )
+from fxrebasin.passes.fields.labels import NONE, rigid_labels
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.rows import Ints, all_differ, distinct
 from fxrebasin.passes.rules.movement import reshape_value
@@ -167,7 +167,7 @@ def _side_by_side(
 
 def _segments(owners: Ints, view: Tensor) -> Labels:
     """Which part each position is of."""
-    return _field(-2 - owners, view, _SEGMENT)
+    return _field(rigid_labels(owners), view, _SEGMENT)
 
 
 def _field(labels: Ints, view: Tensor, reason: str) -> Labels:

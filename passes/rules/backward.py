@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from fxrebasin.passes.fields.fields import NONE, Field, Labels, Value, place
+from fxrebasin.passes.fields.fields import Field, Labels, Value, place
+from fxrebasin.passes.fields.labels import INSIDE, NONE, OUTSIDE
 from fxrebasin.passes.rules.contraction import (
     contract,
     convolution_patterns,
@@ -237,5 +238,5 @@ def _places_inside(shape: Sequence[int], dim: int, places: torch.Tensor) -> list
         return []
     size = [1] * len(shape)
     size[dim] = shape[dim]
-    values = torch.full((shape[dim],), -2).index_fill(0, places, -3).view(size)
+    values = torch.full((shape[dim],), OUTSIDE).index_fill(0, places, INSIDE).view(size)
     return [Labels(values, (dim,), False, True, "a part that a gradient belongs to")]

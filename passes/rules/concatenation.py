@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from fxrebasin.passes.fields.fields import (
-    NONE,
     Field,
     Labels,
     Value,
 )
+from fxrebasin.passes.fields.labels import NONE, rigid_labels
 from fxrebasin.passes.fields.ledger import Ledger, free_labels
 from fxrebasin.passes.rules.movement import materialised, view_fields
 from fxrebasin.passes.rules.registry import Call, rule
@@ -122,10 +123,11 @@ def _concatenate_row(
     found = [item for item in row if item is not None]
     rigid = all(item.rigid for item in found)
     reason = next((item.reason for item in found if item.reason), "")
+    routing = next((item.routing for item in found if item.routing is not None), None)
     result = free_labels(joined)
     if result is None:
-        return Labels(joined, (), False, rigid, reason)
-    return Labels(result.values, result.axes, result.injective, rigid, reason)
+        return Labels(joined, (), False, rigid, reason, routing)
+    return replace(result, rigid=rigid, reason=reason, routing=routing)
 
 
 def _segments(sizes: Sequence[int], ndim: int, dim: int) -> Labels:
@@ -133,4 +135,6 @@ def _segments(sizes: Sequence[int], ndim: int, dim: int) -> Labels:
     index = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     shape = [1] * ndim
     shape[dim] = int(index.numel())
-    return Labels((-2 - index).view(shape), (dim,), len(sizes) == index.numel(), True, "segment")
+    return Labels(
+        rigid_labels(index).view(shape), (dim,), len(sizes) == index.numel(), True, "segment"
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 
@@ -225,7 +225,7 @@ def pick_axes(item: Field, order: Sequence[int]) -> Field:
     if isinstance(item, Labels):
         drop = [axis for axis in range(item.values.ndim) if axis not in order]
         values = item.values.permute([*order, *drop]).reshape([item.values.shape[a] for a in order])
-        return Labels(values, axes, item.injective, item.rigid, item.reason)
+        return replace(item, values=values, axes=axes)
     drop = [axis for axis in range(item.view.ndim) if axis not in order]
     view = item.view.permute([*order, *drop])
     for _ in drop:

@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxrebasin.passes.fields.constraints import ROUTED
 from fxrebasin.passes.fields.fields import (
     Elements,
     Field,
     Labels,
+    Routing,
     Stage,
     Value,
     pinned_value,
@@ -83,7 +83,7 @@ def rows_of_experts(call: Call, value: Value, index: Tensor) -> Value | None:
         return None
     fields = [f if isinstance(f, Labels) else call.ledger.materialise(f) for f in held.fields]
     shown = Value(held.shape, call.ledger.join(fields))
-    found = _spread(call, shown, _one_choice(rows, experts), grouped.choice)
+    found = _spread(call, shown, _one_choice(rows, experts), grouped.routing)
     return call.join([*found, positions(2, 0, rows, f"row chosen by data of {call.op}")])
 
 
@@ -100,26 +100,26 @@ def counted_in_groups(call: Call) -> Sequence[Value]:
     return [replace(counts, grouped=replace(grouped, stage=Stage.COUNTS))]
 
 
-def _routing(call: Call, offsets: Tensor, experts: int) -> str:
-    """A name for a choice of rows, the same for products with the same offsets."""
+def _routing(call: Call, offsets: Tensor, experts: int) -> Routing:
+    """The choice of rows, which is the same for products with the same offsets."""
     grouped = call.lookup(offsets).grouped
     if grouped is not None and grouped.stage is Stage.ENDS and grouped.count == experts:
-        return grouped.choice
-    found = getattr(offsets, _ROUTING, "")
-    if not found:
-        found = f"{ROUTED} {call.ledger.origin}"
+        return grouped.routing
+    found: Routing | None = getattr(offsets, _ROUTING, None)
+    if found is None:
+        found = Routing(call.ledger.origin)
         setattr(offsets, _ROUTING, found)
     return found
 
 
-def _of_experts(call: Call, rows: Value, chosen: Tensor, routing: str) -> Value:
+def _of_experts(call: Call, rows: Value, chosen: Tensor, routing: Routing) -> Value:
     """The fields of one row for each expert.
 
     Rows that a product with the same offsets made belong to its experts; of others, any may meet
     any expert, and what tells them apart is given up.
     """
     first = torch.searchsorted(chosen, torch.arange(int(chosen[-1]) + 1))
-    mine = [f for f in rows.fields if isinstance(f, Labels) and f.reason == routing]
+    mine = [f for f in rows.fields if isinstance(f, Labels) and f.routing == routing]
     rest = Value(rows.shape, tuple(item for item in rows.fields if item not in mine))
     fields = call.ledger.reduce(call.pin_axes(rest, [0], "row chosen by data"), {1})
     taken = (free_labels(item.values.index_select(0, first)) for item in mine)
@@ -127,11 +127,11 @@ def _of_experts(call: Call, rows: Value, chosen: Tensor, routing: str) -> Value:
     return Value((len(first), rows.shape[1]), tuple(fields))
 
 
-def _spread(call: Call, product: Value, chosen: Tensor, routing: str) -> list[Field]:
+def _spread(call: Call, product: Value, chosen: Tensor, routing: Routing) -> list[Field]:
     """From experts to rows, marked with the choice of rows."""
     moved = move_labels(call, product, lambda labels: labels.index_select(0, chosen), [0])
     return [
-        replace(item, reason=routing) if isinstance(item, Labels) and 0 in item.axes else item
+        replace(item, routing=routing) if isinstance(item, Labels) and 0 in item.axes else item
         for item in moved.fields
         if not (isinstance(item, Labels) and item.rigid)
     ]

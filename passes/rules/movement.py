@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fxrebasin.passes.fields.fields import (
-    NONE,
     Field,
     Labels,
     Value,
@@ -22,6 +21,7 @@ from fxrebasin.passes.fields.fields import (
     reshape_groups,
     squeeze_constant,
 )
+from fxrebasin.passes.fields.labels import INSIDE, NONE, OUTSIDE
 from fxrebasin.passes.fields.ledger import Ledger, free_labels
 from fxrebasin.passes.fields.rows import distinct_rows
 from fxrebasin.passes.rules.contraction import pick_axes, reshape_field, whole_view
@@ -375,8 +375,8 @@ def _inside(value: Value, shape: Sequence[int], axis: int, padding: Sequence[int
     """Tells old positions from new ones along one axis; None where there are no new ones."""
     before = padding[2 * (len(shape) - 1 - axis)]
     start, end = max(before, 0), max(before, 0) + value.shape[axis] + min(before, 0)
-    values = torch.full((shape[axis],), -2)
-    values[start : min(end, shape[axis])] = -3
+    values = torch.full((shape[axis],), OUTSIDE)
+    values[start : min(end, shape[axis])] = INSIDE
     if int(values.min()) == int(values.max()):
         return None
     view_shape = [1] * len(shape)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fxrebasin.passes.fields.fields import Labels, Value, place
+from fxrebasin.passes.fields.labels import rigid_labels
 from fxrebasin.passes.rules.pointwise import pointwise
 from fxrebasin.passes.rules.registry import Call, overloads, rule
 
@@ -106,7 +107,7 @@ def units_on(named: Value | None, size: int) -> Labels | None:
     units = None if named is None else named.names
     if units is None or units.values.numel() > size:
         return None
-    beyond = -2 - torch.arange(size - units.values.numel())
+    beyond = rigid_labels(torch.arange(size - units.values.numel()))
     return Labels(torch.cat([units.values, beyond]), (0,), injective=True)
 
 

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from fxrebasin.passes.fields.constraints import ROUTED
-from fxrebasin.passes.fields.fields import Grouped, Stage, Value, pinned_value, positions
+from fxrebasin.passes.fields.fields import Grouped, Routing, Stage, Value, pinned_value, positions
 from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.normalization import with_statistics
 from fxrebasin.passes.rules.numbers import found_at
@@ -126,8 +125,7 @@ def _groups(call: Call) -> Grouped | None:
     named = call.named(call.args["self"]) if rising else None
     if named is None or named.names is None or len(named.shape) != 1:
         return None
-    choice = f"{ROUTED} {call.ledger.origin}"
-    return Grouped(choice, named.names.values.numel(), Stage.NUMBERS)
+    return Grouped(Routing(call.ledger.origin), named.names.values.numel(), Stage.NUMBERS)
 
 
 @rule("bucketize.Tensor", "searchsorted.Tensor")

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fxrebasin.passes.fields.fields import NONE, Field, Labels, Value, place, positions
+from fxrebasin.passes.fields.fields import Field, Labels, Value, place, positions
+from fxrebasin.passes.fields.labels import INSIDE, NONE, OUTSIDE
 from fxrebasin.passes.rules.contraction import pick_axes
 from fxrebasin.passes.rules.indexing import MASKS, result_axes
 from fxrebasin.passes.rules.movement import chosen_labels, materialised
@@ -75,7 +76,7 @@ def _written_at(
                 fields += _chosen(call, values, item)
             else:
                 fields += call.ledger.coarsen(item, set(range(ndim)) - {dim})
-    inside = torch.full((size,), -2).index_fill(0, places, -3)
+    inside = torch.full((size,), OUTSIDE).index_fill(0, places, INSIDE)
     if places.numel() < size:
         shape = _with_size([1] * ndim, dim, size)
         fields.append(Labels(inside.view(shape), (dim,), False, True, "part that is written to"))
