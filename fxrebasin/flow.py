@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,28 @@ class Part:
     unknown: bool
 
 
+class StepKind(Enum):
+    """What a node of the data flow is; the values are what pictures say."""
+
+    INPUT = "input"
+    OUTPUT = "output"
+    STEP = "step"
+    MERGED = "merged"
+    """A step that became a part of another one."""
+
+
 @dataclass(frozen=True)
 class Step:
     """A node of the data flow.
 
     Attributes:
-        kind: `"input"`, `"output"` or `"step"`.
+        kind: whether it is an input, an output or what the model does in between.
         parts: what it does, in order.
         inner: outermost classes of its state that are neither in its inputs nor its output.
         classes: outermost classes of the tensor that it hands on.
     """
 
-    kind: str
+    kind: StepKind
     parts: tuple[Part, ...]
     inner: tuple[str, ...]
     classes: tuple[str, ...]

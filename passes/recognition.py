@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxrebasin.choices import Choices
@@ -28,7 +29,8 @@ _LISTED = 4
 _SAME = 1e-9
 
 _USES = frozenset(
-    (
+    getattr(torch.ops.aten, name)
+    for name in (
         *("view", "_unsafe_view", "reshape", "expand", "unsqueeze", "squeeze", "t", "transpose"),
         *("slice", "select"),
         *("permute", "repeat", "clone", "detach", "alias", "_to_copy", "to", "contiguous"),
@@ -190,8 +192,8 @@ def _scales_or_shifts(propagation: Propagation, name: str) -> bool:
     """Whether nothing else is done with a buffer, or with what is made of buffers alone."""
     buffers = {item.name for item in propagation.held if not isinstance(item.tensor, nn.Parameter)}
     for record in propagation.records:
-        operator = propagation.ledger.origins[record.origin].operator
-        if operator.removeprefix("aten.").partition(".")[0] in _USES:
+        op = propagation.ledger.origins[record.origin].op
+        if op is not None and op.overloadpacket in _USES:
             continue
         for _, value in record.inputs:
             states = {item.state for item in value.fields if isinstance(item, Elements)}

@@ -49,7 +49,7 @@ def analyzed(model: nn.Module, *shape: int) -> fxrebasin.Symmetry:
 def test_streams_carry_the_classes_of_their_tensors():
     symmetry = analyzed(Residual((4,)), 2, 3)
     flow = symmetry.flow
-    names = [step.parts[0].path if step.parts else step.kind for step in flow.steps]
+    names = [step.parts[0].path if step.parts else step.kind.value for step in flow.steps]
     block = [f"blocks.0.{name}" for name in ("norm", "grow", "shrink")]
     assert names == ["input", "embed", *block, "blocks.0", "head", "output"]
     found = {(names[s.source], names[s.target]): s.classes for s in flow.streams}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fxrebasin.errors import InputError
-from fxrebasin.flow import Part, Step
+from fxrebasin.flow import Part, Step, StepKind
 from fxrebasin.show.folding import Sketch, is_within, parent_of, sketch
 from fxrebasin.show.views import percent
 from fxrebasin.symmetry import Symmetry
@@ -188,11 +188,11 @@ class _Drawing:
             attributes["style"] = "striped"
         if any(part.unknown for part in step.parts):
             attributes |= {"color": _UNKNOWN, "penwidth": "2.5"}
-        names = [_part_label(part, path) for part in step.parts] or [step.kind]
-        if step.kind != "step":
+        names = [_part_label(part, path) for part in step.parts] or [step.kind.value]
+        if step.kind is not StepKind.STEP:
             attributes["shape"] = "oval"
-            names = [step.kind]
-        is_join = step.kind == "step" and step.parts[0].own and not step.parts[0].states
+            names = [step.kind.value]
+        is_join = step.kind is StepKind.STEP and step.parts[0].own and not step.parts[0].states
         if is_join and len(names[0]) == 1:
             attributes |= {"shape": "circle", "margin": "0.02", "fontsize": "16"}
         elif classes:
@@ -284,7 +284,7 @@ def _ending(first: str, last: str) -> str:
 
 def _home(step: Step) -> str:
     """The module inside whose frame a step belongs."""
-    if not step.parts or step.kind != "step":
+    if not step.parts or step.kind is not StepKind.STEP:
         return ""
     return step.parts[0].path if step.parts[0].own else parent_of(step.parts[0].path)
 

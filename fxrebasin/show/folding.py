@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from fxrebasin.flow import Flow, Step, Stream
+from fxrebasin.flow import Flow, Step, StepKind, Stream
 from fxrebasin.symmetry import Symmetry
 
 _Block: TypeAlias = tuple[str, tuple[int, ...]]
@@ -74,7 +74,7 @@ def _merge_chains(flow: Flow) -> Flow:
     # A merged step stays in its place, so that the indices of all others remain valid.
     moved = (Stream(into[s.source], into[s.target], s.classes) for s in flow.streams)
     kept = tuple(item for item in moved if item.source != item.target)
-    gone = Step("merged", (), (), ())
+    gone = Step(StepKind.MERGED, (), (), ())
     steps = (s if into[i] == i else gone for i, s in enumerate(merged))
     return Flow(tuple(steps), kept)
 
@@ -83,7 +83,7 @@ def _continues(flow: Flow, stream: Stream) -> bool:
     """Whether the target only goes on with what the source made, with the same units."""
     one, two = flow.steps[stream.source], flow.steps[stream.target]
     return (
-        one.kind == two.kind == "step"
+        one.kind is two.kind is StepKind.STEP
         and sum(item.source == stream.source for item in flow.streams) == 1
         and not any(part.own for part in one.parts + two.parts)
         and parent_of(one.parts[-1].path) == parent_of(two.parts[0].path)
@@ -104,7 +104,7 @@ class _Folder:
 
     def __post_init__(self) -> None:
         self.sizes = {c.name: c.size for c in self.symmetry.classes}
-        self.steps = {i: s for i, s in enumerate(self.flow.steps) if s.kind != "merged"}
+        self.steps = {i: s for i, s in enumerate(self.flow.steps) if s.kind is not StepKind.MERGED}
         self.streams = {(s.source, s.target): s.classes for s in self.flow.streams}
 
     def parents(self) -> list[str]:

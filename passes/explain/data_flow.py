@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TypeAlias
 
-from fxrebasin.flow import Flow, Part, Step, Stream
+from fxrebasin.flow import Flow, Part, Step, StepKind, Stream
 from fxrebasin.layout import Layout, PermutationClass
 from fxrebasin.passes.explain.unit_classes import UnitClasses
 from fxrebasin.passes.fields.fields import Value
+from fxrebasin.passes.fields.origin import CONSTANT, INPUT
 from fxrebasin.passes.group.state_fields import StateField
 from fxrebasin.passes.propagate.propagate import Propagation, Record
 
@@ -64,7 +65,7 @@ class _Builder:
         states: dict[str, _Names] = {name: (name,) for name in self.propagation.shapes}
         found: list[_Call] = []
         for record, path in zip(records, paths, strict=True):
-            inputs = {name: value for name, value in record.inputs if name not in ("", "constant")}
+            inputs = {name: value for name, value in record.inputs if name not in ("", CONSTANT)}
             read = tuple(dict.fromkeys(s for name in inputs for s in states.get(name, ())))
             tensors = tuple((n, v) for n, v in inputs.items() if n not in states)
             if not tensors and len(inputs) == 1 and len(read) <= 1:
@@ -80,10 +81,7 @@ class _Builder:
 
     def _path(self, record: Record) -> str:
         origin = self.propagation.ledger.origins[record.origin]
-        if origin.operator == "output":
-            return "output"
-        path = origin.node.partition("#")[0]
-        return "" if path == "forward" else path
+        return "output" if origin.is_output else origin.module
 
     def add(self, run: list[_Call]) -> None:
         """Add a step, unless all it does is to change one tensor in passing."""
@@ -93,7 +91,7 @@ class _Builder:
         known = list(dict.fromkeys(source for source in sources.values() if source is not None))
         states = tuple(dict.fromkeys(state for call in run for state in call.states))
         origins = [self.propagation.ledger.origins[call.record.origin] for call in run]
-        is_output = origins[0].operator == "output"
+        is_output = origins[0].is_output
         if not states and len(known) <= 1 and not is_output:
             self.made_by.update(dict.fromkeys(made, known[0] if known else None))
             return
@@ -113,14 +111,14 @@ class _Builder:
             _operators(run, self.propagation),
             any(o.operator in self.propagation.unknown for o in origins),
         )
-        kind = "output" if is_output else "step"
+        kind = StepKind.OUTPUT if is_output else StepKind.STEP
         self.steps.append(Step(kind, (part,), tuple(inner), leaving))
         self.made_by.update(dict.fromkeys(made, index))
 
     def _source(self, name: str, value: Value) -> int | None:
-        if name == "input" and name not in self.made_by:
+        if name == INPUT and name not in self.made_by:
             self.made_by[name] = len(self.steps)
-            self.steps.append(Step("input", (), (), self.reader.of_value(value)))
+            self.steps.append(Step(StepKind.INPUT, (), (), self.reader.of_value(value)))
         return self.made_by.get(name)
 
 
@@ -136,5 +134,5 @@ def _containers(paths: Iterable[str]) -> set[str]:
 
 def _operators(run: Sequence[_Call], propagation: Propagation) -> _Names:
     telling = [call for call in run if call.states or len(call.tensors) > 1] or list(run)
-    names = [propagation.ledger.origins[call.record.origin].operator for call in telling]
-    return tuple(dict.fromkeys(name.split(".")[1] for name in names if "." in name))
+    called = [propagation.ledger.origins[call.record.origin].op for call in telling]
+    return tuple(dict.fromkeys(op.overloadpacket.__name__ for op in called if op is not None))

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 
 from fxrebasin.passes.fields.fields import Field, Labels, Value
 from fxrebasin.passes.fields.ledger import Ledger
-from fxrebasin.passes.fields.origin import Origin
+from fxrebasin.passes.fields.origin import CONSTANT, Origin
 from fxrebasin.passes.fields.rows import Ints, distinct
 from fxrebasin.passes.group.state_fields import StateField, owner
 from fxrebasin.passes.propagate.propagate import Propagation, Record
@@ -95,9 +95,9 @@ class _Reader:
 
 def _add_record(graph: nx.Graph[AxisName], origin: Origin, reader: _Reader, record: Record) -> None:
     last: dict[int, AxisName] = {}
-    joins = len({name for name, _ in record.inputs} - {"", "constant"}) > 1
+    joins = len({name for name, _ in record.inputs} - {"", CONSTANT}) > 1
     for name, value in (*record.inputs, *record.outputs):
-        if name in ("", "constant"):
+        if name in ("", CONSTANT):
             continue
         for axis, families in sorted(reader.axes(name, value).items()):
             node = (name, axis)

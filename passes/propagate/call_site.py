@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
 
+from fxrebasin.passes.fields.origin import Origin
 from fxrebasin.passes.propagate import constants
 from fxrebasin.running import operators
 
@@ -56,13 +58,14 @@ class CallSite:
         if self._stack:
             self._stack.pop()
 
-    def describe(self) -> tuple[str, str]:
-        """A unique name for the call that is being made, and its line in the model's code."""
-        path = (self._stack[-1] if self._stack else "") or "forward"
+    def describe(self, operator: str, op: OpOverload | None = None) -> Origin:
+        """Where the call that is being made comes from; its node gets a name of its own."""
+        module = self._stack[-1] if self._stack else ""
+        path = module or "forward"
         self._counts[path] += 1
         count = self._counts[path]
-        name = path if count == 1 else f"{path}#{count}"
-        return name, self._source()
+        node = path if count == 1 else f"{path}#{count}"
+        return Origin(operator, node, self._source(), op, module)
 
     @staticmethod
     def refuses() -> bool:

@@ -15,7 +15,6 @@ from torch import Tensor
 from fxrebasin.errors import InputError, TraceError
 from fxrebasin.passes.fields.fields import pinned_value
 from fxrebasin.passes.fields.ledger import Ledger
-from fxrebasin.passes.fields.origin import Origin
 from fxrebasin.passes.propagate.call_site import CallSite
 from fxrebasin.passes.propagate.memory import Memory
 from fxrebasin.passes.propagate.tracks import Track, refresh
@@ -80,8 +79,7 @@ class Escapes:
 
     def _pin_memory(self, tensor: Tensor, reason: str) -> None:
         """Give up all freedom of what a memory holds now and later."""
-        node, source = self._site.describe()
-        self._ledger.origins.append(Origin(reason, node, source))
+        self._ledger.origins.append(self._site.describe(reason))
         for track in self.memory.sharing(tensor):
             value = refresh(track, self._ledger)
             pinned = pinned_value(value.shape, reason)
@@ -97,7 +95,7 @@ class Escapes:
             return
         if tensor.is_meta and not self._has_data:
             self._need_data("a tensor that no operator made")
-        place = self._site.describe()[1] or "an unknown line"
+        place = self._site.describe("a tensor is met").source or "an unknown line"
         self._refuse(
             TraceError(
                 f"a tensor {describe(tensor)} that no operator made is read at {place}: it was "
@@ -118,7 +116,7 @@ class Escapes:
         return self.happened and _has_number(arguments)
 
     def _need_data(self, how: str) -> None:
-        place = self._site.describe()[1] or "an unknown line"
+        place = self._site.describe(how).source or "an unknown line"
         self._refuse(
             NeedsDataError(
                 f"the model reads values of activations by {how} at {place}, and there are none: "

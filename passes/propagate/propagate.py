@@ -30,7 +30,7 @@ from fxrebasin.models.example_inputs import wrong_inputs
 from fxrebasin.models.redraw import redrawn
 from fxrebasin.passes.fields.fields import Elements, Value, pinned_value
 from fxrebasin.passes.fields.ledger import Ledger, elements_field
-from fxrebasin.passes.fields.origin import Origin
+from fxrebasin.passes.fields.origin import CONSTANT, INPUT, Origin
 from fxrebasin.passes.propagate.call_site import CallSite
 from fxrebasin.passes.propagate.constants import FunctionWatch
 from fxrebasin.passes.propagate.escapes import Escapes, NeedsDataError
@@ -393,7 +393,7 @@ class Propagator(TorchDispatchMode):
     def add_input(self, tensor: Tensor) -> Tensor:
         """A tracked stand-in for a model input, all of whose axes are pinned."""
         stand_in = tensor.detach().clone() if self.real else _to_meta(tensor.detach())
-        track = Track(pinned_value(tensor.shape, "model input"), name="input")
+        track = Track(pinned_value(tensor.shape, "model input"), name=INPUT)
         track.spread = known(of_input(tensor))
         self.memory.set(stand_in, track)
         return stand_in
@@ -584,8 +584,7 @@ class Propagator(TorchDispatchMode):
         result = self.result
         name = name_of(func)
         result.operators[name] = result.operators.get(name, 0) + 1
-        node, source = self.site.describe()
-        result.ledger.origins.append(Origin(name, node, source))
+        result.ledger.origins.append(self.site.describe(name, func))
         bound = bind(func, args, options)
         writes = written_by(func, bound)
         also = [t for t in touched_by(func, bound) if not any(t is item for item in writes)]
@@ -750,7 +749,7 @@ class Propagator(TorchDispatchMode):
         if track is None:
             item = self._buffer(tensor)
             if item is None:
-                return "constant", self.memory.constant_value(tensor)
+                return CONSTANT, self.memory.constant_value(tensor)
             return item.name, Value(tuple(tensor.shape))
         return track.name, _shown(track)
 
@@ -835,7 +834,7 @@ class ModelOutput:
 
     def pin(self, ledger: Ledger) -> Value:
         """None of its axes may move; returns the value that says so."""
-        ledger.origins.append(Origin("output", self.name))
+        ledger.origins.append(Origin("output", self.name, is_output=True))
         pinned = pinned_value(self.value.shape, "model output")
         ledger.join([*pinned.fields, *self.value.fields])
         return pinned
