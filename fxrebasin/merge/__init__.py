@@ -1,4 +1,4 @@
-"""Merging: models between models, what they lose, averages of many, and what mends them."""
+"""Merging: models between others, what they lose, averages of many, and how to repair them."""
 
 from fxrebasin.merge.barriers import BarrierCurve, barrier
 from fxrebasin.merge.interpolation import interpolate

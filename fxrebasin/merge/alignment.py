@@ -63,8 +63,8 @@ def align_with_mean(task: Task, *, init: str = "growing") -> Sequence[Permutatio
     Args:
         task: what to align.
         init: in the first sweep, `"growing"` aligns a model with the mean of those that were
-            taken before it; `"identity"`, as in the paper, with the mean of all others in the
-            order that they came in.
+            taken before it; `"identity"`, as in the paper, with the mean of all others in their
+            original order.
 
     Raises:
         InputError: there is no such start.
@@ -96,8 +96,8 @@ class Descent:
 
         Args:
             start: where to start; None to begin with one model and add the others one by one.
-            polishing: the start is a good one, and matching always goes on from there; without,
-                in the first sweep it also starts afresh.
+            polishing: the start is a good one, from which matching always goes on. Otherwise it
+                also starts afresh in the first sweep.
         """
         finished = False
         with closing(LateBar()) as report, interruptible():

@@ -1,4 +1,4 @@
-"""The barrier: how much worse models on the way are than their ends (Git Re-Basin, eq. 1)."""
+"""The barrier: how much worse the models between two others are (Git Re-Basin, eq. 1)."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ def train_bends(
 
     They start on the straight line. For every batch a position is drawn uniformly, and the loss
     of the model there is lowered. BatchNorm uses the statistics of the batch, everything else is
-    in eval mode; float buffers stay on the straight line. On Ctrl-C what was reached is returned,
-    with a warning.
+    in eval mode; float buffers stay on the straight line. On Ctrl-C the curve as it is by then is
+    returned, with a warning.
 
     Args:
         model: whose code is run; left as it is.

@@ -1,8 +1,8 @@
-"""Layers whose inputs or outputs are measured over a loader, and corrected one after the other.
+"""Layers whose inputs or outputs are measured over a loader, and corrected one after another.
 
-A correction changes what later layers see, so that layers are taken in the order in which they
-run: each is measured in a pass of its own, which ends there. With a single batch one pass is
-enough, since a layer can be corrected while it runs.
+A correction changes what later layers see, so layers are taken in the order in which they run. Each
+is measured in a pass of its own, which ends at that layer. With a single batch one pass is enough,
+since a layer can be corrected while it runs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fxrebasin.merge.moments import Moments
 from fxrebasin.passes.match.problem import LateBar
 from fxrebasin.running.batches import Batch, Runner, State, check_loader, runner
 
-# Layers that feed themselves are corrected again and again, at most so often.
+# Layers that feed themselves are corrected repeatedly, at most this often.
 _MOST_SWEEPS = 20
 
 
@@ -35,7 +35,7 @@ class Site:
     Args:
         name: of the module.
         axis: of the units.
-        at_input: measure what the layer gets, else what it gives.
+        at_input: measure the input of the layer; otherwise its output.
     """
 
     name: str
@@ -59,9 +59,9 @@ class Survey:
 
 
 Correct: TypeAlias = Callable[[Site, Moments], float]
-"""Mends a layer and says by how much it was off, relative to its scale."""
+"""Corrects a layer and says by how much it was off, relative to its scale."""
 Output: TypeAlias = Callable[[Site, torch.Tensor], torch.Tensor]
-"""What a layer that has just been mended would have given, from what it gave."""
+"""From the output of a layer that has just been corrected to what it would be now."""
 
 
 class _Measured(FxRebasinError):
@@ -164,12 +164,12 @@ def correct_in_order(
         data: to run it on.
         sites: in the order in which they run.
         known: from `survey`.
-        correct: mends a layer.
-        output: what a mended layer gives, needed for sites that are measured at their output.
+        correct: what corrects a layer.
+        output: what a corrected layer returns, needed for sites that are measured at their output.
         stage: for the progress bar.
 
     Returns:
-        Whether all layers came to rest; those that are called once do.
+        Whether all layers settled; those that are called once always do.
     """
     tolerance = 64 * torch.finfo(_dtype(model)).eps
     repeated = any(known.calls[site.name] > 1 for site in sites)
@@ -200,7 +200,7 @@ def _correct_at_once(
     correct: Correct,
     output: Output | None,
 ) -> None:
-    """One pass over the only batch, in which every layer is mended as it runs."""
+    """One pass over the only batch, in which every layer is corrected as it runs."""
 
     def mend(site: Site, moments: Moments) -> Callable[[torch.Tensor], torch.Tensor] | None:
         with _disable_current_modes():  # else the guard of the model undoes the correction

@@ -84,7 +84,7 @@ def check_positions(steps: object, positions: Sequence[float] | None) -> tuple[f
     """
     if positions is None:
         if type(steps) is not int or steps < 2:
-            raise InputError(f"steps is {steps!r}; it has to be a whole number from 2 on")
+            raise InputError(f"steps is {steps!r}; it has to be a whole number of at least 2")
         return tuple(k / (steps - 1) for k in range(steps))
     wrong = [t for t in positions if isinstance(t, bool) or not 0 <= t <= 1]
     if wrong or not len(positions):

@@ -54,8 +54,9 @@ def align_many(
     such maps are consistent around every cycle. Files of weights are read one at a time, whenever
     one is needed.
 
-    The first model is analysed, with its own state. Another that has not the constants which this
-    relied on (index tables, masks) is analysed too, and refused if it has another symmetry.
+    The first model is analysed, with its own state. A model without the constants which that
+    analysis relied on (index tables, masks) is analysed too, and refused if it has another
+    symmetry.
 
     Args:
         models: modules of one architecture, or paths of files of weights. Never modified.
@@ -64,7 +65,7 @@ def align_many(
             Crisostomi et al. 2024, arXiv:2405.17897) maximises the agreement of all pairs at once
             by Frank-Wolfe, and never ends below the first; it takes some ten times as long, and
             memory for a few matrices of size n × n for every class of n units and every model.
-        weights: how much each model counts, above 0; all alike when left out.
+        weights: how much each model counts, above 0; all the same when left out.
         model: a module of the architecture, whose weights do not matter; the first module among
             the models when left out.
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
@@ -126,8 +127,8 @@ def merge_many(
 
     Args:
         models: modules of one architecture, or paths of files of weights. Never modified.
-        method: `"mean"` averages the models as they are; the others see `align_many`.
-        weights: how much each model counts, above 0; all alike when left out.
+        method: `"mean"` averages the models as they are; for the others see `align_many`.
+        weights: how much each model counts, above 0; all the same when left out.
         model: gives class, dtypes, device and mode of the result; its weights do not matter. The
             first module among the models when left out.
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.

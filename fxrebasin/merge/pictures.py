@@ -51,7 +51,9 @@ def plot_barrier(
     """
     file = Path(path)
     if file.suffix.lower() not in _KINDS:
-        raise InputError(f"{file} is no picture by its name; expected one of {', '.join(_KINDS)}")
+        raise InputError(
+            f"{file} does not have the name of a picture; expected one of {', '.join(_KINDS)}"
+        )
     refuse_existing([file], overwrite=overwrite)
     publish(
         file, _drawn(before, after, others, title, file.suffix[1:].lower()), overwrite=overwrite

@@ -37,7 +37,7 @@ def recalibrate(
         model: any module or GraphModule; without BatchNorm the result is a plain copy.
         loader: batches of inputs, or of (inputs, targets), that can be gone through again: a list
             or a DataLoader. A shuffling one gives the same order in every pass.
-        max_batches: use only so many.
+        max_batches: the most batches to use; all when left out.
 
     Raises:
         InputError: model, loader or option cannot be used, or the data are a single value per
@@ -104,11 +104,7 @@ def set_statistics(layer: _BatchNorm, moments: Moments, *, unbiased: bool = Fals
 
 
 def norms_with_statistics(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The BatchNorm layers that keep statistics, by name.
-
-    Args:
-        model: any module.
-    """
+    """The BatchNorm layers that keep statistics, by name."""
     return {
         name: layer
         for name, layer in model.named_modules()
@@ -117,13 +113,13 @@ def norms_with_statistics(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def warn_unsettled(what: str) -> None:
-    """Say that layers which feed themselves did not come to rest.
+    """Warn that layers which feed themselves did not settle.
 
     Args:
         what: the function that was called.
     """
     warnings.warn(
-        f"{what}: layers that run several times in a model and feed themselves did not come to "
-        "rest; their statistics are near what they should be, not equal",
+        f"{what}: layers that run several times in a model and feed themselves did not "
+        "settle; their statistics are close to what they should be, not equal",
         stacklevel=3,
     )

@@ -68,16 +68,16 @@ def repair(
     - an output of a Linear, Conv or ConvTranspose layer that does not lead straight into a
       BatchNorm, the last layer's included. Scale and shift are folded into weight and bias.
 
-    Layers are mended in the order in which they run, each with all before it mended. A layer that
-    is called several times has the moments of all its calls taken together. Units that are constant
-    on the loader (in the model, not at the ends) get the mean and keep their scale.
+    Layers are corrected in the order in which they run, each after all those before it. A layer
+    that is called several times has the moments of all its calls taken together. Units that are
+    constant on the loader (in the model, not at the ends) get the mean and keep their scale.
 
     Layers without bias get one, and BatchNorm without affine parameters gets these, so that the
     state dict has keys that it did not have. Left as they are: layers that no batch runs; layers
     whose parameters are shared with others (a head tied to an embedding) or computed
     (parametrizations, weight norm) or which are not floating; subclasses with a `forward` of their
-    own, except of BatchNorm; and what `nn.MultiheadAttention` computes, as its projections are no
-    layers that are called.
+    own, except of BatchNorm; and what `nn.MultiheadAttention` computes, as it does not call its
+    projections as layers.
 
     Time and passes over the loader are as in `recalibrate`, with one pass more for each of `a` and
     `b`: a loader with a single batch takes four in all.
@@ -90,7 +90,7 @@ def repair(
         loader: batches of inputs, or of (inputs, targets), that can be gone through again: a list
             or a DataLoader. A shuffling one gives the same order in every pass.
         t: position of the model, from 0 to 1.
-        max_batches: use only so many.
+        max_batches: the most batches to use; all when left out.
 
     Raises:
         ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors.
@@ -102,8 +102,8 @@ def repair(
         >>> a, b = (nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 1)) for _ in "ab")
         >>> x = torch.randn(64, 2)
         >>> middle = [*fxrebasin.interpolate(a, b, steps=3)][1]
-        >>> mended = fxrebasin.repair(middle, a, b, [x])
-        >>> torch.allclose(mended(x).std(), (a(x).std() + b(x).std()) / 2)
+        >>> repaired = fxrebasin.repair(middle, a, b, [x])
+        >>> torch.allclose(repaired(x).std(), (a(x).std() + b(x).std()) / 2)
         True
     """
     if max_batches is not None:
@@ -151,7 +151,7 @@ class _Mending:
 
     @torch.no_grad()
     def correct(self, site: Site, moments: Moments) -> float:
-        """Mend a layer; returns by how much it was off.
+        """Correct a layer; returns by how much it was off.
 
         Args:
             site: the layer.
@@ -175,11 +175,11 @@ class _Mending:
         return max(moved, float(off.max()))
 
     def output(self, site: Site, given: torch.Tensor) -> torch.Tensor:
-        """What the layer that was mended last would have given.
+        """What the layer that was corrected last would return now.
 
         Args:
             site: the layer.
-            given: what it gave before it was mended.
+            given: what it returned before it was corrected.
         """
         last = self._last[site.name]
         last_axis = given.movedim(site.axis, -1).to(last.scale)
@@ -225,7 +225,7 @@ def _site(name: str, module: nn.Module) -> Site | None:
 def _targets(
     model: nn.Module, data: Data, sites: Sequence[Site], ends: Sequence[State], t: float
 ) -> dict[str, _Target]:
-    """What the ends do on the loader, mixed."""
+    """The moments of both ends on the loader, mixed."""
     sides = []
     for end in ends:
         found = measured(model, data, sites, end)

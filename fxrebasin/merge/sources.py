@@ -21,7 +21,7 @@ class Sources:
     Args:
         models: modules, or paths of files of weights.
         model: the architecture; the first module when left out.
-        weights: of the models, above 0; all alike when left out.
+        weights: of the models, above 0; all the same when left out.
 
     Raises:
         ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors.

@@ -47,10 +47,10 @@ def states_of(model: nn.Module, others: Sequence[Any], labels: Sequence[str]) ->
         labels: what the others are called in a message.
 
     Raises:
-        ArchitectureMismatchError: names, shapes or kinds of dtype differ, or an other has two
-            tensors where the model has one under two names.
+        ArchitectureMismatchError: names, shapes or kinds of dtype differ, or one of the others has
+            two tensors where the model has one under two names.
         CheckpointError: a file cannot be read.
-        InputError: an other cannot be used.
+        InputError: one of the others cannot be used.
     """
     states: list[State] = [own_state(model)]
     ties = tied_names(model)
@@ -62,21 +62,13 @@ def states_of(model: nn.Module, others: Sequence[Any], labels: Sequence[str]) ->
 
 
 def own_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict, detached, without extra state.
-
-    Args:
-        model: any module.
-    """
+    """The tensors of a state dict, detached, without extra state."""
     state = model.state_dict()
     return {n: t.detach() for n, t in state.items() if isinstance(t, torch.Tensor)}
 
 
 def tied_names(model: nn.Module) -> list[tuple[str, ...]]:
-    """Names in the state dict that are one tensor, for each tensor with several.
-
-    Args:
-        model: any module.
-    """
+    """Names in the state dict that are one tensor, for each tensor with several."""
     names: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), []).append(name)
@@ -141,22 +133,18 @@ def weighted_mean(
 
 
 def moved_towards(mean: torch.Tensor, tensor: torch.Tensor, share: float) -> torch.Tensor:
-    """Some way from one tensor to another; equal values stay, infinite ones too.
+    """A point between two tensors; where they are equal, infinite values included, that value.
 
     Args:
-        mean: where to start.
-        tensor: where to go.
-        share: 0 for the start, 1 for the goal.
+        mean: the point at share 0.
+        tensor: the point at share 1.
+        share: from 0 to 1.
     """
     return torch.where(mean == tensor, mean, torch.lerp(mean, tensor, share))
 
 
 def is_number(tensor: torch.Tensor) -> bool:
-    """Whether values can be averaged.
-
-    Args:
-        tensor: any.
-    """
+    """Whether values can be averaged."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
@@ -187,7 +175,7 @@ def copy_of(model: nn.Module, state: State | None = None) -> nn.Module:
         clones = {id(tensor): tensor.detach().clone() for tensor in own.values()}
         state = {name: clones[id(tensor)] for name, tensor in own.items()}
     try:
-        with warnings.catch_warnings():  # those of classes that are on their way out
+        with warnings.catch_warnings():  # warnings of classes that are deprecated
             warnings.simplefilter("ignore")
             if isinstance(model, fx.GraphModule):
                 result: nn.Module = copy_with_state(model, state)

@@ -29,7 +29,7 @@ _Products: TypeAlias = dict[str, tuple[float, float, float, float]]
 
 @dataclass(frozen=True)
 class ClassAgreement:
-    """How alike two models are in the parameters that hold units of one class.
+    """How similar two models are in the parameters that hold units of one class.
 
     Args:
         name: of the class.
@@ -149,14 +149,15 @@ def merge_stats(
         a: the reference; never modified.
         b: the model as it was: a module, a state dict, or the path of a file of weights.
         rebased: the permutation that rebases it, or the rebased model in one of these forms.
-        evaluate: from a model to its loss, or to its loss and accuracy; no barrier is measured
-            without.
+        evaluate: from a model to its loss, or to its loss and accuracy; without it no barrier is
+            measured.
         steps: number of models on the way.
         prepare: what is done to every model before it is evaluated; see `barrier`.
-        example_inputs: to find the classes with, where `rebased` does not know them; a tensor, or
-            a tuple of positional inputs; inferred when left out.
+        example_inputs: used to find the classes where `rebased` does not hold them; a tensor, or a
+            tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
-        state_buffers: as `rebased` was found with them, where it does not know; see `analyze`.
+        state_buffers: those that `rebased` was found with, where it does not hold them; see
+            `analyze`.
         outputs: the same; see `analyze`.
 
     Raises:
@@ -203,7 +204,7 @@ def _classes(
     inputs: tuple[Any, Mapping[str, Any] | None],
     choices: Choices,
 ) -> Sequence[PermutationClass]:
-    """The permutation classes, from what knows them already if something does."""
+    """The permutation classes, from what holds them already, if anything does."""
     if isinstance(rebased, Permutation):
         return rebased.classes
     report = rebased.meta.get("fxrebasin") if isinstance(rebased, fx.GraphModule) else None

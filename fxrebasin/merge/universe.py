@@ -22,13 +22,13 @@ def align_in_universe(
 ) -> Sequence[Permutation]:
     """C2M3 (Crisostomi et al. 2024, arXiv:2405.17897): maximise the agreement of all pairs.
 
-    Frank-Wolfe on the weighted sum over all pairs of models of the inner product of their
-    weights, over doubly stochastic matrices from every model to an order of units that all share;
-    then linear assignment, then coordinate descent, in which the sum never falls. Not in the
-    paper: the first model stays where it is, since the order that all share can be any; the first
-    start is the centre, where no other model says anything; classes within others have a matrix
-    for every pair of copies; and what algorithm 3 of Git Re-Basin finds is taken where it is
-    better. On Ctrl-C the best permutations so far are returned, with a warning.
+    The objective is the weighted sum, over all pairs of models, of the inner product of their
+    weights. Frank-Wolfe maximises it over doubly stochastic matrices from every model to an order
+    of units that all share; linear assignment follows, then coordinate descent, in which the sum
+    never falls. Not in the paper: the first model stays where it is, since the shared order can be
+    any; the first start is the centre, where no other model says anything; classes within others
+    have a matrix for every pair of copies; and the result of algorithm 3 of Git Re-Basin is taken
+    where it is better. On Ctrl-C the best permutations so far are returned, with a warning.
 
     Args:
         task: what to align.

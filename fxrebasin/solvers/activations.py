@@ -1,7 +1,7 @@
 """Correlations of the units of two models, collected batch by batch.
 
-Only sums are kept: for two times n units, n² products. Per-unit shifts, the means of the first
-batch, keep them accurate.
+Only sums are kept: n² products for the n units of each model. Every unit is shifted by its mean
+over the first batch, which keeps the sums accurate.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ def _added(total: list[torch.Tensor], news: list[torch.Tensor]) -> list[torch.Te
 
 
 def sum_device(tensor: torch.Tensor) -> torch.device:
-    """Where float64 exists.
+    """The device on which a tensor can be summed in float64.
 
     Args:
-        tensor: that is going to be summed.
+        tensor: what is summed.
     """
     return torch.device("cpu") if tensor.device.type == "mps" else tensor.device

@@ -1,7 +1,7 @@
-"""Linear assignment: the permutation that collects the most gain, with ties settled for good.
+"""Linear assignment: the permutation that collects the most gain, with ties broken in a fixed way.
 
-Any solver is many times faster on large gains that were reduced by good prices (see `scaling`),
-which leaves the solution as it is: most rows then find their column at once.
+Any solver is many times faster on large gains once they are reduced by good prices (see `scaling`):
+most rows then find their column at once, and the solution stays the same.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def assign(gains: Gains, prefer: IntArray | None = None, prices: Prices | None =
 
     Args:
         gains: floats of shape (n, n), finite.
-        prefer: int64 of shape (n,), the permutation to keep to where several are equally good (up
-            to rounding); the identity by default.
+        prefer: int64 of shape (n,), the permutation to stay close to where several are equally good
+            (up to rounding); the identity by default.
         prices: float64 of shape (n,), what an earlier solution of similar gains left here, or
             zeros; they are updated. How good the solution is does not depend on them, only the
             time that it takes.
@@ -147,14 +147,14 @@ def _best_of_all(gains: Gains, prefer: IntArray) -> IntArray:
 
 
 def _settled(gains: Gains, solved: IntArray, prefer: IntArray) -> IntArray:
-    """Put units where `prefer` has them as long as an exchange of two costs nothing."""
+    """Put units where `prefer` has them wherever exchanging two of them costs nothing."""
     for own, chosen, wanted in zip(gains, solved, prefer, strict=True):
         _settle(own, chosen, wanted)
     return solved
 
 
 def _settle(gains: Gains, solved: IntArray, prefer: IntArray) -> None:
-    """Exchange in place, one unit after the other."""
+    """Exchange in place, one unit at a time."""
     (out_of_place,) = (solved != prefer).nonzero()
     if not len(out_of_place):
         return

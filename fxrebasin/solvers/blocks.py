@@ -67,7 +67,6 @@ def open_beside(
     """Slots that stay open when one slot is matched: itself, and what depends on it.
 
     Args:
-        block: any block.
         at: the slot.
         known: classes whose place is known.
         owned: classes that may stay open too if they select copies of what depends on it.
@@ -93,7 +92,6 @@ def focus(block: Block, at: int, known: Arrays, owned: Collection[str]) -> Block
     """One slot and what depends on it, with all other slots put in place.
 
     Args:
-        block: any block.
         at: the slot. What it is within has to be known or without a class.
         known: int64 of shape `(problems, *sizes of within, size)`, by class name.
         owned: as for `open_beside`.
@@ -172,7 +170,6 @@ def agreement(block: Block, arrays: Arrays) -> torch.Tensor:
     """The inner product of a and the b that is put in place, for every problem.
 
     Args:
-        block: any block.
         arrays: of all its classes.
 
     Returns:

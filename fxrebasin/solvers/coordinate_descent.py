@@ -1,9 +1,9 @@
 """Coordinate descent over permutation classes (Git Re-Basin, algorithm 1, arXiv:2209.04836).
 
-One class at a time is solved exactly with all others held, until nothing changes. What is new
-against the paper: classes within classes are solved together with the outer one; only classes whose
-neighbours changed are visited, and only gains that changed are computed; and a start that decides
-one class after the other, each by what is decided already.
+One class at a time is solved exactly with all others held, until nothing changes. Three things are
+not in the paper: classes within classes are solved together with the outer one; only classes whose
+neighbours changed are visited, and only gains that changed are computed; and one of the starts
+decides the classes one after another, each from those already decided.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Descent:
     Args:
         families: of all classes that may move.
         placement: where to start from; changed in place.
-        report: called after each step with how many families wait.
+        report: called after each step with the number of families that are waiting.
     """
 
     def __init__(
@@ -53,15 +53,16 @@ class Descent:
         ]
         self._stale = set(range(len(families)))
         self._prices: dict[int, Prices] = {}
-        # Gains are kept for the next visit in no more memory than so many times what the tensors of
-        # one family take; with what a step needs, that stays below twice as much and a cost matrix.
+        # Gains that are kept for the next visit take at most this multiple of the memory of one
+        # family's tensors; with what a step needs, that stays below twice as much plus a cost
+        # matrix.
         largest = max((sum(p.a.nbytes for p in f.pairs()) for f in families), default=0)
         self._budget = int(_KEPT * largest)
         self._grams = [gram for family in families for gram in family.all_grams()]
         self._is_tight = sum(gram.full_bytes for gram in self._grams) > self._budget
 
     def decide(self) -> None:
-        """Give every class a permutation, the clearest first, each by what is decided already."""
+        """Give every class a permutation, the clearest first, each from what is already decided."""
         self._stale = set()
         waiting = list(range(len(self.families)))
         evidence: dict[int, Evidence] = {}
@@ -83,7 +84,7 @@ class Descent:
 
         Args:
             generator: for the order.
-            most_sweeps: when to stop in any case.
+            most_sweeps: the most sweeps to make.
         """
         while self._stale and self.sweeps < most_sweeps:
             self.sweeps += 1
@@ -126,7 +127,8 @@ class Descent:
         return _solved_pairs(family, placement, constant, linear, gathered.blocks)
 
     def _set_if_it_pays(self, family: Family, news: dict[str, IntArray]) -> set[str]:
-        """Take a step only if the objective grows, as gains do not tell for classes that meet."""
+        """Take a step only if the objective grows, which gains do not show for classes that
+        meet."""
         pairs, placement = family.pairs(), self.placement
         before = total_agreement(pairs, placement)
         old = {name: placement.arrays[name] for name in news}

@@ -15,7 +15,7 @@ from fxrebasin.solvers.gram import Gram, Operand, held_axis
 from fxrebasin.solvers.pairs import Pair
 from fxrebasin.solvers.placement import Placement
 
-# Evidence counts as clear from this many times what chance brings.
+# Evidence counts as clear from this multiple of what chance brings.
 _CLEAR = 1.5
 
 
@@ -212,7 +212,7 @@ def make_families(
 def restricted(
     layout: Layout, classes: Sequence[PermutationClass], free: Collection[str]
 ) -> Layout:
-    """The layout as it is for those who may only move some classes: the others are rigid slots.
+    """The layout when only some classes may move: the others become rigid slots.
 
     Classes that a free one is within stay classes, so that their copies are told apart.
 

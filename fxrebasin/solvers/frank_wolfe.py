@@ -63,7 +63,7 @@ class FrankWolfe:
         """Go on until nothing is gained.
 
         Args:
-            most_steps: when to stop in any case.
+            most_steps: the most steps to make.
             deadline: on the clock of `time.perf_counter`; no step begins after it.
             report: called after every step with their number.
         """
@@ -95,7 +95,8 @@ class FrankWolfe:
     def _best_length(self, value: float, ways: Maps) -> tuple[float, float]:
         """The step in [0, 1] that gains most, and what it gains.
 
-        Along a line the objective is a polynomial, which as many values as its degree determine.
+        Along a line the objective is a polynomial: its value here and as many others as its degree
+        determine it.
         """
         degree = self.relaxation.degree
         lengths = np.arange(degree + 1) / max(degree, 1)

@@ -20,8 +20,8 @@ from fxrebasin.layout import AxisGroup, FloatArray, IntArray, Piece, Slot
 from fxrebasin.solvers.pairs import Pair, blocks_of, gathered, is_run, lies_in
 from fxrebasin.solvers.placement import Axis, Placement
 
-# Elements of one operand of one product: this share of all that a sum is over, but not fewer than
-# are worth a call of their own, nor more than a processor's cache holds.
+# How many elements of an operand are multiplied at once: this share of all that a sum is over, but
+# not fewer than are worth a call, nor more than fit into a processor's cache.
 _SHARE = 8
 _FEWEST, _MOST = 2**17, 2**20
 # Columns of one operand for which any number of rows is multiplied at once.
@@ -359,7 +359,7 @@ def _taken(
 
 
 def _parts(positions: IntArray, step: int) -> Iterator[IntArray]:
-    """Positions in parts of about equal length, near to a given one."""
+    """Positions in parts of about equal length, close to a given one."""
     count = len(positions)
     parts = max(1, round(count / step))
     for k in range(parts if count else 0):

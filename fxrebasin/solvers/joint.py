@@ -1,8 +1,9 @@
 """Several models at once over soft maps: the sum of the agreements of all pairs.
 
 Crisostomi et al. 2024, C2M3, arXiv:2405.17897: every model has its own maps, to one order of units
-that is nobody's, so that the maps between models, composed of these, are consistent around every
-cycle. As that order can be any, it is that of the first model, which stays where it is.
+that belongs to none of them, so that the maps between models, composed of these, are consistent
+around every cycle. As that order can be any, it is that of the first model, which stays where it
+is.
 """
 
 from __future__ import annotations

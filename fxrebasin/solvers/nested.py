@@ -21,7 +21,7 @@ from fxrebasin.solvers.pair_table import Pairing, PairTable
 from fxrebasin.solvers.problem import Problem
 from fxrebasin.solvers.scaling import Gains
 
-# Inner coordinate descent is repeated at most so often; it nearly always stops after two.
+# Inner coordinate descent is repeated at most this often; it nearly always stops after two rounds.
 _MOST_ROUNDS = 10
 
 
@@ -116,7 +116,7 @@ def _add_linear(gains: dict[str, Gains], block: Block) -> None:
 
 
 def _step(problem: Problem, name: str, arrays: Arrays) -> dict[str, IntArray]:
-    """Solve for one class, and for what is within it, with all others as they are."""
+    """Solve for one class, and for what is within it, while all others stay as they are."""
     found = _focused(problem, name, arrays)
     if not found and name not in problem.linear:
         # Nothing is decided that would tell units apart: take everything else as it stands.

@@ -16,7 +16,7 @@ from fxrebasin.solvers.scaling import Gains
 
 # Elements of one side of a batch of pairs.
 _MOST_ELEMENTS = 2**22
-# Up to so many outer units all pairs are looked at; beyond, those that seem good.
+# Up to this many outer units, all pairs are looked at; beyond, only those that seem good.
 _ALL_PAIRS_UP_TO = 16
 _MOST_LOOKS = 8
 
@@ -63,7 +63,7 @@ class PairTable:
             rows, columns = (gains.max(axis=k).sum(axis=-1, dtype=np.float64) for k in (-1, -2))
             self._bound += np.minimum(rows, columns)
         self.values = self._bound.copy()
-        # Where the inside of a pair is found in `_arrays`; -1 as long as it was not looked at.
+        # Where the inside of a pair is found in `_arrays`; -1 until it is looked at.
         self._place = np.full(base.shape, -1)
         self._arrays: dict[str, IntArray] = {}
         if not self._names:
@@ -74,11 +74,12 @@ class PairTable:
     def search(self, prefer: IntArray | None = None) -> IntArray:
         """The best pairing of outer units, int64 of shape (count, n).
 
-        Pairs that were not looked at are taken for as good as their bound, less what the bound was
-        too high elsewhere; those that are chosen are looked at, until there are no more such.
+        Pairs that were not looked at count as much as their bound, less the amount by which bounds
+        were too high elsewhere. Those that are chosen are looked at, until all chosen ones have
+        been.
 
         Args:
-            prefer: int64 of shape (count, n), what to keep to where others are as good.
+            prefer: int64 of shape (count, n), the pairing to stay with where others are no better.
         """
         for _ in range(_MOST_LOOKS):
             chosen = assign_batch(self._expected(), prefer)
@@ -131,7 +132,7 @@ class PairTable:
         return np.arange(count)[:, None], np.arange(n), chosen
 
     def _expected(self) -> Values:
-        """What pairs are worth, as far as is known."""
+        """What pairs are worth, as far as it is known."""
         seen = self._place >= 0
         gaps = np.where(seen, self.values - self._bound, 0.0).sum(axis=(1, 2))
         gap = gaps / np.maximum(seen.sum(axis=(1, 2)), 1)

@@ -36,7 +36,7 @@ class Pair:
 
     @cached_property
     def reach(self) -> tuple[float, float]:
-        """What every order of the units collects, and how much more the best one can at most.
+        """What every order of the units collects, and at most how much more the best one can.
 
         By Cauchy and Schwarz, for each position along the last axis, which never moves.
         """
@@ -56,7 +56,7 @@ class Pair:
     @cached_property
     def telling(self) -> int:
         """Positions along the last axis at which neither side is the same everywhere."""
-        # Mostly the ends differ, which is soon seen, and soonest by counting in numpy.
+        # Usually the ends differ, which is quick to see, and quickest by counting in numpy.
         first, last = (0,) * len(self.axes), (-1,) * len(self.axes)
         if self.memory is not None:
             alike = any(np.count_nonzero(side[first] == side[last]) for side in self.memory)
@@ -220,15 +220,15 @@ def make_pairs(
 
 
 def joined(pairs: Sequence[Pair]) -> list[Pair]:
-    """The same pairs, with narrow ones side by side that have one and the same axis only.
+    """The same pairs, with those narrow ones side by side that have the same single axis.
 
-    Biases and the like are many; together they are handled at once.
+    There are many biases and the like; side by side they are handled in one go.
 
     Args:
         pairs: all of them.
 
     Returns:
-        Those that are joined are in the place of their first.
+        Joined pairs stand where the first of them stood.
     """
     alike: dict[tuple[object, ...], list[Pair]] = {}
     for k, pair in enumerate(pairs):
@@ -256,11 +256,7 @@ def _unfolded_reals(tensor: torch.Tensor, groups: tuple[AxisGroup, ...]) -> torc
 
 
 def view_of_reals(tensor: torch.Tensor) -> torch.Tensor:
-    """A complex tensor as a real one with an axis of 2 more, any other tensor as it is.
-
-    Args:
-        tensor: of any dtype.
-    """
+    """A complex tensor as a real one with one more axis, of size 2; any other tensor as it is."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
@@ -287,7 +283,7 @@ def unfolded(tensor: torch.Tensor, groups: tuple[AxisGroup, ...]) -> torch.Tenso
 def folded(
     tensor: torch.Tensor, groups: tuple[AxisGroup, ...], shape: Sequence[int]
 ) -> torch.Tensor:
-    """What `unfolded` made, in its first shape.
+    """What `unfolded` made, in its original shape.
 
     Args:
         tensor: of shape `(positions of each group..., rest)`.

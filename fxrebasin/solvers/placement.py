@@ -32,7 +32,7 @@ class Placement:
         return {name: self.arrays[name] for name in self.stamps}
 
     def decide_rest(self) -> set[str]:
-        """Let all classes that are still open be as they are; returns their names."""
+        """Keep all classes that are still open as they are; returns their names."""
         return self.set({n: a for n, a in self.arrays.items() if n not in self.stamps})
 
     def set(self, arrays: Mapping[str, IntArray]) -> set[str]:
@@ -94,7 +94,7 @@ class Axis:
         return self._source
 
     def _follow(self, placement: Placement) -> None:
-        """Go where the one class goes."""
+        """Follow the only class on this axis."""
         piece, (name,), seen = self._parts[0]
         stamp = placement.stamps.get(name, 0)
         if stamp != seen:

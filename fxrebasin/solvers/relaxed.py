@@ -49,7 +49,7 @@ class Relaxation:
         )
 
     def centre(self) -> dict[str, torch.Tensor]:
-        """Maps that say nothing: every unit goes everywhere, alike."""
+        """Maps that say nothing: every unit goes everywhere in equal parts."""
         return {
             c.name: torch.full(
                 (*2 * self.copies(c), c.size, c.size),
@@ -77,19 +77,11 @@ class Relaxation:
         return maps
 
     def copies(self, c: PermutationClass) -> tuple[int, ...]:
-        """Sizes of what a class is within.
-
-        Args:
-            c: the class.
-        """
+        """Sizes of what a class is within."""
         return tuple(self.sizes[name] for name in c.within)
 
     def cast(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor where maps are, and in their dtype.
-
-        Args:
-            tensor: any.
-        """
+        """A tensor on the device and in the dtype of the maps."""
         return tensor.to(self.device, self.dtype)
 
     def completed(self, maps: Maps) -> dict[str, torch.Tensor]:

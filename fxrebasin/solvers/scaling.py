@@ -1,9 +1,9 @@
 """Prices of columns by Sinkhorn's scaling (Sinkhorn and Knopp 1967; Cuturi 2013).
 
 The scaling of exp(gains / temperature) that makes all row and column sums 1 has a factor for each
-column; the logarithms of these factors tend to prices at which every row is content with its own
-column as the temperature falls. A few rounds come near enough that the assignment itself, which
-remains exact, is short.
+column; as the temperature falls, the logarithms of these factors tend to prices at which every row
+is content with its own column. After a few rounds they are close enough for the assignment itself,
+which stays exact, to be fast.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ Prices: TypeAlias = npt.NDArray[np.float64]
 
 # Temperatures, as shares of how far the best gain of a row is above its mean.
 _SHARES = (1 / 12, 1 / 60)
-# Of scaling rows, then columns, at each temperature; softmax does the first one of the rows.
+# How often rows, then columns, are scaled at each temperature; softmax scales the rows first.
 _ROUNDS = 5
-# Shares of a row below this count as this, so that sums neither vanish nor overflow in float32.
+# Smaller shares of a row are raised to this, so that sums neither vanish nor overflow in float32.
 _LEAST = 1e-26
-# Prices that are farther apart, in the same unit, are not of such gains.
+# Prices farther apart than this, in the same unit, do not belong to such gains.
 _FARTHEST = 100
-# Prices do as they are while so many of the columns are what some row wants most.
+# Prices are good enough while this share of the columns is what some row wants most.
 _WANTED = 0.7
 
 
 def easy_costs(gains: Gains, prices: Prices) -> Gains:
-    """Costs whose cheapest assignment is the best one for the gains, and soon found.
+    """Costs whose cheapest assignment is the best one for the gains, and is found quickly.
 
     Args:
         gains: floats of shape (n, n).
-        prices: those of similar gains, or zeros; float64 of shape (n,). They are updated where
-            too many rows want the same columns at them.
+        prices: those of similar gains, or zeros; float64 of shape (n,). They are updated if too
+            many rows want the same columns at these prices.
 
     Returns:
-        Of the shape and dtype of the gains, from 0 on: what a row loses by a column at these
-        prices, beside the one that it wants most.
+        Of the shape and dtype of the gains, never below 0: how much less than the column that it
+        wants most a row gets from a column at these prices.
     """
     unit = _unit(gains)
     known = 0 < np.ptp(prices) <= _FARTHEST * unit
@@ -56,7 +56,7 @@ def easy_costs(gains: Gains, prices: Prices) -> Gains:
 
 
 def _reduced_if_easy(gains: Gains, prices: Prices) -> Gains | None:
-    """Costs at some prices; None if too many rows want the same columns at them."""
+    """Costs at given prices; None if too many rows want the same columns."""
     costs, most_wanted = _reduced(gains, prices)
     wanted = np.count_nonzero(np.bincount(most_wanted))
     return costs if wanted >= _WANTED * len(costs) else None
@@ -70,7 +70,7 @@ def _unit(gains: Gains) -> float:
 
 
 def _scale(gains: Gains, prices: Prices, temperatures: Sequence[float]) -> None:
-    """Find prices at which most rows get a column that they want, from given ones."""
+    """Find prices at which most rows get a column that they want, starting from given ones."""
     rows, found = torch.from_numpy(gains), torch.from_numpy(prices.astype(gains.dtype))
     kernel, row, column = torch.empty_like(rows), torch.empty_like(found), torch.empty_like(found)
     columns = kernel.T
@@ -87,7 +87,7 @@ def _scale(gains: Gains, prices: Prices, temperatures: Sequence[float]) -> None:
 
 
 def _reduced(gains: Gains, prices: Prices) -> tuple[Gains, IntArray]:
-    """Costs at some prices, and the column that each row wants most."""
+    """Costs at given prices, and the column that each row wants most."""
     costs = prices.astype(gains.dtype) - gains
     most_wanted = costs.argmin(axis=1)
     costs -= costs[np.arange(len(costs)), most_wanted][:, None]

@@ -16,7 +16,7 @@ from fxrebasin.solvers.relaxed import Maps, Relaxation
 _ROUNDS = 20
 
 Slopes = Callable[[Maps], tuple[float, Maps]]
-"""The value of an objective at some maps, and its derivatives; the value is to be raised."""
+"""From maps to the value of an objective, which is maximised, and its derivatives."""
 
 
 class SinkhornAscent:

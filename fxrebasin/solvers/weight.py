@@ -26,7 +26,7 @@ Report: TypeAlias = Callable[[str, int, int | None], None]
 
 # On small models one start may beat the other by chance, and a second one takes no time.
 _SMALL = 2**20
-# No other start is tried once so much of what any order of units could reach is reached.
+# No further start is tried once this share of what any order of units could reach is reached.
 _ENOUGH = 0.9
 
 
@@ -74,7 +74,7 @@ class Solution:
 
 
 class WeightSearch:
-    """Coordinate descents on one problem, of which the best result is kept.
+    """Coordinate descents on one problem; the best result is kept.
 
     Args:
         problem: what to match.
@@ -82,7 +82,7 @@ class WeightSearch:
         most_sweeps: of each descent.
         report: called with the stage, how many families are settled and how many there are.
         deadline: on the clock of `time.perf_counter`; no random start after it.
-        warn: of an interrupt; who calls this more than once does so itself.
+        warn: whether to warn of an interrupt; a caller that searches repeatedly warns by itself.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class WeightSearch:
         """Descend from the best result with some families put in random order, again and again.
 
         Args:
-            times: how often; None as often as there is time.
+            times: how often; None for as often as time allows.
         """
         generator = np.random.default_rng([self._seed, 1])
         for k in itertools.count():
