@@ -11,6 +11,7 @@ from torch import nn
 
 from fxrebasin.errors import InputError
 from fxrebasin.running.outputs import Outputs, Wanted
+from fxrebasin.wording import listed
 
 _LISTED = 20
 
@@ -136,10 +137,9 @@ def _buffers(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     fits = {p: {n for n in names if n == p or fnmatchcase(n, p)} for p in patterns}
     unfit = [pattern for pattern, found in fits.items() if not found]
     if unfit:
-        shown = [*names[:_LISTED], *([f"and {len(names) - _LISTED} more"] * (len(names) > _LISTED))]
         raise InputError(
             f"state_buffers: the model has no buffer {', '.join(map(repr, unfit))}. "
-            f"Its buffers are: {', '.join(shown) or 'none'}."
+            f"Its buffers are: {listed(names, _LISTED) or 'none'}."
         )
     chosen = set().union(*fits.values())
     return tuple(name for name in names if name in chosen)

@@ -26,6 +26,7 @@ from fxrebasin.indexing import (
 from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass, same_layout
 from fxrebasin.reliance import Relied, contradictions, refusal
 from fxrebasin.storage import certificate
+from fxrebasin.wording import listed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -366,6 +367,5 @@ def _difference(first: Sequence[PermutationClass], second: Sequence[PermutationC
     """Classes that are not the same in both, in a few words."""
     mine, theirs = _signature(first), _signature(second)
     names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
-    shown = [f"{name!r} {mine.get(name)} and {theirs.get(name)}" for name in names[:5]]
-    more = [f"and {len(names) - 5} more"] if len(names) > 5 else []
-    return "; ".join(shown + more)
+    differing = [f"{name!r} {mine.get(name)} and {theirs.get(name)}" for name in names]
+    return listed(differing, 5, "; ")

@@ -19,8 +19,27 @@ from fxrebasin.flow import Flow
 from fxrebasin.layout import Layout, PermutationClass
 from fxrebasin.permutation import Permutation
 from fxrebasin.reliance import Relied
+from fxrebasin.wording import listed
 
 AxisName = tuple[str, int]
+
+
+class PinReason(str):
+    """Why an axis cannot move, in words; `kind` says the same without the place in the model.
+
+    Args:
+        kind: the reason.
+        place: the operator that made it known, and its line.
+    """
+
+    kind: str
+
+    def __new__(cls, kind: str, place: str = "") -> PinReason:
+        """The text, with the place behind a colon."""
+        found = super().__new__(cls, f"{kind}: {place}" if place else kind)
+        found.kind = kind
+        return found
+
 
 _LISTED = 12
 
@@ -50,7 +69,7 @@ class Symmetry:
 
     classes: tuple[PermutationClass, ...]
     layout: Layout
-    pins: Mapping[AxisName, str]
+    pins: Mapping[AxisName, PinReason]
     unknown_operators: tuple[str, ...]
     shapes: Mapping[str, tuple[int, ...]]
     parameters: tuple[str, ...]
@@ -153,8 +172,7 @@ class Symmetry:
         lines = [f"  Class {c.name}: {c.size} units{copies}."]
         others = [f"{name}[{i}]" for name, i in c.axes if (name, i) != (tensor, axis)]
         if others:
-            more = f" and {len(others) - _LISTED} more" if len(others) > _LISTED else ""
-            lines.append(f"    With it move: {', '.join(others[:_LISTED])}{more}.")
+            lines.append(f"    With it move: {listed(others, _LISTED)}.")
             lines += self._chain((tensor, axis), set(c.axes) - {(tensor, axis)})
         else:
             lines.append("    No other axis moves with it.")

@@ -24,6 +24,7 @@ from fxrebasin.passes.group.group import Grouping, group
 from fxrebasin.passes.propagate.model_state import Held, Role, held_tensors, with_constants
 from fxrebasin.passes.propagate.propagate import Propagation, propagate
 from fxrebasin.symmetry import log10_order
+from fxrebasin.wording import listed
 
 _LISTED = 4
 _SAME = 1e-9
@@ -247,23 +248,18 @@ def _notes(found: Finding, holding: Collection[str], idle: Collection[str]) -> I
     kept = sorted(name for name in names if held[name].persistent)
     if kept:
         yield (
-            f"the values of {_listed(kept)} pin units that meet them; buffers that belong to "
-            "units, as scales, shifts and masks do, can be declared with state_buffers="
+            f"the values of {listed(kept, _LISTED)} pin units that meet them; buffers that belong "
+            "to units, as scales, shifts and masks do, can be declared with state_buffers="
         )
     lost = sorted(name for name in names if not held[name].persistent)
     if lost:
         yield (
-            f"the values of {_listed(lost)} pin units that meet them; no state dict holds these "
-            "buffers, so that they cannot be permuted"
+            f"the values of {listed(lost, _LISTED)} pin units that meet them; no state dict holds "
+            "these buffers, so they cannot be permuted"
         )
     shared = sorted(name for name, item in held.items() if item.overlaps)
     if shared:
         yield (
-            f"{_listed(shared)} share memory in different views; they are pinned, since a state "
-            "dict that is loaded writes over one with the other"
+            f"{listed(shared, _LISTED)} share memory in different views; they are pinned, since a "
+            "state dict that is loaded writes over one with the other"
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("errors", "layout", "flow", "uniformity", "terminal"),
+    ("errors", "layout", "flow", "uniformity", "terminal", "wording"),
     ("indexing", "gather", "reliance", "running"),
     ("choices", "models", "solvers"),
     ("storage",),

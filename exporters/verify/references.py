@@ -16,6 +16,7 @@ from fxrebasin.exporters.verify.runs import (
     tensors_of,
 )
 from fxrebasin.exporters.verify.state_reads import StateReads
+from fxrebasin.wording import listed
 
 _MOST_WIDE = 4  # sets for a model that may take one of several ways
 _ROWS = 16  # of such a set
@@ -162,6 +163,5 @@ def _unread_notes(reads: StateReads) -> list[str]:
 
 def _count(names: Sequence[str]) -> str:
     """The number of parameters and the first names."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     kind = "parameter" if len(names) == 1 else "parameters"
-    return f"{len(names)} {kind} ({', '.join(names[:_SHOWN])}{more})"
+    return f"{len(names)} {kind} ({listed(names, _SHOWN)})"

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.running.messages import describe
 from fxrebasin.running.subclasses import behaves_otherwise
+from fxrebasin.wording import listed
 
 _SHOWN = 30  # differences in a message; the error has them all
 _QUANTISED_PACKAGES = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
@@ -51,8 +52,8 @@ def _refuse_scripted_parts(model: nn.Module) -> None:
     parts = [n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
     if parts:
         raise InputError(
-            f"submodules are scripted: {_listed(parts)}. Their Python code, which the analysis "
-            "follows, is gone; put the modules there that they were scripted from."
+            f"submodules are scripted: {listed(parts, _SHOWN)}. Their Python code, which the "
+            "analysis follows, is gone; put the modules there that they were scripted from."
         )
 
 
@@ -76,10 +77,10 @@ def check_usable(model: nn.Module, *, needs_weights: bool = True) -> None:
     for check in (*_CHECKS, _META) if needs_weights else _CHECKS:
         names = [name for name, tensor in tensors if check.fails(tensor)]
         if names:
-            raise InputError(f"{check.what}: {_listed(names)}. {check.advice}")
+            raise InputError(f"{check.what}: {listed(names, _SHOWN)}. {check.advice}")
     modules = [name or "the model" for name, m in model.named_modules() if _is_quantised_module(m)]
     if modules:
-        raise InputError(f"quantised modules: {_listed(modules)}. {_QUANTISED.advice}")
+        raise InputError(f"quantised modules: {listed(modules, _SHOWN)}. {_QUANTISED.advice}")
     if needs_weights:
         check_finite(dict(model.named_parameters()), dict(model.named_buffers()))
 
@@ -107,8 +108,9 @@ def check_finite(
     ]
     if found:
         raise InputError(
-            f"weights that are not finite: {_listed(found)} (the first of each tensor). Outputs "
-            "and matching would be meaningless; load a sound checkpoint or repair these values."
+            f"weights that are not finite: {listed(found, _SHOWN)} (the first of each tensor). "
+            "Outputs and matching would be meaningless; load an intact checkpoint or repair these "
+            "values."
         )
 
 
@@ -327,8 +329,3 @@ def _node_text(graph: fx.GraphModule, node: fx.Node) -> str:
 def _line_of(node: fx.Node) -> str:
     lines = [line.strip() for line in (node.stack_trace or "").splitlines() if " line " in line]
     return f" ({lines[-1]})" if lines else ""
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown

@@ -45,6 +45,7 @@ from torch.utils import _pytree as pytree
 
 from fxrebasin.errors import InputError
 from fxrebasin.running.messages import attempt, first_lines
+from fxrebasin.wording import listed
 
 Wanted: TypeAlias = tuple[str, ...] | Callable[[Any], Any] | None
 """Which outputs count: those of these names or patterns, those in what a function makes of what
@@ -183,7 +184,7 @@ def _check_known(found: Sequence[Output], patterns: tuple[str, ...]) -> None:
     if unfit:
         raise InputError(
             f"outputs: the model has no output {', '.join(map(repr, unfit))}. "
-            f"Its outputs are: {_short([item.name for item in found]) or 'none'}."
+            f"Its outputs are: {listed([item.name for item in found], _LISTED) or 'none'}."
         )
 
 
@@ -199,11 +200,6 @@ def _chosen(found: Sequence[Output], patterns: tuple[str, ...]) -> list[Output]:
 
 def _fits(item: Output, pattern: str) -> bool:
     return item.name == pattern or fnmatchcase(item.name, pattern)
-
-
-def _short(names: Sequence[str]) -> str:
-    more = [f"and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
-    return ", ".join([*names[:_LISTED], *more])
 
 
 def _named_once(found: Sequence[Output]) -> list[Output]:
@@ -329,7 +325,7 @@ def _counted_inside(leaf: Any) -> bool:
 def _described(outputs: Sequence[Output]) -> str:
     """Names of outputs; of caches, only that they are there."""
     caches = ["its cache of keys and values"] if any(item.cache for item in outputs) else []
-    return _short([item.name for item in outputs if not item.cache] + caches)
+    return listed([item.name for item in outputs if not item.cache] + caches, _LISTED)
 
 
 def _owners(leaves: Sequence[Any], found: Sequence[Output]) -> list[Output | None] | None:

@@ -122,10 +122,10 @@ def _totals(symmetry: Symmetry) -> Table:
 
 
 def _pins(symmetry: Symmetry) -> Table:
-    """Axes by the kind of their reason, which is what stands before the colon."""
+    """Axes by the kind of their reason."""
     kinds: defaultdict[str, list[str]] = defaultdict(list)
     for (tensor, axis), reason in symmetry.pins.items():
-        kinds[reason.partition(": ")[0]].append(f"{tensor}[{axis}]")
+        kinds[reason.kind].append(f"{tensor}[{axis}]")
     table = Table(title="pinned axes of parameters and buffers")
     table.add_column("axes", justify="right")
     table.add_column("reason", overflow="fold")

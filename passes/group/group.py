@@ -26,6 +26,7 @@ from fxrebasin.passes.group.relations import compact, maximal, with_blocks
 from fxrebasin.passes.group.state_fields import StateField, remember_parts, state_fields
 from fxrebasin.passes.group.structure import Structure, derive
 from fxrebasin.passes.propagate.propagate import Propagation
+from fxrebasin.symmetry import PinReason
 
 Bools = npt.NDArray[np.bool_]
 _Laid = TypeVar("_Laid")
@@ -37,7 +38,7 @@ class Grouping:
 
     classes: tuple[PermutationClass, ...]
     layout: dict[str, tuple[AxisGroup, ...]]
-    pins: dict[tuple[str, int], str]
+    pins: dict[tuple[str, int], PinReason]
     fields: dict[str, list[StateField]]
 
 
@@ -235,10 +236,10 @@ def _pins(
     propagation: Propagation,
     fields: Mapping[str, list[StateField]],
     free: set[tuple[str, int]],
-) -> dict[tuple[str, int], str]:
+) -> dict[tuple[str, int], PinReason]:
     """Why each axis that no class moves stays where it is."""
     ledger = propagation.ledger
-    reasons: dict[int, str] = {}
+    reasons: dict[int, PinReason] = {}
     for pin in ledger.pins:
         for unit in ledger.find(pin.units).tolist():
             reasons.setdefault(unit, _with_origin(ledger, pin.reason, pin.origin))
@@ -250,8 +251,9 @@ def _pins(
     return found
 
 
-def _with_origin(ledger: Ledger, reason: str, origin: int) -> str:
-    return f"{reason}: {ledger.origins[origin]}" if 0 <= origin < len(ledger.origins) else reason
+def _with_origin(ledger: Ledger, reason: str, origin: int) -> PinReason:
+    known = 0 <= origin < len(ledger.origins)
+    return PinReason(reason, str(ledger.origins[origin]) if known else "")
 
 
 def _reason(
@@ -259,12 +261,12 @@ def _reason(
     fields: Sequence[StateField],
     axis: int,
     size: int,
-    reasons: Mapping[int, str],
-) -> str:
+    reasons: Mapping[int, PinReason],
+) -> PinReason:
     if size == 1:
-        return "has a single element"
+        return PinReason("has a single element")
     if not fields:
-        return "not read by the forward pass, or only as a constant"
+        return PinReason("not read by the forward pass, or only as a constant")
     touching = [item for item in fields if axis in item.axes]
     for item in touching:
         for unit in ledger.find(distinct(item.values)).tolist():
@@ -274,5 +276,5 @@ def _reason(
         if item.reason:
             return _with_origin(ledger, item.reason, item.origin)
     if touching:
-        return "each position has a role of its own, or none"
-    return "no operator tells its positions apart"
+        return PinReason("each position has a role of its own, or none")
+    return PinReason("no operator tells its positions apart")

@@ -22,6 +22,7 @@ from fxrebasin.permutation import Permutation
 from fxrebasin.running.batches import Batch, Runner, State, runner
 from fxrebasin.solvers.activations import Correlation, assemble
 from fxrebasin.solvers.weight import Solution, WeightProblem, solve_weights
+from fxrebasin.wording import listed
 
 _MOST_SWEEPS = 100
 _LISTED = 8
@@ -173,8 +174,7 @@ def _by_weights(
 def _notes(missing: Sequence[str], finished: bool) -> tuple[str, ...]:
     if not missing:
         return ()
-    more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
-    listed = ", ".join(missing[:_LISTED]) + more
+    names = listed(missing, _LISTED)
     if not finished:
-        return (f"classes that were left as they are, as matching was interrupted: {listed}",)
-    return (f"classes that no module's output shows, matched by their weights: {listed}",)
+        return (f"classes that were left as they are, as matching was interrupted: {names}",)
+    return (f"classes that no module's output shows, matched by their weights: {names}",)

@@ -22,6 +22,7 @@ from fxrebasin.passes.fields.fields import Value, pinned_value
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.origin import Origin
 from fxrebasin.passes.propagate.tracks import Track, refresh
+from fxrebasin.wording import listed
 
 _TURNED_AT_MOST = 16
 """Answers of one look that are turned round in a run, so that a loop comes to its end."""
@@ -176,12 +177,9 @@ class Looks:
             "none of the tried ones took was not seen"
         ]
         if unread:
-            shown = ", ".join(unread[:5]) + (
-                f" and {len(unread) - 5} more" if len(unread) > 5 else ""
-            )
             found.append(
-                f"{shown} were not read, or not all of them, by any input that was tried: what is "
-                "alive where the model looks at data, or made after that, is pinned"
+                f"{listed(unread, 5)} were not read, or not all of them, by any input that was "
+                "tried: what is alive where the model looks at data, or made after that, is pinned"
             )
         return found
 
