@@ -25,7 +25,7 @@ from fxrebasin.symmetry import Symmetry, log10_order
 _NO_CHOICES = Choices()
 
 _MOST_TRIED = 8
-"""Groups of outputs of which it is found out whether they cost anything."""
+"""How many groups of outputs are tried, at most, to find out whether they cost anything."""
 
 
 def symmetry_of(
@@ -90,7 +90,7 @@ def _about_choice(choices: Choices) -> tuple[str, ...]:
 
 
 def _about_passing(passing: Passing | None, order: float) -> tuple[str, ...]:
-    """What outputs cost that the model itself goes on with, if they cost anything."""
+    """What is lost by keeping outputs that the model itself goes on with, if anything is."""
     if passing is None or _order(passing) <= order:
         return ()
     costly: list[str] = []

@@ -42,9 +42,10 @@ def analyze(
 ) -> Symmetry:
     """Find the permutations of a model's units that leave its function unchanged.
 
-    The model is run once, in eval mode, on meta tensors; its weights are not looked at, and a model
-    on the meta device will do. It is left as it was. What is found holds for inputs of these sizes:
-    a model that treats a batch of one in a way of its own has to be analysed with several rows.
+    The model is run once, in eval mode, on meta tensors; its weights are not looked at, so a model
+    on the meta device is enough. It is left as it was. What is found holds for inputs of these
+    sizes: a model that treats a batch of one in a way of its own has to be analysed with several
+    rows.
 
     Args:
         model: any module or GraphModule.
@@ -158,8 +159,8 @@ def apply(
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
         verify: compare result and model (relative error at most 1e-10).
-        state_buffers: see `analyze`; those that the permutation was found with when left out. They
-            move if it was; a model with other constants than then is analysed with them.
+        state_buffers: see `analyze`; those that the permutation was found with when left out. These
+            move as they did then; a model whose constants have changed since is analysed with them.
         outputs: see `analyze`; the result returns these, and they are compared. When left out,
             those that the permutation was found with; a function has to be passed again.
 

@@ -1,4 +1,4 @@
-"""What a user decides about an analysis, beside the model and its inputs."""
+"""What a user decides about an analysis, besides the model and its inputs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _LISTED = 20
 
 @dataclass(frozen=True)
 class Choices:
-    """What counts, once it was checked against a model.
+    """What counts, after it has been checked against a model.
 
     Args:
-        state_buffers: names of buffers that are state, beside those that show it by their use.
+        state_buffers: names of buffers that are state, besides those whose use shows it.
         outputs: which outputs have to stay as they are; see `fxrebasin.running.outputs`.
     """
 
@@ -74,7 +74,8 @@ class FoundWith:
         return self.outputs is None and self.function is None
 
     def after(self, earlier: FoundWith) -> FoundWith | None:
-        """What is true of a permutation and an earlier one together; None if nothing is.
+        """The choices that hold for a permutation and an earlier one together; None if there are
+        none.
 
         Args:
             earlier: what the permutation that acts before was found with.

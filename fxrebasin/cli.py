@@ -47,7 +47,7 @@ def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None
     ctx.meta[DEBUG] = ctx.meta.get(DEBUG, False) or value
 
 
-# Of the group and of every command, because nobody remembers where it belongs.
+# Of the group and of every command, so that nobody has to remember where it belongs.
 debug_option = click.option(
     "--debug",
     is_flag=True,

@@ -45,7 +45,7 @@ class Permutation:
         found_with: the outputs that it leaves as they are, and buffers that it takes for state.
 
     Raises:
-        InputError: an array is missing, has another shape or is no permutation; or the layout
+        InputError: an array is missing, has another shape or is not a permutation; or the layout
             does not fit the classes.
 
     Example:
@@ -211,20 +211,21 @@ class Permutation:
 
         Args:
             state_dict: by name, of the shapes that the layout was made for. It is not changed.
-            check_constants: False for tensors that are no state of a model, such as differences of
-                two states, which have other numbers under the names of constants.
+            check_constants: False for tensors that are not the state of a model, such as the
+                difference of two states, which has other numbers under the names of constants.
 
         Returns:
             A new dict with the keys in the same order.
 
         Raises:
             ArchitectureMismatchError: tensors of the layout are missing or have too small a shape;
-                all of them are listed; or its constants are others than the symmetry relies on.
+                all of them are listed; or its constants differ from those that the symmetry relies
+                on.
         """
         self._check_state(state_dict)
         faults = contradictions(self.relies_on, state_dict) if check_constants else []
         if faults:
-            raise refusal(faults, "this one")
+            raise refusal(faults, "this one's")
         copies: dict[tuple[object, ...], tuple[list[IntArray], torch.Tensor]] = {}
         # Of the type that `torch.load` takes with `_metadata` and without running code.
         result: OrderedDict[str, torch.Tensor] = OrderedDict()
@@ -288,7 +289,7 @@ class Permutation:
 
         Raises:
             CheckpointError: the file is missing, damaged, of another format or version, or what
-                it holds is no permutation.
+                it holds is not a permutation.
         """
         with certificate.naming(Path(path)):
             return cls(*certificate.read(Path(path)))
@@ -336,7 +337,7 @@ class Permutation:
 def _checked_array(
     c: PermutationClass, classes: Sequence[PermutationClass], arrays: Arrays
 ) -> IntArray:
-    """The array of one class as an int64 copy, or the reason why it is none."""
+    """The array of one class as an int64 copy, or the reason why it cannot be one."""
     if c.name not in arrays:
         raise InputError(f"class {c.name!r} has no array")
     array = np.asarray(arrays[c.name])
@@ -347,7 +348,7 @@ def _checked_array(
             f"class {c.name!r} needs integers of shape {shape}, got {array.dtype} {array.shape}"
         )
     if not np.array_equal(np.sort(array, axis=-1), np.broadcast_to(np.arange(c.size), shape)):
-        raise InputError(f"the array of class {c.name!r} is no permutation of 0 to {c.size - 1}")
+        raise InputError(f"the array of class {c.name!r} is not a permutation of 0 to {c.size - 1}")
     return array.astype(np.int64)
 
 

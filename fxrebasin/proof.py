@@ -1,4 +1,4 @@
-"""Proof, by running, that what was permuted computes what it did."""
+"""Proof, by running it, that a permuted model computes what it computed before."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fxrebasin.running.outputs import Wanted
 
 _WHAT_NOW = (
     "The symmetry does not hold for this model. Please report it with the model's forward; "
-    "verify=False gives the permutation all the same, to be looked at and not to be used."
+    "verify=False returns the permutation all the same, to look at but not to use."
 )
 
 
@@ -75,8 +75,8 @@ def prove_graph(
 ) -> EquivalenceReport:
     """Compare in float64 what a module computes, and what its permuted graph does.
 
-    A graph may be right for the batch size that it was traced with and for no other, which is no
-    fault of the permutation: then the permuted state is what is compared on other sizes, and the
+    A graph may be right for the batch size that it was traced with and for no other, which is not
+    the permutation's fault. Then the permuted state is compared on other sizes instead, and the
     report has a note.
 
     Args:

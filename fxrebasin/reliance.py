@@ -33,14 +33,15 @@ class Reliance:
 
         Args:
             tensor: with values.
-            by_value: whether on its values; without, on where it is uniform.
+            by_value: whether its values are relied on, or only where it is uniform.
         """
         varying = varying_axes_of(tensor)
         axes = [axis for axis, size in enumerate(tensor.shape) if size > 1 and axis not in varying]
         return cls(digest_of(tensor), None if by_value else tuple(axes))
 
     def fault(self, tensor: Tensor) -> str:
-        """What is wrong with a tensor in the place of the one that was relied on; "" if nothing.
+        """What is wrong with a tensor that takes the place of the one that was relied on; "" if
+        nothing is.
 
         Args:
             tensor: of another state.
@@ -59,11 +60,12 @@ Relied: TypeAlias = Mapping[str, Reliance]
 
 
 def contradictions(relied: Relied, state: Mapping[str, Tensor]) -> list[str]:
-    """What in a state is not as a symmetry needs it, in words; what is missing is passed over.
+    """What a state has that a symmetry does not hold for, in words; missing tensors are passed
+    over.
 
     Args:
         relied: what the symmetry relies on.
-        state: another than it was found on, or that one.
+        state: the one that it was found on, or another.
     """
     found = []
     for name, reliance in relied.items():
@@ -78,11 +80,11 @@ def refusal(faults: list[str], what: str) -> ArchitectureMismatchError:
 
     Args:
         faults: from `contradictions`.
-        what: the state is called.
+        what: whose constants these differ from, in words.
     """
     more = [f"and {len(faults) - _LISTED} more"] if len(faults) > _LISTED else []
     return ArchitectureMismatchError(
-        f"the symmetry was found on a state with other constants than {what}:\n  "
+        f"the symmetry was found on a state whose constants differ from {what}:\n  "
         + "\n  ".join([*faults[:_LISTED], *more])
         + "\nConstants decide which units may be permuted. Analyse a model that holds this state "
         "(load it before `analyze` or `match`), or declare these buffers with `state_buffers=`."

@@ -85,7 +85,7 @@ class Symmetry:
     def notes(self) -> tuple[str, ...]:
         """What limits what was found, or puts it in doubt, in words.
 
-        If outputs that are states on the way pin something, it is worked out here what they cost.
+        If outputs that are intermediate states pin something, what they cost is worked out here.
         """
         return (*self._notes, *self._about_passing())
 
@@ -218,9 +218,5 @@ class Symmetry:
 
 
 def log10_order(classes: Iterable[PermutationClass]) -> float:
-    """The decimal logarithm of the number of elements of the group of some classes.
-
-    Args:
-        classes: all of a group.
-    """
+    """The decimal logarithm of the number of elements of the group of some classes."""
     return sum(c.count * math.lgamma(c.size + 1) / math.log(10) for c in classes)

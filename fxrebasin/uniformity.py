@@ -31,7 +31,7 @@ def bits_of(tensor: Tensor) -> Tensor:
     """The values of a tensor as integers, which are equal where the bits are.
 
     Args:
-        tensor: with values, of any dtype. Complex numbers get an axis more, of size 2.
+        tensor: with values, of any dtype. Complex numbers get one more axis, of size 2.
     """
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.is_complex():

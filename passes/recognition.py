@@ -2,8 +2,8 @@
 
 Frozen normalisations, spectral norm and pruning keep what belongs to units in buffers: a scale, a
 shift, a statistic, a mask. As state they move with their units, and the symmetry holds whatever
-they contain. A buffer that is read is first taken for state. It stays so if that is what its use
-shows; otherwise the model is analysed again with it as the constant that it is.
+they contain. A buffer that is read is first taken for state. It stays state if its use shows that
+it is; otherwise the model is analysed again with it as a constant.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _USES = frozenset(
         *("clamp", "add_", "mul_", "div_", "sub_"),
     )
 )
-"""Operators that scale, shift or normalise by a buffer, or make what does so of it."""
+"""Operators that scale, shift or normalise by a buffer, or turn it into what does so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +68,9 @@ def recognised_state(
     kwargs: Mapping[str, Any],
     choices: Choices,
 ) -> Finding:
-    """Analyse a model, with those buffers as state that show by their use that they are.
+    """Analyse a model, with those buffers as state whose use shows that they are.
 
     Args:
-        model: any module.
         args: positional inputs.
         kwargs: keyword inputs.
         choices: of the user: buffers that are state in any case, outputs that count.
@@ -153,8 +152,8 @@ def _without_loss(run: Any, found: Finding, constants: Collection[str]) -> Findi
     """The finding, or a better one with fewer buffers as state.
 
     A buffer that is uniform, if only in part, may lie on units of several classes: as state it
-    ties them. A model that looks at data, or is not understood in part, may be better off with
-    constants, too.
+    ties them. A model that looks at data, or is not understood in part, may also be better off with
+    constants.
     """
     read = found.propagation.recognised
     doubtful = set(read) if found.propagation.looked_at_data or found.propagation.unknown else set()
@@ -174,9 +173,9 @@ def _repeats_itself(item: Held) -> bool:
 def _is_state(found: Finding, item: Held) -> bool:
     """Whether a buffer belongs to units: it has, for each, what a parameter has for it.
 
-    A class that no parameter has is none. Where every parameter has a unit at more positions than
-    the buffer, it is no unit of the buffer's own: the frequencies of rotary embeddings belong to
-    pairs of dimensions, the slopes of attention biases to heads.
+    A class without a parameter does not count. Nor does a unit that every parameter has at more
+    positions than the buffer has it, for then it is not the buffer's own: the frequencies of rotary
+    embeddings belong to pairs of dimensions, the slopes of attention biases to heads.
     """
     layout = found.grouping.layout
     if item.name not in layout or not _scales_or_shifts(found.propagation, item.name):

@@ -141,7 +141,7 @@ def test_faults_of_shards_are_told(tmp_path: Path) -> None:
         load_state_dict(index)
     for text in ("{", "[]", "{}", '{"weight_map": 3}'):
         index.write_text(text)
-        with pytest.raises(CheckpointError, match="is no index of a checkpoint"):
+        with pytest.raises(CheckpointError, match="is not an index of a checkpoint"):
             load_state_dict(index)
     index.write_text('{"weight_map": {"a": "../secret.pt"}}')
     with pytest.raises(CheckpointError, match=r"names the shard '\.\./secret\.pt'"):
@@ -251,7 +251,7 @@ def test_references_that_cannot_be_used_are_refused() -> None:
     model = Tied()
     with pytest.raises(InputError, match="it is of type int; expected"):
         reference_state(3, model)
-    with pytest.raises(InputError, match="values that are no tensors: \\['a'\\]"):
+    with pytest.raises(InputError, match="values that are not tensors: \\['a'\\]"):
         reference_state({"a": 1}, model)
     broken = Tied()
     broken.head.bias.data[2] = torch.nan

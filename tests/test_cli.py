@@ -214,7 +214,7 @@ def test_errors_become_a_message_and_an_exit_code(folder, monkeypatch, error, co
     ("arguments", "message"),
     [
         (["inspect"], "Missing argument 'MODEL'"),
-        (["inspect", "nets:Net", "--input-shape", "two"], "'two' is no shape"),
+        (["inspect", "nets:Net", "--input-shape", "two"], "'two' is not a shape"),
         (["inspect", "nets:Net", "--input-shape", "2,3:float99"], "no dtype of torch"),
         (["inspect", "nets:Net", "--input-shape", "2,5"], "Net"),
         (["inspect", "nets:Net", "--explain", "nowhere.weight", "0"], "nowhere.weight"),

@@ -326,8 +326,8 @@ def test_composing_across_models_is_refused() -> None:
         (None, "class 'c' has no array"),
         (np.arange(4), r"class 'c' needs integers of shape \(5,\), got int64 \(4,\)"),
         (np.arange(5.0), "class 'c' needs integers"),
-        (np.array([0, 1, 2, 3, 3]), "the array of class 'c' is no permutation of 0 to 4"),
-        (np.array([1, 2, 3, 4, 5]), "the array of class 'c' is no permutation"),
+        (np.array([0, 1, 2, 3, 3]), "the array of class 'c' is not a permutation of 0 to 4"),
+        (np.array([1, 2, 3, 4, 5]), "the array of class 'c' is not a permutation"),
     ],
 )
 def test_arrays_that_are_no_permutation_are_refused(array: object, message: str) -> None:
@@ -431,7 +431,7 @@ def test_a_cut_file_is_refused(keep: int, tmp_path: Path) -> None:
     path = tmp_path / "p.safetensors"
     mlp(3, 5, 2).random(1).save(path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match="is no readable safetensors file"):
+    with pytest.raises(CheckpointError, match="is not a readable safetensors file"):
         Permutation.load(path)
 
 
@@ -439,11 +439,11 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     text, weights = tmp_path / "text", tmp_path / "weights.safetensors"
     text.write_text("not a safetensors file at all")
     safetensors.numpy.save_file({"w": np.zeros(3)}, weights)
-    with pytest.raises(CheckpointError, match="no readable safetensors"):
+    with pytest.raises(CheckpointError, match="not a readable safetensors"):
         Permutation.load(text)
     with pytest.raises(CheckpointError, match="not a permutation that was saved here"):
         Permutation.load(weights)
-    with pytest.raises(CheckpointError, match="no readable"):
+    with pytest.raises(CheckpointError, match="not a readable"):
         Permutation.load(tmp_path)
 
 
@@ -563,7 +563,7 @@ def no_buffers(parts: Parts) -> None:
     [
         (drop_array, "class 'h1' has no array"),
         (cut_array, "class 'h1' needs integers of shape"),
-        (repeat_unit, "is no permutation of 0 to 4"),
+        (repeat_unit, "is not a permutation of 0 to 4"),
         (float_array, "class 'h1' needs integers"),
         (add_array, "classes that do not exist: h9"),
         (later_version, "it has version 2; this release reads version 1"),

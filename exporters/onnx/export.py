@@ -64,7 +64,7 @@ def export_onnx(
         model: any module or GraphModule; it is exported in eval mode and left as it was.
         path: where to write; the directory has to exist.
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
-        example_kwargs: keyword inputs by name. Inputs that are no tensors become constants.
+        example_kwargs: keyword inputs by name. Inputs that are not tensors become constants.
         overwrite: replace a file that exists.
         opset: version of the ONNX operator set; torch's default when left out.
         dynamic_batch: False fixes the batch size to that of the example inputs.

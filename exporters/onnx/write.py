@@ -104,7 +104,7 @@ def write_onnx(
 class _Flat(nn.Module):
     """The model as a function from a tuple of tensors to a tuple of tensors.
 
-    Keyword inputs, inputs that are no tensors, and returned dataclasses, caches, numbers and None
+    Keyword inputs, inputs that are not tensors, and returned dataclasses, caches, numbers and None
     are all beyond torch's exporter in one combination or another.
     """
 

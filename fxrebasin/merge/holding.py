@@ -38,7 +38,7 @@ def shared_symmetry(sources: Sources, analyse: Callable[[nn.Module], Symmetry]) 
             continue
         own = analyse(_holding(sources, index))
         if not first.identity().has_group_of(own.identity()):
-            raise refusal(_differences(sources, index, first), f"models[{index}]")
+            raise refusal(_differences(sources, index, first), f"those of models[{index}]")
         found.append(own)
     return found
 

@@ -28,7 +28,7 @@ def usable(model: Any, label: str = "the model") -> nn.Module:
         label: what it is called in a message.
 
     Raises:
-        InputError: it is no module, or has weights that cannot be used.
+        InputError: it is not a module, or has weights that cannot be used.
     """
     try:
         module = unwrap(model)

@@ -24,7 +24,7 @@ def unwrap(model: Any) -> nn.Module:
     """The module inside wrappers of torch.compile, DataParallel and DistributedDataParallel.
 
     Raises:
-        InputError: `model` or a part of it is scripted, or it is no module at all.
+        InputError: `model` or a part of it is scripted, or is not a module at all.
 
     Example:
         >>> inner = nn.Linear(2, 2)

@@ -48,12 +48,12 @@ def parse_shape(text: str) -> InputShape:
     match = _PATTERN.fullmatch(text)
     if match is None:
         raise InputError(
-            f"{text!r} is no shape; write sizes with commas, such as 1,3,224,224, "
+            f"{text!r} is not a shape; write sizes with commas, such as 1,3,224,224, "
             "perhaps with a dtype (2,16:int64) and a name (input_ids=2,16:int64)"
         )
     dtype = getattr(torch, match["dtype"] or "float32", None)
     if not isinstance(dtype, torch.dtype):
-        raise InputError(f"{match['dtype']!r} in {text!r} is no dtype of torch, such as float32")
+        raise InputError(f"{match['dtype']!r} in {text!r} is not a dtype of torch, such as float32")
     sizes = tuple(int(size) for size in match["sizes"].split(","))
     return InputShape(match["name"], sizes, dtype)
 

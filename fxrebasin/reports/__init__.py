@@ -1,1 +1,1 @@
-"""What the tools found, for people: tables of a transformation and of an equivalence check."""
+"""The findings, for people: tables of a transformation and of an equivalence check."""

@@ -88,7 +88,7 @@ class EquivalenceReport:
         outputs: figures per output tensor.
         inputs: the inputs that were compared, in words.
         structure: differences in what the two return (names and number of tensors), in words.
-        notes: what the reader should know and what is no failure: a batch size that had to be
+        notes: what the reader should know and what is not a failure: a batch size that had to be
             fixed, inputs that were left out.
         path: the ONNX file, if one was compared or written.
 

@@ -77,7 +77,7 @@ class Runner:
             most: number of batches; all when None.
 
         Raises:
-            InputError: what the loader gives is no batch, or it gives none.
+            InputError: what the loader gives is not a batch, or it gives none.
         """
         if not isinstance(loader, Iterable):
             raise InputError(f"the loader is of type {type(loader).__name__}, not iterable. {_HOW}")
@@ -144,7 +144,7 @@ class Runner:
 
 @contextmanager
 def runner(model: nn.Module | None, seed: int) -> Iterator[Runner]:
-    """A runner; the model and all random state are afterwards as they were.
+    """A runner; afterwards the model and all random state are as they were before.
 
     Args:
         model: whose code is run.
@@ -157,7 +157,7 @@ def runner(model: nn.Module | None, seed: int) -> Iterator[Runner]:
         raise InputError("this method runs the model: call fxrebasin.match, which passes it on")
     with preserve(model):
         torch.default_generator.manual_seed(seed)
-        # The guard of `preserve` looks at every operator: only those of the model are its concern.
+        # The guard of `preserve` looks at every operator; only those of the model concern it.
         guard = _get_current_dispatch_mode()
         with _disable_current_modes():
             yield Runner(model, guard)
@@ -191,7 +191,7 @@ class Line:
             t: position on the line.
 
         Raises:
-            InputError: the loss is no finite number.
+            InputError: the loss is not a finite number.
         """
         between = {
             name: torch.lerp(a, state_b[name], t) if a.is_floating_point() else a.clone()

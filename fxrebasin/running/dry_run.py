@@ -56,8 +56,8 @@ def dry_run(
 
     Whatever depends on a parameter or on a floating-point input is a meta tensor. The rest
     (buffers, tables, masks, positions, token ids) is computed, so that its values can be asked
-    for. Models that ask for the value of an activation raise here and not in earnest; whatever
-    the model raises is passed on.
+    for. A model that asks for the value of an activation raises here, though it would not when it
+    is really run; whatever the model raises is passed on.
 
     Example:
         >>> dry_run(nn.Linear(3, 4), (torch.zeros(2, 3),), {}).output.shape
@@ -81,8 +81,8 @@ class _Recorder(OperatorMode):
     those that draw random numbers are.
 
     An operator that works in place is recorded as its other form, since torch.fx turns `x += y`
-    into `x + y`. What it writes to gets a new number, and a tensor that shares the memory, and
-    would tell the two forms apart, a key of its own.
+    into `x + y`. What it writes to gets a new number, and a tensor that shares the memory, and so
+    would tell the two forms apart, gets a key of its own.
     """
 
     def __init__(self, model: nn.Module) -> None:

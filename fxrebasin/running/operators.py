@@ -1,4 +1,4 @@
-"""What the schemas of ATen operators say, and sets of operators that behave alike."""
+"""What the schemas of ATen operators say, and sets of operators that behave in the same way."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ LOOKING = frozenset(
     for packet in [getattr(torch.ops.aten, name)]
     for overload in [getattr(packet, item) for item in packet.overloads()]
 )
-"""Operators by which a model looks at data: what it does next may be another with other inputs."""
+"""Operators by which a model looks at data: what it does next may depend on the inputs."""
 
 INDIFFERENT = frozenset(
     getattr(packet, item)
@@ -117,7 +117,7 @@ def writes(func: Any) -> bool:
 
 
 def touched_by(func: Any, bound: Mapping[str, Any]) -> list[Tensor]:
-    """All that an operator may write to, also without returning it."""
+    """All that an operator may write to, whether or not it returns it."""
     return tensors_in([bound.get(name) for name in _touched_names(func)])
 
 

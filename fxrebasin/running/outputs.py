@@ -1,6 +1,6 @@
 """The outputs of a model: every tensor that its caller can get at, by name.
 
-This is the one definition that analysis, tracing, comparison and export go by. An output is
+Analysis, tracing, comparison and export all go by this definition. An output is
 
 - a tensor that can be reached from what `forward` returned: in tuples, lists, mappings, sets, and
   through the attributes and slots of any other object (those of its instance, never properties);
@@ -143,7 +143,7 @@ def reduced(model: nn.Module, returned: Any, wanted: Wanted) -> Any:
         wanted: which outputs count.
 
     Raises:
-        ReducingError: the function raises; it may be the meta tensors that it cannot take.
+        ReducingError: the function raises; perhaps because it cannot take meta tensors.
     """
     if not callable(wanted) or getattr(model, "meta", {}).get(REDUCED_KEY):
         return returned

@@ -29,12 +29,12 @@ _HOLDERS = (torch.Tensor, dict, list, tuple, set, deque)
 def preserve(model: nn.Module) -> Iterator[nn.Module]:
     """Put `model` in eval mode without gradients, and undo every trace of what is run inside.
 
-    On leaving, also through an exception, these are as they were, bit for bit: each module's
+    On leaving, even through an exception, these are as they were, bit for bit: each module's
     training flag, its attributes, the contents of the dicts, lists, sets and deques they hold
     (models cache tensors there in `forward`), its registered parameters, buffers and submodules,
     every tensor's data, `requires_grad` and `.grad`, the random state of torch (CPU, and CUDA if it
-    is in use), numpy and Python, the grad mode, and the fast path of `nn.MultiheadAttention`,
-    which is off inside: it fuses a layer into one operator. `flex_attention` compiles nothing.
+    is in use), numpy and Python, the grad mode, and the fast path of `nn.MultiheadAttention`, which
+    is off inside: it fuses a layer into one operator. `flex_attention` compiles nothing.
 
     Nothing is copied up front. A dispatch mode sees every operator and copies the storage of one
     of the model's tensors just before the first operator that writes to it. Writes that bypass

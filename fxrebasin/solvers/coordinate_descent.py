@@ -127,8 +127,7 @@ class Descent:
         return _solved_pairs(family, placement, constant, linear, gathered.blocks)
 
     def _set_if_it_pays(self, family: Family, news: dict[str, IntArray]) -> set[str]:
-        """Take a step only if the objective grows, which gains do not show for classes that
-        meet."""
+        """Take a step only if the objective grows; gains do not show that for classes that meet."""
         pairs, placement = family.pairs(), self.placement
         before = total_agreement(pairs, placement)
         old = {name: placement.arrays[name] for name in news}

@@ -29,7 +29,7 @@ from fxrebasin.storage.files import publish
 FORMAT = "fxrebasin.permutation"
 VERSION = "1"
 
-# A damaged file must not ask for all memory there is.
+# A damaged file must not ask for all the memory there is.
 _MOST_POSITIONS = 2**31
 
 Contents = tuple[tuple[PermutationClass, ...], dict[str, IntArray], Layout, Relied, FoundWith]
@@ -101,7 +101,7 @@ def read(path: Path) -> Contents:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn whatever is wrong with a file into a `CheckpointError` that names it.
+    """Turn any fault of a file into a `CheckpointError` that names the file.
 
     Args:
         path: of the file.
@@ -114,7 +114,7 @@ def naming(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is no readable safetensors file: {error}") from error
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     except InputError as error:
         raise CheckpointError(f"{path} holds no usable permutation: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""Weights in files: safetensors (whole or in shards) and torch's own pickles, tensors only."""
+"""Weights in files: safetensors (whole or in shards) and torch's own pickles; tensors only."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load_state_dict(
 
     The weights may be nested under a usual key ("state_dict", "model", ...) of a training
     checkpoint, whose other contents are ignored. Prefixes that wrappers put before names
-    ("module.", "_orig_mod.", "model.") are taken off if that makes more of `expected` fit.
+    ("module.", "_orig_mod.", "model.") are taken off if more of `expected` fits then.
 
     Args:
         path: a .safetensors file, the *.index.json of one in shards, or a .pt, .pth, .bin or
@@ -64,7 +64,9 @@ def load_state_dict(
     elif path.suffix in _PICKLES:
         content = _load_pickle(path)
     else:
-        raise CheckpointError(f"{path} is no weights file by its name; expected one of {_KINDS}.")
+        raise CheckpointError(
+            f"{path} does not have the name of a weights file; expected one of {_KINDS}."
+        )
     candidates = [aligned(state, expected or ()) for state in _states(content)]
     if not candidates:
         raise CheckpointError(
@@ -120,7 +122,9 @@ def save_state_dict(
     path = Path(path)
     if path.suffix not in (*_SAFETENSORS, *_PICKLES):
         kinds = ", ".join((*_SAFETENSORS, *_PICKLES))
-        raise CheckpointError(f"{path} is no weights file by its name; expected one of {kinds}.")
+        raise CheckpointError(
+            f"{path} does not have the name of a weights file; expected one of {kinds}."
+        )
     refuse_existing([path], overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +169,7 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is no sound safetensors file ({first_lines(error, 1)}): it is cut short, "
+            f"{path} is not an intact safetensors file ({first_lines(error, 1)}): it is cut short, "
             "damaged, or of another kind. Download or save it again."
         ) from error
 
@@ -200,7 +204,7 @@ def _load_shards(index: Path) -> dict[str, torch.Tensor]:
         shards = sorted(set(files.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{index} is no index of a checkpoint in shards: expected JSON with a 'weight_map'."
+            f"{index} is not an index of a checkpoint in shards: expected JSON with a 'weight_map'."
         ) from error
     state: dict[str, torch.Tensor] = {}
     for shard in shards:

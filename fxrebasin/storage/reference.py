@@ -77,7 +77,7 @@ def _checked(ref: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
     wrong = [key for key, value in ref.items() if not isinstance(value, torch.Tensor)]
     if wrong:
         raise InputError(
-            f"the reference is a mapping with values that are no tensors: {wrong[:5]}. Pass a "
+            f"the reference is a mapping with values that are not tensors: {wrong[:5]}. Pass a "
             "state dict: `model.state_dict()`."
         )
     return {str(name): tensor for name, tensor in ref.items()}

@@ -1,1 +1,1 @@
-"""What was found, as graphs that say why."""
+"""The findings as graphs, which say why."""

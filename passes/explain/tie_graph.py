@@ -1,4 +1,4 @@
-"""Who is tied to whom, and by which operator: the graph that explanations are read from."""
+"""Which axes are tied to which, and by which operator: the graph behind explanations."""
 
 from __future__ import annotations
 

@@ -38,9 +38,9 @@ class Labels:
     Attributes:
         values: int64, as many dimensions as the tensor; size 1 along axes where it is constant.
         axes: the axes along which it varies, which are those of a size above 1; at least one.
-        injective: no label occurs twice in `values`. It may be False where nobody looked: two
-            fields that are injective are tied unit by unit, of others the relation is kept,
-            which says as much and takes longer to solve.
+        injective: no label occurs twice in `values`. It may be False where nobody looked. Two
+            injective fields are tied unit by unit; of others the relation is kept, which says as
+            much but takes longer to solve.
         rigid: all labels are negative, and no unit of the field can move.
         reason: for rigid fields, why its positions cannot move, if that is known.
         routing: for fields of rows whose experts are chosen by data, which choice that is.
@@ -71,7 +71,7 @@ Field: TypeAlias = Labels | Elements
 
 
 class Stage(Enum):
-    """How far what tells the groups of sorted rows was computed."""
+    """How far the numbers that tell groups of sorted rows apart were computed."""
 
     NUMBERS = auto()
     COUNTS = auto()
@@ -100,13 +100,13 @@ class Value:
     Two positions with the same labels in all fields hold equal values, whatever the parameters.
     `when_read`, if set, has to be called before anything reads the tensor, and gives its value
     then: an operator may give back more than a model looks at. `constant` is set where an operator
-    computed a tensor from constants alone, beside others.
+    computed one of its outputs from constants alone.
 
     `names` are units, one for each number that the tensor may hold: the numbers are positions of
-    these units on an axis, and are other ones when the units are permuted. Only what looks them up
-    on an axis of the same units may read them; anything else has to call `when_read`. `when_named`
-    gives the value with its names, for such a reader: nobody else needs them. `grouped` is set on
-    what tells the groups of sorted rows.
+    these units on an axis, and change when the units are permuted. Only what looks them up on an
+    axis of the same units may read them; anything else has to call `when_read`. `when_named` gives
+    the value with its names, for such a reader; no other reader needs them. `grouped` is set on
+    tensors that tell groups of sorted rows apart.
     """
 
     shape: tuple[int, ...]

@@ -1,9 +1,9 @@
-"""The book that propagation keeps: units, and everything that constrains their permutations.
+"""What propagation records: units, and everything that constrains their permutations.
 
 Five kinds of entry describe the constraints; `passes.group` solves for the permutations that
 satisfy all of them:
 
-- *tie*: two units always move alike (union-find);
+- *tie*: two units always move together (union-find);
 - *pin*: a unit never moves;
 - *edge*: a child unit moves inside its parent (a head and the dimensions in it);
 - *relation*: a set of label tuples that occur together at the positions of one tensor, and that a
@@ -54,7 +54,7 @@ MATERIALISE_AT_MOST = 1 << 16
 """Elements of a state tensor that may become units of their own."""
 
 MERGED_AT_MOST = 1 << 20
-"""Elements along some axes of a state tensor that may, where an operator makes one axis of them."""
+"""The same, of elements along several axes of a state tensor that an operator merges into one."""
 
 TUPLES_AT_MOST = 1 << 20
 """Positions whose tuples of labels may become units; beyond that, they are pinned."""
@@ -163,9 +163,9 @@ class Ledger(Units):
     ) -> list[Labels]:
         """Labels for the elements of a state tensor's view.
 
-        Of a large one, only those axes get labels together that an operator merges. That gives up
-        permutations of an axis that depend on another one, which is said in the notes unless one
-        axis is left beside the merged ones: what meets that axis has no part in the others.
+        In a large tensor, axes are labelled together only where an operator merges them. That gives
+        up permutations of one axis that depend on another, which the notes say unless a single axis
+        is left besides the merged ones: what meets that axis is not concerned with the others.
         """
         if _count(elements) <= MATERIALISE_AT_MOST:
             return [self.materialise(elements)]
@@ -213,7 +213,7 @@ class Ledger(Units):
     def reshaped(
         self, item: Labels, before: tuple[int, ...], after: tuple[int, ...]
     ) -> Labels | None:
-        """A field in another shape; remembered, for layers cut the same positions up alike."""
+        """A field in another shape; remembered, since layers split positions in the same ways."""
         flags = (item.injective, item.rigid, item.reason, item.routing)
         key = ("reshape", _identity(item.values), flags, before, after)
         if key not in self._seen:
@@ -268,7 +268,7 @@ class Ledger(Units):
         sets, row_of = (rows_np, np.arange(len(rows_np))) if item.injective else _sets(rows_np)
         row, units, count = _distinct_units(sets)
         for times in distinct(count) if not item.injective else ():
-            if (count != times).any():  # a unit that is added twice is no other that is added once
+            if (count != times).any():  # added twice is not the same as added once
                 self.remember_units(units[count == times])
         if len(sets) == 1:
             return ()
@@ -324,7 +324,7 @@ class Ledger(Units):
         return list(self.join(found)) if crossed and len(found) > 1 else found
 
     def together(self, fields: Iterable[Field], kept: Collection[int]) -> list[Labels]:
-        """What the fields of a tensor say together about kept positions, and no one by itself.
+        """What the fields of a tensor say about kept positions only together.
 
         At each kept position a reduction sees a set of tuples of labels. Where a field has the
         same labels at several positions, what it says of each kept position and what the others
@@ -385,8 +385,8 @@ class Ledger(Units):
         """Let fields meet at the positions of one tensor.
 
         Records everything that this forces, and returns a subset of the fields that still tells
-        apart all positions that the given ones tell apart: rather few fields along one axis each
-        than many along several.
+        apart all positions that the given ones tell apart: preferably few fields along one axis
+        each.
         """
         unique = list({id(item): item for item in fields}.values())
         labels = [item for item in unique if isinstance(item, Labels)]

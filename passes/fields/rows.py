@@ -43,7 +43,7 @@ def _joint_code(columns: Sequence[Ints]) -> tuple[Ints, int]:
 
 
 def row_codes(columns: Sequence[Ints]) -> Ints:
-    """Number the rows of aligned columns so that equal rows get equal numbers, from 0 on."""
+    """Number the rows of aligned columns so that equal rows get equal numbers, starting at 0."""
     code, span = _joint_code(columns)
     if _is_dense(code, span):
         present = np.zeros(span, dtype=np.bool_)
@@ -53,7 +53,7 @@ def row_codes(columns: Sequence[Ints]) -> Ints:
 
 
 def numbers_of(values: npt.NDArray[_Whole]) -> Ints:
-    """Equal numbers, from 0 on, for equal values of a flat array; runs of one count once."""
+    """Equal numbers, starting at 0, for equal values of a flat array; runs of one count once."""
     differ = np.ones(values.size, dtype=np.bool_)
     np.not_equal(values[1:], values[:-1], out=differ[1:])
     starts = np.flatnonzero(differ)

@@ -71,7 +71,7 @@ class Units:
         """Make units move alike, pairwise; each side holds distinct, free representatives.
 
         Nothing is done, and False returned, if a unit is on both sides, as in `x + x.flip(0)`:
-        a permutation then has to commute with an exchange, which no tie can say.
+        a permutation then has to commute with an exchange, which no tie can express.
         """
         different = first != second
         first, second = first[different], second[different]

@@ -75,7 +75,7 @@ class Classes:
 
 @dataclass(frozen=True, eq=False)
 class Motion:
-    """How units move, as numbers: units with the same coordinates move alike.
+    """How units move, as numbers: units with the same coordinates move together.
 
     Attributes:
         codes: by unit, the number of its coordinates, `FIXED` when it cannot move.
@@ -127,7 +127,7 @@ class IrregularError(FxRebasinError):
 
 
 class TwiceInsideError(FxRebasinError):
-    """Units lie inside two units of one class: no class of their own can say in which copy.
+    """Units lie inside two units of one class, so that no class of their own can say in which copy.
 
     Attributes:
         parts: the units by their rank inside; told apart, they follow the units that they are in.

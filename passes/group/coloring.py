@@ -1,7 +1,7 @@
 """Colour refinement: units of one colour have the same role in everything that was recorded.
 
 The one-dimensional Weisfeiler-Leman algorithm, with 64-bit hashes as colours. Tables are stacked,
-so that a round takes some operations on a few long arrays and not on hundreds of short ones.
+so that a round takes a few operations on long arrays instead of hundreds on short ones.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _read(
 ) -> Bools:
     """For every unit, whether anything is computed from its values.
 
-    So it is if its values are reduced to something, or those of a unit that it occurs with.
+    That is so if its values, or those of a unit that it occurs with, are reduced to something.
     Others are computed, or could be chosen by an index, and dropped.
 
     Args:
@@ -213,7 +213,7 @@ def _moves(item: Placement, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _varies(values: Ints, axis: int) -> bool:
-    """Whether an array differs anywhere along an axis; the first two places mostly say so."""
+    """Whether an array differs anywhere along an axis; usually the first two places show it."""
     first = values.take([0], axis=axis)
     return bool((values.take([1], axis=axis) != first).any() or (values != first).any())
 

@@ -28,7 +28,7 @@ def placements_of(
         fields: the labels on the tensors.
 
     Raises:
-        IrregularError: two positions that differ would have to move alike.
+        IrregularError: two positions that differ would have to move in the same way.
     """
     placer = _Placer(moves)
     found: dict[str, list[Placement]] = {}
@@ -68,7 +68,7 @@ class _Placer:
             shape: of the tensor.
 
         Raises:
-            IrregularError: two positions that differ would have to move alike.
+            IrregularError: two positions that differ would have to move in the same way.
         """
         coded = [self._squeezed(field) for field in fields]
         found = []
@@ -94,7 +94,7 @@ class _Placer:
         return found
 
     def _squeezed(self, field: StateField) -> StateField:
-        """The numbers of coordinates in place of labels, without axes along which they are alike.
+        """The numbers of coordinates instead of labels, without axes along which they are the same.
 
         An axis stays where a unit that moves to other coordinates is somewhere else along it: then
         what moves along one axis does so along both. A roll of all elements has such rows.
@@ -171,7 +171,7 @@ def _columns_on(
 
 
 def _told_apart(columns: list[Ints], roles: list[Ints], raw: list[Ints]) -> list[Ints]:
-    """The columns, with the roles of units where ties made two positions alike that differ."""
+    """The columns, with the roles of units where ties made different positions look the same."""
     if count_rows(columns) == count_rows([*columns, *raw]):
         return columns
     marked = [*columns, rigid_labels(row_codes(roles))]

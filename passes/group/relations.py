@@ -25,7 +25,7 @@ _Met = TypeVar("_Met")
 
 
 def maximal(relations: Mapping[tuple[object, ...], _Met]) -> list[_Met]:
-    """The relations without those that are a part of another, and follow from that.
+    """The relations without those that are part of another one, and follow from it.
 
     Args:
         relations: by what identifies each of their columns.

@@ -144,7 +144,7 @@ def _place(
     offset: int,
     varying: tuple[int, ...],
 ) -> _Place | None:
-    """Remembered, for layers repeat; None if an axis of the view runs across several axes.
+    """Remembered, since layers repeat; None if an axis of the view runs across several axes.
 
     Args:
         shape: of the tensor.

@@ -35,7 +35,7 @@ def derive(ledger: Ledger, relations: Iterable[Sequence[Ints]]) -> Structure:
     """Tie, nest and block units until nothing new follows.
 
     Two units that only ever occur with each other are tied. A unit that only occurs with one unit
-    of another field moves inside that. Where neither holds but the pairs fall into several
+    of another field moves inside that unit. Where neither holds but the pairs fall into several
     connected parts, each part becomes a unit that both sides move inside of.
     """
     known = ledger.size

@@ -1,4 +1,4 @@
-"""Method "activation": units that react alike to the same data belong together."""
+"""Method "activation": units that react in the same way to the same data belong together."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def match_activations(
 ) -> MatchResult:
     """Activation matching: pair the units whose activations correlate most over some data.
 
-    Li et al. 2015, arXiv:1511.07543; Git Re-Basin, arXiv:2209.04836, section 3.1, with
-    correlations in the place of inner products, as units of other scale are no other units.
+    Li et al. 2015, arXiv:1511.07543; Git Re-Basin, arXiv:2209.04836, section 3.1, with correlations
+    instead of inner products, since a unit stays the same unit at another scale.
 
     Both models run on the same batches. The outputs of modules that show the units of a class are
     found by experiment (see `fxrebasin.passes.match.representatives`); their correlations are
@@ -60,9 +60,9 @@ def match_activations(
         seed: of torch's generator while the loader runs, and for classes matched by weights.
         parameters: names of the state tensors that are parameters; all tensors when left out.
         model: what is run, in eval mode.
-        loader: any iterable of batches, `(inputs, targets)` or inputs alone, of which targets are
-            not used. Inputs are a tensor, a tuple of positional inputs, or a dict by keyword.
-            It is gone through once.
+        loader: any iterable of batches, `(inputs, targets)` or inputs alone, whose targets are not
+            used. Inputs are a tensor, a tuple of positional inputs, or a dict by keyword. It is
+            gone through once.
         max_batches: how many batches to use; all when left out.
         classes: names of the only classes that may move; all when left out.
 

@@ -46,8 +46,8 @@ _SHOWN = {
 
 
 _OTHER_CONSTANTS = (
-    "The reference has other constants than the model, and the permutation holds for the model "
-    "alone:"
+    "The constants of the reference differ from the model's, and the permutation holds for the "
+    "model alone:"
 )
 
 

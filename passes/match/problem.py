@@ -22,7 +22,7 @@ from fxrebasin.solvers.pairs import blocks_of, inner, view_of_reals
 from fxrebasin.solvers.weight import WeightProblem
 from fxrebasin.terminal import progress_bar
 
-# A progress bar that flashes by is only in the way.
+# A progress bar that only flashes by is a nuisance.
 _PATIENCE_SECONDS = 2.0
 
 
@@ -144,7 +144,7 @@ def interruptible() -> Iterator[None]:
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
-    """Refuse an option that is no whole number, or too small a one.
+    """Refuse an option that is not a whole number, or is too small.
 
     Args:
         name: of the option.
@@ -155,11 +155,11 @@ def check_count(name: str, value: object, least: int = 1) -> None:
         InputError: with name and value.
     """
     if type(value) is not int or value < least:
-        raise InputError(f"{name} is {value!r}; it has to be a whole number from {least} on")
+        raise InputError(f"{name} is {value!r}; it has to be a whole number of at least {least}")
 
 
 def check_positive(name: str, value: object) -> None:
-    """Refuse an option that is no finite number above 0.
+    """Refuse an option that is not a finite number above 0.
 
     Args:
         name: of the option.

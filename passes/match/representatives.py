@@ -1,7 +1,7 @@
 """Which module's output shows the units of a class, found by experiment.
 
-A module that owns a tensor with a class on one axis may give out values with that class on one of
-theirs. Whether it does, and on which axis, is seen by running the model with permuted weights: the
+The output of a module that owns a tensor with a class on one axis may have that class on an axis of
+its own. Whether it does, and on which axis, shows when the model runs with permuted weights: the
 output has to be permuted in the same way.
 """
 
@@ -93,7 +93,7 @@ def find_representatives(
 def watching(
     model: nn.Module, names: Sequence[str], see: Callable[[str, torch.Tensor], None]
 ) -> Iterator[None]:
-    """Call `see` with the name of a module and its output whenever it gave out a tensor.
+    """Call `see` with the name of a module and its output whenever the output is a tensor.
 
     Args:
         model: with these modules.
@@ -148,7 +148,7 @@ def _probes(classes: Sequence[PermutationClass], layout: Layout) -> list[Permuta
 def _outputs(
     runner: Runner, names: Sequence[str], state: State, batch: Batch
 ) -> Mapping[str, list[torch.Tensor]]:
-    """Copies of what modules give out, call by call."""
+    """Copies of what modules return, call by call."""
     outputs: dict[str, list[torch.Tensor]] = {}
     with watching(
         runner.model, names, lambda name, x: outputs.setdefault(name, []).append(x.clone())

@@ -59,9 +59,9 @@ def match_sinkhorn(
     The soft permutations are projected by linear assignment, outer classes first, and coordinate
     descent goes on from there. With both, it is the loss at a random point of the line between the
     reference and the softly permuted model (the paper's random cost); of the present order and the
-    projections after each epoch, the one with the lowest mean loss at the midpoint is returned, as
-    it is. BatchNorm uses the statistics of the batch in this case. A soft permutation is never
-    returned. On Ctrl-C the best permutation so far is, with a warning.
+    projections after each epoch, the one with the lowest mean loss at the midpoint is returned
+    unchanged. BatchNorm uses the statistics of the batch in this case. A soft permutation is never
+    returned. On Ctrl-C the best permutation so far is returned, with a warning.
 
     Args:
         symmetry: classes and layout.
@@ -81,7 +81,7 @@ def match_sinkhorn(
 
     Raises:
         InputError: an option cannot be used, or one of `loader` and `loss` is missing, or the
-            model does not run on a batch, or the loss is no finite number.
+            model does not run on a batch, or the loss is not a finite number.
         ArchitectureMismatchError: tensors are missing or differ in shape.
 
     Example:

@@ -70,8 +70,8 @@ def match_straight_through(
         classes: names of the only classes that may move; all when left out.
 
     Raises:
-        InputError: an option cannot be used, the model does not run on a batch, or the loss is no
-            finite number.
+        InputError: an option cannot be used, the model does not run on a batch, or the loss is not
+            a finite number.
         ArchitectureMismatchError: tensors are missing or differ in shape.
 
     Example:
@@ -111,7 +111,7 @@ class Best:
     """The permutations with the lowest loss.
 
     Args:
-        arrays: int64 by class name, what there is as long as no loss is known.
+        arrays: int64 by class name, the permutations until a loss is known.
     """
 
     def __init__(self, arrays: Arrays) -> None:
@@ -119,7 +119,7 @@ class Best:
         self._loss = math.inf
 
     def is_new(self, arrays: Arrays) -> bool:
-        """Whether these are others than the best.
+        """Whether these differ from the best.
 
         Args:
             arrays: int64 by class name.

@@ -59,11 +59,11 @@ def match_weights(
         parameters: names of the state tensors that are parameters; all tensors when left out.
         match_buffers: compare buffers (running statistics) as well.
         max_sweeps: over the classes, at least 1.
-        init: `"evidence"` decides class after class, each by what is decided already, the clearest
-            first; `"identity"` starts from the present order; `"both"` takes the better of the
-            two, and leaves the second out where it could not be much better; `"auto"` is both for
-            small models (up to a million weights), otherwise evidence, which has been ahead on
-            every large model tried.
+        init: `"evidence"` decides one class after another, the clearest first, each from what is
+            already decided; `"identity"` starts from the present order; `"both"` takes the better
+            of the two, and leaves the second out where it could not be much better; `"auto"` is
+            both for small models (up to a million weights), otherwise evidence, which has been
+            ahead on every large model tried.
         classes: names of the only classes that may move; all when left out.
         restarts: descents from random starts after that: the best order so far with a random share
             of the classes shuffled. The best result is kept. 0 by default, or with a `budget` as

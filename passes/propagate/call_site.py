@@ -86,8 +86,8 @@ class CallSite:
     def _model_frame(frame: FrameType | None) -> FrameType | None:
         """The innermost frame of the model's own code: neither torch's nor that of the analysis.
 
-        Walks out of the analysis, through the model, and gives up on entering the analysis again:
-        what is beyond is the code that asked for it.
+        Walks out of the analysis, through the model, and gives up when it enters the analysis
+        again: beyond that is the code that asked for it.
         """
         in_analysis = True
         while frame is not None:

@@ -1,8 +1,8 @@
 """Values that leave the operators for Python, and tensors that come from there.
 
-What numpy, `.tolist()` or a raw pointer hands out may be used in any way, so that all of it is
-pinned, and whatever is made of Python's numbers afterwards is data, not a constant. A tensor that
-no operator made, of memory in which nothing is known, came by a way that cannot be followed.
+What numpy, `.tolist()` or a raw pointer hands out may be used in any way, so all of it is pinned,
+and whatever is made of Python's numbers afterwards is data, not a constant. A tensor that no
+operator made, in memory of which nothing is known, came by a way that cannot be followed.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Escapes:
         self.memory.expose(tensor)
 
     def arrived(self, tensor: Tensor) -> None:
-        """A tensor that is no constant is met, and no operator made it."""
+        """A tensor is met that is not a constant and that no operator made."""
         if self.happened:
             self.memory.set(tensor, Track(pinned_value(tensor.shape, _FROM_PYTHON)))
             return

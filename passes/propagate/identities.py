@@ -1,4 +1,4 @@
-"""Constant matrices that an exchange of rows and columns alike leaves as they are."""
+"""Constant matrices that stay as they are when rows and columns are permuted together."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _VIEW_OF = "_fxrebasin_view_of"
 _LOOKED_AT = "_fxrebasin_constant"
 
 _COMPARED_AT_MOST = 1 << 20
-"""Elements of a constant of which equal slices are looked for."""
+"""The largest constant, in elements, in which equal slices are looked for."""
 
 _runs = count()
 
@@ -60,8 +60,8 @@ class Memory:
         """Start with nothing known.
 
         Args:
-            other_view: called for a tensor that shares the memory of a tracked one without being
-                any view that was seen, before that memory counts as pinned.
+            other_view: called for a tensor that shares the memory of a tracked one without being a
+                view that was seen, before that memory counts as pinned.
         """
         self._run = next(_runs)
         self._other_view = other_view
@@ -114,7 +114,7 @@ class Memory:
             self._tracks.setdefault(address, {})[_place(tensor)] = track
 
     def moved(self, tensor: Tensor, track: Track) -> None:
-        """A tensor was written to, and may look at its memory in another way than before."""
+        """A tensor was written to, and may look at its memory in a different way than before."""
         known = self._tracks.get(address_of(tensor), {})
         if known.get(_place(tensor)) is not track:
             for place in [place for place, item in known.items() if item is track]:
@@ -189,7 +189,7 @@ class Memory:
         return not address or address in self._constants
 
     def note_write(self, tensor: Tensor) -> None:
-        """An operator wrote to a constant, by whatever view of it."""
+        """An operator wrote to a constant, through whatever view of it."""
         self._writes[address_of(tensor)] += 1
 
     def constant_value(self, tensor: Tensor) -> Value:
@@ -228,7 +228,7 @@ def _view_of(tensor: Tensor) -> tuple[Tensor, Replay] | None:
 def address_of(tensor: Tensor) -> int:
     """The address of a tensor's storage; 0 if it has none of its own.
 
-    Unlike `untyped_storage`, it passes by the modes that watch what a model does.
+    Unlike `untyped_storage`, it bypasses the modes that watch what a model does.
     """
     try:
         found: int = torch._C._storage_address(tensor)  # type: ignore[attr-defined]
@@ -263,7 +263,7 @@ def _slices(tensor: Tensor, bits: Tensor, axis: int) -> Labels:
     if bits.numel() > _COMPARED_AT_MOST:
         return every
     numbers: dict[bytes, int] = {}
-    with torch._C.DisableTorchFunction():  # it is us who look, at a copy: it was lent to nobody
+    with torch._C.DisableTorchFunction():  # the analysis looks, at a copy of its own
         rows = bits.movedim(axis, 0).reshape(tensor.shape[axis], -1).cpu().clone().numpy()
     found = [numbers.setdefault(row.tobytes(), len(numbers)) for row in rows]
     if len(numbers) == len(found):

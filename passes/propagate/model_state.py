@@ -54,12 +54,11 @@ class Held:
 def held_tensors(model: nn.Module, declared: Collection[str] = ()) -> list[Held]:
     """All parameters and buffers of a model, each once.
 
-    A buffer that no state dict keeps is a constant: what moves its values moves nothing for those
-    who load the state dict. Tensors of which one memory holds different views are one by what
-    `load_state_dict` does to them, and cannot move.
+    A buffer that no state dict keeps is a constant: moving its values would move nothing for those
+    who load the state dict. Tensors that are different views of one memory cannot move, since
+    `load_state_dict` writes over one through the other.
 
     Args:
-        model: any module.
         declared: names of buffers that are state, if a state dict keeps them.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))

@@ -1,8 +1,8 @@
 """Tensors that are written to in parts, through views.
 
-What each part was given is kept as it is. Only what is read is put together: a loop that fills a
-tensor position by position and reads it in the end costs what the tensor costs, not that once per
-position.
+What was written to each part is kept as it is, and only what is read is put together. A loop that
+fills a tensor position by position and reads it at the end thus costs as much as the tensor, not as
+much once per position.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class _Part:
 
 
 class Pieces:
-    """What a tensor holds of what it held before, and of what its views were given since.
+    """What a tensor holds: partly what it held before, partly what was written through its views
+    since.
 
     Args:
         form: a meta tensor of the size and strides of the whole.
@@ -54,7 +55,7 @@ class Pieces:
         self._owner = np.zeros(int(addresses.max(initial=0)) + 1, np.int64)
 
     def write(self, view: Tensor, value: Value) -> None:
-        """A view is given a new content.
+        """New content is written through a view.
 
         Args:
             view: of the form, as the view is of the whole.

@@ -93,19 +93,19 @@ from fxrebasin.running.subclasses import has_own_operators
 _NO_CHOICES = Choices()
 
 _MORE_RUNS = 6
-"""Runs at most on other inputs, where a model looks at data."""
+"""The most runs on other inputs, where a model looks at data."""
 
 _IDLE_RUNS = 2
-"""Runs on other inputs that reach nothing new, before there are no more."""
+"""How many runs on other inputs in a row may reach nothing new before these end."""
 
 _TWICE = 2
-"""How many times as many rows, to see whether there are more looks then."""
+"""By how much rows are multiplied, to see whether there are more looks then."""
 
 _MORE_ROWS = (16, 64)
-"""How many times as many rows, if after that some state (other experts) was not read."""
+"""By how much rows are multiplied, if after that some state (other experts) was not read."""
 
 _WORK_AT_MOST = 1 << 23
-"""Elements that operators make in a run on more rows, where each operator counts for some."""
+"""The most elements that operators may make in a run on more rows; each operator counts as some."""
 
 _WORK_OF_AN_OPERATOR = 1 << 11
 
@@ -142,7 +142,7 @@ class Propagation:
 
 @dataclass(frozen=True, eq=False)
 class Passing:
-    """Outputs that the model itself goes on with, and what was found but for pinning them."""
+    """Outputs that the model itself goes on with, and what was found before these were pinned."""
 
     outputs: tuple[ModelOutput, ...]
     without: Propagation
@@ -165,7 +165,6 @@ def propagate(
     """Record the constraints of one forward pass of `model` in eval mode.
 
     Args:
-        model: any module.
         args: positional inputs.
         kwargs: keyword inputs.
         choices: of the user: buffers that are state, outputs that count.
@@ -341,9 +340,8 @@ class Propagator(TorchDispatchMode):
         return [name for name in self.states if name in found - self._returned]
 
     def attempt(self, run: Callable[[], None]) -> bool:
-        """Make a run that may raise, and see whether it comes to an end that its data do not make.
-
-        What only a run reads that does not, may meet more than was seen.
+        """Make a run that may raise, and see whether it ends in a way that does not depend on its
+        data. State that is read only by runs which do not may meet more than was seen.
         """
         before = self.unread()
         error = attempt(run)
@@ -435,7 +433,7 @@ class Propagator(TorchDispatchMode):
         return self.lookup(tensor)
 
     def _recognise(self, tensor: Tensor) -> bool:
-        """Take a buffer that may be state for state, since something reads it; whether it is."""
+        """Treat a buffer as state if it may be, since something reads it; returns whether it is."""
         item = self._buffer(tensor)
         if item is None or item.role is not Role.CANDIDATE:
             return False
@@ -489,7 +487,7 @@ class Propagator(TorchDispatchMode):
             return self._look(found) if func in LOOKING else found
 
     def _look(self, found: Any) -> Any:
-        """The model is told something of the data, and may do something else with other data."""
+        """The model learns something about the data, and may do something else with other data."""
         if self.site.refuses():
             return found
         self.result.looked_at_data = True
@@ -497,7 +495,7 @@ class Propagator(TorchDispatchMode):
         return self.looks.look(source, found, self._alive())
 
     def _alive(self) -> Iterator[Value]:
-        """What is held by something and is no parameter; views are parts of it."""
+        """What is held by something and is not a parameter; views are parts of it."""
         for track in self.memory.alive():
             if track.base is None and not track.state:
                 pending = track.pieces is not None
@@ -542,7 +540,7 @@ class Propagator(TorchDispatchMode):
         return options
 
     def _untracked(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """An operator on constants is just run."""
+        """An operator on constants is simply run."""
         if self.all_meta:
             return self._untracked_on_meta(func, args, options)
         operands = tensors_in((args, options))
@@ -721,7 +719,7 @@ class Propagator(TorchDispatchMode):
         steps = zip(tensor.shape, strides_of(tensor), strict=False)
         if any(
             size > 1 and not step for size, step in steps
-        ):  # several values for one place: which of them stays is left open
+        ):  # several values for one place: torch leaves open which of them stays
             pinned = pinned_value(value.shape, "written to one place several times").fields
             value = Value(value.shape, self.result.ledger.join([*value.fields, *pinned]))
         if tuple(value.shape) == tuple(track.value.shape):

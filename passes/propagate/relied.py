@@ -1,8 +1,9 @@
 """Which of a model's constants the analysis relied on, and what in them.
 
 The analysis reads constants by value: where they are uniform they pin nothing, and an index table
-says what goes where. What it finds so holds for states that have the same constants. Tensors that
-are made of buffers remember which ones, so that what is read of them is known to be read of those.
+says what goes where. What it finds in this way holds for states that have the same constants.
+Tensors that are made of buffers remember which ones, so that what is read of them is known to be
+read of those.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Relied:
     """What is read of constants that were made of buffers.
 
     Attributes:
-        by_value: by the name of a buffer that was relied on, whether its very values were; without
-            that, it was where it varies.
+        by_value: by the name of a buffer that was relied on, whether its values were; otherwise
+            only where it varies was.
         met: by the index of an operator, the names of the buffers that pin what meets them there.
     """
 
@@ -75,7 +76,7 @@ class Relied:
         Args:
             func: the operator.
             operands: its tensors.
-            results: the tensors that it gave.
+            results: the tensors that it returned.
         """
         if not self._names:
             return
@@ -162,7 +163,7 @@ def place_of(tensor: Tensor) -> object:
     """Equal for tensors that are the same view of the same memory.
 
     Args:
-        tensor: any; one without memory is in no place but its own.
+        tensor: one without memory is equal to itself only.
     """
     address = address_of(tensor)
     if not address:

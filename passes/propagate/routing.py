@@ -1,9 +1,9 @@
-"""Models that look at data: what their other paths may do with what they hold.
+"""Models that look at data: what they may do with their values on other paths.
 
 A look is an operator whose answer is a Python number or has a shape that depends on data. What a
-model does next may be another thing with other inputs. Runs on other inputs, on more rows and with
-the answers of yes-or-no looks turned round reach what they can; state that none of them reads may
-meet everything that is alive at a look or made after it, unless all ways were taken from there.
+model does next may then differ between inputs. Runs on other inputs, on more rows and with the
+answers of yes-or-no looks turned round reach what they can; state that none of them reads may meet
+everything that is alive at a look or made after it, unless all ways were taken from there.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from fxrebasin.passes.propagate.tracks import Track, refresh
 from fxrebasin.wording import listed
 
 _TURNED_AT_MOST = 16
-"""Answers of one look that are turned round in a run, so that a loop comes to its end."""
+"""How many answers of one look are turned round in a run; few, so that loops end."""
 
 _FOLLOWED = 3
-"""First looks of a run that are followed both ways, in up to two runs to this power."""
+"""How many looks, the first of a run, are followed both ways: up to two to this power runs."""
 
 _SPREAD = 3
 
 _ELEMENTS_AT_MOST = 1 << 20
-"""Elements of an input with more rows."""
+"""The most elements of an input with more rows."""
 
 
 @dataclass
 class _Stage:
-    """What follows on as many looks as were followed both ways: lines that look, and values."""
+    """What follows after some looks that were followed both ways: lines that look, and values."""
 
     lines: dict[str, None] = field(default_factory=dict)
     values: list[Value | Track] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Looks:
         self._answers: list[bool] = []
 
     def begin_run(self, turned: str | None = None, answers: Sequence[bool] = ()) -> None:
-        """A run starts, in which answers are other ones than the data give.
+        """Start a run in which some answers differ from what the data say.
 
         Args:
             turned: a line whose answers are turned round; an empty text for code that was not
@@ -112,7 +112,7 @@ class Looks:
     # Ways -------------------------------------------------------------------------------------
 
     def other_ways(self) -> list[tuple[bool, ...]]:
-        """Answers that lead off the way of this run, each at a look that it came to first."""
+        """Answers that lead off the path of this run, each at a look that it was first to reach."""
         taken = self._answers
         return [(*taken[:index], not taken[index]) for index in range(len(self._given), len(taken))]
 
@@ -134,11 +134,11 @@ class Looks:
             self._most = max(self._most, self._stage)
 
     def lose(self, look: int = 0) -> None:
-        """What follows on a look was not seen to its end."""
+        """What follows after a look was not seen to its end."""
         self._followed = min(self._followed, look)
 
     def compare_rows(self) -> None:
-        """After a run on more rows: where looks are more, ways were taken for few rows only."""
+        """After a run on more rows: if there are more looks, paths were taken for few rows only."""
         if self._stage > self._most:
             self.lose()
 
@@ -156,7 +156,7 @@ class Looks:
         return self._stages[self._followed :]
 
     def pin_doubtful(self, ledger: Ledger) -> None:
-        """Give up all freedom of what state that was not read may meet."""
+        """Give up all freedom of whatever unread state may meet."""
         reason = "may meet state that was not read, where the model looks at data"
         ledger.origins.append(Origin("look", "routing", next(iter(self.lines), "")))
         for item in (item for stage in self._doubtful for item in stage.values):
@@ -166,7 +166,7 @@ class Looks:
             ledger.join([*pinned.fields, *value.fields])
 
     def notes(self, unread: Sequence[str]) -> list[str]:
-        """What to say of a model that looks at data."""
+        """What there is to say about a model that looks at data."""
         if not self.lines:
             return []
         first, *others = self.lines

@@ -1,6 +1,7 @@
-"""Whether the numbers along an axis may be equal, so that which one is the largest hangs on order.
+"""Whether numbers along an axis may be equal, so that it depends on their order which is the
+largest.
 
-A search for the largest number gives back the first of several equal ones, and that is another one
+A search for the largest number returns the first of several equal ones, which is a different one
 when units are permuted. Numbers that are computed from parameters of their own by smooth functions
 are equal by accident only; those that were clipped, rounded or compared are not.
 """
@@ -21,7 +22,7 @@ from fxrebasin.passes.rules.registry import overloads
 class Along(IntEnum):
     """How the numbers of a tensor differ along an axis.
 
-    SAME: not at all. FLAT: they may be equal, on a set of inputs that is no accident. TOP: all but
+    SAME: not at all. FLAT: they may be equal, and not only for exceptional inputs. TOP: all but
     the largest may be equal, as those that a softmax rounds to zero. TURNED: they make up vectors
     of different directions, the lengths of which may be equal. SMOOTH: each is a smooth function of
     parameters of its own, but all may be equal where something that they share is zero. APART: as
@@ -60,8 +61,8 @@ class Later:
     """A spread that is found when it is asked for, which few models do.
 
     Args:
-        find: gives the spread, given those of the operands.
-        operands: of which the spreads are found before.
+        find: from the spreads of the operands to this one.
+        operands: whose spreads are found first.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Later:
         self._found: Spread | None = None
 
     def spread(self) -> Spread:
-        """The spread; a network is deeper than calls may be."""
+        """The spread, found without recursion: networks are deeper than calls may nest."""
         pending = [self]
         while pending:
             open_ones = [item for item in pending[-1]._operands if item._found is None]
@@ -96,7 +97,7 @@ def known(spread: Spread) -> Later:
 
 @dataclass(frozen=True)
 class _Argument:
-    """What rules look at of a tensor, which is not kept alive by that."""
+    """What rules look at in a tensor, which this does not keep alive."""
 
     ndim: int
     dtype: torch.dtype
@@ -108,12 +109,12 @@ _Rule: TypeAlias = Callable[[Mapping[str, Any], Operand, Sequence[int]], Spread]
 
 
 def of_state(shape: Sequence[int], number: int) -> Spread:
-    """A parameter: no two of its elements are equal but by accident."""
+    """A parameter: no two of its elements are equal except by accident."""
     return Spread(_varying(Along.APART, shape), Zero.NEVER, 2 << number)
 
 
 def of_input(tensor: Tensor) -> Spread:
-    """An input, whose axes do not move: where there is nothing, it may well be zero."""
+    """An input, whose axes do not move; it may well be zero in places."""
     return Spread(_varying(Along.FLAT, tensor.shape), Zero.MAY, 1)
 
 
@@ -125,7 +126,7 @@ def of_constant(tensor: Tensor) -> Spread:
 def unknown(
     shape: Sequence[int], operands: Sequence[Spread] = (), pointwise: bool = False
 ) -> Spread:
-    """What an operator makes that is in no table."""
+    """What an operator makes that no table lists."""
     clipped = pointwise or any(item.zero is Zero.CLIPPED for item in operands)
     sources = 0
     for item in operands:

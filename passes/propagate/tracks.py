@@ -27,7 +27,7 @@ class Track:
     A view remembers its base and how it was made, so that a write through either is seen by both;
     what it holds is looked up when something reads it. The base of all bases holds the `pieces`
     that views of it were given. `version` counts its writes, and `seen` those that a view has
-    caught up with. `spread` is how the numbers differ, of what is no view.
+    caught up with. `spread` is how the numbers differ, for tensors that are not views.
     """
 
     value: Value
@@ -85,7 +85,7 @@ class Replay:
 
 
 def replay_of(op: OpOverload, args: Mapping[str, Any], argument: str, output: int) -> Replay:
-    """How one output of a view operator was made; of one with several, by an operator with one."""
+    """How one output of a view operator was made, by an operator with a single output."""
     base: Tensor = args[argument]
     form = torch.empty_strided(base.shape, base.stride(), dtype=base.dtype, device="meta")
     name = op._schema.name
@@ -185,7 +185,7 @@ def spread_of_track(track: Track) -> Later:
 def _viewed(track: Track, root: Track, ledger: Ledger) -> Value:
     """A view's value, from the nearest one before it that is known.
 
-    What lies between is not read by itself: a selection is one of what is left in the end.
+    What lies between is not read by itself: only what is left in the end counts as selected.
     """
     chain = [track]
     while (base := chain[-1].base) is not None and base is not root and base.seen != root.version:

@@ -15,7 +15,7 @@ from torch import fx, nn
 from fxrebasin.running.outputs import Wanted, counts_when_put, is_cache, own_attributes
 
 Read: TypeAlias = Callable[[], Any]
-"""Makes the node by which a graph gets at a value, when it is needed."""
+"""Makes the node that gives a graph access to a value, when it is needed."""
 
 
 class Filling:
@@ -23,8 +23,8 @@ class Filling:
 
     A tracer records what is done to tensors. What a model does to a dict that it was given happens
     while it is traced, to the stand-in of that dict, and not when the graph is run. So what is in
-    the stand-ins is looked at before and after, and the graph does at its end what it takes to get
-    from one to the other. Only what holds an output that counts is put.
+    the stand-ins is looked at before and after, and at its end the graph turns one into the other.
+    Only what holds an output that counts is put.
 
     Args:
         tracer: makes the nodes.

@@ -1,4 +1,4 @@
-"""torch.fx tracing of one call: its inputs become placeholders, the rest of the arguments stay."""
+"""torch.fx tracing of one call: its inputs become placeholders, its other arguments stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model becomes a graph: torch.fx first, torch.export when that fails."""
+"""From a model to a graph: torch.fx first, torch.export when that fails."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class TraceResult:
 
     `graph_module` holds the parameters and buffers of the model themselves, under the same names,
     and some of its submodules: run it inside `preserve`. `notes` says in words what was tried
-    before and what is fixed in the graph. `any_batch` is False if it is made for the batch size of
-    the example inputs only.
+    before, and what the graph fixes. `any_batch` is False if it is made for the batch size of the
+    example inputs only.
     """
 
     graph_module: fx.GraphModule
@@ -77,7 +77,7 @@ def trace(
         args: positional inputs.
         kwargs: keyword inputs.
         wanted: which outputs count; see `fxrebasin.running.outputs`.
-        check: run model and graph to compare them; without, what a tracer returns is believed.
+        check: run model and graph to compare them; otherwise what a tracer returns is trusted.
 
     Raises:
         InputError: the model is scripted, does not run on these inputs, or has no such outputs.
@@ -272,7 +272,7 @@ def _untraceable(
         "and the model looks at data, so that what it does with other inputs was not seen: read "
         "the notes of `fxrebasin.analyze` before its weights are permuted in any other way."
         if looks_at_data
-        else "but the permuted weights are to be had: load "
+        else "but the permuted weights are available: load "
         "`permutation.permute_state_dict(model.state_dict())` into the model's class."
     )
     return TraceError(
