@@ -15,8 +15,9 @@ from torch import Tensor, nn
 import fxrebasin
 from fxrebasin.errors import InputError, TraceError
 from fxrebasin.passes.fields.fields import Elements, Labels, Value
+from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.movement import same
-from fxrebasin.passes.rules.registry import RULES, Call, Rule
+from fxrebasin.passes.rules.registry import RULES, Rule
 from tests.fuzz import __main__ as command
 from tests.fuzz import brute
 from tests.fuzz.check import Kind, counted

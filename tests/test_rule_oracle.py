@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 import fxrebasin.passes.rules
 from fxrebasin.analysis import symmetry_of
+from fxrebasin.passes.fields import aligning
 from fxrebasin.passes.fields.fields import Labels, Value
-from fxrebasin.passes.rules import concatenation, registry
-from fxrebasin.passes.rules.contraction import contract
+from fxrebasin.passes.fields.patterns import pattern
+from fxrebasin.passes.rules import registry
+from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.movement import same
-from fxrebasin.passes.rules.registry import BLOCKED, RULES, Call, pin_everything
+from fxrebasin.passes.rules.registry import BLOCKED, RULES, pin_everything
 from tests.support.oracle.forms import form_faults, forms
 from tests.support.oracle.freedom import contains, missing
 from tests.support.oracle.sample import Sample, given, indices, p, program, sample
@@ -245,7 +247,7 @@ def untied(text: str) -> registry.Rule:
 
     def apply(call: Call) -> Sequence[Value]:
         operands = [call.lookup(tensor) for tensor in call.tensors()[:2]]
-        return [contract(call.ledger, text, operands, call.shape)]
+        return [call.follow(pattern(text), *operands)]
 
     return apply
 
@@ -273,12 +275,7 @@ WRONG_RULES = {
     "a product that does not know its bias": (
         sample(aten.addmm.default, p(2), p(3, 4), p(4, 2)),
         lambda call: [
-            contract(
-                call.ledger,
-                "n k, k m -> n m",
-                [call.value("mat1"), call.value("mat2")],
-                call.shape,
-            )
+            call.follow(pattern("n k, k m -> n m"), call.value("mat1"), call.value("mat2"))
         ],
     ),
     "grouped convolution as dense": (
@@ -323,15 +320,15 @@ def test_the_oracle_reports_a_concatenation_without_segments(
 ) -> None:
     item = program("both", lambda x: torch.cat([x.relu(), x.square()], 1), p(3, 4))
     assert not faults(item)
-    monkeypatch.setattr(concatenation, "_segments", without_segments)
+    monkeypatch.setattr(aligning, "_segments", without_segments)
     assert any(text.startswith("incorrect") for text in faults(item))
 
 
 def test_the_oracle_reports_a_selection_that_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     item = program("first", lambda x: x * x[:1], p(4))
     assert not faults(item)
-    remember = "fxrebasin.passes.fields.ledger.Ledger.remember"
-    monkeypatch.setattr(remember, lambda ledger, labels: None)
+    remember = "fxrebasin.passes.fields.ledger.Ledger.remember_units"
+    monkeypatch.setattr(remember, lambda ledger, units: None)
     assert any(text.startswith("incorrect") for text in faults(item))
 
 

@@ -23,8 +23,8 @@ from fxrebasin.passes.fields.fields import (
 )
 from fxrebasin.passes.fields.labels import NONE, rigid_labels
 from fxrebasin.passes.fields.ledger import Ledger
+from fxrebasin.passes.fields.reshaping import reshape_value
 from fxrebasin.passes.fields.rows import Ints, all_differ, distinct
-from fxrebasin.passes.rules.movement import reshape_value
 
 _SEGMENT = "part of a tensor written to"
 

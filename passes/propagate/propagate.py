@@ -65,9 +65,10 @@ from fxrebasin.passes.propagate.tracks import (
     spread_of_track,
     write,
 )
+from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.numbers import LOOKING_UP
 from fxrebasin.passes.rules.pointwise import pointwise, uniform
-from fxrebasin.passes.rules.registry import RULES, Call, Rule, pin_everything
+from fxrebasin.passes.rules.registry import RULES, Rule, pin_everything
 from fxrebasin.running.flex import sees_flex_attention
 from fxrebasin.running.messages import attempt, out_of_memory
 from fxrebasin.running.on_meta import on_meta

@@ -13,10 +13,12 @@ from torch._ops import OpOverload
 import fxrebasin.passes.rules  # noqa: F401  (importing it fills the registry)
 from fxrebasin.passes.fields.fields import Labels, Value, pinned_value
 from fxrebasin.passes.fields.ledger import Ledger
+from fxrebasin.passes.fields.moving import view_fields
 from fxrebasin.passes.propagate.pieces import Pieces
 from fxrebasin.passes.propagate.spreads import Later, known, of_view, unknown
-from fxrebasin.passes.rules.movement import reshape, same, view, view_fields
-from fxrebasin.passes.rules.registry import RULES, Call, pin_everything
+from fxrebasin.passes.rules.call import Call
+from fxrebasin.passes.rules.movement import reshape, same, view
+from fxrebasin.passes.rules.registry import RULES, pin_everything
 from fxrebasin.running.operators import viewed_by
 
 

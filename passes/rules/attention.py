@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fxrebasin.passes.fields.fields import Field, Value, pinned_value
-from fxrebasin.passes.rules.contraction import contract, pick_axes
-from fxrebasin.passes.rules.normalization import with_statistics
-from fxrebasin.passes.rules.registry import Call, pin_everything, rule
+from fxrebasin.passes.fields.patterns import pattern
+from fxrebasin.passes.rules.call import Call
+from fxrebasin.passes.rules.registry import pin_everything, rule
+
+_SCORES = pattern("... (h g) q d, ... h k d -> ... (h g) q k")
+_SUMS = pattern("... (h g) q k, ... h k e -> ... (h g) q e")
 
 
 @rule(
@@ -22,17 +25,12 @@ def scaled_dot_product_attention(call: Call) -> Sequence[Value]:
     query, key, value = (call.value(name) for name in ("query", "key", "value"))
     if call.args.get("dropout_p") or len(query.shape) < 3:
         return pin_everything("random mask, or no axis of heads")(call)
-    batch = " ".join(f"b{axis}" for axis in range(len(query.shape) - 3))
     groups = query.shape[-3] // key.shape[-3]
-    many, few = (f"{batch} {heads}" for heads in ("(h g)" if groups > 1 else "h", "h"))
-    known = {"g": groups} if groups > 1 else {}
     shape = (*query.shape[:-1], key.shape[-2])
-    text = f"{many} q d, {few} k d -> {many} q k"
-    scores = contract(call.ledger, text, [query, key], shape, known)
+    scores = call.follow(_SCORES, query, key, shape=shape, g=groups)
     masked = Value(shape, (*scores.fields, *_masks(call, shape)))
-    weights = call.join(with_statistics(call, masked, range(len(shape) - 1)), shape)
-    text = f"{many} q k, {few} k e -> {many} q e"
-    out = contract(call.ledger, text, [weights, value], call.shape, known)
+    weights = call.join(call.with_statistics(masked, range(len(shape) - 1)), shape)
+    out = call.follow(_SUMS, weights, value, g=groups)
     return [out, *(_saved(call, extra, weights) for extra in call.outputs[1:])]
 
 
@@ -42,9 +40,7 @@ def _saved(call: Call, extra: Tensor, weights: Value) -> Value:
     if shape == weights.shape:
         return weights
     if shape == weights.shape[:-1]:
-        kept = range(len(shape))
-        sums = call.ledger.reduce(weights, kept)
-        return Value(shape, tuple(pick_axes(item, kept) for item in sums))
+        return Value(shape, tuple(call.reduced(weights, range(len(shape)))))
     if extra.numel() and extra.is_floating_point():
         pin_everything("sums of scores in another layout")(call)
     return pinned_value(shape, f"work space of {call.op}")

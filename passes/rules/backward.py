@@ -8,17 +8,12 @@ import torch
 
 from fxrebasin.passes.fields.fields import Field, Labels, Value, place
 from fxrebasin.passes.fields.labels import INSIDE, NONE, OUTSIDE
-from fxrebasin.passes.rules.contraction import (
-    contract,
-    convolution_patterns,
-    pick_axes,
-    reshape_field,
-)
-from fxrebasin.passes.rules.movement import chosen_labels, materialised
-from fxrebasin.passes.rules.normalization import with_statistics
+from fxrebasin.passes.fields.patterns import pattern
+from fxrebasin.passes.rules.call import Call
+from fxrebasin.passes.rules.contraction import convolution_patterns
 from fxrebasin.passes.rules.pointwise import pointwise
-from fxrebasin.passes.rules.pooling import windowed
-from fxrebasin.passes.rules.registry import Call, pin_everything, rule
+from fxrebasin.passes.rules.pooling import windows
+from fxrebasin.passes.rules.registry import pin_everything, rule
 
 
 @rule(
@@ -44,7 +39,7 @@ def softmax(call: Call) -> Sequence[Value]:
     """A sum over the axis of gradients, weighted with the outputs, meets both."""
     both = call.join([*call.value("grad_output").fields, *call.value("output").fields])
     dim = call.args["dim"] % max(len(both.shape), 1)
-    return [call.join(with_statistics(call, both, set(range(len(both.shape))) - {dim}))]
+    return [call.join(call.with_statistics(both, set(range(len(both.shape))) - {dim}))]
 
 
 def _wanted(call: Call, *found: Callable[[], Value]) -> Sequence[Value]:
@@ -70,7 +65,7 @@ def layer_norm(call: Call) -> Sequence[Value]:
 
     def for_input() -> Value:
         both = call.join([*met.fields, *scaled], value.shape)
-        return call.join(with_statistics(call, both, range(leading)), value.shape)
+        return call.join(call.with_statistics(both, range(leading)), value.shape)
 
     def for_weight() -> Value:
         return _left(call, met, inner)
@@ -83,9 +78,8 @@ def layer_norm(call: Call) -> Sequence[Value]:
 
 def _left(call: Call, value: Value, axes: Sequence[int]) -> Value:
     """A sum over all other axes."""
-    found = call.ledger.reduce(value, set(axes))
     shape = tuple(value.shape[axis] for axis in axes)
-    return Value(shape, tuple(pick_axes(item, list(axes)) for item in found))
+    return Value(shape, tuple(call.reduced(value, list(axes))))
 
 
 @rule("native_batch_norm_backward")
@@ -104,7 +98,7 @@ def batch_norm(call: Call) -> Sequence[Value]:
 
     def for_input() -> Value:
         trained = call.args["train"]
-        return call.join(with_statistics(call, met, {1}), value.shape) if trained else met
+        return call.join(call.with_statistics(met, {1}), value.shape) if trained else met
 
     def for_weight() -> Value:
         return _left(call, met, [1])
@@ -128,14 +122,14 @@ def group_norm(call: Call) -> Sequence[Value]:
 
     def for_input() -> Value:
         met = call.join([*grad.fields, *value.fields, *scaled], value.shape)
-        fields = _reshaped(call, met.fields, value.shape, split)
-        fields += call.ledger.reduce(Value(tuple(split), tuple(fields)), {0, 1})
+        fields = call.reshape(met.fields, value.shape, split)
+        fields += call.reduce(Value(tuple(split), tuple(fields)), {0, 1})
         for name in ("mean", "rstd"):
             given = call.value(name)
-            parts = _reshaped(call, given.fields, given.shape, split[:2])
+            parts = call.reshape(given.fields, given.shape, split[:2])
             fields += [place(item, [0, 1], len(split)) for item in parts]
-        joined = call.ledger.join(fields)
-        return call.join(_reshaped(call, joined, split, value.shape), value.shape)
+        met = call.join(fields, split)
+        return call.join(call.reshape(met.fields, split, value.shape), value.shape)
 
     def for_weight() -> Value:
         return _left(call, for_input(), [1])
@@ -146,21 +140,14 @@ def group_norm(call: Call) -> Sequence[Value]:
     return _wanted(call, for_input, for_weight, for_bias)
 
 
-def _reshaped(
-    call: Call, fields: Sequence[Field], before: Sequence[int], after: Sequence[int]
-) -> list[Field]:
-    return [part for item in fields for part in reshape_field(call.ledger, item, before, after)]
-
-
 @rule("convolution_backward")
 def convolution(call: Call) -> Sequence[Value]:
     """Two convolutions, of the gradient with the filters and of the input with the gradient."""
     grad, value, weight = (call.value(name) for name in ("grad_output", "input", "weight"))
     before, filters, after = convolution_patterns(call, len(value.shape), len(weight.shape))
-    known, reason = {"g": call.args["groups"]}, f"position of {call.op}"
 
     def meet(text: str, one: Value, other: Value, shape: Sequence[int]) -> Value:
-        return contract(call.ledger, text, [one, other], shape, known, reason)
+        return call.follow(pattern(text), one, other, shape=shape, g=call.args["groups"])
 
     def for_input() -> Value:
         return meet(f"{after}, {filters} -> {before}", grad, weight, value.shape)
@@ -175,17 +162,13 @@ def convolution(call: Call) -> Sequence[Value]:
 
 
 def _spatial(dimensions: int, *names: str) -> None:
+    moved = windows(dimensions)
+
     @rule(*names)
     def apply(call: Call) -> Sequence[Value]:
         """Positions of an image go back to others; what chooses them differs by channel, too."""
-        ndim = len(call.shape)
-        axes = range(ndim - dimensions, ndim)
-        fields = [
-            item
-            for tensor in call.tensors()
-            for item in windowed(call, call.lookup(tensor), axes)[0].fields
-        ]
-        return [call.join(fields)]
+        found = (call.follow(moved, call.lookup(tensor)) for tensor in call.tensors())
+        return [call.join([item for value in found for item in value.fields])]
 
 
 _spatial(1, "upsample_nearest1d_backward", "upsample_linear1d_backward")
@@ -209,15 +192,14 @@ def slice_back(call: Call) -> Sequence[Value]:
     start, end, step = (call.args[name] for name in ("start", "end", "step"))
     places = torch.arange(call.shape[dim])[start:end:step]
     fields: list[Field] = []
-    for item in materialised(call.ledger, call.value("grad_output"), {dim}):
+    for item in call.materialised(call.value("grad_output"), {dim}):
         if not isinstance(item, Labels) or dim not in item.axes:
-            fields += call.ledger.coarsen(item, set(range(len(call.shape))) - {dim})
+            fields += call.coarsen(item, set(range(len(call.shape))) - {dim})
             continue
         shape = list(item.values.shape)
         shape[dim] = call.shape[dim]
         values = torch.full(shape, NONE).index_copy(dim, places, item.values)
-        found = chosen_labels(call.ledger, values, item)
-        fields += [] if found is None else [found]
+        fields += call.chosen(values, item)
     return [call.join([*fields, *_places_inside(call.shape, dim, places)])]
 
 

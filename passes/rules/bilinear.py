@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from fxrebasin.passes.fields.fields import Field, Value
-from fxrebasin.passes.rules.contraction import pick_axes
-from fxrebasin.passes.rules.movement import view_fields
-from fxrebasin.passes.rules.registry import Call, pin_everything, rule
+from fxrebasin.passes.rules.call import Call
+from fxrebasin.passes.rules.registry import pin_everything, rule
 
 
 @rule("_trilinear")
@@ -23,14 +22,13 @@ def trilinear(call: Call) -> Sequence[Value]:
         new = sorted(axis % ndim for axis in call.args[f"expand{number}"])
         for axis, size in zip((a for a in range(ndim) if a not in new), value.shape, strict=True):
             sizes[axis].add(size)
-        fields += view_fields(call.ledger, value, _unsqueezed(new), 1)[0]
+        fields += call.view(value, _unsqueezed(new))[0]
     if any(len(found) > 1 for found in sizes):
         return pin_everything("sizes that differ, of which the operator takes a part")(call)
-    joined = Value((), call.ledger.join(fields))
+    joined = call.join(fields, [max(found) for found in sizes])
     summed = {axis % ndim for axis in call.args["sumdim"]}
     kept = [axis for axis in range(ndim) if axis not in summed]
-    reduced = call.ledger.reduce(joined, kept)
-    return [Value(call.shape, tuple(pick_axes(item, kept) for item in reduced))]
+    return [Value(call.shape, tuple(call.reduced(joined, kept)))]
 
 
 def _unsqueezed(axes: Sequence[int]) -> Callable[[Tensor], Tensor]:

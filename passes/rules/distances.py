@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fxrebasin.passes.fields.fields import Value
-from fxrebasin.passes.rules.contraction import contract
-from fxrebasin.passes.rules.registry import Call, rule
+from fxrebasin.passes.fields.patterns import pattern
+from fxrebasin.passes.rules.call import Call
+from fxrebasin.passes.rules.registry import rule
+
+_DISTANCES = pattern("... n m, ... r m -> ... n r")
 
 
 @rule("_cdist_forward")
 def distances(call: Call) -> Sequence[Value]:
-    """`[*batch, n, m], [*batch, r, m] -> [*batch, n, r]`, in whatever order the last axes are."""
-    ndim = len(call.shape)
-    batch = " ".join(f"b{axis}" for axis in range(ndim - 2))
-    operands = [
-        Value((*[1] * (ndim - len(value.shape)), *value.shape), tuple(call.broadcast(value, ndim)))
-        for value in (call.value("x1"), call.value("x2"))
-    ]
-    text = f"{batch} n m, {batch} r m -> {batch} n r"
-    return [contract(call.ledger, text, operands, call.shape)]
+    """Of each row to each, in whatever order the last axes are."""
+    return [call.follow(_DISTANCES, call.value("x1"), call.value("x2"))]

@@ -9,20 +9,21 @@ import torch
 from torch import Tensor
 
 from fxrebasin.passes.fields.fields import (
-    Elements,
     Field,
     Labels,
     Routing,
     Stage,
     Value,
     pinned_value,
-    positions,
 )
-from fxrebasin.passes.fields.ledger import MERGED_AT_MOST, free_labels
-from fxrebasin.passes.rules.contraction import contract
-from fxrebasin.passes.rules.movement import move_labels
-from fxrebasin.passes.rules.registry import Call, pin_everything, rule
+from fxrebasin.passes.fields.ledger import free_labels
+from fxrebasin.passes.fields.patterns import pattern
+from fxrebasin.passes.rules.call import Call
+from fxrebasin.passes.rules.registry import pin_everything, rule
 
+_IN_BATCHES = pattern("e n k, e k m -> e n m")
+_BY_DATA = pattern("!t k, !e k n -> !t n")
+_BY_EXPERT = pattern("!e k, !e k n -> !e n")
 _ROUTING = "_fxrebasin_routing"
 
 
@@ -38,21 +39,17 @@ def grouped_product(call: Call) -> Sequence[Value]:
     if call.optional("bias") is not None or len(stack.shape) != 3:
         return pin_everything("products in groups of another layout")(call)
     if len(rows.shape) == 3:
-        return [contract(call.ledger, "e n k, e k m -> e n m", [rows, stack], call.shape)]
+        return [call.follow(_IN_BATCHES, rows, stack)]
     count, experts = rows.shape[0], stack.shape[0]
     if count < experts:
-        text = "!t k, !e k n -> !t n"
-        return [contract(call.ledger, text, [rows, stack], call.shape, None, "row chosen by data")]
+        return [call.follow(_BY_DATA, rows, stack, reason="row chosen by data")]
     chosen = _one_choice(count, experts)
     routing = _routing(call, call.args["offs"], experts)
     of_experts = _of_experts(call, rows, chosen, routing)
     shape = (experts, call.shape[1])
-    text = "!e k, !e k n -> !e n"
-    product = contract(call.ledger, text, [of_experts, stack], shape, None, "expert")
+    product = call.follow(_BY_EXPERT, of_experts, stack, shape=shape, reason="expert")
     found = _spread(call, product, chosen, routing)
-    if count > 1:
-        found.append(positions(2, 0, count, f"row chosen by data of {call.op}"))
-    return [call.join(found)]
+    return [call.join([*found, *call.positions([0], "row chosen by data")])]
 
 
 def _one_choice(rows: int, experts: int) -> Tensor:
@@ -78,13 +75,11 @@ def rows_of_experts(call: Call, value: Value, index: Tensor) -> Value | None:
     if grouped.count != experts or not 1 < experts <= rows:
         return None
     held = call.pin_axes(value, [0], "expert")
-    open_ones = [item for item in held.fields if isinstance(item, Elements)]
-    if any(item.view.numel() > MERGED_AT_MOST for item in open_ones):
+    shown = call.as_labels(held)
+    if shown is None:
         return None
-    fields = [f if isinstance(f, Labels) else call.ledger.materialise(f) for f in held.fields]
-    shown = Value(held.shape, call.ledger.join(fields))
     found = _spread(call, shown, _one_choice(rows, experts), grouped.routing)
-    return call.join([*found, positions(2, 0, rows, f"row chosen by data of {call.op}")])
+    return call.join([*found, *call.positions([0], "row chosen by data")])
 
 
 @rule("histc")
@@ -107,7 +102,7 @@ def _routing(call: Call, offsets: Tensor, experts: int) -> Routing:
         return grouped.routing
     found: Routing | None = getattr(offsets, _ROUTING, None)
     if found is None:
-        found = Routing(call.ledger.origin)
+        found = Routing(call.origin)
         setattr(offsets, _ROUTING, found)
     return found
 
@@ -121,7 +116,7 @@ def _of_experts(call: Call, rows: Value, chosen: Tensor, routing: Routing) -> Va
     first = torch.searchsorted(chosen, torch.arange(int(chosen[-1]) + 1))
     mine = [f for f in rows.fields if isinstance(f, Labels) and f.routing == routing]
     rest = Value(rows.shape, tuple(item for item in rows.fields if item not in mine))
-    fields = call.ledger.reduce(call.pin_axes(rest, [0], "row chosen by data"), {1})
+    fields = call.reduce(call.pin_axes(rest, [0], "row chosen by data"), {1})
     taken = (free_labels(item.values.index_select(0, first)) for item in mine)
     fields += [item for item in taken if item is not None]
     return Value((len(first), rows.shape[1]), tuple(fields))
@@ -129,7 +124,7 @@ def _of_experts(call: Call, rows: Value, chosen: Tensor, routing: Routing) -> Va
 
 def _spread(call: Call, product: Value, chosen: Tensor, routing: Routing) -> list[Field]:
     """From experts to rows, marked with the choice of rows."""
-    moved = move_labels(call, product, lambda labels: labels.index_select(0, chosen), [0])
+    moved = call.move(product, lambda labels: labels.index_select(0, chosen), [0])
     return [
         replace(item, routing=routing) if isinstance(item, Labels) and 0 in item.axes else item
         for item in moved.fields

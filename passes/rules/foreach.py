@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from fxrebasin.passes.fields.fields import Value
-from fxrebasin.passes.rules.registry import Call, overloads, rule
+from fxrebasin.passes.rules.call import Call
+from fxrebasin.passes.rules.registry import overloads, rule
 
 _NAMES = [
     *("addcdiv.Scalar", "addcdiv.ScalarList", "addcmul.Scalar", "addcmul.ScalarList"),

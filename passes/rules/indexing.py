@@ -16,16 +16,18 @@ from fxrebasin.passes.fields.fields import (
     positions,
     squeeze_constant,
 )
-from fxrebasin.passes.rules.contraction import pick_axes
+from fxrebasin.passes.fields.patterns import pattern
+from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.experts import rows_of_experts
-from fxrebasin.passes.rules.movement import chosen_labels, move_labels
-from fxrebasin.passes.rules.normalization import with_statistics
 from fxrebasin.passes.rules.numbers import looked_up, numbers_in
-from fxrebasin.passes.rules.registry import Call, pin_everything, rule
+from fxrebasin.passes.rules.registry import pin_everything, rule
 
 _BY_DATA = "position chosen by data"
 MASKS = (torch.bool, torch.uint8)
 """Types of indices that say for each position whether it is chosen."""
+
+
+_ROWS, _BAGS = pattern("v f, ... -> ... f"), pattern("v f -> !b f")
 
 
 @rule("embedding")
@@ -33,11 +35,7 @@ def embedding(call: Call) -> Sequence[Value]:
     """Rows are chosen by numbers, which pins them unless they name units; features are free."""
     indices, what = call.args["indices"], "row chosen by index"
     table = looked_up(call, call.value("weight"), 0, indices, what)
-    ndim = len(call.shape)
-    features = call.ledger.reduce(table, {1})
-    fields: list[Field] = [place(pick_axes(item, [1]), [ndim - 1], ndim) for item in features]
-    chosen = _chosen(call, indices, range(ndim - 1), what)
-    return [call.join([*fields, *chosen])]
+    return [call.follow(_ROWS, table, _numbers(call, indices, what))]
 
 
 @rule("embedding_renorm_", "embedding_renorm")
@@ -45,25 +43,28 @@ def embedding_renorm(call: Call) -> Sequence[Value]:
     """Rows that are chosen by numbers are divided by their norm, where that is too large."""
     call.pin_axes(call.value("indices"), range(call.args["indices"].ndim), "row chosen by index")
     table = call.pin_axes(call.value("self"), [0], "row chosen by index")
-    return [call.join(with_statistics(call, table, {0}))]
+    return [call.join(call.with_statistics(table, {0}))]
 
 
-def _chosen(call: Call, index: Tensor, target: Sequence[int], what: str) -> list[Field]:
-    """What tells apart the positions of an index, at the axes of the output that these become.
+def _numbers(call: Call, index: Tensor, what: str) -> Value:
+    """What tells apart the positions of an index.
 
     Equal numbers choose equal rows. An index that was computed from units is permuted with them,
     and so is what it chooses.
     """
-    ndim = len(call.shape)
+    shape, reason = tuple(index.shape), f"{what} of {call.op}"
     fields: list[Field] = []
     for item in numbers_in(call, index).fields:
-        placed = place(item, target, ndim)
-        if isinstance(placed, Labels) and placed.rigid and placed.injective:
-            reason = f"{what} of {call.op}"
-            fields += [positions(ndim, axis, call.shape[axis], reason) for axis in placed.axes]
+        if isinstance(item, Labels) and item.rigid and item.injective:
+            fields += [positions(len(shape), axis, shape[axis], reason) for axis in item.axes]
         else:
-            fields.append(placed)
-    return fields
+            fields.append(item)
+    return Value(shape, tuple(fields))
+
+
+def _chosen(call: Call, index: Tensor, target: Sequence[int], what: str) -> list[Field]:
+    """As `_numbers`, at the axes of the output that those of the index become."""
+    return [place(item, target, call.rank) for item in _numbers(call, index, what).fields]
 
 
 @rule("_embedding_bag", "_embedding_bag_forward_only")
@@ -71,17 +72,15 @@ def embedding_bag(call: Call) -> Sequence[Value]:
     """As `embedding`, with rows summed: [rows, features] -> [bags, features]."""
     if call.outputs[3].ndim == 2:
         return pin_everything("the index of a maximum")(call)
-    indices = call.args["indices"]
+    indices, what = call.args["indices"], "row chosen by index"
     if call.args["padding_idx"] >= 0:
         call.lookup(indices)  # one number stands for nothing
-    table = looked_up(call, call.value("weight"), 0, indices, "row chosen by index")
+    table = looked_up(call, call.value("weight"), 0, indices, what)
     others = (call.optional(name) for name in ("offsets", "per_sample_weights"))
     for given in (numbers_in(call, indices), *others):
         if given is not None:
             call.pin_axes(given, [0], "which rows belong to which bag")
-    reason = f"row chosen by index of {call.op}"
-    bags = [positions(2, 0, call.shape[0], reason)] if call.shape[0] > 1 else []
-    first = call.join([*call.ledger.reduce(table, {1}), *bags])
+    first, reason = call.follow(_BAGS, table, reason=what), f"{what} of {call.op}"
     return [first, *(pinned_value(out.shape, reason) for out in call.outputs[1:])]
 
 
@@ -92,7 +91,7 @@ def index_select(call: Call) -> Sequence[Value]:
     dim, constant = call.args["dim"] % max(len(value.shape), 1), call.constant(index)
     if constant is None:
         return [_looked_up(call, value, dim, index)]
-    return [move_labels(call, value, lambda labels: labels.index_select(dim, constant), [dim])]
+    return [call.move(value, lambda labels: labels.index_select(dim, constant), [dim])]
 
 
 def _looked_up(call: Call, value: Value, axis: int, index: Tensor) -> Value:
@@ -115,12 +114,10 @@ def _looked_up(call: Call, value: Value, axis: int, index: Tensor) -> Value:
     ndim = len(call.shape)
     grown = ndim - len(kept)
     target = [other if other < axis else other - len(covered) + grown for other in kept]
-    fields = [place(pick_axes(item, kept), target, ndim) for item in call.ledger.reduce(met, kept)]
+    fields = [place(item, target, ndim) for item in call.reduced(met, kept)]
     if mask:
         call.pin_axes(call.lookup(index), range(index.ndim), _BY_DATA)
-        size = call.shape[axis]
-        fields += [positions(ndim, axis, size, f"{_BY_DATA} of {call.op}")] if size > 1 else []
-        return call.join(fields)
+        return call.join([*fields, *call.positions([axis], _BY_DATA)])
     inside = range(axis, axis + grown)[: index.ndim]
     return call.join([*fields, *_chosen(call, index, inside, _BY_DATA)])
 
@@ -133,7 +130,7 @@ def gather(call: Call) -> Sequence[Value]:
         return pin_everything("gather of a part of the other axes")(call)
     index = call.args["index"]
     met = looked_up(call, value, dim, index, "position chosen by index")
-    kept = call.ledger.reduce(met, set(range(len(value.shape))) - {dim})
+    kept = call.reduce(met, set(range(len(value.shape))) - {dim})
     return [call.join([*kept, *numbers_in(call, index).fields])]
 
 
@@ -159,10 +156,8 @@ def _before_index(call: Call, value: Value, indices: Sequence[Tensor | None]) ->
     for item in value.fields:
         if isinstance(item, Labels):
             fields.append(item)
-        elif repeated:
-            fields += call.ledger.by_axis(item)
         else:
-            fields += call.ledger.separate(item)
+            fields += call.by_axis(item) if repeated else call.separate(item)
     return fields
 
 
@@ -172,11 +167,10 @@ def _distinct(index: Tensor) -> bool:
 
 def _indexed(
     call: Call, item: Labels, value: Value, indices: Sequence[Tensor | None]
-) -> list[Field]:
-    call.ledger.hold_routed(item)
+) -> list[Labels]:
+    call.hold_routed(item)
     full = torch.ops.aten.index.Tensor(item.values.expand(value.shape), list(indices))
-    moved = chosen_labels(call.ledger, squeeze_constant(full, range(full.ndim)), item)
-    return [] if moved is None else [moved]
+    return call.chosen(squeeze_constant(full, range(full.ndim)), item)
 
 
 def _index_by_data(call: Call, value: Value, axes: Sequence[int]) -> list[Value]:
@@ -202,7 +196,7 @@ def _looked_up_together(call: Call, value: Value, given: Mapping[int, Tensor]) -
     ndim, rank = len(call.shape), max(index.ndim for index in given.values())
     inside = result_axes(list(given), rank)
     target = [axis for axis in range(ndim) if axis not in inside]
-    fields = [place(pick_axes(item, kept), target, ndim) for item in call.ledger.reduce(met, kept)]
+    fields = [place(item, target, ndim) for item in call.reduced(met, kept)]
     for index in given.values():
         fields += _chosen(call, index, inside[rank - index.ndim :], _BY_DATA)
     return call.join(fields)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxrebasin.passes.fields.fields import Field, Value, pinned_value, place
-from fxrebasin.passes.rules.contraction import pick_axes
-from fxrebasin.passes.rules.registry import Call, rule
+from fxrebasin.passes.fields.fields import Value
+from fxrebasin.passes.fields.patterns import pattern
+from fxrebasin.passes.rules.call import Call
+from fxrebasin.passes.rules.registry import rule
 
 
 @rule(
@@ -16,15 +17,13 @@ from fxrebasin.passes.rules.registry import Call, rule
 def of_matrices(call: Call) -> Sequence[Value]:
     """Each matrix of a batch by itself: its axes are pinned, those of the batch pass."""
     value = call.lookup(call.tensors()[0])
-    batch = range(len(value.shape) - 2)
-    matrix = range(len(batch), len(value.shape))
-    kept = call.ledger.reduce(call.pin_axes(value, matrix, "row or column"), batch)
-    return [_of_batch(call, kept, tuple(out.shape), len(batch)) for out in call.outputs]
+    batch = len(value.shape) - 2
+    return [_of_each(call, value, tuple(out.shape), out.ndim - batch) for out in call.outputs]
 
 
-def _of_batch(call: Call, kept: Sequence[Field], shape: tuple[int, ...], batch: int) -> Value:
+def _of_each(call: Call, value: Value, shape: tuple[int, ...], rank: int) -> Value:
+    """A number, a vector or a matrix of each matrix."""
+    found = pattern(f"... !r !c -> ... {' '.join(f'!n{axis}' for axis in range(rank))}")
     if 0 in shape:
         return Value(shape)
-    passed = [place(pick_axes(item, range(batch)), range(batch), len(shape)) for item in kept]
-    rigid = pinned_value(shape, f"row or column of {call.op}").fields
-    return Value(shape, (*passed, *(item for item in rigid if item.axes[0] >= batch)))
+    return call.follow(found, value, reason="row or column", shape=shape)

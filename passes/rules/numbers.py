@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fxrebasin.passes.fields.fields import Labels, Value, place
 from fxrebasin.passes.fields.labels import rigid_labels
+from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.pointwise import pointwise
-from fxrebasin.passes.rules.registry import Call, overloads, rule
+from fxrebasin.passes.rules.registry import overloads, rule
 
 LOOKING_UP = frozenset(
     overload
@@ -48,23 +49,23 @@ def found_at(
     """
     value = call.value("self")
     reason = "order-dependent operator"
-    found = call.ledger.origin
+    where = call.where
     units: list[Labels] = []
 
     def read() -> Value:
         for item in units:
-            call.ledger.pin(item.values.numpy(), f"{reason} of {call.op}")
+            call.pin_units(item, reason)
         return results(call.pin_axes(value, [axis], reason))
 
     def named() -> Value:
-        made = Labels(call.ledger.fresh(value.shape[axis]), (0,), injective=True)
+        made = Labels(call.fresh(value.shape[axis]), (0,), injective=True)
         units.append(made)
-        call.ledger.notes.setdefault(
-            f"{call.ledger.origins[found]} chooses among units that may be exchanged, and takes "
+        call.note(
+            f"{where} chooses among units that may be exchanged, and takes "
             "the first of equal values: their order counts where parameters are equal, as zeros are"
         )
-        met = call.ledger.join([*value.fields, place(made, [axis], len(value.shape))])
-        return replace(results(Value(value.shape, met)), when_read=read, names=made)
+        met = call.join([*value.fields, place(made, [axis], len(value.shape))], value.shape)
+        return replace(results(met), when_read=read, names=made)
 
     several = bool(value.shape) and value.shape[axis] > 1
     apart = may_be_named and several and call.apart(call.args["self"], axis, _is_for_largest(call))
@@ -90,8 +91,7 @@ def looked_up(call: Call, value: Value, axis: int, index: Tensor, reason: str) -
     if units is None:
         call.lookup(index)
         return call.pin_axes(value, [axis], reason)
-    met = call.ledger.join([*value.fields, place(units, [axis], len(value.shape))])
-    return Value(value.shape, met)
+    return call.join([*value.fields, place(units, [axis], len(value.shape))], value.shape)
 
 
 def numbers_in(call: Call, index: Tensor) -> Value:

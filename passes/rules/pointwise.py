@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fxrebasin.passes.fields.fields import Value
-from fxrebasin.passes.rules.registry import Call, overloads, pin_everything, rule
+from fxrebasin.passes.rules.call import Call
+from fxrebasin.passes.rules.registry import overloads, pin_everything, rule
 
 _ONE_INPUT = [
     *("abs", "acos", "acosh", "angle", "asin", "asinh", "atan", "atanh", "bitwise_not", "ceil"),
@@ -60,9 +61,8 @@ def pointwise(call: Call) -> Sequence[Value]:
     if any(out.numel() and tuple(out.shape) != call.shape for out in call.outputs):
         return pin_everything("work space")(call)
     values = [call.lookup(tensor) for tensor in call.tensors()]
-    ndim = len(call.shape)
-    joined = call.ledger.join(item for value in values for item in call.broadcast(value, ndim))
-    return [Value(tuple(out.shape), joined if out.numel() else ()) for out in call.outputs]
+    met = call.join(item for value in values for item in call.broadcast(value, call.rank))
+    return [Value(tuple(out.shape), met.fields if out.numel() else ()) for out in call.outputs]
 
 
 @rule("copy_.default", "copy.default")

@@ -4,40 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxrebasin.passes.fields.fields import Value, place, positions
-from fxrebasin.passes.rules.contraction import pick_axes
-from fxrebasin.passes.rules.registry import Call, rule
+from fxrebasin.passes.fields.fields import Value
+from fxrebasin.passes.fields.patterns import Pattern, pattern
+from fxrebasin.passes.rules.call import Call
+from fxrebasin.passes.rules.registry import rule
 
 
-def windowed(call: Call, value: Value, axes: Sequence[int]) -> list[Value]:
-    """Some axes are positions before and after; the others pass through unchanged."""
-    reason = f"position of {call.op}"
-    ndim = len(value.shape)
-    pinned = call.pin_axes(value, axes, "position")
-    passed = call.ledger.reduce(pinned, set(range(ndim)) - set(axes))
-    results = []
-    for out in call.outputs:
-        fresh = [positions(ndim, a, out.shape[a], reason) for a in axes if out.shape[a] > 1]
-        results.append(Value(tuple(out.shape), (*passed, *fresh)))
-    return results
+def windows(dimensions: int) -> Pattern:
+    """The last axes are positions before and after; the others pass through unchanged."""
+    before, after = (" ".join(f"!{side}{axis}" for axis in range(dimensions)) for side in "st")
+    return pattern(f"... {before} -> ... {after}")
 
 
-def _spatial(dimensions: int, *names: str) -> None:
+def _along(dimensions: int, *names: str) -> None:
+    found = windows(dimensions)
+
     @rule(*names)
     def apply(call: Call) -> Sequence[Value]:
-        name = "self" if "self" in call.args else "input"
-        value = call.value(name)
-        ndim = len(value.shape)
-        return windowed(call, value, range(ndim - dimensions, ndim))
+        value = call.value("self" if "self" in call.args else "input")
+        return _each(call, call.follow(found, value))
 
 
-_spatial(
+def _each(call: Call, found: Value) -> list[Value]:
+    """Values and where they were found lie along the same axes."""
+    return [Value(tuple(out.shape), found.fields) for out in call.outputs]
+
+
+_along(
     1,
     *("avg_pool1d", "max_pool1d_with_indices", "max_pool1d", "adaptive_avg_pool1d"),
     *("adaptive_max_pool1d", "upsample_nearest1d", "_upsample_nearest_exact1d"),
     *("upsample_linear1d", "reflection_pad1d", "replication_pad1d"),
 )
-_spatial(
+_along(
     2,
     *("avg_pool2d", "max_pool2d_with_indices", "max_pool2d", "_adaptive_avg_pool2d"),
     *("adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d"),
@@ -45,7 +44,7 @@ _spatial(
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad2d"),
     *("replication_pad2d",),
 )
-_spatial(
+_along(
     3,
     *("avg_pool3d", "max_pool3d_with_indices", "max_pool3d", "_adaptive_avg_pool3d"),
     *("adaptive_avg_pool3d", "adaptive_max_pool3d", "upsample_nearest3d"),
@@ -54,23 +53,27 @@ _spatial(
 )
 
 
-@rule("fractional_max_pool2d", "fractional_max_pool3d")
-def fractional_pool(call: Call) -> Sequence[Value]:
-    """Where the windows begin is drawn at random for each image and channel."""
-    value, samples = call.value("self"), call.value("random_samples")
-    spatial = samples.shape[2]
-    leading = range(len(value.shape) - spatial)
-    mine = list(range(2))[2 - len(leading) :]
-    begins = call.ledger.reduce(call.pin_axes(samples, [2], "coordinate"), mine)
-    placed = [place(pick_axes(item, mine), leading, len(value.shape)) for item in begins]
-    pooled = windowed(call, value, range(len(leading), len(value.shape)))
-    return [call.join([*item.fields, *placed], item.shape) for item in pooled]
+def _at_random(dimensions: int, name: str) -> None:
+    before, after = (" ".join(f"!{side}{axis}" for axis in range(dimensions)) for side in "st")
+    found = {
+        len(leading.split()): pattern(f"{leading} {before}, n c !x -> {leading} {after}")
+        for leading in ("c", "n c")
+    }
+
+    @rule(name)
+    def apply(call: Call) -> Sequence[Value]:
+        """Where the windows begin is drawn at random for each image and channel."""
+        value, samples = call.value("self"), call.value("random_samples")
+        return _each(call, call.follow(found[call.rank - dimensions], value, samples))
+
+
+_at_random(2, "fractional_max_pool2d")
+_at_random(3, "fractional_max_pool3d")
 
 
 @rule("max_unpool2d", "max_unpool3d")
 def unpool(call: Call) -> Sequence[Value]:
     """Values go back to the positions that their maxima had, in each channel."""
     value, indices = call.value("self"), call.value("indices")
-    axes = range(len(value.shape) - len(call.args["output_size"]), len(value.shape))
     both = call.join([*value.fields, *indices.fields], value.shape)
-    return windowed(call, both, axes)
+    return [call.follow(windows(len(call.args["output_size"])), both)]

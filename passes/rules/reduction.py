@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from fxrebasin.passes.fields.fields import Grouped, Routing, Stage, Value, pinned_value, positions
-from fxrebasin.passes.rules.contraction import pick_axes
-from fxrebasin.passes.rules.normalization import with_statistics
+from fxrebasin.passes.fields.fields import Grouped, Routing, Stage, Value, pinned_value
+from fxrebasin.passes.fields.moving import pick_axes
+from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.numbers import found_at
-from fxrebasin.passes.rules.registry import Call, block, rule
+from fxrebasin.passes.rules.registry import block, rule
 
 
 def _reduced_axes(call: Call, value: Value) -> set[int]:
@@ -24,14 +24,12 @@ def _reduced_axes(call: Call, value: Value) -> set[int]:
 
 def _reduce(call: Call, value: Value, axes: set[int]) -> list[Value]:
     kept = [axis for axis in range(len(value.shape)) if axis not in axes]
-    fields = call.ledger.reduce(value, kept)
-    results = []
-    for out in call.outputs:
-        if out.ndim != len(value.shape):
-            results.append(Value(tuple(out.shape), tuple(pick_axes(f, kept) for f in fields)))
-        else:
-            results.append(Value(tuple(out.shape), tuple(fields)))
-    return results
+    fields = tuple(call.reduce(value, kept))
+    left = tuple(pick_axes(item, kept) for item in fields)
+    return [
+        Value(tuple(out.shape), fields if out.ndim == len(value.shape) else left)
+        for out in call.outputs
+    ]
 
 
 @rule(
@@ -83,14 +81,14 @@ def scan(call: Call) -> Sequence[Value]:
     ndim = len(value.shape)
     dim = call.args.get("dim", -1) % max(ndim, 1)
     order = pinned_value(value.shape, f"order-dependent operator of {call.op}").fields
-    fields = with_statistics(call, value, set(range(ndim)) - {dim})
-    joined = call.ledger.join([*fields, *(item for item in order if item.axes == (dim,))])
+    fields = call.with_statistics(value, set(range(ndim)) - {dim})
+    met = call.join([*fields, *(item for item in order if item.axes == (dim,))], value.shape)
     grouped = value.grouped
     if grouped is not None and call.op is torch.ops.aten.cumsum.default:
         ends = grouped.stage is Stage.COUNTS and ndim == 1
         grouped = replace(grouped, stage=Stage.ENDS) if ends else None
-        return [Value(call.shape, joined, grouped=grouped)]
-    return [Value(tuple(out.shape), joined) for out in call.outputs]
+        return [replace(met, grouped=grouped)]
+    return [Value(tuple(out.shape), met.fields) for out in call.outputs]
 
 
 @rule("topk", "sort", "argsort")
@@ -104,14 +102,14 @@ def ranked(call: Call) -> Sequence[Value]:
     ndim = len(value.shape)
     dim = call.args["dim"] % max(ndim, 1)
     others = set(range(ndim)) - {dim}
-    order = f"order-dependent operator of {call.op}"
-    ranks = [positions(ndim, dim, call.shape[dim], order)] if ndim and call.shape[dim] > 1 else []
+    order = "order-dependent operator"
+    ranks = call.positions([dim] if ndim else [], order)
 
     def ranked_by(searched: Value) -> Value:
-        return Value(call.shape, (*call.ledger.reduce(searched, others), *ranks))
+        return Value(call.shape, (*call.reduce(searched, others), *ranks))
 
     def pinned() -> Value:
-        return ranked_by(call.pin_axes(value, [dim], "order-dependent operator"))
+        return ranked_by(call.pin_axes(value, [dim], order))
 
     in_order = bool(call.args.get("sorted", True))
     index = found_at(call, dim, ranked_by, in_order)
@@ -125,7 +123,7 @@ def _groups(call: Call) -> Grouped | None:
     named = call.named(call.args["self"]) if rising else None
     if named is None or named.names is None or len(named.shape) != 1:
         return None
-    return Grouped(Routing(call.ledger.origin), named.names.values.numel(), Stage.NUMBERS)
+    return Grouped(Routing(call.origin), named.names.values.numel(), Stage.NUMBERS)
 
 
 @rule("bucketize.Tensor", "searchsorted.Tensor")
@@ -137,7 +135,7 @@ def count_below(call: Call) -> Sequence[Value]:
         if sorted_axis is not None:
             leading = range(len(sorted_axis.shape) - 1)
             pinned = call.pin_axes(sorted_axis, [-1], "order-dependent operator")
-            fields += call.ledger.reduce(pinned, leading) if leading else []
+            fields += call.reduce(pinned, leading) if leading else []
     return [call.join(fields)]
 
 

@@ -6,96 +6,15 @@ for overloads by name, `"addmm"` standing for all overloads of that name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
 from torch._ops import OpOverload
 
-from fxrebasin.passes.fields.fields import Field, Value, pinned_value, place
-from fxrebasin.passes.fields.ledger import Ledger
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One operator call.
-
-    Attributes:
-        ledger: where constraints are recorded.
-        op: the overload.
-        args: all arguments by their schema name, defaults included.
-        outputs: the tensor outputs, in order (of the right shapes; their data mean nothing).
-        lookup: the value of a tensor argument.
-        constant: the data of a tensor argument that depends on no parameter and no input, or None.
-        state: the value of a buffer read as running statistics.
-        strides: of the tensor arguments, in order, before the call.
-        named: the value of a tensor argument whose numbers are names of units, or None. What is
-            not read so has to be looked up.
-        apart: whether numbers of a tensor argument along an axis are equal by accident only: all,
-            or the largest.
-    """
-
-    ledger: Ledger
-    op: OpOverload
-    args: Mapping[str, Any]
-    outputs: Sequence[Tensor]
-    lookup: Callable[[Tensor], Value]
-    constant: Callable[[Tensor], Tensor | None]
-    state: Callable[[Tensor], Value]
-    strides: Sequence[tuple[int, ...]]
-    named: Callable[[Tensor], Value | None]
-    apart: Callable[[Tensor, int, bool], bool]
-
-    def value(self, name: str) -> Value:
-        """The value of a tensor argument."""
-        return self.lookup(self.args[name])
-
-    def optional(self, name: str) -> Value | None:
-        """The value of a tensor argument that may be left out."""
-        tensor = self.args.get(name)
-        return None if tensor is None else self.lookup(tensor)
-
-    def tensors(self) -> list[Tensor]:
-        """All tensor arguments, those in lists included."""
-        found: list[Tensor] = []
-        for item in self.args.values():
-            if isinstance(item, Tensor):
-                found.append(item)
-            elif isinstance(item, (list, tuple)):
-                found += [part for part in item if isinstance(part, Tensor)]
-        return found
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the first output."""
-        return tuple(self.outputs[0].shape)
-
-    def join(self, fields: Iterable[Field], shape: Sequence[int] | None = None) -> Value:
-        """Let fields meet in one tensor, by default the first output."""
-        size = self.shape if shape is None else tuple(shape)
-        return Value(size, self.ledger.join(fields))
-
-    def broadcast(self, value: Value, ndim: int) -> list[Field]:
-        """The fields of a value that is broadcast to `ndim` dimensions."""
-        offset = ndim - len(value.shape)
-        if offset == 0:
-            return list(value.fields)
-        target = range(offset, ndim)
-        return [place(item, target, ndim) for item in value.fields]
-
-    def pin_axes(self, value: Value, axes: Iterable[int], reason: str) -> Value:
-        """The value after giving up all freedom along some of its axes."""
-        pinned = pinned_value(value.shape, f"{reason} of {self.op}").fields
-        wanted = {axis % max(len(value.shape), 1) for axis in axes}
-        rigid = [item for item in pinned if set(item.axes) <= wanted]
-        touched = {axis for item in value.fields for axis in item.axes} & wanted
-        if not touched:
-            return value
-        met = [item for item in rigid if set(item.axes) <= touched]
-        return Value(value.shape, self.ledger.join([*value.fields, *met]))
-
+from fxrebasin.passes.fields.fields import Value, pinned_value
+from fxrebasin.passes.rules.call import Call
 
 Rule: TypeAlias = Callable[[Call], Sequence[Value]]
 

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fxrebasin.passes.fields.fields import Field, Labels, Value, place, positions
+from fxrebasin.passes.fields.fields import Field, Labels, Value, place
 from fxrebasin.passes.fields.labels import INSIDE, NONE, OUTSIDE
-from fxrebasin.passes.rules.contraction import pick_axes
+from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.indexing import MASKS, result_axes
-from fxrebasin.passes.rules.movement import chosen_labels, materialised
 from fxrebasin.passes.rules.numbers import units_on
-from fxrebasin.passes.rules.registry import Call, block, pin_everything, rule
+from fxrebasin.passes.rules.registry import block, pin_everything, rule
 
 _CHOSEN = "position chosen by index"
 
@@ -63,29 +62,24 @@ def _written_at(
     """
     ndim, size = len(call.shape), call.shape[dim]
     fields: list[Field] = []
-    for item in materialised(call.ledger, call.value("self"), {dim}):
+    for item in call.materialised(call.value("self"), {dim}):
         if keeps or not isinstance(item, Labels) or dim not in item.axes:
             fields.append(item)
         else:
-            fields += _chosen(call, item.values.index_fill(dim, places, NONE), item)
+            fields += call.chosen(item.values.index_fill(dim, places, NONE), item)
     for value in written:
-        for item in materialised(call.ledger, value, {dim}):
+        for item in call.materialised(value, {dim}):
             if isinstance(item, Labels) and dim in item.axes:
                 shape = _with_size(item.values.shape, dim, size)
                 values = torch.full(shape, NONE).index_copy(dim, places, item.values)
-                fields += _chosen(call, values, item)
+                fields += call.chosen(values, item)
             else:
-                fields += call.ledger.coarsen(item, set(range(ndim)) - {dim})
+                fields += call.coarsen(item, set(range(ndim)) - {dim})
     inside = torch.full((size,), OUTSIDE).index_fill(0, places, INSIDE)
     if places.numel() < size:
         shape = _with_size([1] * ndim, dim, size)
         fields.append(Labels(inside.view(shape), (dim,), False, True, "part that is written to"))
     return call.join(fields)
-
-
-def _chosen(call: Call, values: Tensor, source: Labels) -> list[Field]:
-    found = chosen_labels(call.ledger, values, source)
-    return [] if found is None else [found]
 
 
 @rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
@@ -119,7 +113,7 @@ def _written_to_units(call: Call, operands: Sequence[Value], dim: int, units: La
     fields: list[Field] = [*target.fields, place(units, [dim], ndim)]
     for value in written:
         held = call.pin_axes(value, [dim], _CHOSEN)
-        fields += call.ledger.reduce(held, set(range(ndim)) - {dim})
+        fields += call.reduce(held, set(range(ndim)) - {dim})
     return call.join(fields)
 
 
@@ -129,10 +123,8 @@ def _written(call: Call, operands: Iterable[Value], dim: int) -> Value:
     others = set(range(ndim)) - {dim}
     fields: list[Field] = []
     for value in operands:
-        fields += call.ledger.reduce(call.pin_axes(value, [dim], _CHOSEN), others)
-    if ndim and call.shape[dim] > 1:
-        fields.append(positions(ndim, dim, call.shape[dim], f"{_CHOSEN} of {call.op}"))
-    return call.join(fields)
+        fields += call.reduce(call.pin_axes(value, [dim], _CHOSEN), others)
+    return call.join([*fields, *call.positions([dim] if ndim else [], _CHOSEN)])
 
 
 @rule("index_put", "index_put_", "_unsafe_index_put")
@@ -160,7 +152,7 @@ def index_put(call: Call) -> Sequence[Value]:
         return [_written_at(call, [written], axes[0], known, bool(call.args["accumulate"]))]
     for index in given:
         call.pin_axes(call.lookup(index), range(index.ndim), _CHOSEN)
-    fields = call.ledger.reduce(call.pin_axes(value, axes, _CHOSEN), set(range(ndim)) - set(axes))
+    fields = call.reduce(call.pin_axes(value, axes, _CHOSEN), set(range(ndim)) - set(axes))
     inner = 1 if given[0].dtype in MASKS else max(index.ndim for index in given)
     inside = result_axes(axes, inner)
     target = [axis for axis in range(ndim) if axis not in axes]
@@ -169,14 +161,9 @@ def index_put(call: Call) -> Sequence[Value]:
     kept = [axis for axis, place_of in enumerate(target) if place_of >= 0]
     source = call.pin_axes(written, set(range(len(target))) - set(kept), _CHOSEN)
     fields += [
-        place(pick_axes(item, kept), [target[axis] for axis in kept], ndim)
-        for item in call.ledger.reduce(source, kept)
+        place(item, [target[axis] for axis in kept], ndim) for item in call.reduced(source, kept)
     ]
-    reason = f"{_CHOSEN} of {call.op}"
-    fields += [
-        positions(ndim, axis, call.shape[axis], reason) for axis in axes if call.shape[axis] > 1
-    ]
-    return [call.join(fields)]
+    return [call.join([*fields, *call.positions(axes, _CHOSEN)])]
 
 
 def _with_size(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ import torch
 from fxrebasin.errors import TraceError
 from fxrebasin.passes.fields.fields import Elements, Field, Labels, Value
 from fxrebasin.passes.propagate.propagate import Propagator
-from fxrebasin.passes.rules.registry import Call, Rule
+from fxrebasin.passes.rules.call import Call
+from fxrebasin.passes.rules.registry import Rule
 
 Apply = Callable[[Propagator, Rule, Call], list[Value]]
 
