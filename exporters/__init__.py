@@ -1,1 +1,1 @@
-"""Everything that leaves PyTorch: ONNX, onnxruntime checks, checkpoints."""
+"""What leaves PyTorch: proof that two models compute the same, and ONNX files."""

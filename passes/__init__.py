@@ -1,1 +1,1 @@
-"""Passes: each a function from one representation of the model to the next, one per file."""
+"""The stages, one folder each, from a model to its symmetry, a permutation and a permuted model."""
