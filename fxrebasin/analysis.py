@@ -113,7 +113,7 @@ def _about_passing(passing: Passing | None, order: float) -> tuple[str, ...]:
 
 
 def _order(passing: Passing) -> float:
-    return log10_order(group(passing.without.fork()).classes)
+    return log10_order(group(passing.without).classes)
 
 
 def _with_all_names(item: PermutationClass, names: Mapping[str, Sequence[str]]) -> PermutationClass:

@@ -52,7 +52,7 @@ class Finding:
     """What an analysis found.
 
     Args:
-        propagation: what was recorded.
+        propagation: what was recorded, with all that follows from it.
         grouping: what follows from it.
         notes: about buffers that hold units in place, in words.
     """
@@ -81,7 +81,8 @@ def recognised_state(
 
     def run(constants: Collection[str]) -> Finding:
         propagation = propagate(model, args, kwargs, choices, with_constants(held, constants))
-        return Finding(propagation, group(propagation))
+        grouping = group(propagation)
+        return Finding(grouping.solved, grouping)
 
     held = held_tensors(model, choices.state_buffers)
     constants = {item.name for item in held if item.role is Role.CANDIDATE}

@@ -34,16 +34,30 @@ _Laid = TypeVar("_Laid")
 
 @dataclass(frozen=True, eq=False)
 class Grouping:
-    """The classes, and where their units sit in the state tensors."""
+    """The classes, and where their units sit in the state tensors.
+
+    Attributes:
+        classes: of units that may be permuted.
+        layout: by state tensor, the axes that they move.
+        pins: why each other axis stays as it is.
+        fields: by state tensor, the labels on it.
+        solved: what was recorded, with all that follows from it.
+    """
 
     classes: tuple[PermutationClass, ...]
     layout: dict[str, tuple[AxisGroup, ...]]
     pins: dict[tuple[str, int], PinReason]
     fields: dict[str, list[StateField]]
+    solved: Propagation
 
 
 def group(propagation: Propagation) -> Grouping:
-    """Find all permutations of units that satisfy the recorded constraints."""
+    """Find all permutations of units that satisfy the recorded constraints.
+
+    Args:
+        propagation: what was recorded; left as it is.
+    """
+    propagation = propagation.fork()
     ledger = propagation.ledger
     fields = state_fields(ledger, propagation.shapes)
     remember_parts(ledger, propagation.shapes, fields)
@@ -185,7 +199,8 @@ def _named(
         if moving:
             layout[state] = moving
     free = {axis for items in axes.values() for axis in items}
-    return Grouping(found, layout, _pins(propagation, fields, free), dict(fields))
+    pins = _pins(propagation, fields, free)
+    return Grouping(found, layout, pins, dict(fields), propagation)
 
 
 def _axes_of_classes(
