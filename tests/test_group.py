@@ -1,4 +1,4 @@
-"""Grouping is a function of what was recorded: it can be called again, and leaves that as it was."""
+"""Grouping is a function of what was recorded, and leaves that as it was."""
 
 from __future__ import annotations
 
