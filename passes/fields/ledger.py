@@ -334,9 +334,38 @@ class Ledger(Units):
         return [
             part
             for met in _sharing([item for item in fields if not set(item.axes) <= set(kept)], kept)
-            if _lost_apart(met, kept)
+            if self._lost_apart(met, kept)
             for part in self._coarsen_tuples(met, kept)
         ]
+
+    def _lost_apart(self, fields: Sequence[Field], kept: Collection[int]) -> bool:
+        """Whether fields may say more of kept positions together than each by itself.
+
+        They do not where the labels that each has at a kept position are at no other one: which
+        labels of other fields they meet was recorded when the fields met.
+        """
+        apart = [item for item in fields if isinstance(item, Elements) or item.injective]
+        return len(fields) > 1 and any(
+            self._recurs(item, kept)
+            and not any(set(item.axes) <= set(other.axes) for other in apart)
+            for item in fields
+            if isinstance(item, Labels)
+        )
+
+    def _recurs(self, item: Labels, kept: Collection[int]) -> bool:
+        """Whether a field has a label at several kept positions."""
+        inside = tuple(axis for axis in item.axes if axis in kept)
+        if item.injective or not inside:
+            return False
+        key = ("recurs", _identity(item.values), inside)
+        if key not in self._seen:
+            order = [*inside, *(axis for axis in range(item.values.ndim) if axis not in inside)]
+            count = math.prod(item.values.shape[axis] for axis in inside)
+            labels = item.values.permute(order).reshape(count, -1).numpy()
+            place = np.repeat(np.arange(count), labels.shape[1])
+            found = count_rows([place, labels.reshape(-1)]) > distinct(labels).size
+            self._seen[key] = (item.values, found)
+        return bool(self._seen[key][1])
 
     def _coarsen_tuples(self, fields: Sequence[Field], kept: Collection[int]) -> Sequence[Labels]:
         shared = {axis for item in fields if isinstance(item, Labels) for axis in item.axes}
@@ -353,7 +382,7 @@ class Ledger(Units):
     def _coarsened_together(
         self, columns: Sequence[Labels], kept: Collection[int]
     ) -> Sequence[Labels]:
-        if not _lost_apart(columns, kept):
+        if not self._lost_apart(columns, kept):
             return []
         sizes = np.broadcast_shapes(*(item.values.shape for item in columns))
         if math.prod(sizes) > TUPLES_AT_MOST:
@@ -562,20 +591,6 @@ def _sharing(fields: Sequence[Field], kept: Collection[int]) -> list[list[Field]
     return [found for _, found in groups]
 
 
-def _lost_apart(fields: Sequence[Field], kept: Collection[int]) -> bool:
-    """Whether fields may say more of kept positions together than each by itself.
-
-    They do not if each that varies along kept and removed axes has another label at each position,
-    or if one that has so varies along the same axes.
-    """
-    apart = [item for item in fields if isinstance(item, Elements) or item.injective]
-    return len(fields) > 1 and any(
-        _crosses(item, kept) and not any(set(item.axes) <= set(other.axes) for other in apart)
-        for item in fields
-        if isinstance(item, Labels)
-    )
-
-
 def _telling(fields: Sequence[Labels]) -> list[Labels]:
     """The fields without those that another one determines, along the same axes or more."""
     found: list[Labels] = []
@@ -613,11 +628,6 @@ def _places_told_apart(fields: Sequence[Labels], kept: Collection[int]) -> list[
 def _joint_codes(fields: Sequence[Labels], sizes: Sequence[int]) -> Ints:
     """A number for the tuple of labels at each position."""
     return row_codes([item.values.expand(tuple(sizes)).reshape(-1).numpy() for item in fields])
-
-
-def _crosses(item: Labels, kept: Collection[int]) -> bool:
-    """Whether a field that does not tell all its positions apart varies along a kept axis."""
-    return not item.injective and bool(set(item.axes) & set(kept))
 
 
 def _connected_to_free(columns: Sequence[Labels]) -> tuple[Labels, ...]:
