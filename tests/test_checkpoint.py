@@ -183,16 +183,16 @@ FAULTS = {
     "folder pt": "is a folder",
     "empty safetensors": "is empty",
     "empty pt": "is empty",
-    "truncated safetensors": "no sound safetensors file",
+    "truncated safetensors": "not an intact safetensors file",
     "truncated pt": "cannot be read by torch.load",
-    "text safetensors": "no sound safetensors file",
+    "text safetensors": "not an intact safetensors file",
     "text pt": "cannot be read by torch.load",
-    "pickle safetensors": "no sound safetensors file",
+    "pickle safetensors": "not an intact safetensors file",
     "unsafe pt": "objects other than tensors",
     "module pt": "objects other than tensors",
     "no tensors pt": "holds no tensors by name: its keys are epoch",
     "list pt": "holds no tensors by name: it is a list",
-    "text onnx": "no weights file by its name; expected one of .safetensors, .pt",
+    "text onnx": "not have the name of a weights file; expected one of .safetensors, .pt",
 }
 
 
@@ -212,7 +212,7 @@ def test_a_folder_says_what_it_holds(tmp_path: Path) -> None:
 
 
 def test_names_of_other_kinds_are_not_written(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no weights file by its name"):
+    with pytest.raises(CheckpointError, match="not have the name of a weights file"):
         save_state_dict(tmp_path / "weights.onnx", {})
     assert not list(tmp_path.iterdir())
 

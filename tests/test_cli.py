@@ -215,7 +215,7 @@ def test_errors_become_a_message_and_an_exit_code(folder, monkeypatch, error, co
     [
         (["inspect"], "Missing argument 'MODEL'"),
         (["inspect", "nets:Net", "--input-shape", "two"], "'two' is not a shape"),
-        (["inspect", "nets:Net", "--input-shape", "2,3:float99"], "no dtype of torch"),
+        (["inspect", "nets:Net", "--input-shape", "2,3:float99"], "not a dtype of torch"),
         (["inspect", "nets:Net", "--input-shape", "2,5"], "Net"),
         (["inspect", "nets:Net", "--explain", "nowhere.weight", "0"], "nowhere.weight"),
         (["inspect", "nets:Net", "--explain", "embed.weight", "7"], "embed.weight"),

@@ -152,7 +152,7 @@ def test_a_picture_replaces_nothing_unless_asked(tmp_path) -> None:
     assert (tmp_path / "line.png").read_bytes() == b"mine"
     plot_barrier(before, after, tmp_path / "line.png", overwrite=True)
     assert (tmp_path / "line.png").read_bytes()[1:4] == b"PNG"
-    with pytest.raises(InputError, match="no picture by its name"):
+    with pytest.raises(InputError, match="does not have the name of a picture"):
         plot_barrier(before, after, tmp_path / "line.txt")
 
 
