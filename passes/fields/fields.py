@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fxrebasin.passes.fields.labels import rigid_labels
+from fxrebasin.passes.fields.rows import all_differ
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,19 @@ def labels_of(values: Tensor, like: Labels | None = None, injective: bool = Fals
     rigid = (like is not None and like.rigid) or int(values.max()) < 0
     reason, routing = ("", None) if like is None else (like.reason, like.routing)
     return Labels(values, axes, injective, rigid, reason, routing)
+
+
+def field_of(values: Tensor, reason: str) -> Labels:
+    """A field of labels, of which everything is found out by looking.
+
+    Args:
+        values: the labels; they may be the same all along an axis.
+        reason: why positions cannot move, if none of them can.
+    """
+    values = squeeze_constant(values, range(values.ndim))
+    rigid = bool((values < 0).all())
+    injective = all_differ(values.numpy())
+    return Labels(values, varying_axes(values), injective, rigid, reason if rigid else "")
 
 
 def elements_of(state: str, view: Tensor) -> Elements | None:

@@ -31,11 +31,10 @@ from fxrebasin.passes.fields.fields import (
     Labels,
     Value,
     elements_of,
+    field_of,
     labels_of,
     positions,
     reshape_labels,
-    squeeze_constant,
-    varying_axes,
 )
 from fxrebasin.passes.fields.labels import part_label, rigid_labels
 from fxrebasin.passes.fields.origin import Origin
@@ -279,8 +278,8 @@ class Ledger(Units):
             self.used.append(blocks)
             labels[torch.from_numpy(parents)] = blocks
             self._nest(units, blocks[torch.from_numpy(parent_of.reshape(-1))])
-        main = _over_rows(labels, row_of, shape, kept, item.reason)
-        beside = _over_rows(_rigid_parts(sets), row_of, shape, kept, "positions beside units")
+        main = _over_rows(labels, row_of, shape, item.reason)
+        beside = _over_rows(_rigid_parts(sets), row_of, shape, "positions beside units")
         if main.rigid or not beside.axes:
             return (main,)
         self.relate(main, beside)
@@ -402,9 +401,7 @@ class Ledger(Units):
         code = torch.from_numpy(_joint_codes(columns, sizes))
         rigid = all(item.rigid for item in columns)
         units = rigid_labels(code) if rigid else self.fresh(int(code.max()) + 1)[code]
-        values = squeeze_constant(units.view(tuple(sizes)), range(len(sizes)))
-        injective = all_differ(values.numpy())
-        found = Labels(values, varying_axes(values), injective, rigid, "tuples of positions")
+        found = field_of(units.view(tuple(sizes)), "tuples of positions")
         self.relate(found, *columns)
         return found
 
@@ -569,14 +566,9 @@ def _rigid_parts(sets: Ints) -> Tensor:
     return torch.from_numpy(rigid_labels(row_codes([hashes.view(np.int64)])))
 
 
-def _over_rows(
-    labels: Tensor, row_of: Ints, shape: Sequence[int], kept: Sequence[int], reason: str
-) -> Labels:
+def _over_rows(labels: Tensor, row_of: Ints, shape: Sequence[int], reason: str) -> Labels:
     """A field of the labels of rows, at the kept positions that the rows belong to."""
-    values = squeeze_constant(labels[torch.from_numpy(row_of)].view(tuple(shape)), kept)
-    rigid = bool((labels < 0).all())
-    injective = all_differ(values.numpy())
-    return Labels(values, varying_axes(values), injective, rigid, reason if rigid else "")
+    return field_of(labels[torch.from_numpy(row_of)].view(tuple(shape)), reason)
 
 
 def _sharing(fields: Sequence[Field], kept: Collection[int]) -> list[list[Field]]:

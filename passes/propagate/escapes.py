@@ -85,7 +85,7 @@ class Escapes:
             pinned = pinned_value(value.shape, reason)
             self._ledger.join([*pinned.fields, *value.fields])
             track.value = pinned
-            track.state = ""
+            track.is_state = False
         self.memory.expose(tensor)
 
     def arrived(self, tensor: Tensor) -> None:

@@ -18,13 +18,12 @@ from fxrebasin.passes.fields.fields import (
     Field,
     Labels,
     Value,
-    squeeze_constant,
-    varying_axes,
+    field_of,
 )
 from fxrebasin.passes.fields.labels import NONE, rigid_labels
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.reshaping import reshape_value
-from fxrebasin.passes.fields.rows import Ints, all_differ, distinct
+from fxrebasin.passes.fields.rows import Ints, distinct
 
 _SEGMENT = "part of a tensor written to"
 
@@ -172,8 +171,4 @@ def _segments(owners: Ints, view: Tensor) -> Labels:
 
 
 def _field(labels: Ints, view: Tensor, reason: str) -> Labels:
-    values = torch.from_numpy(labels).view(tuple(view.shape))
-    values = squeeze_constant(values, range(values.ndim))
-    rigid = bool((values < 0).all())
-    injective = all_differ(values.numpy())
-    return Labels(values, varying_axes(values), injective, rigid, reason if rigid else "")
+    return field_of(torch.from_numpy(labels).view(tuple(view.shape)), reason)

@@ -373,7 +373,7 @@ class Propagator(TorchDispatchMode):
             ledger.origins.append(Origin("shared memory", item.name))
             pinned = pinned_value(shape, f"shares memory with {item.overlaps}, in another view")
             value = Value(shape, ledger.join([*pinned.fields, *value.fields]))
-        track = Track(value, state=item.name, name=item.name)
+        track = Track(value, item.name, is_state=True)
         if item.role is Role.STATE and stand_in.is_floating_point():
             track.spread = known(of_state(shape, len(self.states)))
         self.memory.set(stand_in, track)
@@ -498,7 +498,7 @@ class Propagator(TorchDispatchMode):
     def _alive(self) -> Iterator[Value]:
         """What is held by something and is not a parameter; views are parts of it."""
         for track in self.memory.alive():
-            if track.base is None and not track.state:
+            if track.base is None and not track.is_state:
                 pending = track.pieces is not None
                 yield refresh(track, self.result.ledger) if pending else track.value
 
@@ -691,7 +691,7 @@ class Propagator(TorchDispatchMode):
         base = self.memory.begin(tensor)
         replay = replay_of(RESHAPING[func], bound, "self", 0)
         func(**bound)
-        track = Track(Value(tuple(tensor.shape)), "", base.name, base, replay, seen=-1)
+        track = Track(Value(tuple(tensor.shape)), base.name, base, replay, seen=-1)
         self.memory.set(tensor, track)
         return tensor
 

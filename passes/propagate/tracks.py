@@ -33,7 +33,6 @@ class Track:
     """
 
     value: Value
-    state: str = ""
     name: str = ""
     base: Track | None = None
     replay: Replay | None = None
@@ -41,6 +40,7 @@ class Track:
     seen: int = 0
     pieces: Pieces | None = None
     spread: Later | None = None
+    is_state: bool = False
 
     @property
     def root(self) -> Track:
@@ -49,7 +49,7 @@ class Track:
 
     def stand_alone(self, value: Value) -> None:
         """Forget what this is a view of, and what was written into it; it holds a value now."""
-        self.value, self.state = value, ""
+        self.value, self.is_state = value, False
         self.base = self.replay = self.pieces = self.spread = None
         self.seen = self.version
 
@@ -154,7 +154,7 @@ def refresh(track: Track, ledger: Ledger) -> Value:
             found = root.pieces.read(ledger, placed)
         track.value = found or _viewed(track, root, ledger)
         track.seen = root.version
-        track.state = ""
+        track.is_state = False
     return track.value
 
 
@@ -225,7 +225,7 @@ def write(track: Track, value: Value, ledger: Ledger) -> None:
     root.version += 1
     track.value = value
     track.seen = root.version
-    track.state = root.state = ""
+    track.is_state = root.is_state = False
     root.spread = None
     if track.base is None or track.replay is None:
         root.pieces = None
