@@ -73,11 +73,7 @@ def piece_source(piece: Piece, arrays: Arrays) -> IntArray:
 
 
 def open_grids(sizes: Sequence[int]) -> list[IntArray]:
-    """Coordinates over a box, one array per axis, each of size 1 along the others.
-
-    Args:
-        sizes: of the box.
-    """
+    """Coordinates over a box, one array per axis, each of size 1 along the others."""
     return [np.asarray(grid) for grid in np.ix_(*(np.arange(size) for size in sizes))]
 
 

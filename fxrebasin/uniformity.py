@@ -42,9 +42,6 @@ def bits_of(tensor: Tensor) -> Tensor:
 def digest_of(tensor: Tensor) -> str:
     """A text that two tensors share when they hold the same numbers, in whatever dtype.
 
-    Args:
-        tensor: with values.
-
     Example:
         >>> digest_of(torch.tensor([1, 2])) == digest_of(torch.tensor([1, 2], dtype=torch.uint8))
         True

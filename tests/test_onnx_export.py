@@ -346,10 +346,10 @@ def test_a_noisy_model_is_held_to_its_own_noise_and_no_further(linear, tmp_path)
 def test_files_that_hold_no_model_are_refused(keep, linear, linear_file, tmp_path):
     path = tmp_path / "cut.onnx"
     path.write_bytes(linear_file.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match="no ONNX model that can be read"):
+    with pytest.raises(CheckpointError, match="not an ONNX model that can be read"):
         verify(linear, path, draw(2, 4))
     path.write_text("hello")
-    with pytest.raises(CheckpointError, match="no ONNX model"):
+    with pytest.raises(CheckpointError, match="not an ONNX model"):
         verify(linear, path, draw(2, 4))
 
 

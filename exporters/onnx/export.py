@@ -1,4 +1,4 @@
-"""Write a model as ONNX, and let the file appear only once it is proved."""
+"""Write a model as ONNX; the file appears only after it has been proved right."""
 
 from __future__ import annotations
 
@@ -52,9 +52,10 @@ def export_onnx(
 
     The file is made beside its destination, checked by `onnx.checker`, run on onnxruntime's CPU
     provider, compared with PyTorch as `fxrebasin.verify` does, and only then renamed. If anything
-    fails there is no file, and one that was there before is as it was. Inputs are named after the
-    parameters of `forward`, outputs after their place in what it returns, initializers as in the
-    `state_dict`. Weights beyond 1.8 GB go to `<path>.data`, to be kept beside the file.
+    fails there is no file, and an earlier file at that place stays as it was. Inputs are named
+    after the parameters of `forward`, outputs after their place in what it returns, initializers as
+    in the `state_dict`. Weights beyond 1.8 GB go to `<path>.data`, which has to stay beside the
+    file.
 
     The batch axis (the first axis of the first input, and that of every input of the same length)
     is dynamic, which is checked by running a second batch size. If the model cannot be exported
@@ -81,7 +82,7 @@ def export_onnx(
         CheckpointError: the file exists, or cannot be written there; raised before any work.
         InputError: the model does not run on the example inputs, or the opset does not exist.
         ExportError: the model cannot be exported, the file checked, or onnxruntime run it.
-        EquivalenceError: onnxruntime computes something else than PyTorch.
+        EquivalenceError: onnxruntime computes something other than PyTorch.
 
     Example:
         >>> export_onnx(nn.Linear(3, 2), "net.onnx", torch.randn(2, 3)).passed

@@ -96,7 +96,7 @@ def write_onnx(
     if program is None or not outputs:
         raise ExportError(f"{type(model).__name__} returns no tensor")
     names = list(named_inputs(model, inputs.args, inputs.kwargs))
-    _check_ports(program, names, outputs, model)
+    _check_ports(program, names, outputs)
     tidy(program.model, inputs=names, outputs=outputs, scope="model.", batch=batch is not None)
     _save(program, path, model, opset)
 
@@ -105,7 +105,7 @@ class _Flat(nn.Module):
     """The model as a function from a tuple of tensors to a tuple of tensors.
 
     Keyword inputs, inputs that are not tensors, and returned dataclasses, caches, numbers and None
-    are all beyond torch's exporter in one combination or another.
+    are each too much for torch's exporter in some combination.
     """
 
     def __init__(
@@ -140,7 +140,6 @@ def _check_ports(
     program: torch.onnx.ONNXProgram,
     inputs: Sequence[str],
     outputs: Sequence[str],
-    model: nn.Module,
 ) -> None:
     graph = program.model.graph
     if (len(graph.inputs), len(graph.outputs)) != (len(inputs), len(outputs)):
@@ -166,14 +165,14 @@ def _save(program: torch.onnx.ONNXProgram, path: Path, model: nn.Module, opset: 
 
 
 def _root(error: BaseException) -> str:
-    """The first line of the exception that started it; torch wraps it in advice."""
+    """The first line of the exception behind it; torch wraps that in advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_lines(error, 1)
 
 
 class _Mute:
-    """Drops what the thread that makes it writes; others (a progress bar's) write on."""
+    """Drops what its own thread writes; other threads (a progress bar's) go on writing."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -32,7 +32,7 @@ from fxrebasin.running.outputs import Outputs, Wanted
 # Permuted sums differ by about 1e-16 per term; four orders of magnitude below float32's noise.
 FLOAT64_TOLERANCE = 1e-10
 
-# onnxruntime's error in float32 and PyTorch's are of the same kind and independent, so that their
+# onnxruntime's error in float32 and PyTorch's are of the same kind and independent, so their
 # difference is a small multiple of either: 0.9 to 2.2 times the measured floor on 22 models of
 # torchvision with random weights at 224 pixels. Ten leaves room for inputs that round well.
 NOISE_MULTIPLE = 10.0
@@ -59,7 +59,7 @@ def verify(
     Both are run on the example inputs, on a set with other values and another batch size, and on
     one of many rows with values far apart; on more if the model chooses its way by values and has
     parameters that were not read yet (see `fxrebasin.exporters.verify.references`). What the model
-    does not take is left out, which `report.notes` says, as they say which parameters no run read.
+    does not take is left out; `report.notes` says so, and which parameters no run read.
 
     Another module is compared in float64 with the tolerance `FLOAT64_TOLERANCE`. An ONNX file is
     run on onnxruntime's CPU provider and compared with PyTorch in the model's own precision; the
@@ -82,7 +82,7 @@ def verify(
 
     Raises:
         InputError: the inputs do not fit one of the two, or there are no such outputs.
-        CheckpointError: the file is missing or is no ONNX model.
+        CheckpointError: the file is missing or is not an ONNX model.
         ExportError: onnxruntime cannot run the file.
 
     Example:
@@ -173,7 +173,7 @@ def compare_states(
 ) -> EquivalenceReport:
     """Compare what a module computes with one state and with another; as `compare_float64` does.
 
-    Nothing is traced and no model made, so that this is the cheapest proof of a permutation.
+    Nothing is traced and no model is made, so this is the cheapest proof of a permutation.
 
     Args:
         model: of the architecture; its own weights count where a state lacks them.

@@ -145,7 +145,7 @@ def float64_copy(model: nn.Module) -> nn.Module:
     }
     memo: dict[int, Any] = {key: _widen_state(value) for key, value in state.items()}
     try:
-        with warnings.catch_warnings():  # those of classes that are on their way out
+        with warnings.catch_warnings():  # warnings of classes that are deprecated
             warnings.simplefilter("ignore")
             return copy.deepcopy(model, dict(memo))
     except (TypeError, RuntimeError, AttributeError, NotImplementedError, pickle.PicklingError):

@@ -45,12 +45,12 @@ def example_set(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputSet:
 
 
 def other_sets(example: InputSet, *, any_batch: bool = True) -> Iterator[InputSet]:
-    """Sets of which the first that a model takes is worth a run beside the example.
+    """Sets of inputs; the first one that a model takes is worth a run besides the example.
 
     Example inputs may be special (zeros, a single repeated token), and a function may depend on
     the values or on the number of rows, so a set has other values and another number of rows. The
-    first ones differ most from the example. What differs in nothing is left out. Values are drawn
-    from a fixed seed, as `fxrebasin.models.redraw` says.
+    first ones differ most from the example. Sets that do not differ from it are left out. Values
+    are drawn from a fixed seed, as `fxrebasin.models.redraw` says.
 
     Args:
         example: the inputs that were given.
@@ -121,7 +121,7 @@ def is_batched(value: Any, batch: int) -> bool:
 
 
 def _other_batches(batch: int | None) -> list[int]:
-    """Few rows more or less, then a multiple or a part: what is made of pairs takes no odd one."""
+    """A few rows more or less, then a multiple or a part, since a model may need pairs of rows."""
     if batch is None:
         return []
     if batch <= _SMALL_BATCH:

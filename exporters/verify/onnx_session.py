@@ -76,7 +76,7 @@ class OnnxModel:
             )
         except _UNREADABLE as error:
             raise CheckpointError(
-                f"{self._label} is no ONNX model that can be read: {first_lines(error)}"
+                f"{self._label} is not an ONNX model that can be read: {first_lines(error)}"
             ) from error
         except ONNXRUNTIME_ERRORS as error:
             raise ExportError(

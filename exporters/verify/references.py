@@ -56,7 +56,7 @@ def reference_runs(
 ) -> References:
     """Run the reference of a comparison in float64 on the example and on other inputs.
 
-    Beside the example there is one set with other values and, if the model takes it, another
+    Besides the example there is one set with other values and, if the model takes it, another
     number of rows. A model that looks at what it computed, or that has parameters which were not
     read, may take other ways for other inputs: it is run on further sets of many rows with values
     far apart, as long as these read something new.
@@ -96,7 +96,7 @@ class _Explorer:
         self._keep(one, tensors_of(self._subject, one, self._run(one, self._reads)))
 
     def first_taken(self, example: InputSet, any_batch: bool) -> InputSet | None:
-        """Keep the first set beside the example that the model takes."""
+        """Keep the first set besides the example that the model takes."""
         refused: dict[str, str] = {}
         for one in other_sets(example, any_batch=any_batch):
             fault = self._try(one)
@@ -151,7 +151,7 @@ def _refusals(refused: Mapping[str, str], example: InputSet, taken: InputSet) ->
 def _unread_notes(reads: StateReads) -> list[str]:
     """What was not read does not change what was returned, whatever it is."""
     untouched = reads.untouched()
-    # Where no way was chosen by values, a part is left for want of length: positions, say.
+    # Where values chose no path, a part is unread because the inputs are short: positions, say.
     partly = [n for n in reads.unread() if n not in untouched] if reads.looked else []
     notes = []
     if untouched:

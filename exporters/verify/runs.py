@@ -53,7 +53,7 @@ class Float64Run:
         self._subject, self._twin = subject, twin
 
     def reads(self) -> StateReads:
-        """What notes reads of the copy's parameters, to be passed to calls."""
+        """A mode that notes reads of the copy's parameters, to be passed to calls."""
         return StateReads(dict(self._twin.named_parameters()))
 
     def __call__(self, inputs: InputSet, reads: StateReads | None = None) -> Tensors | Exception:

@@ -17,7 +17,7 @@ class StateReads(OperatorMode):
     """Dispatch mode that notes which elements of some tensors are operands of an operator.
 
     A view reads nothing; what is done with it does, and reads the elements that it shows, unless
-    nothing comes of it (an expert on no rows). Whole tables count as read where rows are looked up
+    that has no result (an expert on no rows). Whole tables count as read where rows are looked up
     in them.
 
     Args:
@@ -42,13 +42,13 @@ class StateReads(OperatorMode):
         asked for: the run may take another way for other inputs."""
 
     def mark(self, value: Any) -> Any:
-        """Count a floating-point input as something computed; other values are returned alike."""
+        """Count a floating-point input as something computed; other values are left alone."""
         if isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex()):
             setattr(value, _COMPUTED, True)
         return value
 
     def unread(self) -> dict[str, int]:
-        """Of how many elements of each tensor nothing was read, where there are any."""
+        """How many elements of each tensor were not read; only tensors with some."""
         counts = {name: self._unread(tensor) for name, tensor in self._tensors.items()}
         return {name: count for name, count in counts.items() if count}
 

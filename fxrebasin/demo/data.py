@@ -1,4 +1,4 @@
-"""The demo's data: the 1797 handwritten digits that scikit-learn carries inside its package."""
+"""The demo's data: the 1797 handwritten digits that come with scikit-learn."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def run_demo(
 def _study(
     subject: Subject, digits: Digits, path: Path, seed: int, overwrite: bool, progress: Progress
 ) -> Outcome:
-    # No network of one seed of the demo is a network of another.
+    # Different seeds of the demo have no network in common.
     model_a = _train(subject, digits, "A", 2 * seed, progress)
     model_b = _train(subject, digits, "B", 2 * seed + 1, progress)
     examples = digits.test_images[:COMPARED_IMAGES]

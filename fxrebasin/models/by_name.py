@@ -1,4 +1,4 @@
-"""Models by name, as commands take them: library, own code, or a Hugging Face configuration."""
+"""Models by name, as commands take them: from a library, the user's code, or a configuration."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def build_model(name: str) -> nn.Module:
 
     Raises:
         InputError: the name has none of these forms, the library or the model does not exist, or
-            what was built is no `torch.nn.Module`.
+            what was built is not a `torch.nn.Module`.
 
     Example:
         >>> build_model("torch.nn:Identity")
@@ -70,7 +70,7 @@ def _from_torchvision(name: str) -> Builder:
     if name not in models.list_models():
         raise _unknown_name("torchvision", name, models.list_models())
     parameters = inspect.signature(models.get_model_builder(name)).parameters
-    # Backbones would be downloaded; slow initialisers only matter to who trains.
+    # Backbones would be downloaded; slow initialisers matter only for training.
     unwanted: dict[str, Any] = {"weights_backbone": None, "init_weights": False}
     options = {key: value for key, value in unwanted.items() if key in parameters}
     return partial(models.get_model, name, weights=None, **options)
@@ -90,7 +90,7 @@ def _from_configuration(path: Path) -> Builder:
     try:
         config = transformers.AutoConfig.from_pretrained(str(path))
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is no Hugging Face configuration: {error}") from error
+        raise InputError(f"{path} is not a Hugging Face configuration: {error}") from error
     architectures = getattr(config, "architectures", None) or ()
     for architecture in architectures:
         if hasattr(transformers, architecture):

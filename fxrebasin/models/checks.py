@@ -91,7 +91,7 @@ def check_finite(
     """Refuse NaN and infinity, naming every tensor that has one and where the first is.
 
     Args:
-        parameters: tensors by name, no value of which may be anything but finite.
+        parameters: tensors by name, all of whose values have to be finite.
         buffers: tensors by name, where -inf is accepted too.
 
     Raises:
@@ -182,7 +182,7 @@ _CHECKS = (
     _Check(
         "parameters of a tensor subclass with operators of its own",
         lambda tensor: behaves_otherwise(type(tensor)),
-        "What such a tensor holds is its own affair; permute the model before it gets them.",
+        "Only the subclass knows what such a tensor holds; permute the model before it gets them.",
     ),
 )
 _META = _Check(
@@ -278,7 +278,7 @@ def _table(differences: Sequence[Difference], names: tuple[str, str]) -> str:
 
 
 def first_graph_difference(graph_b: fx.GraphModule, graph_a: fx.GraphModule) -> str | None:
-    """What tells the graphs of two models with the same state apart; None if nothing does.
+    """How the graphs of two models with the same state differ; None if they do not.
 
     Nodes are compared in order: operation, target (for a submodule its type and settings), and
     arguments. Names of nodes do not count.

@@ -26,7 +26,7 @@ from fxrebasin.running.outputs import ReducingError, Wanted, reduced, remade
 from fxrebasin.running.preserve import preserve
 
 # Two, and not one: an axis of size 1 looks like a broadcast, `squeeze` drops it, and torch.export
-# takes it for a constant. Two is the smallest batch that has none of this.
+# takes it for a constant. Two is the smallest batch without these problems.
 BATCH = 2
 
 # Where a graph keeps the inputs it was traced with, as (args, kwargs), in its `meta`.
@@ -76,7 +76,7 @@ def normalise_inputs(
     the first that the model accepts is taken.
 
     Args:
-        model: the model; it is run on meta tensors, and in earnest only if that fails.
+        model: the model; it is run on meta tensors, and on numbers only if that fails.
         example_inputs: a tensor, a tuple or list of positional inputs, or None.
         example_kwargs: keyword inputs by name, or None.
         check: run the model on inputs that were given, to refuse those that it does not accept.
@@ -105,14 +105,14 @@ def check_inputs(
 ) -> DryRun | None:
     """Raise an `InputError` if the model does not run on these inputs.
 
-    It is run on meta tensors first. What fails there may be fine with numbers, so that the
-    verdict is that of a real run (unless the model has no numbers itself).
+    It is run on meta tensors first. What fails there may be fine with numbers, so the verdict is
+    that of a real run (unless the model has no numbers itself).
 
     Returns:
         The dry run; None if the model runs only with numbers.
 
     Raises:
-        InputError: with what the model says, where it says it, and the shapes that were passed.
+        InputError: with the model's message, where it was raised, and the shapes that were passed.
     """
     runs: list[DryRun] = []
     error = attempt(lambda: runs.append(dry_run(model, args, kwargs, wanted)))

@@ -29,7 +29,7 @@ class InputShape:
 
 @dataclass(frozen=True)
 class ExampleInputs:
-    """What `fxrebasin.analyze` and its kin take; both None to have inputs inferred."""
+    """What `fxrebasin.analyze` and the like take; both None to have inputs inferred."""
 
     args: tuple[Any, ...] | None = None
     kwargs: dict[str, Any] | None = None

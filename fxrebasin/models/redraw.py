@@ -18,7 +18,7 @@ class Manner(Enum):
     take one of several ways: rows are to fall on both sides of a threshold.
     WIDE: the same within the range of the values, for models that are not defined outside.
     FREE: floating-point tensors hold independent normal values, integers are in another order, and
-    masks and flags are other ones.
+    masks and flags change as well.
     USUAL: as FREE, but integers change places within their row only, so that a row keeps its
     special tokens, and masks and flags stay.
     CLOSE: floating-point rows are mixtures of given rows, in equal shares in all tensors, so that
@@ -39,7 +39,7 @@ def redrawn(tree: Any, seed: int, manner: Manner = Manner.USUAL) -> Any:
     Floating-point tensors get values with the mean and standard deviation of the given ones,
     clamped to their range, so that they stay where a model's function is defined; a constant
     tensor gives unclamped values around the constant. Integers are values that were given, thus
-    valid identifiers, and where all are alike those from 0 to it; vectors in order (offsets,
+    valid identifiers, and where all are the same those from 0 to it; vectors in order (offsets,
     lengths, assignments of rows to graphs) stay in order, and begin and end as they did. Boolean
     tensors and integers that are 0 or 1 are masks or flags: where they change, the first and the
     last column of a matrix stay, rows with one mark have one again, and none becomes all false or
@@ -171,7 +171,7 @@ def _shuffled(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _up_to(value: int, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Below an identifier, and below the number of a step, there are others."""
+    """Numbers below an identifier, or below the number of a step, are such numbers as well."""
     if value <= 0:
         return tensor
     return torch.randint(value + 1, tensor.shape, generator=generator).to(tensor)

@@ -21,8 +21,8 @@ _COLORS = (
 _PINNED = "#d0d0d0"
 _UNKNOWN = "#d00000"
 
-# Inches that a character takes at 12 points in a wide font: the fonts of the layout are narrower
-# than those that some machines have.
+# The width in inches of a character at 12 points in a wide font: some machines have wider fonts
+# than the layout assumes.
 _WIDTH = 0.095
 
 # More stripes than this in a box, or lines side by side, cannot be told apart.
@@ -33,7 +33,7 @@ _FRAMED = 3
 
 _SIGNS = {"add": "+", "add_": "+", "sub": "−", "mul": "×", "mul_": "×", "div": "÷"}
 
-# The layout is made for the first; the others are what machines without it have.
+# The layout is made for the first; the others are for machines without it.
 _FONTS = "Helvetica,Arial,Liberation Sans,sans-serif"
 
 

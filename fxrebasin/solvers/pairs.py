@@ -153,11 +153,7 @@ def is_run(source: IntArray) -> bool:
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether numpy can work on the memory of a tensor, and finds it in order.
-
-    Args:
-        tensor: of any shape.
-    """
+    """Whether numpy can work on the memory of a tensor, and finds it in order."""
     known = tensor.dtype in (torch.float32, torch.float64) and tensor.is_cpu
     return known and tensor.is_contiguous()
 

@@ -143,10 +143,6 @@ class Axes:
 
 
 def names_of(pieces: Iterable[Piece]) -> list[str]:
-    """Names of the classes on pieces, in order of appearance.
-
-    Args:
-        pieces: of any axes.
-    """
+    """Names of the classes on pieces, in order of appearance."""
     names = (s.class_name for piece in pieces for s in piece.slots if s.class_name is not None)
     return list(dict.fromkeys(names))

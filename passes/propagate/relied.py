@@ -87,11 +87,7 @@ class Relied:
             setattr(result, _VARYING, _varying(func, known, result))
 
     def note_write(self, tensor: Tensor) -> None:
-        """A constant was written to: where it varies is no longer what its buffers say.
-
-        Args:
-            tensor: a constant.
-        """
+        """A constant was written to: where it varies is no longer what its buffers say."""
         self._written.add(address_of(tensor))
 
     def _remember(self, tensor: Tensor, names: frozenset[str]) -> None:
@@ -112,11 +108,7 @@ class Relied:
         return Origins(names, _varies(tensor) if address not in self._written else None)
 
     def on_values(self, tensor: Tensor) -> None:
-        """Record that the values of a constant were looked at.
-
-        Args:
-            tensor: a constant.
-        """
+        """Record that the values of a constant were looked at."""
         origins = self._origins(tensor)
         if origins is not None:
             self._add(origins.names, True)

@@ -51,9 +51,6 @@ def has_open_axis(graph_module: fx.GraphModule) -> bool:
 
     torch.export closes an axis that it was told to leave open if the model asks for its size, and
     the batch axis is never left open for one row.
-
-    Args:
-        graph_module: from `exported_graph`.
     """
     values = [node.meta.get("val") for node in graph_module.graph.nodes if node.op == "placeholder"]
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
