@@ -99,7 +99,7 @@ def test_a_hugging_face_configuration(tmp_path, architectures, kind):
 def test_a_file_that_is_no_configuration(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)
-    with pytest.raises(InputError, match="is no Hugging Face configuration"):
+    with pytest.raises(InputError, match="is not a Hugging Face configuration"):
         build_model(str(path))
 
 
