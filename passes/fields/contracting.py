@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations
 
 from fxrebasin.passes.fields.fields import Elements, Field, Labels, Value, place, positions
@@ -40,7 +40,8 @@ def contract(
         known: sizes of factors that shapes do not tell.
         reason: why positions cannot move.
     """
-    space = _space(pattern, [*(value.shape for value in values), tuple(out_shape)], known or {})
+    shapes = (*(value.shape for value in values), tuple(out_shape))
+    space = _space(pattern, shapes, tuple((known or {}).items()))
     operands = [
         _to_factors(ledger, value, axes, space, reason)
         for value, axes in zip(values, space.pattern.inputs, strict=True)
@@ -83,9 +84,13 @@ class _Space:
         ]
 
 
-def _space(pattern: Pattern, shapes: Sequence[tuple[int, ...]], known: Mapping[str, int]) -> _Space:
+@lru_cache(maxsize=4096)
+def _space(
+    pattern: Pattern, shapes: tuple[tuple[int, ...], ...], known: tuple[tuple[str, int], ...]
+) -> _Space:
+    """What an operator loops over, which is alike in all layers of one form."""
     pattern = spelled_out(pattern, tuple(map(len, shapes)))
-    sizes = factor_sizes(pattern, shapes, known)
+    sizes = factor_sizes(pattern, shapes, dict(known))
     pattern = merged(pattern, frozenset(name for name, size in sizes.items() if size == 1))
     names = dict.fromkeys(name for axes in pattern.tensors for name in factors_of(axes))
     return _Space(pattern, {name: sizes[name] for name in names})

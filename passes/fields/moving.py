@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fxrebasin.passes.fields.fields import (
@@ -17,6 +18,7 @@ from fxrebasin.passes.fields.fields import (
     labels_of,
     squeeze_constant,
 )
+from fxrebasin.passes.fields.labels import INSIDE, NONE, OUTSIDE
 from fxrebasin.passes.fields.ledger import Ledger, free_labels
 
 
@@ -171,3 +173,29 @@ def materialised(ledger: Ledger, value: Value, axes: set[int]) -> list[Field]:
         else:
             fields += ledger.separate(item)
     return fields
+
+
+def put_at(
+    ledger: Ledger, value: Value, axis: int, places: Tensor, shape: Sequence[int]
+) -> list[Field]:
+    """The fields of slices along an axis that are put at places of a tensor of some shape."""
+    fields: list[Field] = []
+    for item in materialised(ledger, value, {axis}):
+        if not isinstance(item, Labels) or axis not in item.axes:
+            fields += ledger.coarsen(item, set(range(len(shape))) - {axis})
+            continue
+        size = [*item.values.shape]
+        size[axis] = shape[axis]
+        values = torch.full(size, NONE).index_copy(axis, places, item.values)
+        fields += chosen_labels(ledger, values, item)
+    return fields
+
+
+def inside(shape: Sequence[int], axis: int, places: Tensor, reason: str) -> list[Field]:
+    """Tells places along an axis from the rest; nothing where there is no rest."""
+    if places.numel() in (0, shape[axis]):
+        return []
+    size = [1] * len(shape)
+    size[axis] = shape[axis]
+    values = torch.full((shape[axis],), OUTSIDE).index_fill(0, places, INSIDE).view(size)
+    return [Labels(values, (axis,), False, True, reason)]

@@ -24,7 +24,7 @@ _WORD = re.compile(r"\([^()]*\)|[^\s()]+|[()]")
 _FACTOR = re.compile(r"!?[A-Za-z]\w*")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pattern:
     """A parsed factor string: for each tensor, its axes as tuples of factors."""
 
@@ -103,7 +103,6 @@ def _wrong(text: str, found: str, expected: str) -> InputError:
     )
 
 
-@lru_cache(maxsize=1024)
 def spelled_out(found: Pattern, ranks: tuple[int, ...]) -> Pattern:
     """The pattern with `...` replaced by as many factors as each tensor has axes left.
 
@@ -135,7 +134,6 @@ def _spelled_out(text: str, axes: Axes, rank: int) -> Axes:
     return tuple(result)
 
 
-@lru_cache(maxsize=1024)
 def merged(found: Pattern, ones: frozenset[str]) -> Pattern:
     """The pattern without the factors of size 1 of axes that are split: one group is none."""
     *inputs, output = (

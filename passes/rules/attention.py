@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from fxrebasin.passes.fields.fields import Field, Value, pinned_value
-from fxrebasin.passes.fields.patterns import pattern
+from fxrebasin.passes.fields.patterns import Pattern, pattern
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.registry import pin_everything, rule
 
-_SCORES = pattern("... (h g) q d, ... h k d -> ... (h g) q k")
-_SUMS = pattern("... (h g) q k, ... h k e -> ... (h g) q e")
+_SCORES = pattern("... q d, ... k d -> ... q k")
+_SUMS = pattern("... q k, ... k e -> ... q e")
+_OF_GROUPS = {
+    _SCORES: pattern("... (h g) q d, ... h k d -> ... (h g) q k"),
+    _SUMS: pattern("... (h g) q k, ... h k e -> ... (h g) q e"),
+}
 
 
 @rule(
@@ -23,15 +28,28 @@ _SUMS = pattern("... (h g) q k, ... h k e -> ... (h g) q e")
 def scaled_dot_product_attention(call: Call) -> Sequence[Value]:
     """Heads are tied; the query's dims to the key's; the output has the value's dims."""
     query, key, value = (call.value(name) for name in ("query", "key", "value"))
-    if call.args.get("dropout_p") or len(query.shape) < 3:
+    if call.args.get("dropout_p") or min(len(item.shape) for item in (query, key, value)) < 3:
         return pin_everything("random mask, or no axis of heads")(call)
-    groups = query.shape[-3] // key.shape[-3]
-    shape = (*query.shape[:-1], key.shape[-2])
-    scores = call.follow(_SCORES, query, key, shape=shape, g=groups)
+    batch = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3])
+    heads = max(query.shape[-3], key.shape[-3])
+    shape = (*batch, heads, query.shape[-2], key.shape[-2])
+    scores = _product(call, _SCORES, query, key, shape)
     masked = Value(shape, (*scores.fields, *_masks(call, shape)))
     weights = call.join(call.with_statistics(masked, range(len(shape) - 1)), shape)
-    out = call.follow(_SUMS, weights, value, g=groups)
+    out = _product(call, _SUMS, weights, value, call.shape)
     return [out, *(_saved(call, extra, weights) for extra in call.outputs[1:])]
+
+
+def _product(call: Call, plain: Pattern, many: Value, few: Value, shape: Sequence[int]) -> Value:
+    """Of each head with its own; of groups of heads with one each, if there are several of these.
+
+    A single one is broadcast to all, and so is the batch.
+    """
+    heads = few.shape[-3]
+    if 1 < heads < many.shape[-3]:
+        groups = many.shape[-3] // heads
+        return call.follow(_OF_GROUPS[plain], many, few, shape=shape, g=groups)
+    return call.follow(plain, many, few, shape=shape)
 
 
 def _saved(call: Call, extra: Tensor, weights: Value) -> Value:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from fxrebasin.passes.fields.fields import Field, Labels, Value, place
-from fxrebasin.passes.fields.labels import INSIDE, NONE, OUTSIDE
+from fxrebasin.passes.fields.fields import Field, Value, place
+from fxrebasin.passes.fields.moving import inside
 from fxrebasin.passes.fields.patterns import pattern
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.contraction import convolution_patterns
@@ -67,13 +67,8 @@ def layer_norm(call: Call) -> Sequence[Value]:
         both = call.join([*met.fields, *scaled], value.shape)
         return call.join(call.with_statistics(both, range(leading)), value.shape)
 
-    def for_weight() -> Value:
-        return _left(call, met, inner)
-
-    def for_bias() -> Value:
-        return _left(call, grad, inner)
-
-    return _wanted(call, for_input, for_weight, for_bias)
+    sums = (lambda: _left(call, met, inner)), (lambda: _left(call, grad, inner))
+    return _wanted(call, for_input, *sums)
 
 
 def _left(call: Call, value: Value, axes: Sequence[int]) -> Value:
@@ -100,44 +95,37 @@ def batch_norm(call: Call) -> Sequence[Value]:
         trained = call.args["train"]
         return call.join(call.with_statistics(met, {1}), value.shape) if trained else met
 
-    def for_weight() -> Value:
-        return _left(call, met, [1])
-
-    def for_bias() -> Value:
-        return _left(call, grad, [1])
-
-    return _wanted(call, for_input, for_weight, for_bias)
+    sums = (lambda: _left(call, met, [1])), (lambda: _left(call, grad, [1]))
+    return _wanted(call, for_input, *sums)
 
 
 @rule("native_group_norm_backward")
 def group_norm(call: Call) -> Sequence[Value]:
     """Sums over each group of channels, of gradients and of their products with the input."""
     grad, value = call.value("grad_out"), call.value("input")
-    batch, channels, *spatial = value.shape
-    split = [batch, call.args["group"], channels // call.args["group"], *spatial]
     weight = call.optional("weight")
-    scaled = (
-        [] if weight is None else [place(item, [1], len(value.shape)) for item in weight.fields]
-    )
+    scaled = [] if weight is None else [place(f, [1], len(value.shape)) for f in weight.fields]
 
     def for_input() -> Value:
         met = call.join([*grad.fields, *value.fields, *scaled], value.shape)
-        fields = call.reshape(met.fields, value.shape, split)
-        fields += call.reduce(Value(tuple(split), tuple(fields)), {0, 1})
-        for name in ("mean", "rstd"):
-            given = call.value(name)
-            parts = call.reshape(given.fields, given.shape, split[:2])
-            fields += [place(item, [0, 1], len(split)) for item in parts]
-        met = call.join(fields, split)
-        return call.join(call.reshape(met.fields, split, value.shape), value.shape)
+        return _in_groups(call, met)
 
-    def for_weight() -> Value:
-        return _left(call, for_input(), [1])
+    sums = (lambda: _left(call, for_input(), [1])), (lambda: _left(call, grad, [1]))
+    return _wanted(call, for_input, *sums)
 
-    def for_bias() -> Value:
-        return _left(call, grad, [1])
 
-    return _wanted(call, for_input, for_weight, for_bias)
+def _in_groups(call: Call, value: Value) -> Value:
+    """A tensor that meets sums of its own and statistics, by group of channels."""
+    batch, channels, *spatial = value.shape
+    split = [batch, call.args["group"], channels // call.args["group"], *spatial]
+    fields = call.reshape(value.fields, value.shape, split)
+    fields += call.reduce(Value(tuple(split), tuple(fields)), {0, 1})
+    for name in ("mean", "rstd"):
+        given = call.value(name)
+        parts = call.reshape(given.fields, given.shape, split[:2])
+        fields += [place(item, [0, 1], len(split)) for item in parts]
+    met = call.join(fields, split)
+    return call.join(call.reshape(met.fields, split, value.shape), value.shape)
 
 
 @rule("convolution_backward")
@@ -185,22 +173,17 @@ _spatial(
 )
 
 
+_PART = "a part that a gradient belongs to"
+
+
 @rule("slice_backward")
 def slice_back(call: Call) -> Sequence[Value]:
     """The gradient in its places along an axis, zeros elsewhere."""
-    dim = call.args["dim"] % len(call.shape)
+    dim = call.args["dim"] % call.rank
     start, end, step = (call.args[name] for name in ("start", "end", "step"))
     places = torch.arange(call.shape[dim])[start:end:step]
-    fields: list[Field] = []
-    for item in call.materialised(call.value("grad_output"), {dim}):
-        if not isinstance(item, Labels) or dim not in item.axes:
-            fields += call.coarsen(item, set(range(len(call.shape))) - {dim})
-            continue
-        shape = list(item.values.shape)
-        shape[dim] = call.shape[dim]
-        values = torch.full(shape, NONE).index_copy(dim, places, item.values)
-        fields += call.chosen(values, item)
-    return [call.join([*fields, *_places_inside(call.shape, dim, places)])]
+    put = call.put_at(call.value("grad_output"), dim, places)
+    return [call.join([*put, *inside(call.shape, dim, places, _PART)])]
 
 
 @rule("select_backward")
@@ -211,14 +194,4 @@ def select_back(call: Call) -> Sequence[Value]:
     others = [axis for axis in range(ndim) if axis != dim]
     placed = [place(item, others, ndim) for item in call.value("grad_output").fields]
     chosen = torch.tensor([call.args["index"] % call.shape[dim]])
-    return [call.join([*placed, *_places_inside(call.shape, dim, chosen)])]
-
-
-def _places_inside(shape: Sequence[int], dim: int, places: torch.Tensor) -> list[Field]:
-    """Tells places along an axis from the rest; nothing where there is no rest."""
-    if len(places) in (0, shape[dim]):
-        return []
-    size = [1] * len(shape)
-    size[dim] = shape[dim]
-    values = torch.full((shape[dim],), OUTSIDE).index_fill(0, places, INSIDE).view(size)
-    return [Labels(values, (dim,), False, True, "a part that a gradient belongs to")]
+    return [call.join([*placed, *inside(call.shape, dim, chosen, _PART)])]

@@ -27,6 +27,7 @@ from fxrebasin.passes.fields.moving import (
     met,
     move_labels,
     pick_axes,
+    put_at,
     view_fields,
 )
 from fxrebasin.passes.fields.origin import Origin
@@ -241,6 +242,10 @@ class Call:
         """The fields of a tensor, those that vary along given axes as labels."""
         return materialised(self.ledger, value, set(axes))
 
+    def put_at(self, value: Value, axis: int, places: Tensor) -> list[Field]:
+        """The fields of slices along an axis, at places along that of the first output."""
+        return put_at(self.ledger, value, axis, places, self.shape)
+
     def chosen(self, values: Tensor, source: Labels) -> list[Labels]:
         """A field of labels at positions that were chosen from a field; none if it says nothing."""
         return chosen_labels(self.ledger, values, source)
@@ -250,5 +255,5 @@ class Call:
         return [
             positions(self.rank, axis, self.shape[axis], f"{reason} of {self.op}")
             for axis in axes
-            if self.shape[axis] > 1
+            if axis < self.rank and self.shape[axis] > 1
         ]

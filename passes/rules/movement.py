@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from fxrebasin.passes.fields.fields import (
     Field,
@@ -16,8 +18,8 @@ from fxrebasin.passes.fields.fields import (
     place,
     squeeze_constant,
 )
-from fxrebasin.passes.fields.labels import INSIDE, NONE, OUTSIDE
-from fxrebasin.passes.fields.moving import overlaps
+from fxrebasin.passes.fields.labels import NONE
+from fxrebasin.passes.fields.moving import inside, overlaps
 from fxrebasin.passes.fields.patterns import pattern
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.registry import pin_everything, rule
@@ -82,27 +84,41 @@ def complex_numbers(call: Call) -> Sequence[Value]:
 @rule("as_strided")
 def restride(call: Call) -> Sequence[Value]:
     """Other strides for the same storage: run on labels that are laid out as the tensor is."""
-    value, tensor = call.value("self"), call.args["self"]
+    value = call.value("self")
     form = torch.empty_strided(value.shape, call.strides[0], dtype=torch.int64, device="meta")
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    start = call.args.get("storage_offset")
-    start = 0 if start is None or start == tensor.storage_offset() else start
-    wanted = call.args["size"], call.args["stride"], start
-    inside = _span(*wanted) <= _span(form.shape, form.stride(), 0)
-    if overlaps(form) or 0 in (*value.shape, *call.shape) or not inside or (start and not whole):
+    wanted = call.args["size"], call.args["stride"], _start(call)
+    reached = _span(*wanted) <= _span(form.shape, form.stride(), 0)
+    if overlaps(form) or 0 in (*value.shape, *call.shape) or not reached or not _is_placed(call):
         return pin_everything("strides")(call)
 
     def move(labels: Tensor) -> Tensor:
         laid = torch.empty_strided(form.shape, form.stride(), dtype=labels.dtype).copy_(labels)
         return laid.as_strided(*wanted)
 
+    return [call.join(_all_moved(call, value, move))]
+
+
+def _start(call: Call) -> int:
+    """Where in memory the view starts, counted from the tensor, or from the storage it fills."""
+    start: int | None = call.args.get("storage_offset")
+    return 0 if start is None or start == call.args["self"].storage_offset() else start
+
+
+def _is_placed(call: Call) -> bool:
+    """Whether it is known where in the tensor the view starts."""
+    tensor = call.args["self"]
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return whole or not _start(call)
+
+
+def _all_moved(call: Call, value: Value, move: Callable[[Tensor], Tensor]) -> list[Field]:
+    """The fields after a move along any axes."""
     fields: list[Field] = []
     for item in call.materialised(value, range(len(value.shape))):
         if isinstance(item, Labels):
             moved = move(item.values.expand(value.shape))
-            values = squeeze_constant(moved, range(moved.ndim))
-            fields += call.chosen(values, item)
-    return [call.join(fields)]
+            fields += call.chosen(squeeze_constant(moved, range(moved.ndim)), item)
+    return fields
 
 
 def _span(size: Sequence[int], stride: Sequence[int], start: int) -> int:
@@ -125,51 +141,39 @@ def rearrange(call: Call) -> Sequence[Value]:
 )
 def rearrange_all(call: Call) -> Sequence[Value]:
     """Positions that are copies of one another keep one label; new positions are told apart."""
-    value = call.value("self")
     rest = {name: item for name, item in call.args.items() if name != "self"}
-    fields: list[Field] = []
-    for item in call.materialised(value, range(len(value.shape))):
-        if isinstance(item, Labels):
-            values = call.op(item.values.expand(value.shape).contiguous(), **rest)
-            values = squeeze_constant(values, range(values.ndim))
-            fields += call.chosen(values, item)
-    return [call.met(fields)]
+    move = functools.partial(_run, call.op, rest)
+    return [call.met(_all_moved(call, call.value("self"), move))]
+
+
+def _run(op: OpOverload, rest: Mapping[str, Any], labels: Tensor) -> Tensor:
+    moved: Tensor = op(labels.contiguous(), **rest)
+    return moved
 
 
 @rule("constant_pad_nd")
 def pad(call: Call) -> Sequence[Value]:
     """New positions hold one number; they are told apart from the old ones, not pinned."""
-    value = call.value("self")
-    padding = list(call.args["pad"])
-    ndim = len(value.shape)
-    padded = [
-        ndim - 1 - pair
-        for pair in range(len(padding) // 2)
-        if any(padding[2 * pair : 2 * pair + 2])
-    ]
+    value, padding = call.value("self"), list(call.args["pad"])
+    last = call.rank - 1
+    padded = {last - index // 2 for index, count in enumerate(padding) if count}
     fields: list[Field] = []
     for item in call.materialised(value, padded):
-        if not isinstance(item, Labels) or not set(item.axes) & set(padded):
-            fields += call.coarsen(item, set(range(ndim)) - set(padded))
+        if not isinstance(item, Labels) or not set(item.axes) & padded:
+            fields += call.coarsen(item, set(range(call.rank)) - padded)
             continue
-        mine = [0 if ndim - 1 - i // 2 not in item.axes else p for i, p in enumerate(padding)]
-        values = torch.constant_pad_nd(item.values, mine, NONE)
-        fields += call.chosen(values, item)
-    inside = (_inside(value, call.shape, axis, padding) for axis in padded)
-    return [call.join([*fields, *filter(None, inside)])]
+        mine = [0 if last - i // 2 not in item.axes else p for i, p in enumerate(padding)]
+        fields += call.chosen(torch.constant_pad_nd(item.values, mine, NONE), item)
+    for axis in padded:
+        fields += inside(call.shape, axis, _old_places(value, call.shape, axis, padding), "padding")
+    return [call.join(fields)]
 
 
-def _inside(value: Value, shape: Sequence[int], axis: int, padding: Sequence[int]) -> Labels | None:
-    """Tells old positions from new ones along one axis; None where there are no new ones."""
+def _old_places(value: Value, shape: Sequence[int], axis: int, padding: Sequence[int]) -> Tensor:
+    """Where along an axis the old positions are."""
     before = padding[2 * (len(shape) - 1 - axis)]
     start, end = max(before, 0), max(before, 0) + value.shape[axis] + min(before, 0)
-    values = torch.full((shape[axis],), OUTSIDE)
-    values[start : min(end, shape[axis])] = INSIDE
-    if int(values.min()) == int(values.max()):
-        return None
-    view_shape = [1] * len(shape)
-    view_shape[axis] = shape[axis]
-    return Labels(values.view(view_shape), (axis,), False, True, "padding")
+    return torch.arange(shape[axis])[start : min(end, shape[axis])]
 
 
 @rule("diag_embed")

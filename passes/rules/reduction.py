@@ -98,15 +98,12 @@ def ranked(call: Call) -> Sequence[Value]:
     Nor do the values, unless they come in any order.
     """
     grouped = _groups(call)
-    value = call.value("self")
-    ndim = len(value.shape)
-    dim = call.args["dim"] % max(ndim, 1)
-    others = set(range(ndim)) - {dim}
-    order = "order-dependent operator"
-    ranks = call.positions([dim] if ndim else [], order)
+    value, order = call.value("self"), "order-dependent operator"
+    dim = call.args["dim"] % max(call.rank, 1)
 
     def ranked_by(searched: Value) -> Value:
-        return Value(call.shape, (*call.reduce(searched, others), *ranks))
+        others = set(range(call.rank)) - {dim}
+        return Value(call.shape, (*call.reduce(searched, others), *call.positions([dim], order)))
 
     def pinned() -> Value:
         return ranked_by(call.pin_axes(value, [dim], order))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import torch
 from torch import Tensor
 
 from fxrebasin.passes.fields.fields import Field, Labels, Value, place
-from fxrebasin.passes.fields.labels import INSIDE, NONE, OUTSIDE
+from fxrebasin.passes.fields.labels import NONE
+from fxrebasin.passes.fields.moving import inside
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.indexing import MASKS, result_axes
 from fxrebasin.passes.rules.numbers import units_on
@@ -60,7 +60,6 @@ def _written_at(
 
     Places that are written to are told apart from those that are not.
     """
-    ndim, size = len(call.shape), call.shape[dim]
     fields: list[Field] = []
     for item in call.materialised(call.value("self"), {dim}):
         if keeps or not isinstance(item, Labels) or dim not in item.axes:
@@ -68,42 +67,33 @@ def _written_at(
         else:
             fields += call.chosen(item.values.index_fill(dim, places, NONE), item)
     for value in written:
-        for item in call.materialised(value, {dim}):
-            if isinstance(item, Labels) and dim in item.axes:
-                shape = _with_size(item.values.shape, dim, size)
-                values = torch.full(shape, NONE).index_copy(dim, places, item.values)
-                fields += call.chosen(values, item)
-            else:
-                fields += call.coarsen(item, set(range(ndim)) - {dim})
-    inside = torch.full((size,), OUTSIDE).index_fill(0, places, INSIDE)
-    if places.numel() < size:
-        shape = _with_size([1] * ndim, dim, size)
-        fields.append(Labels(inside.view(shape), (dim,), False, True, "part that is written to"))
-    return call.join(fields)
+        fields += call.put_at(value, dim, places)
+    return call.join([*fields, *inside(call.shape, dim, places, "part that is written to")])
 
 
 @rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
 def scatter(call: Call) -> Sequence[Value]:
     """Elements are written to along one axis; along the others everything is aligned."""
-    dim = call.args["dim"] % max(len(call.shape), 1)
-    source, index = call.args.get("src"), call.args["index"]
-    written = [source] if isinstance(source, Tensor) else []
+    dim, index = call.args["dim"] % max(call.rank, 1), call.args["index"]
+    written = [call.value("src")] if isinstance(call.args.get("src"), Tensor) else []
     named = call.named(index)
-    place_of = call.lookup(index) if named is None else named
-    operands = [call.value("self"), place_of, *map(call.lookup, written)]
-    shapes = {(*value.shape[:dim], *value.shape[dim + 1 :]) for value in operands}
-    if len(shapes) > 1:
+    operands = [call.value("self"), call.lookup(index) if named is None else named, *written]
+    if len({(*value.shape[:dim], *value.shape[dim + 1 :]) for value in operands}) > 1:
         return pin_everything("a write to a part of the other axes")(call)
     known = _places(call.constant(index), call.shape[dim], dim) if call.shape else None
     if known is not None and all(item.shape[dim] == known.numel() for item in written):
-        name, reduce = call.op._schema.name, call.args.get("reduce")
-        keeps = reduce is not None or name.startswith(("aten::scatter_add", "aten::scatter_reduce"))
-        return [_written_at(call, operands[2:], dim, known, keeps)]
+        return [_written_at(call, written, dim, known, _scatter_keeps(call))]
     units = units_on(named, call.shape[dim]) if call.shape else None
     if units is not None:
         return [_written_to_units(call, operands, dim, units)]
     call.lookup(index)
     return [_written(call, operands, dim)]
+
+
+def _scatter_keeps(call: Call) -> bool:
+    """Whether what was there before is part of the result."""
+    reducing = call.op._schema.name.startswith(("aten::scatter_add", "aten::scatter_reduce"))
+    return reducing or call.args.get("reduce") is not None
 
 
 def _written_to_units(call: Call, operands: Sequence[Value], dim: int, units: Labels) -> Value:
@@ -124,15 +114,14 @@ def _written(call: Call, operands: Iterable[Value], dim: int) -> Value:
     fields: list[Field] = []
     for value in operands:
         fields += call.reduce(call.pin_axes(value, [dim], _CHOSEN), others)
-    return call.join([*fields, *call.positions([dim] if ndim else [], _CHOSEN)])
+    return call.join([*fields, *call.positions([dim], _CHOSEN)])
 
 
 @rule("index_put", "index_put_", "_unsafe_index_put")
 def index_put(call: Call) -> Sequence[Value]:
     """The indexed axes are pinned; the others are the last axes of what is written."""
-    value, written = call.value("self"), call.value("values")
-    indices = list(call.args["indices"])
-    mask = indices[0] if len(indices) == 1 else None
+    value, indices = call.value("self"), list(call.args["indices"])
+    written, mask = call.value("values"), indices[0] if len(indices) == 1 else None
     if mask is not None and mask.dtype in MASKS and call.args["values"].numel() == 1:
         aligned = call.lookup(mask)
         chosen = [place(f, range(mask.ndim), len(value.shape)) for f in aligned.fields]
@@ -141,29 +130,41 @@ def index_put(call: Call) -> Sequence[Value]:
     if axes is None:
         return pin_everything("a write by several indices, one of them a mask")(call)
     given = [index for index in indices if index is not None]
-    ndim = len(value.shape)
+    known = _put_at_constants(call, written, axes, given)
+    return [known or _put_by_data(call, written, axes, given)]
+
+
+def _put_at_constants(
+    call: Call, written: Value, axes: Sequence[int], given: Sequence[Tensor]
+) -> Value | None:
+    """As `index_put`, at places along one axis that are known; None if they are not."""
     one = call.constant(given[0]) if len(given) == 1 and given[0].ndim == 1 else None
-    if call.args["values"].numel() == 1 and not call.args["accumulate"]:
-        named = _places_of_one(one, call.shape[axes[0]])
+    axis, adds = axes[0], bool(call.args["accumulate"])
+    if call.args["values"].numel() == 1 and not adds:
+        named = _places_of_one(one, call.shape[axis])
         if named is not None:
-            return [_written_at(call, [], axes[0], named, keeps=False)]
-    known = _places(one, call.shape[axes[0]])
-    if known is not None and written.shape == _with_size(value.shape, axes[0], known.numel()):
-        return [_written_at(call, [written], axes[0], known, bool(call.args["accumulate"]))]
+            return _written_at(call, [], axis, named, keeps=False)
+    known = _places(one, call.shape[axis])
+    if known is None or written.shape != _with_size(call.shape, axis, known.numel()):
+        return None
+    return _written_at(call, [written], axis, known, adds)
+
+
+def _put_by_data(call: Call, written: Value, axes: Sequence[int], given: Sequence[Tensor]) -> Value:
+    """As `index_put`, at places that nothing is known of."""
     for index in given:
         call.pin_axes(call.lookup(index), range(index.ndim), _CHOSEN)
-    fields = call.reduce(call.pin_axes(value, axes, _CHOSEN), set(range(ndim)) - set(axes))
+    others = [axis for axis in range(call.rank) if axis not in axes]
+    fields = call.reduce(call.pin_axes(call.value("self"), axes, _CHOSEN), others)
     inner = 1 if given[0].dtype in MASKS else max(index.ndim for index in given)
-    inside = result_axes(axes, inner)
-    target = [axis for axis in range(ndim) if axis not in axes]
-    target[inside.start : inside.start] = [-1] * inner
+    start = result_axes(axes, inner).start
+    target = [*others[:start], *[-1] * inner, *others[start:]]
     target = target[len(target) - len(written.shape) :]
     kept = [axis for axis, place_of in enumerate(target) if place_of >= 0]
     source = call.pin_axes(written, set(range(len(target))) - set(kept), _CHOSEN)
-    fields += [
-        place(item, [target[axis] for axis in kept], ndim) for item in call.reduced(source, kept)
-    ]
-    return [call.join([*fields, *call.positions(axes, _CHOSEN)])]
+    onto = [target[axis] for axis in kept]
+    fields += [place(item, onto, call.rank) for item in call.reduced(source, kept)]
+    return call.join([*fields, *call.positions(axes, _CHOSEN)])
 
 
 def _with_size(shape: Sequence[int], axis: int, size: int) -> tuple[int, ...]:

@@ -20,6 +20,8 @@ _DISTANCES = [
     sample(aten._cdist_forward.default, p(3, 5), p(4, 5), 2.0, None),
     sample(aten._cdist_forward.default, p(2, 3, 5), p(2, 4, 5), 1.0, None, search=False),
     sample(aten._cdist_forward.default, p(2, 3, 5), p(4, 5), 2.0, 1, search=False),
+    sample(aten._cdist_forward.default, p(1, 3, 5), p(2, 4, 5), 1.0, None, search=False),
+    sample(aten._cdist_forward.default, p(2, 1, 3, 5), p(3, 4, 5), 2.0, None, search=False),
 ]
 
 
