@@ -6,6 +6,7 @@ import builtins
 import re
 import shutil
 import sys
+from collections import OrderedDict
 from xml.etree import ElementTree
 
 import pytest
@@ -44,6 +45,17 @@ class Residual(nn.Module):
 
 def analyzed(model: nn.Module, *shape: int) -> fxrebasin.Symmetry:
     return fxrebasin.analyze(model, torch.zeros(shape))
+
+
+def test_a_module_may_have_the_name_of_an_input_or_a_constant():
+    model = nn.Sequential(
+        OrderedDict(input=nn.Linear(3, 4), constant=nn.Linear(4, 5), head=nn.Linear(5, 2))
+    )
+    flow = analyzed(model, 2, 3).flow
+    names = [step.parts[0].path if step.parts else step.kind.value for step in flow.steps]
+    found = {(names[s.source], names[s.target]): s.classes for s in flow.streams}
+    assert found["input", "constant"] == ("input.weight[0]",)
+    assert found["constant", "head"] == ("constant.weight[0]",)
 
 
 def test_streams_carry_the_classes_of_their_tensors():

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from typing import Any, TypeAlias
 
 from fxrebasin.flow import Flow, Step, StepKind, Stream
 from fxrebasin.symmetry import Symmetry
 
 _Block: TypeAlias = tuple[str, tuple[int, ...]]
+
+
+class _From(Enum):
+    """Where a stream into a block comes from."""
+
+    BEFORE = auto()
+    """From a step of the block before it."""
+    ELSEWHERE = auto()
 
 
 @dataclass(frozen=True)
@@ -150,8 +159,8 @@ class _Folder:
         links = self._links(block, last)
         if len(run) > 1 and links != self._links(last, run[-2]):
             return False
-        shared = {link for link in links if link[0] == "from elsewhere"}
-        own = {target for kind, _, target in self._links(first, last) if kind == "from elsewhere"}
+        shared = {link for link in links if link[0] is _From.ELSEWHERE}
+        own = {target for kind, _, target in self._links(first, last) if kind is _From.ELSEWHERE}
         return (
             shared <= self._links(first, last)
             and own == {target for _, _, target in links}
@@ -174,14 +183,12 @@ class _Folder:
         folded = [(p[len(path) :], len(a)) for p, a in self.repeats.items() if is_within(p, path)]
         return steps, inside, folded
 
-    def _links(self, block: _Block, before: _Block) -> set[tuple[str, int, int]]:
+    def _links(self, block: _Block, before: _Block) -> set[tuple[_From, int, int]]:
         """Streams into a block: from which step of the block before it, or from elsewhere."""
         place = {index: position for position, index in enumerate(block[1])}
         earlier = {index: position for position, index in enumerate(before[1])}
         return {
-            ("from before", earlier[s], place[t])
-            if s in earlier
-            else ("from elsewhere", s, place[t])
+            (_From.BEFORE, earlier[s], place[t]) if s in earlier else (_From.ELSEWHERE, s, place[t])
             for s, t in self.streams
             if t in place and s not in place
         }

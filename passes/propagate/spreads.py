@@ -110,17 +110,17 @@ _Rule: TypeAlias = Callable[[Mapping[str, Any], Operand, Sequence[int]], Spread]
 
 def of_state(shape: Sequence[int], number: int) -> Spread:
     """A parameter: no two of its elements are equal except by accident."""
-    return Spread(_varying(Along.APART, shape), Zero.NEVER, 2 << number)
+    return Spread(_along_all(Along.APART, shape), Zero.NEVER, 2 << number)
 
 
 def of_input(tensor: Tensor) -> Spread:
     """An input, whose axes do not move; it may well be zero in places."""
-    return Spread(_varying(Along.FLAT, tensor.shape), Zero.MAY, 1)
+    return Spread(_along_all(Along.FLAT, tensor.shape), Zero.MAY, 1)
 
 
 def of_constant(tensor: Tensor) -> Spread:
     """A constant: there is nothing in it that moves."""
-    return Spread(_varying(Along.SMOOTH, tensor.shape), Zero.MAY)
+    return Spread(_along_all(Along.SMOOTH, tensor.shape), Zero.MAY)
 
 
 def unknown(
@@ -131,7 +131,7 @@ def unknown(
     sources = 0
     for item in operands:
         sources |= item.sources
-    return Spread(_varying(Along.FLAT, shape), Zero.CLIPPED if clipped else Zero.MAY, sources)
+    return Spread(_along_all(Along.FLAT, shape), Zero.CLIPPED if clipped else Zero.MAY, sources)
 
 
 def of_view(base: Later, form: Tensor, view: Callable[[Tensor], Tensor]) -> Later:
@@ -236,7 +236,7 @@ def _plain(along: Along) -> Along:
     return Along.FLAT if along in (Along.TOP, Along.TURNED) else along
 
 
-def _varying(along: Along, shape: Sequence[int]) -> tuple[Along, ...]:
+def _along_all(along: Along, shape: Sequence[int]) -> tuple[Along, ...]:
     return tuple(along if size > 1 else Along.SAME for size in shape)
 
 
@@ -404,17 +404,17 @@ def _rows(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> S
     """Rows of a table; one for padding is zero."""
     weight = operand("weight")
     zero = weight.zero if bound["padding_idx"] < 0 else Zero.MAY
-    return Spread((*_varying(Along.FLAT, shape[:-1]), weight.axes[-1]), zero)
+    return Spread((*_along_all(Along.FLAT, shape[:-1]), weight.axes[-1]), zero)
 
 
 def _normalised(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
     bias = bound.get("bias")
     zero = operand("input").zero if bias is None else operand("bias").zero
-    return Spread(_varying(Along.FLAT, shape), zero)
+    return Spread(_along_all(Along.FLAT, shape), zero)
 
 
 def _attended(bound: Mapping[str, Any], operand: Operand, shape: Sequence[int]) -> Spread:
-    return Spread(_varying(Along.FLAT, shape), operand("value").zero)
+    return Spread(_along_all(Along.FLAT, shape), operand("value").zero)
 
 
 _MM = _matrix_product("self", "mat2")
