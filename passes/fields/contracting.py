@@ -42,8 +42,9 @@ def contract(
     """
     shapes = (*(value.shape for value in values), tuple(out_shape))
     space = _space(pattern, shapes, tuple((known or {}).items()))
+    rigid = space.positions(reason)
     operands = [
-        _to_factors(ledger, value, axes, space, reason)
+        _to_factors(ledger, value, axes, space, rigid)
         for value, axes in zip(values, space.pattern.inputs, strict=True)
     ]
     inside = [space.places(axes) for axes in space.pattern.inputs]
@@ -55,7 +56,7 @@ def contract(
     for fields, mine in zip(operands, inside, strict=True):
         result += ledger.reduce(Value((), tuple(fields)), mine & out)
     result += ledger.together([item for fields in operands for item in fields], out)
-    result += [item for axis, item in space.positions(reason) if axis in out]
+    result += [item for axis, item in rigid.items() if axis in out]
     return Value(tuple(out_shape), _from_factors(ledger, ledger.join(result), space))
 
 
@@ -75,13 +76,13 @@ class _Space:
         """The axis of each factor."""
         return {name: axis for axis, name in enumerate(self.sizes)}
 
-    def positions(self, reason: str) -> list[tuple[int, Field]]:
-        """What pins the factors that are positions, and where they are."""
-        return [
-            (axis, positions(len(self.sizes), axis, self.sizes[name], reason))
+    def positions(self, reason: str) -> dict[int, Field]:
+        """What pins the factors that are positions, by axis."""
+        return {
+            axis: positions(len(self.sizes), axis, self.sizes[name], reason)
             for name, axis in self.index.items()
             if name.startswith("!") and self.sizes[name] > 1
-        ]
+        }
 
 
 @lru_cache(maxsize=4096)
@@ -97,7 +98,7 @@ def _space(
 
 
 def _to_factors(
-    ledger: Ledger, value: Value, axes: Axes, space: _Space, reason: str
+    ledger: Ledger, value: Value, axes: Axes, space: _Space, rigid: Mapping[int, Field]
 ) -> list[Field]:
     target = [space.index[name] for name in factors_of(axes)]
     split = [
@@ -108,8 +109,8 @@ def _to_factors(
     parts = reshape_fields(ledger, value.fields, value.shape, split)
     fields = [place(part, target, len(space.sizes)) for part in parts]
     held = {axis for item in fields for axis in item.axes}.intersection(target)
-    rigid = [item for axis, item in space.positions(reason) if axis in held]
-    return list(ledger.join([*fields, *rigid])) if rigid else fields
+    met = [item for axis, item in rigid.items() if axis in held]
+    return list(ledger.join([*fields, *met])) if met else fields
 
 
 def _tie_shared(
