@@ -343,10 +343,11 @@ class Ledger(Units):
         They do not where the labels that each has at a kept position are at no other one: which
         labels of other fields they meet was recorded when the fields met.
         """
-        apart = [item for item in fields if isinstance(item, Elements) or item.injective]
-        return len(fields) > 1 and any(
-            self._recurs(item, kept)
-            and not any(set(item.axes) <= set(other.axes) for other in apart)
+        if len(fields) < 2:
+            return False
+        apart = [set(f.axes) for f in fields if isinstance(f, Elements) or f.injective]
+        return any(
+            not any(axes.issuperset(item.axes) for axes in apart) and self._recurs(item, kept)
             for item in fields
             if isinstance(item, Labels)
         )
