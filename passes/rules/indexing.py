@@ -40,10 +40,15 @@ def embedding(call: Call) -> Sequence[Value]:
 
 @rule("embedding_renorm_", "embedding_renorm")
 def embedding_renorm(call: Call) -> Sequence[Value]:
-    """Rows that are chosen by numbers are divided by their norm, where that is too large."""
-    call.pin_axes(call.value("indices"), range(call.args["indices"].ndim), "row chosen by index")
-    table = call.pin_axes(call.value("self"), [0], "row chosen by index")
-    return [call.join(call.with_statistics(table, {0}))]
+    """Rows that are chosen by numbers are divided by their norm, where that is too large.
+
+    So they differ from the others, also where all rows of the table are the same.
+    """
+    reason = "row chosen by index"
+    call.pin_axes(call.value("indices"), range(call.args["indices"].ndim), reason)
+    table = call.pin_axes(call.value("self"), [0], reason)
+    rows = [item for item in pinned_value(table.shape, reason).fields if item.axes == (0,)]
+    return [call.join([*call.with_statistics(table, {0}), *rows])]
 
 
 def _numbers(call: Call, index: Tensor, what: str) -> Value:
