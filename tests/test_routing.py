@@ -212,6 +212,27 @@ def test_experts_that_were_not_reached_are_named_and_pin_what_they_meet() -> Non
     assert symmetry.log10_order() == 0
 
 
+class Turning(nn.Module):
+    """The order of units hangs on a number, and all state is read on both ways."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.enter, self.leave, self.threshold = nn.Linear(4, 8), nn.Linear(8, 3), threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(x).relu()
+        return self.leave(h if float(h.sum()) > self.threshold else h.roll(1, -1))
+
+
+@pytest.mark.parametrize("threshold", [0.01, 12.0, 20.0])
+def test_larger_and_smaller_numbers_than_the_data_have_are_tried(threshold: float) -> None:
+    model = Turning(threshold)
+    randomise(model.double())
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)).double()
+    symmetry = fxrebasin.analyze(model.eval(), x)
+    assert symmetry.log10_order() == 0
+
+
 def test_rows_that_were_not_reached_are_not_read_because_another_one_is() -> None:
     model = routed(by_row, parts=1)
     symmetry = fxrebasin.analyze(model, torch.zeros(2, 4).double())

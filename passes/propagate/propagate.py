@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from functools import partial
+from itertools import product
 from typing import Any, TypeAlias
 
 import torch
@@ -95,6 +96,9 @@ _NO_CHOICES = Choices()
 
 _MORE_RUNS = 6
 """The most runs on other inputs, where a model looks at data."""
+
+_NUMBERS_AT_MOST = 4
+"""Lines that look at numbers of which larger and smaller ones are tried."""
 
 _IDLE_RUNS = 2
 """How many runs on other inputs in a row may reach nothing new before these end."""
@@ -245,10 +249,12 @@ def _run(
         outputs: list[ModelOutput] = []
         given: tuple[Any, ...] = (tuple(args), dict(kwargs))
 
-        def run(values: Any, turned: str | None = None, answers: Sequence[bool] = ()) -> None:
+        def run(
+            values: Any, turned: str | None = None, answers: Sequence[bool] = (), far: int = 0
+        ) -> None:
             inputs = remade(values, mode.add_input)
             before = Given(*inputs)
-            mode.begin_run(turned, answers)
+            mode.begin_run(turned, answers, far)
             with mode.site.watch(), mode, FunctionWatch(mode.read):
                 returned = functional_call(model, stand_ins, *inputs, tie_weights=False)
                 returned = reduced(model, returned, choices.outputs)
@@ -287,6 +293,8 @@ def _run_otherwise(mode: Propagator, given: Any, run: Callable[..., None]) -> No
     if looks.lines:
         for source in [source for source, yes_or_no in looks.sources.items() if yes_or_no]:
             mode.attempt(partial(run, given, source))
+        for source, far in product(list(looks.numbers)[:_NUMBERS_AT_MOST], (-1, 1)):
+            mode.attempt(partial(run, given, source, far=far))
     unread = mode.unread()
     if unread:
         looks.pin_doubtful(mode.result.ledger)
@@ -325,10 +333,10 @@ class Propagator(TorchDispatchMode):
         self._calls: list[tuple[int, list[_Entry], list[_Entry]]] = []
         self._buffers: dict[object, tuple[Held, Tensor]] = {}
 
-    def begin_run(self, turned: str | None, answers: Sequence[bool]) -> None:
+    def begin_run(self, turned: str | None, answers: Sequence[bool], far: int) -> None:
         """Start another run, in which looks at one line, or the first ones, get other answers."""
         self.escapes.begin_run()
-        self.looks.begin_run(turned, answers)
+        self.looks.begin_run(turned, answers, far)
 
     def reached(self) -> set[object]:
         """What was read of the state, and by which operators and lines."""

@@ -53,6 +53,7 @@ class Looks:
 
     Attributes:
         sources: for each line that looked, whether it asked for yes or no.
+        numbers: the lines that looked at numbers with a fraction.
     """
 
     def __init__(self) -> None:
@@ -61,21 +62,26 @@ class Looks:
         self._followed = 0
         self._most = -1
         self._stage = -1
+        self.numbers: dict[str, None] = {}
         self._turned: str | None = None
+        self._far = 0
         self._left = 0
         self._given: tuple[bool, ...] = ()
         self._answers: list[bool] = []
 
-    def begin_run(self, turned: str | None = None, answers: Sequence[bool] = ()) -> None:
+    def begin_run(
+        self, turned: str | None = None, answers: Sequence[bool] = (), far: int = 0
+    ) -> None:
         """Start a run in which some answers differ from what the data say.
 
         Args:
             turned: a line whose answers are turned round; an empty text for code that was not
                 read from a file.
             answers: to the first looks, which all ask for yes or no.
+            far: 1 or -1 where the line gets larger numbers, or smaller ones, than the data have.
         """
         self._stage = -1
-        self._turned, self._left = turned, _TURNED_AT_MOST
+        self._turned, self._far, self._left = turned, far, _TURNED_AT_MOST
         self._given, self._answers = tuple(answers), []
 
     def look(self, source: str, answer: Any, alive: Iterable[Value]) -> Any:
@@ -100,6 +106,11 @@ class Looks:
         elif yes_or_no and source == self._turned and self._left:
             self._left -= 1
             answer = not answer
+        elif isinstance(answer, float):
+            self.numbers.setdefault(source)
+            if self._far and source == self._turned and self._left:
+                self._left -= 1
+                answer = self._far * (2 * abs(answer) + 1)
         if self._stage < _FOLLOWED:
             self._answers.append(answer)
         return answer
