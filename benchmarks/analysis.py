@@ -31,7 +31,7 @@ from torch import Tensor, nn
 import fxrebasin
 from benchmarks.support.meta import forget_values, parameters_on_meta
 from benchmarks.support.timm_models import SMALLEST, image_size
-from benchmarks.support.torchvision_shim import ensure_torchvision
+from fxrebasin.models.torchvision_shim import ensure_torchvision
 from fxrebasin.storage.files import publish
 from fxrebasin.terminal import output_console, progress_bar
 

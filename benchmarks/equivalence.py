@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import fxrebasin
 from benchmarks.support.equivalence_table import Row, console_table, read_rows, write_tables
 from benchmarks.support.randomise import randomise
-from benchmarks.support.torchvision_shim import ensure_torchvision
+from fxrebasin.models.torchvision_shim import ensure_torchvision
 from fxrebasin.running.messages import attempt, first_lines
 from fxrebasin.terminal import output_console, progress_bar
 

@@ -112,7 +112,7 @@ def main(
 
 
 def _chosen(models: str) -> list[str]:
-    from benchmarks.support.torchvision_shim import ensure_torchvision
+    from fxrebasin.models.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
     from torchvision import models as library

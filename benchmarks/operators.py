@@ -23,7 +23,7 @@ from torch._ops import OpOverload
 
 from benchmarks.support.meta import parameters_on_meta
 from benchmarks.support.timm_models import SMALLEST, image_size
-from benchmarks.support.torchvision_shim import ensure_torchvision
+from fxrebasin.models.torchvision_shim import ensure_torchvision
 from fxrebasin.passes.propagate.propagate import propagate
 from fxrebasin.passes.propagate.tracks import RESHAPING
 from fxrebasin.passes.rules.registry import BLOCKED, RULES

@@ -12,9 +12,9 @@ import hypothesis
 import pytest
 import torch
 
+from fxrebasin.models.torchvision_shim import ensure_torchvision
 from fxrebasin.passes.propagate.propagate import Propagator
 from tests.support.invariants import checked
-from tests.support.torchvision_shim import ensure_torchvision
 
 # Results must not depend on how a machine splits a sum between its cores.
 torch.set_num_threads(1)

@@ -107,7 +107,7 @@ def test_a_file_that_is_no_configuration(tmp_path, text):
     ("error", "message"),
     [
         (ModuleNotFoundError("no", name="timm"), r"pip install 'fxrebasin\[models\]'"),
-        (RuntimeError("operator torchvision::nms does not exist"), "from the same package index"),
+        (RuntimeError("undefined symbol: _ZN5torch3jit17parseSchema"), "the same package index"),
     ],
 )
 def test_a_library_that_cannot_be_imported(monkeypatch, error, message):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import fxrebasin
+from fxrebasin.models.torchvision_shim import ensure_torchvision
 from fxrebasin.permutation import Permutation
 from tests.support.randomise import log10_factorial as f
-from tests.support.torchvision_shim import ensure_torchvision
 
 ensure_torchvision()
 

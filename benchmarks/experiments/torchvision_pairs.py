@@ -216,7 +216,7 @@ def _of_checkpoints(
 
 def _from_file(name: str, path: Path) -> nn.Module:
     """The classifier of full size, with as many classes as the file has."""
-    from benchmarks.support.torchvision_shim import ensure_torchvision
+    from fxrebasin.models.torchvision_shim import ensure_torchvision
 
     ensure_torchvision()
     from torchvision import models

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.support.randomise import randomise
-from benchmarks.support.torchvision_shim import ensure_torchvision
+from fxrebasin.models.torchvision_shim import ensure_torchvision
 
 _VGG = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
 

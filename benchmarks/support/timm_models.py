@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from benchmarks.support.torchvision_shim import ensure_torchvision
+from fxrebasin.models.torchvision_shim import ensure_torchvision
 
 SMALLEST = {
     "beit": ("beit_base_patch16_224", 86_530_984),

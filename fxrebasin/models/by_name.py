@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fxrebasin.errors import InputError
+from fxrebasin.models.torchvision_shim import ensure_torchvision
 
 Builder: TypeAlias = Callable[[], object]
 
@@ -145,6 +146,8 @@ def _import_from_working_directory(name: str) -> ModuleType:
 def _import_library(name: str) -> ModuleType:
     package = name.split(".")[0]
     try:
+        if package in ("torchvision", "timm"):
+            ensure_torchvision()
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise InputError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.support.meta import parameters_on_meta
-from benchmarks.support.torchvision_shim import ensure_torchvision
+from fxrebasin.models.torchvision_shim import ensure_torchvision
 
 
 def classifiers() -> list[str]:

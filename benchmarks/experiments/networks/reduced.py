@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.support.torchvision_shim import ensure_torchvision
+from fxrebasin.models.torchvision_shim import ensure_torchvision
 
 # Each takes a width whose meaning its docstring tells.
 

@@ -1,9 +1,10 @@
 """Import torchvision although its compiled operators do not fit the installed torch.
 
 torchvision's wheels from PyPI are compiled against the CUDA build of torch. Beside a CPU build
-their extension does not load, and `import torchvision` then fails on registering a fake kernel
-for an operator that was never defined. The models use none of these operators, so declaring the
-two that the import asks for is enough to build every one of them.
+their extension does not load, and `import torchvision` (and with it that of timm) then fails on
+registering a fake kernel for an operator that was never defined. Models run without these
+operators, all but the last step of detectors, so declaring the two that the import asks for is
+enough to build every one of them. What calls them still fails, with torch's own message.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ def ensure_torchvision() -> None:
 
     Raises:
         ModuleNotFoundError: torchvision is not installed.
+        RuntimeError: it cannot be imported for another reason than its compiled operators.
+
+    Example:
+        >>> ensure_torchvision()
+        >>> import torchvision
     """
     try:
         importlib.import_module("torchvision")
@@ -33,11 +39,15 @@ def ensure_torchvision() -> None:
         if _libraries or "torchvision::nms" not in str(error):
             raise
         _forget_partial_import()
-        library = torch.library.Library("torchvision", "DEF")
-        for schema in _SCHEMAS:
-            library.define(schema)
-        _libraries.append(library)
+        _declare_operators()
         importlib.import_module("torchvision")
+
+
+def _declare_operators() -> None:
+    library = torch.library.Library("torchvision", "DEF")
+    for schema in _SCHEMAS:
+        library.define(schema)
+    _libraries.append(library)
 
 
 def _forget_partial_import() -> None:
