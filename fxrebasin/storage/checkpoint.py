@@ -18,6 +18,8 @@ from fxrebasin.errors import CheckpointError
 from fxrebasin.models.checks import check_same_architecture
 from fxrebasin.running.messages import first_lines
 from fxrebasin.storage.files import refuse_existing, replacing
+from fxrebasin.storage.folders import is_model_folder, read_folder, write_folder
+from fxrebasin.storage.reading import Checkpoint, Kind, Move, Reading
 
 _SAFETENSORS = (".safetensors",)
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -27,6 +29,83 @@ _KINDS = ", ".join((*_SAFETENSORS, *_PICKLES, f"*{_INDEX}"))
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "ema")
 # What wrappers put before the names: DataParallel, torch.compile, training frameworks.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+def read_checkpoint(
+    path: str | Path, model: nn.Module, reading: Reading | None = None
+) -> Checkpoint:
+    """Read weights for a model, on the CPU, without running code from the file.
+
+    Args:
+        path: a file of weights, the index of one in shards, or a folder.
+        model: has the names and shapes; its values do not count.
+        reading: which copy of the weights is taken, and how.
+
+    Raises:
+        CheckpointError: what is there cannot be read, or holds several models.
+        ArchitectureMismatchError: names or shapes differ from the model's.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> torch.save({"state_dict": net.state_dict(), "epoch": 3}, "net.pt")
+        >>> list(read_checkpoint("net.pt", net).state)
+        ['weight', 'bias']
+    """
+    path, reading = Path(path), reading or Reading()
+    if is_model_folder(path):
+        return read_folder(path, model, reading)
+    own = {n: t for n, t in model.state_dict().items() if _is_tensor(t)}
+    state = fitted(load_state_dict(path, own), model)
+    check_same_architecture(own, state, ("the model", str(path)))
+    kind = Kind.INDEX if path.name.endswith(_INDEX) else Kind.FILE
+    return Checkpoint(path, kind, state)
+
+
+def write_checkpoint(
+    out: str | Path,
+    like: Checkpoint,
+    state: Mapping[str, torch.Tensor],
+    *,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    card: str | None = None,
+    others: Move | None = None,
+) -> tuple[Path, ...]:
+    """Write other weights in the place of those of a checkpoint, all else as it came.
+
+    Args:
+        out: what to write; by its suffix a file, otherwise what was read: an index or a folder.
+        like: what was read; it gives container, names, dtypes and everything beside the weights.
+        state: the weights, under the names of the model.
+        dtype: of all floating tensors; those of `like` when left out.
+        overwrite: replace what exists.
+        card: text of README.md, in the folder of a model.
+        others: what makes other copies (averages) in the file fit the new weights, such as
+            `permutation.permute_tensor`; they are left out when this is.
+
+    Returns:
+        Paths of what was written.
+
+    Raises:
+        CheckpointError: it cannot be written, or not in that kind of file.
+        InputError: it exists.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> torch.save({"state_dict": net.state_dict(), "epoch": 3}, "old.pt")
+        >>> read = read_checkpoint("old.pt", net)
+        >>> write_checkpoint("new.pt", read, {name: 2 * t for name, t in read.state.items()})
+        (PosixPath('new.pt'),)
+    """
+    out = Path(out)
+    if like.kind is Kind.MODEL_FOLDER and out.suffix not in (*_SAFETENSORS, *_PICKLES):
+        return write_folder(out, like, state, dtype=dtype, overwrite=overwrite, card=card)
+    written = {
+        name: tensor.to(dtype or tensor.dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
+    save_state_dict(out, written, overwrite=overwrite)
+    return (out,)
 
 
 def load_state_dict(
