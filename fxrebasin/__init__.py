@@ -1,38 +1,40 @@
 """Permutation symmetries of PyTorch models, and re-basing with proof that nothing changed."""
 
-from importlib.metadata import version as _version
+from importlib import import_module, util
+from typing import TYPE_CHECKING, Any
 
-from fxrebasin.api import Reference, analyze, apply, match, transform
-from fxrebasin.errors import (
-    ArchitectureMismatchError,
-    CheckpointError,
-    EquivalenceError,
-    ExportError,
-    FxRebasinError,
-    InputError,
-    TraceError,
-)
-from fxrebasin.exporters.onnx.export import export_onnx
-from fxrebasin.exporters.verify.equivalence import verify
-from fxrebasin.layout import PermutationClass
-from fxrebasin.merge import (
-    BarrierCurve,
-    MergeStats,
-    align_many,
-    barrier,
-    interpolate,
-    merge_many,
-    merge_stats,
-    plot_barrier,
-    recalibrate,
-    repair,
-)
-from fxrebasin.permutation import Permutation
-from fxrebasin.reports.equivalence import EquivalenceReport
-from fxrebasin.reports.rebasin import RebasinReport
-from fxrebasin.symmetry import Symmetry
+if TYPE_CHECKING:
+    from fxrebasin.api import Reference, analyze, apply, match, transform
+    from fxrebasin.errors import (
+        ArchitectureMismatchError,
+        CheckpointError,
+        EquivalenceError,
+        ExportError,
+        FxRebasinError,
+        InputError,
+        TraceError,
+    )
+    from fxrebasin.exporters.onnx.export import export_onnx
+    from fxrebasin.exporters.verify.equivalence import verify
+    from fxrebasin.layout import PermutationClass
+    from fxrebasin.merge import (
+        BarrierCurve,
+        MergeStats,
+        align_many,
+        barrier,
+        interpolate,
+        merge_many,
+        merge_stats,
+        plot_barrier,
+        recalibrate,
+        repair,
+    )
+    from fxrebasin.permutation import Permutation
+    from fxrebasin.reports.equivalence import EquivalenceReport
+    from fxrebasin.reports.rebasin import RebasinReport
+    from fxrebasin.symmetry import Symmetry
 
-__version__ = _version("fxrebasin")
+    __version__: str
 
 __all__ = [
     "ArchitectureMismatchError",
@@ -66,3 +68,44 @@ __all__ = [
     "transform",
     "verify",
 ]
+
+# A name loads the module that holds it when it is first asked for: `fxrebasin --help` needs no
+# torch, and `import fxrebasin` neither pictures nor ONNX. Type checkers read the imports above.
+_NAMES_IN = {
+    "fxrebasin.api": ("Reference", "analyze", "apply", "match", "transform"),
+    "fxrebasin.errors": (
+        *("ArchitectureMismatchError", "CheckpointError", "EquivalenceError", "ExportError"),
+        *("FxRebasinError", "InputError", "TraceError"),
+    ),
+    "fxrebasin.exporters.onnx.export": ("export_onnx",),
+    "fxrebasin.exporters.verify.equivalence": ("verify",),
+    "fxrebasin.layout": ("PermutationClass",),
+    "fxrebasin.merge": (
+        *("BarrierCurve", "MergeStats", "align_many", "barrier", "interpolate", "merge_many"),
+        *("merge_stats", "plot_barrier", "recalibrate", "repair"),
+    ),
+    "fxrebasin.permutation": ("Permutation",),
+    "fxrebasin.reports.equivalence": ("EquivalenceReport",),
+    "fxrebasin.reports.rebasin": ("RebasinReport",),
+    "fxrebasin.symmetry": ("Symmetry",),
+}
+_MODULE_OF = {name: module for module, names in _NAMES_IN.items() for name in names}
+
+if not TYPE_CHECKING:  # checkers would take every name for one that exists
+
+    def __getattr__(name: str) -> Any:
+        """A public name, or a module of the package, on its first use."""
+        if name in _MODULE_OF:
+            found = getattr(import_module(_MODULE_OF[name]), name)
+        elif name == "__version__":
+            found = import_module("importlib.metadata").version(__name__)
+        elif not name.startswith("_") and util.find_spec(f"{__name__}.{name}") is not None:
+            found = import_module(f"{__name__}.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        """The public names, loaded or not, and what is there."""
+        return sorted({*globals(), *__all__})

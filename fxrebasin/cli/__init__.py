@@ -1,0 +1,17 @@
+"""The command line, one file per command.
+
+Exit codes: 0, all is well; 1, a check failed (two models are not equivalent, or an export cannot be
+run); 2, the command or its input cannot be used. What a command needs is imported when it runs.
+"""
+
+from fxrebasin.cli.demo import demo
+from fxrebasin.cli.export import export
+from fxrebasin.cli.group import main
+from fxrebasin.cli.inspect import inspect
+from fxrebasin.cli.transform import transform
+from fxrebasin.cli.verify import verify
+
+for _command in (demo, inspect, transform, verify, export):
+    main.add_command(_command)
+
+__all__ = ["main"]
