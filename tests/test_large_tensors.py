@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxrebasin
-from fxrebasin.passes.fields import ledger
+from fxrebasin.passes.fields import elements
 from tests.support.randomise import assert_group_is_sound
 from tests.support.randomise import log10_factorial as f
 
@@ -65,7 +65,7 @@ SIZES = {"h": 4, "c": 6, "d": 3}
 def test_raw_attention_weights_of_any_size_keep_all_their_freedom(
     pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "MATERIALISE_AT_MOST", 16)
+    monkeypatch.setattr(elements, "MATERIALISE_AT_MOST", 16)
     shape = tuple(SIZES[axis] for axis in pattern)
     model = Mixer(attention(pattern), **dict.fromkeys("qkvo", shape))
     symmetry = assert_group_is_sound(model, (TOKENS,))
@@ -76,7 +76,7 @@ def test_raw_attention_weights_of_any_size_keep_all_their_freedom(
 def test_stacks_of_experts_of_any_size_keep_all_their_freedom(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ledger, "MATERIALISE_AT_MOST", 16)
+    monkeypatch.setattr(elements, "MATERIALISE_AT_MOST", 16)
     symmetry = assert_group_is_sound(Mixer(experts, up=(4, 6, 5), down=(4, 5, 6)), (TOKENS,))
     assert symmetry.log10_order() == pytest.approx(f(6, 4) + 4 * f(5))
 
@@ -85,7 +85,7 @@ def test_what_is_not_looked_for_in_a_large_tensor_is_noted(monkeypatch: pytest.M
     model = Mixer(heads_of_experts, w=(4, 2, 6, 3), o=(4, 2, 3, 6))
     whole = assert_group_is_sound(model, (TOKENS,))
     assert whole.notes == ()
-    monkeypatch.setattr(ledger, "MATERIALISE_AT_MOST", 16)
+    monkeypatch.setattr(elements, "MATERIALISE_AT_MOST", 16)
     symmetry = assert_group_is_sound(model, (TOKENS,))
     assert symmetry.log10_order() < whole.log10_order()
     (note,) = symmetry.notes
@@ -95,8 +95,8 @@ def test_what_is_not_looked_for_in_a_large_tensor_is_noted(monkeypatch: pytest.M
 def test_tensors_that_are_merged_as_a_whole_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Mixer(lambda m, x: x * m.w.t().reshape(-1).sum(), w=(4, 5))
     assert fxrebasin.analyze(model, TOKENS).notes == ()
-    monkeypatch.setattr(ledger, "MATERIALISE_AT_MOST", 16)
+    monkeypatch.setattr(elements, "MATERIALISE_AT_MOST", 16)
     assert fxrebasin.analyze(model, TOKENS).notes == ()
-    monkeypatch.setattr(ledger, "MERGED_AT_MOST", 16)
+    monkeypatch.setattr(elements, "MERGED_AT_MOST", 16)
     (note,) = assert_group_is_sound(model, (TOKENS,)).notes
     assert note.startswith("w has more than 16 elements")

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from fxrebasin.passes.fields.fields import Field, Labels, Value
+from fxrebasin.passes.fields.fields import Field, Labels, Value, free_labels
+from fxrebasin.passes.fields.joining import join
 from fxrebasin.passes.fields.labels import NONE, rigid_labels
-from fxrebasin.passes.fields.ledger import Ledger, free_labels
+from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.moving import materialised
 
 
@@ -32,7 +33,7 @@ def concatenate_values(
     sizes = [value.shape[dim] for value in values]
     if not any(isinstance(f, Labels) and f.axes == (dim,) and f.injective for f in fields):
         fields.append(_segments(sizes, len(shape), dim))
-    return Value(tuple(shape), ledger.join(fields))
+    return Value(tuple(shape), join(ledger, fields))
 
 
 def _split_common(

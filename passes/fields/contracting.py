@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import combinations
 
+from fxrebasin.passes.fields.coarsening import coarsen
 from fxrebasin.passes.fields.fields import Elements, Field, Labels, Value, place, positions
+from fxrebasin.passes.fields.joining import axes_told_apart, join
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.moving import pick_axes
 from fxrebasin.passes.fields.patterns import (
@@ -19,7 +21,9 @@ from fxrebasin.passes.fields.patterns import (
     merged,
     spelled_out,
 )
+from fxrebasin.passes.fields.reducing import reduce
 from fxrebasin.passes.fields.reshaping import reshape_fields
+from fxrebasin.passes.fields.together import together
 
 
 def contract(
@@ -54,10 +58,10 @@ def contract(
     out = space.places(space.pattern.output)
     result: list[Field] = []
     for fields, mine in zip(operands, inside, strict=True):
-        result += ledger.reduce(Value((), tuple(fields)), mine & out)
-    result += ledger.together([item for fields in operands for item in fields], out)
+        result += reduce(ledger, Value((), tuple(fields)), mine & out)
+    result += together(ledger, [item for fields in operands for item in fields], out)
     result += [item for axis, item in rigid.items() if axis in out]
-    return Value(tuple(out_shape), _from_factors(ledger, ledger.join(result), space))
+    return Value(tuple(out_shape), _from_factors(ledger, join(ledger, result), space))
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def _to_factors(
     fields = [place(part, target, len(space.sizes)) for part in parts]
     held = {axis for item in fields for axis in item.axes}.intersection(target)
     met = [item for axis, item in rigid.items() if axis in held]
-    return list(ledger.join([*fields, *met])) if met else fields
+    return list(join(ledger, [*fields, *met])) if met else fields
 
 
 def _tie_shared(
@@ -125,23 +129,23 @@ def _tie_shared(
     labels = [_labels_on(ledger, fields, shared) for fields in (first, second)]
     elements = [[f for f in fields if isinstance(f, Elements)] for fields in (first, second)]
     meeting = [*labels[0], *labels[1]]
-    told_apart = ledger.identified(meeting)
+    told_apart = axes_told_apart(meeting)
     fields: list[Field] = [*meeting]
     for here, there in ((0, 1), (1, 0)):
         for item in elements[there]:
             if meeting:
-                ledger.join([*meeting, item])
+                join(ledger, [*meeting, item])
             open_axes = shared.intersection(item.axes) - told_apart
             if open_axes and (elements[here] or not labels[here]):
-                fields += ledger.coarsen(item, shared)
-    for field in ledger.join(fields):
+                fields += coarsen(ledger, item, shared)
+    for field in join(ledger, fields):
         if isinstance(field, Labels):
             ledger.use(field)
 
 
 def _labels_on(ledger: Ledger, fields: Sequence[Field], shared: set[int]) -> list[Labels]:
-    parts = [part for f in fields if isinstance(f, Labels) for part in ledger.coarsen(f, shared)]
-    parts += ledger.together(fields, shared)
+    parts = [part for f in fields if isinstance(f, Labels) for part in coarsen(ledger, f, shared)]
+    parts += together(ledger, fields, shared)
     return [part for part in parts if isinstance(part, Labels)]
 
 
@@ -152,4 +156,4 @@ def _from_factors(ledger: Ledger, fields: Sequence[Field], space: _Space) -> tup
     merged = [math.prod(space.sizes[name] for name in axis) for axis in axes]
     picked = (pick_axes(item, order) for item in fields)
     result = reshape_fields(ledger, picked, split, merged)
-    return ledger.join(result) if split != merged else tuple(result)
+    return join(ledger, result) if split != merged else tuple(result)

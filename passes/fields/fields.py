@@ -152,6 +152,24 @@ def field_of(values: Tensor, reason: str) -> Labels:
     return Labels(values, varying_axes(values), injective, rigid, reason if rigid else "")
 
 
+def free_labels(values: Tensor, like: Labels | None = None) -> Labels | None:
+    """Labels from any movement of a field, with `injective` decided by looking."""
+    return labels_of(values, like, injective=all_differ(values.reshape(-1).numpy()))
+
+
+def identity(values: Tensor) -> tuple[object, ...]:
+    """Equal for two views of the same labels; valid while one of them is alive."""
+    return (
+        values.data_ptr(),
+        values.ndim,
+        tuple(
+            (axis, size, stride)
+            for axis, (size, stride) in enumerate(zip(values.shape, values.stride(), strict=True))
+            if size > 1
+        ),
+    )
+
+
 def elements_of(state: str, view: Tensor) -> Elements | None:
     """The elements that a view of a state tensor addresses; None if they are one, or none."""
     if 0 in view.shape:

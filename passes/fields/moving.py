@@ -9,17 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxrebasin.passes.fields.coarsening import coarsen
+from fxrebasin.passes.fields.elements import separate
 from fxrebasin.passes.fields.fields import (
     Elements,
     Field,
     Labels,
     Value,
     elements_of,
+    free_labels,
     labels_of,
     squeeze_constant,
 )
+from fxrebasin.passes.fields.joining import hold_routed, join
 from fxrebasin.passes.fields.labels import INSIDE, NONE, OUTSIDE
-from fxrebasin.passes.fields.ledger import Ledger, free_labels
+from fxrebasin.passes.fields.ledger import Ledger
 
 
 def pick_axes(item: Field, order: Sequence[int]) -> Field:
@@ -56,7 +60,7 @@ def view_fields(
             continue
         views = _as_list(move(whole_view(item, value.shape)))
         if any(_needs_labels(moved) for moved in views):
-            for part in ledger.separate(item):
+            for part in separate(ledger, item):
                 _view_labels(ledger, part, value.shape, move, found)
             continue
         for fields, moved in zip(found, views, strict=True):
@@ -72,7 +76,7 @@ def met(ledger: Ledger, fields: Sequence[Field]) -> tuple[Field, ...]:
     fields on axes of their own have.
     """
     axes = [axis for item in fields for axis in item.axes]
-    return tuple(fields) if len(set(axes)) == len(axes) else ledger.join(fields)
+    return tuple(fields) if len(set(axes)) == len(axes) else join(ledger, fields)
 
 
 def _view_labels(
@@ -158,7 +162,7 @@ def move_labels(
             size if axis in wanted else item.values.shape[axis]
             for axis, size in enumerate(value.shape)
         ]
-        ledger.hold_routed(item)
+        hold_routed(ledger, item)
         values = squeeze_constant(move(item.values.expand(before)), range(ndim))
         fields += chosen_labels(ledger, values, item)
     return Value(tuple(shape), met(ledger, fields))
@@ -171,7 +175,7 @@ def materialised(ledger: Ledger, value: Value, axes: set[int]) -> list[Field]:
         if isinstance(item, Labels) or not axes & set(item.axes):
             fields.append(item)
         else:
-            fields += ledger.separate(item)
+            fields += separate(ledger, item)
     return fields
 
 
@@ -182,7 +186,7 @@ def put_at(
     fields: list[Field] = []
     for item in materialised(ledger, value, {axis}):
         if not isinstance(item, Labels) or axis not in item.axes:
-            fields += ledger.coarsen(item, set(range(len(shape))) - {axis})
+            fields += coarsen(ledger, item, set(range(len(shape))) - {axis})
             continue
         size = [*item.values.shape]
         size[axis] = shape[axis]

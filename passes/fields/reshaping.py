@@ -6,13 +6,16 @@ from collections.abc import Iterable, Sequence
 
 import networkx as nx
 
+from fxrebasin.passes.fields.elements import separate
 from fxrebasin.passes.fields.fields import (
     Field,
     Labels,
     Value,
     elements_of,
+    identity,
     positions,
     reshape_groups,
+    reshape_labels,
 )
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.moving import whole_view
@@ -26,7 +29,7 @@ def reshape_field(
     if tuple(before) == tuple(after):
         return [item]
     if isinstance(item, Labels):
-        found = ledger.reshaped(item, tuple(before), tuple(after))
+        found = _reshaped(ledger, item, tuple(before), tuple(after))
         return [] if found is None else [found]
     try:
         viewed = elements_of(item.state, whole_view(item, before).view(tuple(after)))
@@ -34,10 +37,19 @@ def reshape_field(
         together = [axes_in for axes_in, _ in reshape_groups(before, after)]
         return [
             part
-            for labels in ledger.separate(item, together)
+            for labels in separate(ledger, item, together)
             for part in reshape_field(ledger, labels, before, after)
         ]
     return [] if viewed is None else [viewed]
+
+
+def _reshaped(
+    ledger: Ledger, item: Labels, before: tuple[int, ...], after: tuple[int, ...]
+) -> Labels | None:
+    """A field in another shape; remembered, since layers split positions in the same ways."""
+    flags = (item.injective, item.rigid, item.reason, item.routing)
+    key = ("reshape", identity(item.values), flags, before, after)
+    return ledger.once(key, lambda: reshape_labels(item, before, after), [item.values])
 
 
 def reshape_fields(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxrebasin.errors import InputError, TraceError
 from fxrebasin.passes.fields.fields import pinned_value
+from fxrebasin.passes.fields.joining import join
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.propagate.call_site import CallSite
 from fxrebasin.passes.propagate.memory import Memory
@@ -83,7 +84,7 @@ class Escapes:
         for track in self.memory.sharing(tensor):
             value = refresh(track, self._ledger)
             pinned = pinned_value(value.shape, reason)
-            self._ledger.join([*pinned.fields, *value.fields])
+            join(self._ledger, [*pinned.fields, *value.fields])
             track.value = pinned
             track.is_state = False
         self.memory.expose(tensor)

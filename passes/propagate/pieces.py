@@ -7,19 +7,16 @@ much once per position.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fxrebasin.passes.fields.fields import (
-    Field,
-    Labels,
-    Value,
-    field_of,
-)
+from fxrebasin.passes.fields.elements import labelled
+from fxrebasin.passes.fields.fields import Labels, Value, field_of
+from fxrebasin.passes.fields.joining import join
 from fxrebasin.passes.fields.labels import NONE, rigid_labels
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.reshaping import reshape_value
@@ -88,7 +85,7 @@ class Pieces:
         if not np.array_equal(places, self._parts[0].addresses):
             for item in found:
                 ledger.remember(item)
-        return Value(tuple(view.shape), ledger.join(fields))
+        return Value(tuple(view.shape), join(ledger, fields))
 
     def _contents(
         self, ledger: Ledger, present: Sequence[int], places: Ints, view: Tensor
@@ -129,12 +126,7 @@ def addresses_of(view: Tensor) -> Ints:
 
 
 def _labels(ledger: Ledger, value: Value) -> list[Labels]:
-    fields: Iterable[Field] = value.fields
-    return [
-        part
-        for item in fields
-        for part in ([item] if isinstance(item, Labels) else ledger.separate(item))
-    ]
+    return [part for item in value.fields for part in labelled(ledger, item)]
 
 
 def _axis_in(whole: Tensor, view: Tensor, axis: int) -> int:

@@ -29,8 +29,10 @@ from fxrebasin.choices import Choices
 from fxrebasin.errors import FxRebasinError, TraceError
 from fxrebasin.models.example_inputs import wrong_inputs
 from fxrebasin.models.redraw import redrawn
+from fxrebasin.passes.fields.elements import elements_field
 from fxrebasin.passes.fields.fields import Elements, Value, pinned_value
-from fxrebasin.passes.fields.ledger import Ledger, elements_field
+from fxrebasin.passes.fields.joining import join
+from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.origin import CONSTANT, INPUT, Origin
 from fxrebasin.passes.propagate.call_site import CallSite
 from fxrebasin.passes.propagate.constants import FunctionWatch
@@ -380,7 +382,7 @@ class Propagator(TorchDispatchMode):
             ledger = self.result.ledger
             ledger.origins.append(Origin("shared memory", item.name))
             pinned = pinned_value(shape, f"shares memory with {item.overlaps}, in another view")
-            value = Value(shape, ledger.join([*pinned.fields, *value.fields]))
+            value = Value(shape, join(ledger, [*pinned.fields, *value.fields]))
         track = Track(value, item.name, is_state=True)
         if item.role is Role.STATE and stand_in.is_floating_point():
             track.spread = known(of_state(shape, len(self.states)))
@@ -730,7 +732,7 @@ class Propagator(TorchDispatchMode):
             size > 1 and not step for size, step in steps
         ):  # several values for one place: torch leaves open which of them stays
             pinned = pinned_value(value.shape, "written to one place several times").fields
-            value = Value(value.shape, self.result.ledger.join([*value.fields, *pinned]))
+            value = Value(value.shape, join(self.result.ledger, [*value.fields, *pinned]))
         if tuple(value.shape) == tuple(track.value.shape):
             write(track, value, self.result.ledger)
         else:
@@ -745,10 +747,10 @@ class Propagator(TorchDispatchMode):
         for other in others:
             known = refresh(other, ledger)
             pinned = pinned_value(known.shape, reason).fields
-            other.stand_alone(Value(known.shape, ledger.join([*known.fields, *pinned])))
+            other.stand_alone(Value(known.shape, join(ledger, [*known.fields, *pinned])))
         if others:
             pinned = pinned_value(value.shape, reason).fields
-            value = Value(value.shape, ledger.join([*value.fields, *pinned]))
+            value = Value(value.shape, join(ledger, [*value.fields, *pinned]))
         track.stand_alone(value)
 
     def _named(self, tensor: Tensor, known: Track | None = None) -> _Entry:
@@ -843,7 +845,7 @@ class ModelOutput:
         """None of its axes may move; returns the value that says so."""
         ledger.origins.append(Origin("output", self.name, is_output=True))
         pinned = pinned_value(self.value.shape, "model output")
-        ledger.join([*pinned.fields, *self.value.fields])
+        join(ledger, [*pinned.fields, *self.value.fields])
         return pinned
 
     def names(self) -> set[str]:

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fxrebasin.errors import FxRebasinError
 from fxrebasin.passes.fields.fields import Value, pinned_value
+from fxrebasin.passes.fields.joining import join
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.origin import Origin
 from fxrebasin.passes.propagate.tracks import Track, refresh
@@ -174,7 +175,7 @@ class Looks:
             value = refresh(item, ledger) if isinstance(item, Track) else item
             value = value if value.when_read is None else value.when_read()
             pinned = pinned_value(value.shape, reason)
-            ledger.join([*pinned.fields, *value.fields])
+            join(ledger, [*pinned.fields, *value.fields])
 
     def notes(self, unread: Sequence[str]) -> list[str]:
         """What there is to say about a model that looks at data."""

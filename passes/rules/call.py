@@ -10,7 +10,9 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from fxrebasin.passes.fields.aligning import concatenate_values
+from fxrebasin.passes.fields.coarsening import coarsen
 from fxrebasin.passes.fields.contracting import contract
+from fxrebasin.passes.fields.elements import MERGED_AT_MOST, by_axis, materialise, separate
 from fxrebasin.passes.fields.fields import (
     Elements,
     Field,
@@ -20,7 +22,8 @@ from fxrebasin.passes.fields.fields import (
     place,
     positions,
 )
-from fxrebasin.passes.fields.ledger import MERGED_AT_MOST, Ledger
+from fxrebasin.passes.fields.joining import hold_routed, join
+from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.moving import (
     chosen_labels,
     materialised,
@@ -32,6 +35,7 @@ from fxrebasin.passes.fields.moving import (
 )
 from fxrebasin.passes.fields.origin import Origin
 from fxrebasin.passes.fields.patterns import Pattern
+from fxrebasin.passes.fields.reducing import reduce
 from fxrebasin.passes.fields.reshaping import reshape_fields, reshape_value
 
 
@@ -133,7 +137,7 @@ class Call:
     def join(self, fields: Iterable[Field], shape: Sequence[int] | None = None) -> Value:
         """Let fields meet in one tensor, by default the first output."""
         size = self.shape if shape is None else tuple(shape)
-        return Value(size, self.ledger.join(fields))
+        return Value(size, join(self.ledger, fields))
 
     def broadcast(self, value: Value, ndim: int) -> list[Field]:
         """The fields of a value that is broadcast to `ndim` dimensions."""
@@ -152,23 +156,23 @@ class Call:
         if not touched:
             return value
         met = [item for item in rigid if set(item.axes) <= touched]
-        return Value(value.shape, self.ledger.join([*value.fields, *met]))
+        return Value(value.shape, join(self.ledger, [*value.fields, *met]))
 
     def reduce(self, value: Value, kept: Collection[int]) -> list[Field]:
         """What is left of a tensor that is summed, or the like, over all but the kept axes."""
-        return self.ledger.reduce(value, kept)
+        return reduce(self.ledger, value, kept)
 
     def reduced(self, value: Value, kept: Sequence[int]) -> list[Field]:
         """As `reduce`, without the axes that are reduced."""
-        return [pick_axes(item, kept) for item in self.ledger.reduce(value, kept)]
+        return [pick_axes(item, kept) for item in reduce(self.ledger, value, kept)]
 
     def with_statistics(self, value: Value, kept: Collection[int]) -> list[Field]:
         """A tensor that meets its own statistics, taken over all but the kept axes."""
-        return [*value.fields, *self.ledger.reduce(value, kept)]
+        return [*value.fields, *reduce(self.ledger, value, kept)]
 
     def coarsen(self, item: Field, kept: Collection[int]) -> tuple[Field, ...]:
         """What is left of a field when only the kept axes are looked at."""
-        return self.ledger.coarsen(item, kept)
+        return coarsen(self.ledger, item, kept)
 
     def reshape(
         self, fields: Iterable[Field], before: Sequence[int], after: Sequence[int]
@@ -223,20 +227,20 @@ class Call:
         open_ones = [item for item in value.fields if isinstance(item, Elements)]
         if any(item.view.numel() > MERGED_AT_MOST for item in open_ones):
             return None
-        found = (f if isinstance(f, Labels) else self.ledger.materialise(f) for f in value.fields)
+        found = (f if isinstance(f, Labels) else materialise(self.ledger, f) for f in value.fields)
         return self.join(found, value.shape)
 
     def hold_routed(self, item: Labels) -> None:
         """Give up rows of experts that data chose, where something picks among them."""
-        self.ledger.hold_routed(item)
+        hold_routed(self.ledger, item)
 
     def separate(self, elements: Elements) -> list[Labels]:
         """Labels for the elements of a state tensor's view, along several axes if they are few."""
-        return self.ledger.separate(elements)
+        return separate(self.ledger, elements)
 
     def by_axis(self, elements: Elements) -> list[Labels]:
         """Labels for the elements of a state tensor's view, a field for each axis."""
-        return self.ledger.by_axis(elements)
+        return by_axis(self.ledger, elements)
 
     def materialised(self, value: Value, axes: Collection[int]) -> list[Field]:
         """The fields of a tensor, those that vary along given axes as labels."""

@@ -14,9 +14,9 @@ from fxrebasin.passes.fields.fields import (
     Routing,
     Stage,
     Value,
+    free_labels,
     pinned_value,
 )
-from fxrebasin.passes.fields.ledger import free_labels
 from fxrebasin.passes.fields.patterns import pattern
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.registry import pin_everything, rule
