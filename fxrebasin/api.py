@@ -125,15 +125,15 @@ def match(
     """
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    task = _Task(model_b, ref, inputs, method, options, choices)
-    permutation = task.match(seed).permutation
+    request = _Request(model_b, ref, inputs, method, options, choices)
+    permutation = request.match(seed).permutation
     if verify:
         prove_state(
-            task.model,
-            named_state(task.model),
+            request.model,
+            named_state(request.model),
             permutation,
-            (task.args, task.kwargs),
-            task.choices.outputs,
+            (request.args, request.kwargs),
+            request.choices.outputs,
         )
     return permutation
 
@@ -257,26 +257,28 @@ def transform(
     """
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    task = _Task(model_b, ref, inputs, method, options, choices)
+    request = _Request(model_b, ref, inputs, method, options, choices)
     seconds: dict[str, float] = {}
     with _timed(seconds, "trace"):
-        traced = task.trace()
+        traced = request.trace()
     with _timed(seconds, "analyze"):
-        symmetry = task.analyze()
+        symmetry = request.analyze()
     with _timed(seconds, "match"):
-        found = task.match(seed, symmetry)
+        found = request.match(seed, symmetry)
     with _timed(seconds, "rewrite"):
-        result = rewrite(task.model, found.permutation, task.args, task.kwargs, traced=traced)
+        result = rewrite(
+            request.model, found.permutation, request.args, request.kwargs, traced=traced
+        )
     equivalence = None
     if verify:
         with _timed(seconds, "verify"):
             equivalence = prove_graph(
-                task.model,
+                request.model,
                 traced,
                 result,
                 found.permutation,
-                (task.args, task.kwargs),
-                task.choices.outputs,
+                (request.args, request.kwargs),
+                request.choices.outputs,
             )
     result.meta["fxrebasin"] = RebasinReport(
         method=method,
@@ -303,8 +305,8 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = time.perf_counter() - began
 
 
-class _Task:
-    """A model and a reference that have been checked, before any work."""
+class _Request:
+    """What a caller asked for: a model and a reference, checked before any work."""
 
     def __init__(
         self,

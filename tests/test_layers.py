@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("errors", "layout", "flow", "uniformity", "terminal", "wording"),
-    ("indexing", "gather", "reliance", "running"),
+    ("indexing", "gather", "interruption", "options", "progress", "reliance", "running"),
     ("choices", "models", "solvers"),
     ("storage",),
     ("permutation",),

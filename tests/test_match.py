@@ -12,11 +12,10 @@ import torch
 from rich.console import Console
 
 import fxrebasin
-from fxrebasin import terminal
+from fxrebasin import progress, terminal
 from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.layout import PermutationClass
-from fxrebasin.passes.match import problem
-from fxrebasin.passes.match.methods import MatchResult, match_states, match_weights
+from fxrebasin.passes.match.methods import MatchResult, match_states
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers import coordinate_descent
 from fxrebasin.solvers.families import make_families
@@ -71,7 +70,7 @@ def test_a_planted_permutation_is_undone_bit_for_bit(name: str, seed: int) -> No
     model = ZOO[name]()
     a, planted = model.state(seed), model.random(seed + 100)
     b = planted.permute_state_dict(a)
-    result = match_weights(model, b, a, seed=seed)
+    result = match_states(model, b, a, seed=seed)
     assert_same(result.permutation.permute_state_dict(b), a)
     assert result.distance_after == 0
     assert recovered(result.permutation, planted) == 1
@@ -83,15 +82,15 @@ def test_noise_does_not_hide_a_planted_permutation(name: str, share: float) -> N
     model = ZOO[name]()
     a, planted = model.state(1), model.random(7)
     b = noisy(planted.permute_state_dict(a), share, seed=3)
-    assert recovered(match_weights(model, b, a).permutation, planted) >= 0.99
+    assert recovered(match_states(model, b, a).permutation, planted) >= 0.99
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_unrelated_models_come_closer_and_never_less_than_from_the_identity(name: str) -> None:
     model = ZOO[name]()
     a, b = model.state(1), model.state(2)
-    result = match_weights(model, b, a)
-    plain = match_weights(model, b, a, init="identity")
+    result = match_states(model, b, a)
+    plain = match_states(model, b, a, init="identity")
     assert result.objective_before < plain.objective_after <= result.objective_after + 1e-4
     assert result.distance_after < result.distance_before
 
@@ -100,7 +99,7 @@ def test_unrelated_models_come_closer_and_never_less_than_from_the_identity(name
 def test_the_result_says_what_the_permutation_does(name: str) -> None:
     model = ZOO[name]()
     a, b = model.state(1), model.state(2)
-    result = match_weights(model, b, a)
+    result = match_states(model, b, a)
     moved = result.permutation.permute_state_dict(b)
     counted = [n for n in a if n not in model.ties]
     a, b, moved = ({n: s[n] for n in counted} for s in (a, b, moved))
@@ -118,7 +117,7 @@ def test_the_result_is_repeatable_and_touches_nothing(name: str) -> None:
     a, b = model.state(1), model.state(2)
     copies = [{n: t.clone() for n, t in s.items()} for s in (a, b)]
     draws = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first, second = (match_weights(model, b, a, seed=5).permutation for _ in range(2))
+    first, second = (match_states(model, b, a, seed=5).permutation for _ in range(2))
     assert first == second
     assert_same(a, copies[0])
     assert_same(b, copies[1])
@@ -137,7 +136,7 @@ def test_one_class_is_solved_exactly() -> None:
             )
             for p in itertools.permutations(range(6))
         )
-        result = match_weights(model, b, a, init="identity")
+        result = match_states(model, b, a, init="identity")
         assert result.objective_after == pytest.approx(best, rel=1e-5)
 
 
@@ -163,7 +162,7 @@ def test_heads_are_solved_exactly_with_what_is_inside() -> None:
     ]
     best = max(sum(inside[i][p[i]] for i in range(3)) for p in orders)
     fixed = float((a["o.bias"] * b["o.bias"]).sum())
-    result = match_weights(s, b, a)
+    result = match_states(s, b, a)
     assert result.objective_after == pytest.approx(float(best + fixed), rel=1e-5)
 
 
@@ -175,7 +174,7 @@ def test_no_step_lowers_the_objective(
     model = ZOO[name]()
     a, b = model.state(3), model.state(4)
     values = []
-    original = coordinate_descent.Descent._step
+    original = coordinate_descent.CoordinateDescent._step
 
     def watched(self, k, *rest):
         original_set = original(self, k, *rest)
@@ -184,8 +183,8 @@ def test_no_step_lowers_the_objective(
             values.append(objective(a, p.permute_state_dict(b)))
         return original_set
 
-    monkeypatch.setattr(coordinate_descent.Descent, "_step", watched)
-    match_weights(model, b, a, init=init)
+    monkeypatch.setattr(coordinate_descent.CoordinateDescent, "_step", watched)
+    match_states(model, b, a, init=init)
     slack = 1e-4 * max(map(abs, values), default=0)
     assert all(later >= earlier - slack for earlier, later in itertools.pairwise(values))
 
@@ -252,15 +251,15 @@ def test_a_model_and_itself_are_left_alone_even_if_units_are_alike() -> None:
     a["blocks.0.down.weight"][:, 3:9] = a["blocks.0.down.weight"][:, 2:3]
     a["blocks.0.down.weight"][:, 20:] = 0
     for init in ("auto", "identity"):
-        assert match_weights(model, a, a, init=init).permutation.is_identity
+        assert match_states(model, a, a, init=init).permutation.is_identity
 
 
 def test_constant_weights_say_nothing_and_move_nothing() -> None:
     for model in (attention(), grouped_conv(), residual_mlp()):
         ones = {name: torch.ones_like(tensor) for name, tensor in model.state(0).items()}
-        assert match_weights(model, ones, ones).permutation.is_identity
+        assert match_states(model, ones, ones).permutation.is_identity
         zeros = {name: torch.zeros_like(tensor) for name, tensor in ones.items()}
-        assert match_weights(model, zeros, ones).permutation.is_identity
+        assert match_states(model, zeros, ones).permutation.is_identity
 
 
 def test_units_that_are_nearly_dead_are_found_as_well() -> None:
@@ -270,7 +269,7 @@ def test_units_that_are_nearly_dead_are_found_as_well() -> None:
             if any(g.axes == (0,) for g in model.layout.get(name, ())) and len(tensor) > 8:
                 tensor[: len(tensor) // 4] *= 1e-5
         b = model.random(3).permute_state_dict(a)
-        found = match_weights(model, b, a).permutation
+        found = match_states(model, b, a).permutation
         assert_same(found.permute_state_dict(b), a)
 
 
@@ -283,14 +282,14 @@ def test_default_norm_weights_and_zero_heads_do_not_hide_a_permutation() -> None
         if "bias" in name or "head" in name:
             tensor.zero_()
     b = model.random(3).permute_state_dict(a)
-    assert_same(match_weights(model, b, a).permutation.permute_state_dict(b), a)
+    assert_same(match_states(model, b, a).permutation.permute_state_dict(b), a)
 
 
 def test_tied_tensors_count_once() -> None:
     model = tied()
     a, b = model.state(0), model.state(1)
     once = {n: t for n, t in a.items() if n != "unembed"}
-    result = match_weights(model, b, a)
+    result = match_states(model, b, a)
     assert result.objective_before == pytest.approx(objective(once, b), rel=1e-5, abs=1e-4)
 
 
@@ -302,7 +301,7 @@ def test_every_floating_dtype_is_matched(dtype: torch.dtype) -> None:
     model = attention(blocks=1)
     a = model.state(0, dtype)
     b = model.random(1).permute_state_dict(a)
-    moved = match_weights(model, b, a).permutation.permute_state_dict(b)
+    moved = match_states(model, b, a).permutation.permute_state_dict(b)
     assert all(moved[n].dtype == dtype for n in a)
     assert all(torch.equal(moved[n].view(torch.uint8), a[n].view(torch.uint8)) for n in a)
 
@@ -313,14 +312,14 @@ def test_complex_weights_are_matched() -> None:
     s.add("w", (20, 3), s.axis(0, "c"))
     a = {"w": torch.randn(20, 3, dtype=torch.complex64)}
     b = s.random(1).permute_state_dict(a)
-    assert_same(match_weights(s, b, a).permutation.permute_state_dict(b), a)
+    assert_same(match_states(s, b, a).permutation.permute_state_dict(b), a)
 
 
 def test_mixed_precision_is_matched() -> None:
     model = mlp(6, 20, 3)
     a = model.state(0)
     b = model.random(1).permute_state_dict({n: t.double() for n, t in a.items()})
-    result = match_weights(model, b, a)
+    result = match_states(model, b, a)
     assert result.distance_after == 0
 
 
@@ -340,13 +339,13 @@ def test_buffers_are_permuted_and_only_matched_if_asked() -> None:
     # The statistics alone ask for the reverse order, and loudly.
     a["mean"], b["mean"] = torch.arange(12.0) * 100, torch.arange(12.0).flip(0) * 100
     parameters = [n for n in a if n.startswith("layers")]
-    found = match_weights(model, b, a, parameters=parameters)
+    found = match_states(model, b, a, parameters=parameters)
     same = {n: (torch.zeros_like(t) if n == "mean" else t) for n, t in b.items()}
-    assert found.permutation == match_weights(model, same, a, parameters=parameters).permutation
-    asked = match_weights(model, b, a, parameters=parameters, match_buffers=True).permutation
+    assert found.permutation == match_states(model, same, a, parameters=parameters).permutation
+    asked = match_states(model, b, a, parameters=parameters, match_buffers=True).permutation
     assert list(asked.arrays["h1"]) == list(range(11, -1, -1))
     assert list(asked.permute_state_dict(b)["steps"]) == list(range(11, -1, -1))
-    assert asked == match_weights(model, b, a).permutation
+    assert asked == match_states(model, b, a).permutation
 
 
 @pytest.mark.parametrize(
@@ -371,7 +370,7 @@ def test_buffers_are_permuted_and_only_matched_if_asked() -> None:
 def test_only_the_classes_that_may_move_do(model: Synthetic, allowed: list[str]) -> None:
     a, b = model.state(1), model.state(2)
     for init in ("auto", "identity"):
-        result = match_weights(model, b, a, classes=allowed, init=init)
+        result = match_states(model, b, a, classes=allowed, init=init)
         still = model.identity().arrays
         for name, array in result.permutation.arrays.items():
             assert name in allowed or np.array_equal(array, still[name])
@@ -381,7 +380,7 @@ def test_only_the_classes_that_may_move_do(model: Synthetic, allowed: list[str])
         model.classes, {n: arrays[n] if n in allowed else still[n] for n in arrays}, model.layout
     )
     b = planted.permute_state_dict(a)
-    found = match_weights(model, b, a, classes=allowed).permutation
+    found = match_states(model, b, a, classes=allowed).permutation
     assert_same(found.permute_state_dict(b), a)
 
 
@@ -389,9 +388,9 @@ def test_few_pairs_of_many_groups_are_looked_at_and_the_right_ones_found() -> No
     model = grouped_conv(width=24, groups=24, inner=3, blocks=1)
     a, planted = model.state(0), model.random(2)
     b = noisy(planted.permute_state_dict(a), 0.1, seed=0)
-    assert recovered(match_weights(model, b, a).permutation, planted) == 1
+    assert recovered(match_states(model, b, a).permutation, planted) == 1
     other = model.state(1)
-    assert match_weights(model, other, a).objective_after > objective(a, other)
+    assert match_states(model, other, a).objective_after > objective(a, other)
 
 
 def test_a_class_in_no_tensor_is_left_alone() -> None:
@@ -399,7 +398,7 @@ def test_a_class_in_no_tensor_is_left_alone() -> None:
     model.classes += (PermutationClass("ghost", 4), PermutationClass("inner", 2, ("ghost",)))
     a = model.state(0)
     b = model.random(1).permute_state_dict(a)
-    found = match_weights(model, b, a).permutation
+    found = match_states(model, b, a).permutation
     assert_same(found.permute_state_dict(b), a)
     assert list(found.arrays["ghost"]) == [0, 1, 2, 3]
 
@@ -407,7 +406,7 @@ def test_a_class_in_no_tensor_is_left_alone() -> None:
 def test_a_model_without_symmetry_gives_the_identity() -> None:
     model = Synthetic()
     model.add("w", (3, 3))
-    result = match_weights(model, model.state(0), model.state(1))
+    result = match_states(model, model.state(0), model.state(1))
     assert result.permutation.is_identity
     assert result.objective_after == result.objective_before
 
@@ -415,8 +414,8 @@ def test_a_model_without_symmetry_gives_the_identity() -> None:
 def test_a_limit_on_sweeps_is_kept() -> None:
     model = residual_mlp()
     a, b = model.state(0), model.state(1)
-    assert match_weights(model, b, a, init="identity").sweeps > 1
-    assert match_weights(model, b, a, init="identity", max_sweeps=1).sweeps == 1
+    assert match_states(model, b, a, init="identity").sweeps > 1
+    assert match_states(model, b, a, init="identity", max_sweeps=1).sweeps == 1
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 9])
@@ -433,7 +432,7 @@ def test_an_interrupt_gives_the_best_so_far(after: int, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(coordinate_descent, "assign", interrupted)
     with pytest.warns(UserWarning, match="interrupted: the best permutation so far is used"):
-        result = match_weights(model, b, a)
+        result = match_states(model, b, a)
     assert (result.objective_after > result.objective_before) == (after > 0)
 
 
@@ -462,31 +461,31 @@ def test_states_that_do_not_fit_are_refused_with_all_that_is_wrong() -> None:
     del a["layers.1.bias"]
     b["layers.2.weight"] = torch.zeros(2, 6)
     with pytest.raises(ArchitectureMismatchError) as caught:
-        match_weights(model, b, a)
+        match_states(model, b, a)
     assert "layers.1.bias: missing in the reference" in str(caught.value)
     assert "layers.2.weight: model (2, 6), reference (2, 5)" in str(caught.value)
     short = {n: t[..., :1] for n, t in model.state(0).items()}
     with pytest.raises(ArchitectureMismatchError, match=r"layers.1.bias: has shape \(1,\); axes"):
-        match_weights(model, short, short)
+        match_states(model, short, short)
 
 
 def test_states_without_values_are_refused() -> None:
     model = mlp(3, 5, 2)
     a = model.state(0)
     with pytest.raises(InputError, match=r"layers.1.weight is on the meta device"):
-        match_weights(model, {n: t.to("meta") for n, t in a.items()}, a)
+        match_states(model, {n: t.to("meta") for n, t in a.items()}, a)
     for value in (math.nan, math.inf):
         broken = {**a, "layers.2.weight": torch.full((2, 5), value)}
         with pytest.raises(InputError, match=r"layers.2.weight holds values that are not finite"):
-            match_weights(model, broken, a)
+            match_states(model, broken, a)
 
 
 def test_progress_is_silent_without_a_terminal(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(problem, "_PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_PATIENCE_SECONDS", 0.0)
     model = residual_mlp()
-    match_weights(model, model.state(0), model.state(1))
+    match_states(model, model.state(0), model.state(1))
     assert capfd.readouterr() == ("", "")
 
 
@@ -495,11 +494,11 @@ def test_progress_is_shown_on_a_terminal_when_it_takes_long(
 ) -> None:
     screen = io.StringIO()
     shown = Console(file=screen, force_terminal=True, width=80)
-    monkeypatch.setattr(problem, "progress_bar", lambda: terminal.progress_bar(shown))
+    monkeypatch.setattr(progress, "progress_bar", lambda: terminal.progress_bar(shown))
     model = residual_mlp()
-    match_weights(model, model.state(0), model.state(1))
+    match_states(model, model.state(0), model.state(1))
     assert screen.getvalue() == ""
-    monkeypatch.setattr(problem, "_PATIENCE_SECONDS", 0.0)
-    match_weights(model, model.state(0), model.state(1))
+    monkeypatch.setattr(progress, "_PATIENCE_SECONDS", 0.0)
+    match_states(model, model.state(0), model.state(1))
     assert "matching from evidence" in screen.getvalue()
     assert "4/4" in screen.getvalue()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import inspect
 import itertools
 import random
+import sys
 from collections.abc import Iterable
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import numpy as np
@@ -15,11 +19,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxrebasin
-from fxrebasin.errors import InputError
+from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.passes.match.methods import METHODS, match_states
+from fxrebasin.passes.match.problem import MatchingProblem
 from fxrebasin.passes.match.representatives import find_representatives
 from fxrebasin.permutation import Permutation
-from fxrebasin.solvers.coordinate_descent import Descent
+from fxrebasin.solvers.coordinate_descent import CoordinateDescent
 from tests.support.small_nets import Attention, Residual, SelfAttention, unsettled
 from tests.support.synthetic import ZOO
 
@@ -97,6 +102,31 @@ class Task:
 CASES = [*METHODS, "sinkhorn, loss"]
 
 
+def test_a_method_takes_one_problem_and_no_method_imports_another() -> None:
+    homes = {function.__module__ for function in METHODS.values()}
+    assert len(homes) == len(METHODS)
+    for name, function in METHODS.items():
+        problem, *options = inspect.signature(function).parameters.values()
+        assert problem.annotation == "MatchingProblem", name
+        assert all(option.kind is option.KEYWORD_ONLY for option in options), name
+        source = ast.parse(inspect.getsource(sys.modules[function.__module__]))
+        imported = {node.module for node in ast.walk(source) if isinstance(node, ast.ImportFrom)}
+        assert not imported & homes, name
+
+
+def test_a_problem_is_checked_when_it_is_posed_and_stays_as_it_is() -> None:
+    model = ZOO["attention"]()
+    a, b = model.state(1), model.state(2)
+    with pytest.raises(InputError, match="which this model does not have"):
+        MatchingProblem(model, b, a, classes=["nowhere"])
+    with pytest.raises(ArchitectureMismatchError, match="missing in the reference"):
+        MatchingProblem(model, b, {})
+    problem = MatchingProblem(model, b, a, classes=[model.classes[0].name])
+    assert problem.free == (model.classes[0].name,)
+    with pytest.raises(FrozenInstanceError):
+        problem.seed = 1  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("method", CASES)
 @pytest.mark.parametrize("net", NETS)
 def test_the_function_is_unchanged_and_nothing_else_either(net: str, method: str) -> None:
@@ -160,7 +190,7 @@ def test_frank_wolfe_and_restarts_find_more_where_there_is_more() -> None:
 def test_a_soft_map_of_a_permutation_is_that_permutation() -> None:
     from fxrebasin.solvers.pairs import folded, unfolded
     from fxrebasin.solvers.relaxed import Relaxation, mixed
-    from fxrebasin.solvers.weight import WeightProblem
+    from fxrebasin.solvers.weight_problem import WeightProblem
 
     for name, build in ZOO.items():
         model = build()
@@ -330,14 +360,14 @@ def test_ctrl_c_in_an_ascent_gives_the_best_so_far(
 
 
 def test_ctrl_c_in_a_projection_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, count = Descent.descend, itertools.count()
+    original, count = CoordinateDescent.descend, itertools.count()
 
-    def interrupted(self: Descent, *args: Any) -> None:
+    def interrupted(self: CoordinateDescent, *args: Any) -> None:
         if next(count) == 3:
             raise KeyboardInterrupt
         original(self, *args)
 
-    monkeypatch.setattr(Descent, "descend", interrupted)
+    monkeypatch.setattr(CoordinateDescent, "descend", interrupted)
     task = Task("attention", planted=False)
     with pytest.warns(UserWarning, match="interrupted: the best permutation so far") as told:
         task.match("straight_through")

@@ -24,7 +24,8 @@ from fxrebasin.merge import align_many, merge_many
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers.frank_wolfe import FrankWolfe
 from fxrebasin.solvers.joint import JointRelaxation
-from fxrebasin.solvers.weight import Start, WeightProblem, WeightSearch
+from fxrebasin.solvers.weight_problem import WeightProblem
+from fxrebasin.solvers.weight_search import Start, WeightSearch
 from fxrebasin.storage.checkpoint import save_state_dict
 from tests.support.small_nets import Attention, Residual, unsettled
 from tests.support.synthetic import ZOO

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from benchmarks.support.matching_floor import Floor, recorded
 from fxrebasin.passes.match.methods import match_states
-from fxrebasin.passes.match.problem import Matching, MatchResult
+from fxrebasin.passes.match.problem import MatchingProblem
+from fxrebasin.passes.match.result import MatchResult
 from fxrebasin.permutation import Permutation
-from fxrebasin.solvers.weight import WeightSearch
+from fxrebasin.solvers.weight_search import WeightSearch
 from fxrebasin.symmetry import Symmetry
 
 State = Mapping[str, Tensor]
@@ -55,9 +56,13 @@ class Pair:
 
     def solve(self, clock: Any = time.perf_counter) -> float:
         """Seconds of the solver alone: from two states to permutations."""
-        problem = Matching(
-            self.symmetry, self.state_b, self.state_a, self.symmetry.parameters, self.classes
-        ).problem
+        problem = MatchingProblem(
+            self.symmetry,
+            self.state_b,
+            self.state_a,
+            self.symmetry.parameters,
+            classes=self.classes,
+        ).weights
         start: float = clock()
         search = WeightSearch(problem, seed=0)
         search.start_all(search.usual_starts())

@@ -10,20 +10,22 @@ import numpy as np
 import torch
 
 from fxrebasin.errors import InputError
+from fxrebasin.interruption import interruptible
 from fxrebasin.merge.sources import Sources
-from fxrebasin.merge.states import State, is_number, wide_dtype
-from fxrebasin.passes.match.problem import LateBar, Matching, interruptible
+from fxrebasin.merge.states import is_number, wide_dtype
+from fxrebasin.passes.match.problem import MatchingProblem
 from fxrebasin.permutation import Permutation
-from fxrebasin.solvers.weight import Start, WeightSearch
+from fxrebasin.progress import LateBar
+from fxrebasin.running.batches import State
+from fxrebasin.solvers.weight_search import Start, WeightSearch
 from fxrebasin.symmetry import Symmetry
 
-_MOST_SWEEPS = 100
 _STARTS = ("growing", "identity")
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is to be aligned.
+class AlignmentProblem:
+    """Models that are to be brought to one order of units.
 
     Args:
         sources: the models.
@@ -43,17 +45,17 @@ class Task:
         parameters = dict(self.sources.model.named_parameters())
         return [name for name in self.symmetry.layout if name in parameters]
 
-    def matching(self, state_b: State, state_a: State) -> Matching:
+    def pair(self, state_b: State, state_a: State) -> MatchingProblem:
         """The matching problem of two models.
 
         Args:
             state_b: of the model that moves.
             state_a: of the other.
         """
-        return Matching(self.symmetry, state_b, state_a, self.names, None)
+        return MatchingProblem(self.symmetry, state_b, state_a, self.names, seed=self.seed)
 
 
-def align_with_mean(task: Task, *, init: str = "growing") -> Sequence[Permutation]:
+def align_with_mean(problem: AlignmentProblem, *, init: str = "growing") -> Sequence[Permutation]:
     """Algorithm 3 of Git Re-Basin: align each model with the mean of the others, again and again.
 
     Models are taken in a random order, until no permutation changes; each is aligned by coordinate
@@ -61,7 +63,7 @@ def align_with_mean(task: Task, *, init: str = "growing") -> Sequence[Permutatio
     permutations so far are returned, with a warning.
 
     Args:
-        task: what to align.
+        problem: what to align.
         init: in the first sweep, `"growing"` aligns a model with the mean of those that were
             taken before it; `"identity"`, as in the paper, with the mean of all others in their
             original order.
@@ -71,25 +73,25 @@ def align_with_mean(task: Task, *, init: str = "growing") -> Sequence[Permutatio
     """
     if init not in _STARTS:
         raise InputError(f"no start {init!r}; init is one of: {', '.join(_STARTS)}")
-    descent = Descent(task)
-    descent.run(None if init == "growing" else descent.permutations)
-    return descent.permutations
+    alignment = MeanAlignment(problem)
+    alignment.run(None if init == "growing" else alignment.permutations)
+    return alignment.permutations
 
 
-class Descent:
-    """Permutations of all models, and their mean as far as it has been taken.
+class MeanAlignment:
+    """Permutations of all models, and the mean of those that were taken so far.
 
     Args:
-        task: what to align.
+        problem: what to align.
     """
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        identity = task.symmetry.identity()
-        self.permutations = [identity] * len(task.sources)
+    def __init__(self, problem: AlignmentProblem) -> None:
+        self._problem = problem
+        identity = problem.symmetry.identity()
+        self.permutations = [identity] * len(problem.sources)
         self.interrupted = False
         self._total: dict[str, torch.Tensor] = {}
-        self._placed: dict[int, float] = {}
+        self._taken: dict[int, float] = {}
 
     def run(self, start: Sequence[Permutation] | None, *, polishing: bool = False) -> None:
         """Sweep over the models until no permutation changes.
@@ -101,12 +103,12 @@ class Descent:
         """
         finished = False
         with closing(LateBar()) as report, interruptible():
-            generator = np.random.default_rng(self._task.seed)
+            generator = np.random.default_rng(self._problem.seed)
             if start is not None:
                 self.permutations = list(start)
                 for index in range(len(self.permutations)):
-                    self._place(index, self._arranged(index))
-            for sweep in range(self._task.max_sweeps):
+                    self._take(index, self._arranged(index))
+            for sweep in range(self._problem.max_sweeps):
                 changed = False
                 for done, index in enumerate(generator.permutation(len(self.permutations))):
                     report(f"aligning, sweep {sweep + 1}", done, len(self.permutations))
@@ -121,9 +123,9 @@ class Descent:
     def value(self) -> float:
         """Squared length of the weighted mean of all models, which grows with their agreement."""
         total: dict[str, torch.Tensor] = {}
-        for index, weight in enumerate(self._task.sources.weights):
+        for index, weight in enumerate(self._problem.sources.weights):
             arranged = self._arranged(index)
-            for name in self._task.names:
+            for name in self._problem.names:
                 part = weight * arranged[name].to(_widest(arranged[name]))
                 total[name] = total[name] + part if name in total else part
         return sum(float(torch.linalg.vector_norm(tensor)) ** 2 for tensor in total.values())
@@ -133,37 +135,37 @@ class Descent:
         own = self._arranged(index)
         others = self._others(index, own)
         if others is None:
-            self._place(index, own)
+            self._take(index, own)
             return True
-        matching = self._task.matching(own, others)
+        pair = self._problem.pair(own, others)
         with closing(LateBar()) as report:
-            search = WeightSearch(matching.problem, self._task.seed, _MOST_SWEEPS, report)
+            search = WeightSearch(pair.weights, pair.seed, report)
             search.start(Start.IDENTITY)
             if anew:
                 search.start_all([s for s in search.usual_starts() if s is not Start.IDENTITY])
         self.interrupted |= search.interrupted
-        found = matching.permutation(search.solution().arrays)
-        if index in self._placed and found.is_identity:
+        found = pair.permutation(search.solution().arrays)
+        if index in self._taken and found.is_identity:
             return False
         moved = {name: found.permute_tensor(name, tensor) for name, tensor in own.items()}
-        if index in self._placed:
-            self._place(index, own, -1)
-        self._place(index, moved)
+        if index in self._taken:
+            self._take(index, own, -1)
+        self._take(index, moved)
         self.permutations[index] = found.compose(self.permutations[index])
         return True
 
     def _arranged(self, index: int) -> dict[str, torch.Tensor]:
         """The tensors of a model that have units, in their present order."""
-        state = self._task.sources.state(index)
+        state = self._problem.sources.state(index)
         order = self.permutations[index]
         return {name: order.permute_tensor(name, state[name]) for name in order.layout}
 
     def _others(self, index: int, own: State) -> dict[str, torch.Tensor] | None:
-        """The mean of all other models that have been placed; None if there is none."""
-        without = {k: weight for k, weight in self._placed.items() if k != index}
+        """The mean of all other models that were taken; None if there is none."""
+        without = {k: weight for k, weight in self._taken.items() if k != index}
         if not without:
             return None
-        weight, left = self._placed.get(index, 0.0), sum(without.values())
+        weight, left = self._taken.get(index, 0.0), sum(without.values())
         return {
             name: ((self._total[name] - weight * tensor) / left).to(wide_dtype(tensor.dtype))
             if is_number(tensor)
@@ -171,14 +173,14 @@ class Descent:
             for name, tensor in own.items()
         }
 
-    def _place(self, index: int, arranged: State, sign: int = 1) -> None:
+    def _take(self, index: int, arranged: State, sign: int = 1) -> None:
         """Add a model to the mean, or take it out."""
-        weight = self._task.sources.weights[index]
+        weight = self._problem.sources.weights[index]
         for name, tensor in arranged.items():
             if is_number(tensor):
                 part = sign * weight * tensor.to(_widest(tensor))
                 self._total[name] = self._total[name] + part if name in self._total else part
-        self._placed[index] = weight
+        self._taken[index] = weight
 
 
 def gauged(permutations: Sequence[Permutation]) -> tuple[Permutation, ...]:

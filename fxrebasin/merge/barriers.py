@@ -14,7 +14,7 @@ from torch import nn
 from fxrebasin.errors import InputError
 from fxrebasin.merge.curves import check_positions
 from fxrebasin.merge.interpolation import interpolate
-from fxrebasin.passes.match.problem import LateBar
+from fxrebasin.progress import LateBar
 from fxrebasin.running.preserve import set_eval
 
 Evaluate: TypeAlias = Callable[[nn.Module], Any]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -11,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxrebasin.interruption import interruptible
 from fxrebasin.merge.curves import bezier_weights, nearest_model
-from fxrebasin.merge.states import State, is_number, tied_names, weighted_mean
-from fxrebasin.passes.match.problem import LateBar, check_count, check_positive
-from fxrebasin.running.batches import Batch, Line, Loss, Runner, check_loader, runner
+from fxrebasin.merge.states import is_number, tied_names, weighted_mean
+from fxrebasin.options import check_count, check_positive
+from fxrebasin.progress import LateBar
+from fxrebasin.running.batches import Batch, Line, Loss, Runner, State, check_loader, runner
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,12 @@ def train_bends(
     check_loader(loader)
     between = [_on_the_line(ends, k / (training.count + 1)) for k in range(1, training.count + 1)]
     with runner(model, training.seed) as running, closing(LateBar()) as report:
-        ascent = _Training(running, [ends[0], *between, ends[1]], training, loss)
-        try:
+        descent = _Training(running, [ends[0], *between, ends[1]], training, loss)
+        with interruptible("training was interrupted: the curve is used as far as it is"):
             for epoch in range(training.epochs):
                 report("training the curve", epoch, training.epochs)
-                ascent.epoch(running.batches(loader, None), epoch)
-        except KeyboardInterrupt:
-            warnings.warn(
-                "training was interrupted: the curve is used as far as it is", stacklevel=3
-            )
-    return [ends[0], *(_tied(model, state) for state in ascent.bent(between)), ends[1]]
+                descent.epoch(running.batches(loader, None), epoch)
+    return [ends[0], *(_tied(model, state) for state in descent.bent(between)), ends[1]]
 
 
 class _Training:

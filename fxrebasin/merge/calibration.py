@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fxrebasin.errors import FxRebasinError, InputError
 from fxrebasin.merge.moments import Moments
-from fxrebasin.passes.match.problem import LateBar
+from fxrebasin.progress import LateBar
 from fxrebasin.running.batches import Batch, Runner, State, check_loader, runner
 
 # Layers that feed themselves are corrected repeatedly, at most this often.

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from fxrebasin.merge.sources import Sources
-from fxrebasin.merge.states import State, copy_of
+from fxrebasin.merge.states import copy_of
 from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.reliance import contradictions, refusal
+from fxrebasin.running.batches import State
 from fxrebasin.running.preserve import tensors_of
 from fxrebasin.symmetry import Symmetry
 from fxrebasin.uniformity import digest_of

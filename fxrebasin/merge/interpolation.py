@@ -19,7 +19,8 @@ from fxrebasin.merge.curves import (
     nearest_model,
     spline_weights,
 )
-from fxrebasin.merge.states import State, mixture, own_state, states_of, usable
+from fxrebasin.merge.states import mixture, own_state, states_of, usable
+from fxrebasin.running.batches import State
 from fxrebasin.storage.checkpoint import save_state_dict
 from fxrebasin.storage.files import refuse_existing
 

@@ -12,20 +12,23 @@ from torch import nn
 from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import choices_for
 from fxrebasin.errors import InputError
-from fxrebasin.merge.alignment import Task, align_with_mean, gauged
+from fxrebasin.merge.alignment import AlignmentProblem, align_with_mean, gauged
 from fxrebasin.merge.holding import shared_symmetry
 from fxrebasin.merge.sources import Sources
 from fxrebasin.merge.states import copy_of, is_number, moved_towards, own_state, wide_dtype
 from fxrebasin.merge.universe import align_in_universe
 from fxrebasin.models.example_inputs import normalise_inputs
-from fxrebasin.passes.match.problem import check_count
+from fxrebasin.options import check_count
 from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.permutation import Permutation
 from fxrebasin.proof import prove_state
 from fxrebasin.running.outputs import Outputs
 
 Aligner: TypeAlias = Callable[..., Sequence[Permutation]]
-"""From a `Task` to permutations of all models to one order; keyword arguments are its options."""
+"""From an `AlignmentProblem` to permutations of all models to one order.
+
+Keyword arguments are its options.
+"""
 
 ALIGNERS: Mapping[str, Aligner] = {
     "cycle_consistent": align_in_universe,
@@ -173,7 +176,7 @@ def _check(method: str, methods: Sequence[str], options: Mapping[str, Any]) -> N
     allowed = []
     if method in ALIGNERS:
         allowed = [
-            name for name in inspect.signature(ALIGNERS[method]).parameters if name != "task"
+            name for name in inspect.signature(ALIGNERS[method]).parameters if name != "problem"
         ]
     unknown = [name for name in options if name not in allowed]
     if unknown:
@@ -206,7 +209,7 @@ def _aligned(
     checked = choices_for(sources.model, **choices)
     args, kwargs = normalise_inputs(sources.model, *inputs, check=False)
     symmetries = shared_symmetry(sources, lambda m: symmetry_of(m, args, kwargs, checked))
-    found = gauged(ALIGNERS[method](Task(sources, symmetries[0], *effort), **options))
+    found = gauged(ALIGNERS[method](AlignmentProblem(sources, symmetries[0], *effort), **options))
     permutations = tuple(
         p.relying_on(own.relies_on, own.found_with)
         for p, own in zip(found, symmetries, strict=True)

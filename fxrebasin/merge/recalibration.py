@@ -14,7 +14,7 @@ from fxrebasin.errors import InputError
 from fxrebasin.merge.calibration import Data, Site, correct_in_order, survey
 from fxrebasin.merge.moments import Moments
 from fxrebasin.merge.states import copy_of, usable
-from fxrebasin.passes.match.problem import check_count
+from fxrebasin.options import check_count
 
 
 def recalibrate(

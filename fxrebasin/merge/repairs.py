@@ -15,7 +15,7 @@ from fxrebasin.merge.calibration import Data, Site, correct_in_order, measured, 
 from fxrebasin.merge.moments import Moments
 from fxrebasin.merge.recalibration import norms_with_statistics, set_statistics, warn_unsettled
 from fxrebasin.merge.states import copy_of, states_of, usable
-from fxrebasin.passes.match.problem import check_count
+from fxrebasin.options import check_count
 from fxrebasin.running.batches import State
 
 # Where the units are in what such a layer gives.

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from fxrebasin.errors import InputError
-from fxrebasin.merge.states import State, states_of, usable
+from fxrebasin.merge.states import states_of, usable
 from fxrebasin.models.checks import unwrap
 from fxrebasin.passes.trace.graph_state import named_state
+from fxrebasin.running.batches import State
 
 
 class Sources:

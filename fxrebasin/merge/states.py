@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -15,9 +15,8 @@ from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.gather import storage_identity
 from fxrebasin.models.checks import check_usable, unwrap
 from fxrebasin.passes.trace.graph_state import copy_with_state, named_state, replacements
+from fxrebasin.running.batches import State
 from fxrebasin.storage.reference import reference_state
-
-State: TypeAlias = Mapping[str, torch.Tensor]
 
 
 def usable(model: Any, label: str = "the model") -> nn.Module:

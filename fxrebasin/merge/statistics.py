@@ -16,10 +16,11 @@ from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import Choices, choices_for
 from fxrebasin.layout import PermutationClass
 from fxrebasin.merge.barriers import BarrierCurve, Evaluate, barrier
-from fxrebasin.merge.states import State, is_number, states_of, usable
+from fxrebasin.merge.states import is_number, states_of, usable
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.permutation import Permutation
 from fxrebasin.reports.rebasin import RebasinReport
+from fxrebasin.running.batches import State
 from fxrebasin.running.outputs import Outputs
 from fxrebasin.solvers.pairs import view_of_reals
 

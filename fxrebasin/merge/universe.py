@@ -9,16 +9,18 @@ from contextlib import closing
 import numpy as np
 import torch
 
-from fxrebasin.merge.alignment import Descent, Task
-from fxrebasin.passes.match.problem import LateBar, check_count, interruptible
+from fxrebasin.interruption import interruptible
+from fxrebasin.merge.alignment import AlignmentProblem, MeanAlignment
+from fxrebasin.options import check_count
 from fxrebasin.permutation import Permutation
+from fxrebasin.progress import LateBar
 from fxrebasin.solvers.frank_wolfe import FrankWolfe
 from fxrebasin.solvers.joint import JointRelaxation
 from fxrebasin.solvers.relaxed import between
 
 
 def align_in_universe(
-    task: Task, *, max_steps: int = 100, restarts: int = 0
+    problem: AlignmentProblem, *, max_steps: int = 100, restarts: int = 0
 ) -> Sequence[Permutation]:
     """C2M3 (Crisostomi et al. 2024, arXiv:2405.17897): maximise the agreement of all pairs.
 
@@ -31,7 +33,7 @@ def align_in_universe(
     where it is better. On Ctrl-C the best permutations so far are returned, with a warning.
 
     Args:
-        task: what to align.
+        problem: what to align.
         max_steps: of Frank-Wolfe, from each start.
         restarts: ascents from random points between the centre and random permutations, after
             the one from the centre.
@@ -41,25 +43,27 @@ def align_in_universe(
     """
     check_count("max_steps", max_steps)
     check_count("restarts", restarts, 0)
-    best = Descent(task)
+    best = MeanAlignment(problem)
     with interruptible():
         best.run(None)
-        if len(task.sources) > 1 and not best.interrupted:
-            best = _better(task, best, max_steps, restarts)
+        if len(problem.sources) > 1 and not best.interrupted:
+            best = _better(problem, best, max_steps, restarts)
     return best.permutations
 
 
-def _better(task: Task, best: Descent, most_steps: int, restarts: int) -> Descent:
+def _better(
+    problem: AlignmentProblem, best: MeanAlignment, most_steps: int, restarts: int
+) -> MeanAlignment:
     """The best of a result and of ascents."""
-    states = [task.sources.state(index) for index in range(len(task.sources))]
+    states = [problem.sources.state(index) for index in range(len(problem.sources))]
     relaxation = JointRelaxation(
-        [task.matching(state, states[0]).problem for state in states], task.sources.weights
+        [problem.pair(state, states[0]).weights for state in states], problem.sources.weights
     )
-    generator = np.random.default_rng([task.seed, 2])
+    generator = np.random.default_rng([problem.seed, 2])
     value = best.value()
     for k in range(restarts + 1):
-        start = relaxation.centre() if k == 0 else _random(task, relaxation, generator)
-        found = _ascended(task, relaxation, start, most_steps)
+        start = relaxation.centre() if k == 0 else _random(problem, relaxation, generator)
+        found = _ascended(problem, relaxation, start, most_steps)
         reached = found.value()
         if reached > value:
             best, value = found, reached
@@ -69,22 +73,25 @@ def _better(task: Task, best: Descent, most_steps: int, restarts: int) -> Descen
 
 
 def _ascended(
-    task: Task, relaxation: JointRelaxation, start: dict[str, torch.Tensor], most_steps: int
-) -> Descent:
+    problem: AlignmentProblem,
+    relaxation: JointRelaxation,
+    start: dict[str, torch.Tensor],
+    most_steps: int,
+) -> MeanAlignment:
     """Ascend, round, and descend from there unless it was interrupted."""
     ascent = FrankWolfe(relaxation, start)
     finished = False
     with closing(LateBar()) as report, interruptible():
         ascent.run(most_steps, math.inf, lambda k: report("Frank-Wolfe", k, most_steps))
         finished = True
-    symmetry = task.symmetry
+    symmetry = problem.symmetry
     rounded = [
         Permutation(symmetry.classes, arrays, symmetry.layout).relying_on(
             symmetry.relies_on, symmetry.found_with
         )
         for arrays in relaxation.rounded(ascent.maps)
     ]
-    found = Descent(task)
+    found = MeanAlignment(problem)
     found.permutations = [found.permutations[0], *rounded]
     if finished:
         found.run(found.permutations, polishing=True)
@@ -93,12 +100,12 @@ def _ascended(
 
 
 def _random(
-    task: Task, relaxation: JointRelaxation, generator: np.random.Generator
+    problem: AlignmentProblem, relaxation: JointRelaxation, generator: np.random.Generator
 ) -> dict[str, torch.Tensor]:
     """A point between the centre and a random corner."""
     drawn = [
-        task.symmetry.random(int(generator.integers(2**32))).arrays
-        for _ in range(len(task.sources) - 1)
+        problem.symmetry.random(int(generator.integers(2**32))).arrays
+        for _ in range(len(problem.sources) - 1)
     ]
     corner = relaxation.corner(drawn)
     return between(relaxation.centre(), corner)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fxrebasin.layout import AxisGroup, Layout, PermutationClass, Piece, Slot
-from fxrebasin.solvers.weight import WeightProblem
+from fxrebasin.solvers.weight_problem import WeightProblem
 
 # A unit whose variance is below this share of its mean square is constant up to rounding.
 _CONSTANT = 1e-10

@@ -16,17 +16,17 @@ from fxrebasin.layout import IntArray
 from fxrebasin.solvers.assignment import ROUNDING, assign, improves
 from fxrebasin.solvers.blocks import Block, focus
 from fxrebasin.solvers.families import Evidence, Family, Gathered, gather
+from fxrebasin.solvers.inner_problems import InnerProblems
 from fxrebasin.solvers.nested import match_pairs, solve
 from fxrebasin.solvers.pair_table import Pairing
 from fxrebasin.solvers.pairs import Pair
 from fxrebasin.solvers.placement import Placement
-from fxrebasin.solvers.problem import Problem
 from fxrebasin.solvers.scaling import Gains, Prices
 
 _KEPT = 1.25
 
 
-class Descent:
+class CoordinateDescent:
     """The state of a descent: what is decided, and which families have to be looked at again.
 
     Args:
@@ -197,14 +197,14 @@ def _solved_inside(
 ) -> dict[str, IntArray]:
     """Match what is inside the outer units, which stay as they are."""
     root = placement.arrays[family.root]
-    problem = Problem(
+    problems = InnerProblems(
         1,
         tuple(family.inner),
         {name: gains[:, np.arange(family.size), root] for name, gains in linear.items()},
         [block.with_rigid(family.root) for block, _ in blocks],
     )
     known = {name: array[None] for name, array in placement.known_arrays().items()}
-    found = solve(problem, known)
+    found = solve(problems, known)
     return {name: found[name][0] for name in family.inner if name in found}
 
 

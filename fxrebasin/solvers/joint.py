@@ -9,6 +9,7 @@ is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -16,7 +17,7 @@ from fxrebasin.gather import storage_identity
 from fxrebasin.indexing import Arrays, identity_arrays
 from fxrebasin.layout import IntArray
 from fxrebasin.solvers.relaxed import Maps, Relaxation, gradient_of
-from fxrebasin.solvers.weight import WeightProblem
+from fxrebasin.solvers.weight_problem import WeightProblem
 
 
 class JointRelaxation:
@@ -125,6 +126,4 @@ def _without_ties(problem: WeightProblem) -> WeightProblem:
         if tie in seen:
             state[name] = state[name].clone()
         seen.add(storage_identity(state[name]))
-    return WeightProblem(
-        problem.classes, problem.layout, problem.state_a, state, problem.names, problem.free
-    )
+    return replace(problem, state_b=state)

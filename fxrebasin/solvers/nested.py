@@ -17,19 +17,19 @@ from fxrebasin.indexing import Arrays
 from fxrebasin.layout import IntArray
 from fxrebasin.solvers.assignment import ROUNDING, assign_batch, improves
 from fxrebasin.solvers.blocks import Block, focus, open_beside, products
+from fxrebasin.solvers.inner_problems import InnerProblems
 from fxrebasin.solvers.pair_table import Pairing, PairTable
-from fxrebasin.solvers.problem import Problem
 from fxrebasin.solvers.scaling import Gains
 
 # Inner coordinate descent is repeated at most this often; it nearly always stops after two rounds.
 _MOST_ROUNDS = 10
 
 
-def solve(problem: Problem, known: Arrays | None = None) -> dict[str, IntArray]:
-    """Coordinate descent over the classes of a problem, for the whole batch at once.
+def solve(problems: InnerProblems, known: Arrays | None = None) -> dict[str, IntArray]:
+    """Coordinate descent over the classes of a batch of problems.
 
     Args:
-        problem: what to maximise.
+        problems: what to maximise.
         known: permutations to start from, `(count, *copies, n)`; classes that are missing are
             matched first by what is decided without them.
 
@@ -37,34 +37,34 @@ def solve(problem: Problem, known: Arrays | None = None) -> dict[str, IntArray]:
         By class name, `(count, *copies, n)`, all that `known` holds and all that were solved for.
     """
     arrays = dict(known or {})
-    roots = problem.roots()
+    roots = problems.roots()
     missing = [name for name in roots if name not in arrays]
     stale = {name for name in roots if name in arrays}
     while missing:
-        name = max(missing, key=lambda n: _evidence(problem, n, arrays))
+        name = max(missing, key=lambda n: _evidence(problems, n, arrays))
         missing.remove(name)
-        stale |= _update(problem, name, arrays)
+        stale |= _update(problems, name, arrays)
         stale.discard(name)
     for _ in range(_MOST_ROUNDS):
         for name in roots:
             if name in stale:
                 stale.discard(name)
-                stale |= _update(problem, name, arrays)
+                stale |= _update(problems, name, arrays)
         if not stale:
             break
     return arrays
 
 
-def _update(problem: Problem, name: str, arrays: dict[str, IntArray]) -> set[str]:
+def _update(problems: InnerProblems, name: str, arrays: dict[str, IntArray]) -> set[str]:
     """Solve for one class in place; returns the roots whose gains this changed."""
-    news = _step(problem, name, arrays)
+    news = _step(problems, name, arrays)
     changed = {n for n, a in news.items() if n not in arrays or not np.array_equal(a, arrays[n])}
     arrays.update(news)
-    touched = [block for block in problem.blocks if not changed.isdisjoint(block.names())]
+    touched = [block for block in problems.blocks if not changed.isdisjoint(block.names())]
     met = {n for block in touched for n in block.names()}
-    if not _is_coupled(problem, [*news]):
+    if not _is_coupled(problems, [*news]):
         met.discard(name)
-    return {root for root in problem.roots() if root in met}
+    return {root for root in problems.roots() if root in met}
 
 
 def match_pairs(
@@ -115,42 +115,42 @@ def _add_linear(gains: dict[str, Gains], block: Block) -> None:
     gains[name] = gains[name] + gram if name in gains else gram
 
 
-def _step(problem: Problem, name: str, arrays: Arrays) -> dict[str, IntArray]:
+def _step(problems: InnerProblems, name: str, arrays: Arrays) -> dict[str, IntArray]:
     """Solve for one class, and for what is within it, while all others stay as they are."""
-    found = _focused(problem, name, arrays)
-    if not found and name not in problem.linear:
+    found = _focused(problems, name, arrays)
+    if not found and name not in problems.linear:
         # Nothing is decided that would tell units apart: take everything else as it stands.
-        still = {n: a for n, a in _identities(problem).items() if n != name}
+        still = {n: a for n, a in _identities(problems).items() if n != name}
         arrays = {**still, **arrays}
-        found = _focused(problem, name, arrays)
-    news = _solved(problem, name, arrays, found)
-    if _is_coupled(problem, [*news]) and all(n in arrays for n in problem.names):
-        before, after = problem.values(arrays), problem.values({**arrays, **news})
+        found = _focused(problems, name, arrays)
+    news = _solved(problems, name, arrays, found)
+    if _is_coupled(problems, [*news]) and all(n in arrays for n in problems.names):
+        before, after = problems.values(arrays), problems.values({**arrays, **news})
         better = after > before + ROUNDING * (np.abs(after) + np.abs(before))
         news = {n: np.where(_wide(better, a.ndim), a, arrays[n]) for n, a in news.items()}
     return news
 
 
-def _focused(problem: Problem, name: str, arrays: Arrays) -> list[tuple[Block, int, Block]]:
+def _focused(problems: InnerProblems, name: str, arrays: Arrays) -> list[tuple[Block, int, Block]]:
     """Each occurrence of a class: the block, the slot, and the block with that slot in front."""
-    occurrences = [(block, at) for block in problem.blocks for at in block.slots_of(name)]
-    found = [(block, at, focus(block, at, arrays, problem.names)) for block, at in occurrences]
+    occurrences = [(block, at) for block in problems.blocks for at in block.slots_of(name)]
+    found = [(block, at, focus(block, at, arrays, problems.names)) for block, at in occurrences]
     return [(block, at, part) for block, at, part in found if part is not None]
 
 
 def _solved(
-    problem: Problem, name: str, arrays: Arrays, found: Sequence[tuple[Block, int, Block]]
+    problems: InnerProblems, name: str, arrays: Arrays, found: Sequence[tuple[Block, int, Block]]
 ) -> dict[str, IntArray]:
     """New permutations of a class and of what is within it."""
     parts = [part for _, _, part in found]
-    copies = _copies(problem, name)
-    n = parts[0].slots[0].size if parts else problem.linear[name].shape[-1]
-    count = problem.count * math.prod(copies)
-    alone = problem.linear[name].reshape(count, n, n) if name in problem.linear else None
+    copies = _copies(problems, name)
+    n = parts[0].slots[0].size if parts else problems.linear[name].shape[-1]
+    count = problems.count * math.prod(copies)
+    alone = problems.linear[name].reshape(count, n, n) if name in problems.linear else None
     now = arrays[name].reshape(count, n) if name in arrays else None
     if not any(len(part.slots) > 1 for part in parts):
         chosen = _assigned(parts, alone, now, (count, n))
-        return {name: chosen.reshape(problem.count, *copies, n)}
+        return {name: chosen.reshape(problems.count, *copies, n)}
     # Arrays of the classes within this one, with what selects its units in front.
     orders = {
         slot.class_name: _order_of_copies(block, at, slot.within)
@@ -165,10 +165,10 @@ def _solved(
         shaped = {k: a.reshape(count, n, *a.shape[len(copies) + 2 :]) for k, a in turned.items()}
         current = Pairing(now, shaped)
     pairing = match_pairs((count, n), parts, alone, None, current)
-    news = {name: pairing.chosen.reshape(problem.count, *copies, n)}
+    news = {name: pairing.chosen.reshape(problems.count, *copies, n)}
     for inner, order in orders.items():
         array = pairing.inner[inner]
-        array = array.reshape(problem.count, *copies, n, *array.shape[2:])
+        array = array.reshape(problems.count, *copies, n, *array.shape[2:])
         news[inner] = array.transpose(np.argsort(order))
     return news
 
@@ -187,12 +187,12 @@ def _assigned(
     return np.where(improves(gains, chosen, now)[:, None], chosen, now)
 
 
-def _copies(problem: Problem, name: str) -> tuple[int, ...]:
+def _copies(problems: InnerProblems, name: str) -> tuple[int, ...]:
     """Sizes of what a class is within, none of which is solved for."""
-    for block in problem.blocks:
+    for block in problems.blocks:
         for at in block.slots_of(name):
             return tuple(block.slots[w].size for w in block.slots[at].within)
-    return problem.linear[name].shape[1:-2]
+    return problems.linear[name].shape[1:-2]
 
 
 def _order_of_copies(block: Block, at: int, within: tuple[int, ...]) -> list[int]:
@@ -202,32 +202,32 @@ def _order_of_copies(block: Block, at: int, within: tuple[int, ...]) -> list[int
     return [0, *(k + 1 for k in [*outer, *others]), len(within) + 1]
 
 
-def _evidence(problem: Problem, name: str, arrays: Arrays) -> float:
+def _evidence(problems: InnerProblems, name: str, arrays: Arrays) -> float:
     """How much is decided about a class already: elements that its gains would be made of."""
-    total = float("inf") if name in problem.linear else 0.0
-    for block in problem.blocks:
+    total = float("inf") if name in problems.linear else 0.0
+    for block in problems.blocks:
         for at in block.slots_of(name):
-            if open_beside(block, at, arrays, problem.names) is not None:
+            if open_beside(block, at, arrays, problems.names) is not None:
                 total += block.per_problem
     return total
 
 
-def _identities(problem: Problem) -> dict[str, IntArray]:
+def _identities(problems: InnerProblems) -> dict[str, IntArray]:
     """Arrays that move nothing, for all classes in blocks."""
     return {
         slot.class_name: np.broadcast_to(
             np.arange(slot.size),
-            (problem.count, *(block.slots[w].size for w in slot.within), slot.size),
+            (problems.count, *(block.slots[w].size for w in slot.within), slot.size),
         )
-        for block in problem.blocks
+        for block in problems.blocks
         for slot in block.slots
         if slot.class_name is not None
     }
 
 
-def _is_coupled(problem: Problem, names: Sequence[str]) -> bool:
+def _is_coupled(problems: InnerProblems, names: Sequence[str]) -> bool:
     """Whether one of the classes meets itself in a block, so that gains depend on it."""
-    return any(len(block.slots_of(name)) > 1 for block in problem.blocks for name in names)
+    return any(len(block.slots_of(name)) > 1 for block in problems.blocks for name in names)
 
 
 def _wide(mask: npt.NDArray[np.bool_], ndim: int) -> npt.NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from fxrebasin.indexing import Arrays
 from fxrebasin.layout import IntArray
 from fxrebasin.solvers.assignment import ROUNDING, assign_batch
 from fxrebasin.solvers.blocks import Block, paired
-from fxrebasin.solvers.problem import Problem, Values
+from fxrebasin.solvers.inner_problems import InnerProblems, Values
 from fxrebasin.solvers.scaling import Gains
 
 # Elements of one side of a batch of pairs.
@@ -49,7 +49,7 @@ class PairTable:
         base: Values,
         linear: Mapping[str, Gains],
         blocks: Sequence[Block],
-        solve: Callable[[Problem, Arrays | None], dict[str, IntArray]],
+        solve: Callable[[InnerProblems, Arrays | None], dict[str, IntArray]],
     ) -> None:
         self._base = base
         self._linear = linear
@@ -64,12 +64,12 @@ class PairTable:
             self._bound += np.minimum(rows, columns)
         self.values = self._bound.copy()
         # Where the inside of a pair is found in `_arrays`; -1 until it is looked at.
-        self._place = np.full(base.shape, -1)
+        self._row = np.full(base.shape, -1)
         self._arrays: dict[str, IntArray] = {}
         if not self._names:
-            self._place[:] = 0
+            self._row[:] = 0
         elif base.shape[-1] <= _ALL_PAIRS_UP_TO:
-            self._look(np.nonzero(self._place < 0))
+            self._look(np.nonzero(self._row < 0))
 
     def search(self, prefer: IntArray | None = None) -> IntArray:
         """The best pairing of outer units, int64 of shape (count, n).
@@ -84,12 +84,12 @@ class PairTable:
         for _ in range(_MOST_LOOKS):
             chosen = assign_batch(self._expected(), prefer)
             here = self._at(chosen)
-            fresh = self._place[here] < 0
+            fresh = self._row[here] < 0
             if not fresh.any():
                 return chosen
             self._look(tuple(np.broadcast_to(index, fresh.shape)[fresh] for index in here))
         never = self.values.min() - np.ptp(self.values) * self.values.shape[-1] - 1
-        return assign_batch(np.where(self._place < 0, never, self.values), prefer)
+        return assign_batch(np.where(self._row < 0, never, self.values), prefer)
 
     def look_from(self, current: Pairing) -> None:
         """Look at the current pairs from their present inside, which is kept if nothing is better.
@@ -103,19 +103,19 @@ class PairTable:
             name: current.inner[name].reshape(count * n, *current.inner[name].shape[2:])
             for name in self._names
         }
-        problem = self._problem(here)
-        warm = self._solve(problem, start)
-        kept = self._base[here] + problem.values(warm)
+        problems = self._problems(here)
+        warm = self._solve(problems, start)
+        kept = self._base[here] + problems.values(warm)
         # Where classes inside work together, a fresh start can lead further than the present state.
         if self._blocks:
-            missing = self._place[here] < 0
+            missing = self._row[here] < 0
             self._look(tuple(index[missing] for index in here))
             found = self.values[here]
             better = found > kept + ROUNDING * (np.abs(found) + np.abs(kept))
         else:
             better = np.zeros(count * n, dtype=bool)
-        place = self._stored(warm, count * n)
-        self._place[here] = np.where(better, self._place[here], place)
+        row = self._stored(warm, count * n)
+        self._row[here] = np.where(better, self._row[here], row)
         self.values[here] = np.where(better, self.values[here], kept)
 
     def pairing(self, chosen: IntArray) -> Pairing:
@@ -124,8 +124,8 @@ class PairTable:
         Args:
             chosen: int64 of shape (count, n), of pairs that were looked at.
         """
-        place = self._place[self._at(chosen)]
-        return Pairing(chosen, {name: array[place] for name, array in self._arrays.items()})
+        row = self._row[self._at(chosen)]
+        return Pairing(chosen, {name: array[row] for name, array in self._arrays.items()})
 
     def _at(self, chosen: IntArray) -> tuple[IntArray, ...]:
         count, n = chosen.shape
@@ -133,7 +133,7 @@ class PairTable:
 
     def _expected(self) -> Values:
         """What pairs are worth, as far as it is known."""
-        seen = self._place >= 0
+        seen = self._row >= 0
         gaps = np.where(seen, self.values - self._bound, 0.0).sum(axis=(1, 2))
         gap = gaps / np.maximum(seen.sum(axis=(1, 2)), 1)
         return np.where(seen, self.values, self._bound + gap[:, None, None])
@@ -146,13 +146,13 @@ class PairTable:
         step = max(1, _MOST_ELEMENTS // elements)
         for first in range(0, len(pairs[0]), step):
             part = tuple(index[first : first + step] for index in pairs)
-            problem = self._problem(part)
-            arrays = self._solve(problem, None)
-            self.values[part] = self._base[part] + problem.values(arrays)
-            self._place[part] = self._stored(arrays, problem.count)
+            problems = self._problems(part)
+            arrays = self._solve(problems, None)
+            self.values[part] = self._base[part] + problems.values(arrays)
+            self._row[part] = self._stored(arrays, problems.count)
 
-    def _problem(self, pairs: tuple[IntArray, ...]) -> Problem:
-        return Problem(
+    def _problems(self, pairs: tuple[IntArray, ...]) -> InnerProblems:
+        return InnerProblems(
             len(pairs[0]),
             self._names,
             {name: gains[pairs] for name, gains in self._linear.items()},

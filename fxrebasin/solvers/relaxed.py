@@ -17,7 +17,7 @@ from fxrebasin.indexing import Arrays, open_grids
 from fxrebasin.layout import AxisGroup, IntArray, PermutationClass, Piece
 from fxrebasin.solvers.assignment import assign_batch
 from fxrebasin.solvers.pairs import Pair, make_pairs
-from fxrebasin.solvers.weight import WeightProblem
+from fxrebasin.solvers.weight_problem import WeightProblem
 
 Maps: TypeAlias = Mapping[str, torch.Tensor]
 """By class name, of shape `(*copies, *copies of the model, size, size)`."""

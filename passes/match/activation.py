@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Sequence, Sized
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from fxrebasin.passes.match.problem import (
-    HasSymmetry,
-    LateBar,
-    Matching,
-    MatchResult,
-    check_count,
-    interruptible,
-)
+from fxrebasin.interruption import interruptible
+from fxrebasin.options import check_count
+from fxrebasin.passes.match.problem import MatchingProblem
 from fxrebasin.passes.match.representatives import Representative, find_representatives, watching
+from fxrebasin.passes.match.result import MatchResult
 from fxrebasin.permutation import Permutation
+from fxrebasin.progress import LateBar
 from fxrebasin.running.batches import Batch, Runner, State, runner
 from fxrebasin.solvers.activations import Correlation, assemble
-from fxrebasin.solvers.weight import Solution, WeightProblem, solve_weights
+from fxrebasin.solvers.weight_search import Report, Solution, solve_from_evidence
 from fxrebasin.wording import listed
 
-_MOST_SWEEPS = 100
 _LISTED = 8
 
 
 def match_activations(
-    symmetry: HasSymmetry,
-    state_b: Mapping[str, torch.Tensor],
-    state_a: Mapping[str, torch.Tensor],
-    *,
-    seed: int = 0,
-    parameters: Collection[str] | None = None,
-    model: nn.Module | None = None,
-    loader: Iterable[Any],
-    max_batches: int | None = None,
-    classes: Collection[str] | None = None,
+    problem: MatchingProblem, *, loader: Iterable[Any], max_batches: int | None = None
 ) -> MatchResult:
     """Activation matching: pair the units whose activations correlate most over some data.
 
@@ -54,21 +41,15 @@ def match_activations(
     warning.
 
     Args:
-        symmetry: classes and layout.
-        state_b: state tensors of the model to permute, by name.
-        state_a: state tensors of the reference, of the same shapes.
-        seed: of torch's generator while the loader runs, and for classes matched by weights.
-        parameters: names of the state tensors that are parameters; all tensors when left out.
-        model: what is run, in eval mode.
+        problem: what to match; its seed decides the order of a shuffling loader, and the search
+            for classes that are matched by weights.
         loader: any iterable of batches, `(inputs, targets)` or inputs alone, whose targets are not
             used. Inputs are a tensor, a tuple of positional inputs, or a dict by keyword. It is
             gone through once.
         max_batches: how many batches to use; all when left out.
-        classes: names of the only classes that may move; all when left out.
 
     Raises:
         InputError: an option cannot be used, or the model does not run on a batch.
-        ArchitectureMismatchError: tensors are missing or differ in shape.
 
     Example:
         >>> import fxrebasin, torch
@@ -78,29 +59,27 @@ def match_activations(
     """
     if max_batches is not None:
         check_count("max_batches", max_batches)
-    matching = Matching(symmetry, state_b, state_a, parameters, classes)
-    collector = _Collector(symmetry, state_a, state_b)
+    collector = _Collector(problem)
     finished = False
     with closing(LateBar()) as report:
-        with interruptible(), runner(model, seed) as running:
+        with interruptible(), runner(problem.model, problem.seed) as running:
             collector.collect(running, loader, max_batches, report)
             finished = True
-        assembled = assemble(symmetry.classes, matching.free, collector.correlations)
-        solution = solve_weights(assembled.problem, seed, _MOST_SWEEPS, report)
-        permutation = matching.permutation(solution.arrays)
-        missing = [name for name in matching.free if name not in assembled.found]
+        assembled = assemble(problem.symmetry.classes, problem.free, collector.correlations)
+        solution = solve_from_evidence(assembled.problem, problem.seed, report)
+        permutation = problem.permutation(solution.arrays)
+        missing = [name for name in problem.free if name not in assembled.found]
         if missing and finished:
-            rest = _by_weights(matching.problem, permutation, missing, seed, report)
-            permutation = matching.permutation(rest.arrays).compose(permutation)
-    return matching.result(permutation, solution.sweeps, _notes(missing, finished))
+            rest = _by_weights(problem, permutation, missing, report)
+            permutation = problem.permutation(rest.arrays).compose(permutation)
+    return problem.result(permutation, solution.sweeps, _notes(missing, finished))
 
 
 class _Collector:
     """Correlations of what two sets of weights make of the same data."""
 
-    def __init__(self, symmetry: HasSymmetry, state_a: State, state_b: State) -> None:
-        self._symmetry = symmetry
-        self._states = state_a, state_b
+    def __init__(self, problem: MatchingProblem) -> None:
+        self._problem = problem
         self._representatives: dict[str, Representative] = {}
         self._by_module: dict[str, Correlation] = {}
 
@@ -110,14 +89,10 @@ class _Collector:
         return list(self._by_module.values())
 
     def collect(
-        self,
-        running: Runner,
-        loader: Iterable[Any],
-        most: int | None,
-        report: Callable[[str, int, int | None], None],
+        self, running: Runner, loader: Iterable[Any], most: int | None, report: Report
     ) -> None:
         """Run both models on the batches of a loader."""
-        a, b = (running.own(state) for state in self._states)
+        a, b = (running.own(state) for state in (self._problem.state_a, self._problem.state_b))
         total = most
         if isinstance(loader, Sized):
             total = min(len(loader), most or len(loader))
@@ -129,11 +104,10 @@ class _Collector:
 
     def _prepare(self, running: Runner, batch: Batch) -> None:
         """Find out which modules to watch."""
-        state = {n: t for n, t in self._states[1].items() if n in self._symmetry.layout}
+        symmetry = self._problem.symmetry
+        state = {n: t for n, t in self._problem.state_b.items() if n in symmetry.layout}
         own = {n: t.to(running.device) for n, t in state.items()}
-        found = find_representatives(
-            running, self._symmetry.classes, self._symmetry.layout, own, batch
-        )
+        found = find_representatives(running, symmetry.classes, symmetry.layout, own, batch)
         self._representatives = {r.module: r for r in found}
         self._by_module = {r.module: Correlation(r.group) for r in found}
 
@@ -157,18 +131,12 @@ class _Collector:
 
 
 def _by_weights(
-    problem: WeightProblem,
-    permutation: Permutation,
-    missing: Sequence[str],
-    seed: int,
-    report: Callable[[str, int, int | None], None],
+    problem: MatchingProblem, permutation: Permutation, missing: Sequence[str], report: Report
 ) -> Solution:
     """Match some classes by weights, after the others have been permuted."""
     moved = permutation.permute_state_dict(problem.state_b)
-    rest = WeightProblem(
-        problem.classes, problem.layout, problem.state_a, moved, problem.names, missing
-    )
-    return solve_weights(rest, seed, _MOST_SWEEPS, report)
+    rest = replace(problem.weights, state_b=moved, free=missing)
+    return solve_from_evidence(rest, problem.seed, report)
 
 
 def _notes(missing: Sequence[str], finished: bool) -> tuple[str, ...]:

@@ -16,17 +16,18 @@ from torch import nn
 from fxrebasin.errors import InputError
 from fxrebasin.passes.match.activation import match_activations
 from fxrebasin.passes.match.frank_wolfe import match_frank_wolfe
-from fxrebasin.passes.match.problem import HasSymmetry, MatchResult
+from fxrebasin.passes.match.problem import HasSymmetry, MatchingProblem
+from fxrebasin.passes.match.result import MatchResult
 from fxrebasin.passes.match.sinkhorn import match_sinkhorn
 from fxrebasin.passes.match.straight_through import match_straight_through
 from fxrebasin.passes.match.weight import match_weights
 from fxrebasin.reliance import contradictions
 from fxrebasin.symmetry import Symmetry
 
-__all__ = ["METHODS", "MatchResult", "Method", "check_method", "match_states", "match_weights"]
+__all__ = ["METHODS", "MatchResult", "Method", "check_method", "match_states"]
 
 Method: TypeAlias = Callable[..., MatchResult]
-"""A matching method: takes what `match_states` takes; further keyword arguments are its options.
+"""A matching method: takes a `MatchingProblem`; keyword arguments are its options.
 
 An option without a default has to be given by the caller.
 """
@@ -39,11 +40,13 @@ METHODS: Mapping[str, Method] = {
     "weight": match_weights,
 }
 
+_OF_ALL = ("classes",)
+"""Options that every method has: those that pose the problem."""
+
 _SHOWN = {
     "loader": "loader=..., any iterable of batches: (inputs, targets), or inputs alone",
     "loss": "loss=..., a function of (outputs, targets) such as torch.nn.functional.cross_entropy",
 }
-
 
 _OTHER_CONSTANTS = (
     "The constants of the reference differ from the model's, and the permutation holds for the "
@@ -63,9 +66,8 @@ def check_method(method: str, options: Mapping[str, object]) -> None:
     """
     if method not in METHODS:
         raise InputError(f"no method {method!r}; there are: {', '.join(sorted(METHODS))}")
-    given = set(inspect.signature(match_states).parameters)
-    parameters = inspect.signature(METHODS[method]).parameters
-    allowed = {name: p for name, p in parameters.items() if name not in given}
+    _, *own = inspect.signature(METHODS[method]).parameters.values()
+    allowed = [*(parameter.name for parameter in own), *_OF_ALL]
     unknown = [name for name in options if name not in allowed]
     if unknown:
         raise InputError(
@@ -73,9 +75,9 @@ def check_method(method: str, options: Mapping[str, object]) -> None:
             f"its options are: {', '.join(allowed)}"
         )
     missing = [
-        name
-        for name, parameter in allowed.items()
-        if parameter.default is parameter.empty and options.get(name) is None
+        parameter.name
+        for parameter in own
+        if parameter.default is parameter.empty and options.get(parameter.name) is None
     ]
     if missing:
         raise InputError(
@@ -93,6 +95,7 @@ def match_states(
     seed: int = 0,
     parameters: Collection[str] | None = None,
     model: nn.Module | None = None,
+    classes: Collection[str] | None = None,
     **options: object,
 ) -> MatchResult:
     """Match with one of `METHODS`.
@@ -105,6 +108,7 @@ def match_states(
         seed: the same seed gives the same result.
         parameters: names of the state tensors that are parameters; all tensors when left out.
         model: what to run by the methods that look at data; its weights do not matter.
+        classes: names of the only classes that may move; all when left out.
         **options: of the method.
 
     Raises:
@@ -112,9 +116,8 @@ def match_states(
         ArchitectureMismatchError: tensors are missing or differ in shape.
     """
     check_method(method, options)
-    found = METHODS[method](
-        symmetry, state_b, state_a, seed=seed, parameters=parameters, model=model, **options
-    )
+    problem = MatchingProblem(symmetry, state_b, state_a, parameters, model, seed, classes)
+    found = METHODS[method](problem, **options)
     if not isinstance(symmetry, Symmetry):
         return found
     faults = contradictions(symmetry.relies_on, state_a)

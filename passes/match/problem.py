@@ -1,29 +1,23 @@
-"""What all matching methods share: the checks before, the figures after, and the progress bar."""
+"""What every matching method is given: one problem, which was checked when it was posed."""
 
 from __future__ import annotations
 
-import math
 import time
-import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
-from rich.progress import Progress, TaskID
+from torch import nn
 
 from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.gather import storage_identity
 from fxrebasin.indexing import Arrays, misfits
 from fxrebasin.layout import Layout, PermutationClass
+from fxrebasin.passes.match.figures import Figures, figures
+from fxrebasin.passes.match.result import MatchResult
 from fxrebasin.permutation import Permutation
-from fxrebasin.solvers.pairs import blocks_of, inner, view_of_reals
-from fxrebasin.solvers.weight import WeightProblem
-from fxrebasin.terminal import progress_bar
-
-# A progress bar that only flashes by is a nuisance.
-_PATIENCE_SECONDS = 2.0
+from fxrebasin.solvers.weight_problem import WeightProblem
 
 
 class HasSymmetry(Protocol):
@@ -38,40 +32,24 @@ class HasSymmetry(Protocol):
         """Where their units are, by state tensor name."""
 
 
-@dataclass(frozen=True)
-class MatchResult:
-    """A permutation and what it achieves.
+@dataclass(frozen=True, eq=False)
+class MatchingProblem:
+    """A model to be brought close to a reference.
 
     Args:
-        permutation: brings the model towards the reference.
-        objective_before: sum over the compared tensors of the inner product of both models.
-        objective_after: the same with the permuted model.
-        distance_before: Euclidean distance of the compared tensors of both models.
-        distance_after: the same with the permuted model.
-        sweeps: over the classes until nothing changed.
-        seconds: that matching took.
-        notes: what a user of the permutation should know, in words.
-    """
-
-    permutation: Permutation
-    objective_before: float
-    objective_after: float
-    distance_before: float
-    distance_after: float
-    sweeps: int
-    seconds: float
-    notes: tuple[str, ...] = ()
-
-
-class Matching:
-    """The start and the end of every method: states that were checked, and the figures of both.
-
-    Args:
-        symmetry: classes and layout.
+        symmetry: classes and layout of the model.
         state_b: state tensors of the model to permute, by name.
         state_a: state tensors of the reference, of the same shapes.
         parameters: names of the tensors that are compared; all when left out.
+        model: what is run by the methods that look at data; its weights do not matter.
+        seed: the same seed gives the same result.
         classes: names of the only classes that may move; all when left out.
+
+    Attributes:
+        compared: names of the tensors that hold numbers to compare, tied ones once.
+        free: names of the classes that may move.
+        before: the figures of model and reference as they are.
+        posed: when this was made, on the clock of `time.perf_counter`.
 
     Raises:
         InputError: `classes` names what the model does not have, or a tensor has no values or
@@ -79,29 +57,45 @@ class Matching:
         ArchitectureMismatchError: tensors are missing or differ in shape.
     """
 
-    def __init__(
-        self,
-        symmetry: HasSymmetry,
-        state_b: Mapping[str, torch.Tensor],
-        state_a: Mapping[str, torch.Tensor],
-        parameters: Collection[str] | None,
-        classes: Collection[str] | None,
-    ) -> None:
-        self._began = time.perf_counter()
-        _check_classes(symmetry, classes)
-        _check_states(symmetry.layout, state_b, state_a)
-        self._compared = _compared(state_b, state_a, parameters)
-        self.symmetry, self.state_a, self.state_b = symmetry, state_a, state_b
-        self.free = [c.name for c in symmetry.classes if classes is None or c.name in classes]
-        self._before = _measures(self._compared, state_a, state_b)
-        self.problem = WeightProblem(
-            symmetry.classes,
-            symmetry.layout,
-            state_a,
-            state_b,
-            [name for name in symmetry.layout if name in self._compared],
+    symmetry: HasSymmetry
+    state_b: Mapping[str, torch.Tensor]
+    state_a: Mapping[str, torch.Tensor]
+    parameters: Collection[str] | None = None
+    model: nn.Module | None = None
+    seed: int = 0
+    classes: Collection[str] | None = None
+    compared: tuple[str, ...] = field(init=False)
+    free: tuple[str, ...] = field(init=False)
+    before: Figures = field(init=False)
+    posed: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "posed", time.perf_counter())
+        _check_classes(self.symmetry, self.classes)
+        _check_states(self.symmetry.layout, self.state_b, self.state_a)
+        names = [c.name for c in self.symmetry.classes]
+        free = tuple(n for n in names if self.classes is None or n in self.classes)
+        compared = _compared(self.state_b, self.state_a, self.parameters)
+        object.__setattr__(self, "free", free)
+        object.__setattr__(self, "compared", compared)
+        object.__setattr__(self, "before", figures(compared, self.state_a, self.state_b))
+
+    @property
+    def weights(self) -> WeightProblem:
+        """What the solvers of weight matching work on."""
+        compared = set(self.compared)
+        return WeightProblem(
+            self.symmetry.classes,
+            self.symmetry.layout,
+            self.state_a,
+            self.state_b,
+            [name for name in self.symmetry.layout if name in compared],
             self.free,
         )
+
+    def with_buffers(self) -> MatchingProblem:
+        """The same, with buffers (running statistics) compared as well."""
+        return replace(self, parameters=None)
 
     def permutation(self, arrays: Arrays) -> Permutation:
         """An element of the group.
@@ -111,70 +105,35 @@ class Matching:
         """
         return Permutation(self.symmetry.classes, arrays, self.symmetry.layout)
 
+    def permuted(self, arrays: Arrays) -> dict[str, torch.Tensor]:
+        """The state of the model with its units in another order.
+
+        Args:
+            arrays: int64 by class name.
+        """
+        return self.permutation(arrays).permute_state_dict(self.state_b)
+
     def result(
         self, permutation: Permutation, sweeps: int, notes: tuple[str, ...] = ()
     ) -> MatchResult:
-        """The figures of a permutation.
+        """What a method returns: its permutation, with the figures.
 
         Args:
             permutation: what the method found.
-            sweeps: that it took.
+            sweeps: number of sweeps, steps or epochs that it took.
             notes: for the report.
         """
-        after = _measures(self._compared, self.state_a, self.state_b, permutation)
+        after = figures(self.compared, self.state_a, self.state_b, permutation)
         return MatchResult(
             permutation,
-            objective_before=self._before[0],
-            objective_after=after[0],
-            distance_before=self._before[1],
-            distance_after=after[1],
+            objective_before=self.before.objective,
+            objective_after=after.objective,
+            distance_before=self.before.distance,
+            distance_after=after.distance,
             sweeps=sweeps,
-            seconds=time.perf_counter() - self._began,
+            seconds=time.perf_counter() - self.posed,
             notes=notes,
         )
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """A block that Ctrl-C ends with a warning; what it found so far has to be kept outside it."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        warnings.warn("matching was interrupted: the best permutation so far is used", stacklevel=4)
-
-
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Refuse an option that is not a whole number, or is too small.
-
-    Args:
-        name: of the option.
-        value: what was given for it.
-        least: that it may be.
-
-    Raises:
-        InputError: with name and value.
-    """
-    if type(value) is not int or value < least:
-        raise InputError(f"{name} is {value!r}; it has to be a whole number of at least {least}")
-
-
-def check_positive(name: str, value: object) -> None:
-    """Refuse an option that is not a finite number above 0.
-
-    Args:
-        name: of the option.
-        value: what was given for it.
-
-    Raises:
-        InputError: with name and value.
-    """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not math.isfinite(value)
-        or value <= 0
-    ):
-        raise InputError(f"{name} is {value!r}; it has to be a number above 0")
 
 
 def _check_classes(symmetry: HasSymmetry, classes: Collection[str] | None) -> None:
@@ -215,88 +174,23 @@ def _compared(
     state_b: Mapping[str, torch.Tensor],
     state_a: Mapping[str, torch.Tensor],
     parameters: Collection[str] | None,
-) -> dict[str, None]:
+) -> tuple[str, ...]:
     """Names of the tensors that hold numbers to compare, tied ones once."""
+    wanted = None if parameters is None else set(parameters)
     seen = set()
-    names: dict[str, None] = {}
+    names = []
     for name, b in state_b.items():
         a = state_a.get(name)
         if a is None or a.shape != b.shape or a.is_meta or b.is_meta:
             continue
-        if not (_is_number(a) and _is_number(b)) or (
-            parameters is not None and name not in parameters
-        ):
+        if not (_is_number(a) and _is_number(b)) or (wanted is not None and name not in wanted):
             continue
         tie = storage_identity(b)
         if tie not in seen:
             seen.add(tie)
-            names[name] = None
-    return names
+            names.append(name)
+    return tuple(names)
 
 
 def _is_number(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _measures(
-    names: Collection[str],
-    state_a: Mapping[str, torch.Tensor],
-    state_b: Mapping[str, torch.Tensor],
-    permutation: Permutation | None = None,
-) -> tuple[float, float]:
-    """Inner product and Euclidean distance of the reference and the (permuted) model.
-
-    One tensor is permuted at a time, and long sums are in float64.
-    """
-    product = square = 0.0
-    for name in names:
-        moved = state_b[name]
-        if permutation is not None:
-            moved = permutation.permute_tensor(name, moved)
-        a, b = (view_of_reals(side.detach()).reshape(-1) for side in (state_a[name], moved))
-        dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
-        for x, y in zip(blocks_of(a), blocks_of(b), strict=True):
-            x, y = x.to(dtype), y.to(x.device, dtype)
-            product += inner(x, y)
-            difference = x - y
-            square += inner(difference, difference)
-        if not math.isfinite(product + square):
-            raise InputError(f"{name} holds values that are not finite, or too large to compare")
-    return product, square**0.5
-
-
-class LateBar:
-    """A progress bar on standard error that appears only when there is time to read it.
-
-    Example:
-        >>> from contextlib import closing
-        >>> with closing(LateBar()) as report:
-        ...     report("matching", 1, 2)
-    """
-
-    def __init__(self) -> None:
-        self._due = time.perf_counter() + _PATIENCE_SECONDS
-        self._bar: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, stage: str, done: int, total: int | None) -> None:
-        """Show how far a stage is.
-
-        Args:
-            stage: a few words.
-            done: steps of it that are done.
-            total: steps that it has, None if that is not known.
-        """
-        if time.perf_counter() < self._due:
-            return
-        if self._bar is None:
-            self._bar = progress_bar()
-            self._bar.start()
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(stage, total=total)
-        self._bar.update(self._tasks[stage], completed=done)
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        if self._bar is not None:
-            self._bar.stop()

@@ -2,52 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from fxrebasin.errors import InputError
 from fxrebasin.indexing import identity_arrays
+from fxrebasin.interruption import interruptible
 from fxrebasin.layout import IntArray
-from fxrebasin.passes.match.problem import (
-    HasSymmetry,
-    LateBar,
-    Matching,
-    MatchResult,
-    check_count,
-    check_positive,
-    interruptible,
-)
-from fxrebasin.passes.match.straight_through import Best
-from fxrebasin.running.batches import Batch, Line, Loss, check_loader, runner
+from fxrebasin.options import check_count, check_positive
+from fxrebasin.passes.match.problem import MatchingProblem
+from fxrebasin.passes.match.result import MatchResult
+from fxrebasin.passes.match.training import Training, check_epochs, trained
+from fxrebasin.progress import LateBar
+from fxrebasin.running.batches import Batch, Line, Loss
 from fxrebasin.solvers.pairs import folded, unfolded
 from fxrebasin.solvers.relaxed import Maps, Relaxation, mixed
 from fxrebasin.solvers.sinkhorn import SinkhornAscent
-from fxrebasin.solvers.weight import Report, WeightSearch
-
-_MOST_SWEEPS = 100
+from fxrebasin.solvers.weight_search import Report, WeightSearch
 
 
 def match_sinkhorn(
-    symmetry: HasSymmetry,
-    state_b: Mapping[str, torch.Tensor],
-    state_a: Mapping[str, torch.Tensor],
+    problem: MatchingProblem,
     *,
-    seed: int = 0,
-    parameters: Collection[str] | None = None,
-    model: nn.Module | None = None,
     loader: Iterable[Any] | None = None,
     loss: Loss | None = None,
     steps: int = 50,
     rate: float = 0.5,
     epochs: int = 5,
     max_batches: int | None = None,
-    classes: Collection[str] | None = None,
 ) -> MatchResult:
     """Sinkhorn re-basin: gradient steps on soft permutations, which are projected at the end.
 
@@ -64,25 +51,18 @@ def match_sinkhorn(
     returned. On Ctrl-C the best permutation so far is returned, with a warning.
 
     Args:
-        symmetry: classes and layout.
-        state_b: state tensors of the model to permute, by name.
-        state_a: state tensors of the reference, of the same shapes.
-        seed: for the points on the line, of torch's generator while the loader runs, and for
-            coordinate descent.
-        parameters: names of the state tensors that are parameters; all tensors when left out.
-        model: what is run with a loss.
+        problem: what to match; its seed decides the points on the line, the order of a shuffling
+            loader, and that of coordinate descent.
         loader: as for `"straight_through"`.
         loss: of outputs and targets, differentiable; lower is better.
-        steps: on the weights; not used with a loss.
+        steps: number of steps on the weights; not used with a loss.
         rate: step size of Adam.
-        epochs: times that the loader is gone through; not used without one.
+        epochs: number of times that the loader is gone through; not used without one.
         max_batches: of each epoch; all when left out.
-        classes: names of the only classes that may move; all when left out.
 
     Raises:
         InputError: an option cannot be used, or one of `loader` and `loss` is missing, or the
             model does not run on a batch, or the loss is not a finite number.
-        ArchitectureMismatchError: tensors are missing or differ in shape.
 
     Example:
         >>> import fxrebasin, torch
@@ -90,55 +70,48 @@ def match_sinkhorn(
         >>> p = fxrebasin.match(b, ref=a, method="sinkhorn")
     """
     check_count("steps", steps)
-    check_count("epochs", epochs)
     check_positive("rate", rate)
-    if max_batches is not None:
-        check_count("max_batches", max_batches)
-    _check_data(loader, loss)
-    matching = Matching(symmetry, state_b, state_a, parameters, classes)
-    ascent = SinkhornAscent(Relaxation(matching.problem), rate)
+    check_epochs(epochs, max_batches)
+    training = _training(loader, loss, epochs, max_batches)
+    ascent = SinkhornAscent(Relaxation(problem.weights), rate)
     with closing(LateBar()) as report:
-        if loader is None or loss is None:
-            arrays = _on_weights(matching, ascent, seed, steps, report)
-            return matching.result(matching.permutation(arrays), steps)
-        best = Best(identity_arrays(symmetry.classes))
-        with interruptible(), runner(model, seed) as running:
-            learner = _Learner(matching, ascent, Line(running, state_a, loss), seed)
-            best.offer(best.arrays, learner.mean_loss(best.arrays, loader, max_batches))
-            for epoch in range(epochs):
-                for batch in running.batches(loader, max_batches):
-                    learner.step(batch)
-                    report(f"epoch {epoch + 1} of {epochs}", batch.number + 1, max_batches)
-                arrays = learner.rounded()
-                if best.is_new(arrays):
-                    best.offer(arrays, learner.mean_loss(arrays, loader, max_batches))
-    return matching.result(matching.permutation(best.arrays), epochs)
+        if training is None:
+            arrays = _on_weights(problem, ascent, steps, report)
+            return problem.result(problem.permutation(arrays), steps)
+        start = identity_arrays(problem.symmetry.classes)
+        make = partial(_Learner, problem, ascent)
+        arrays, _ = trained(problem, training, start, make, report)
+    return problem.result(problem.permutation(arrays), epochs)
 
 
-def _check_data(loader: Iterable[Any] | None, loss: Loss | None) -> None:
-    if (loader is None) != (loss is None):
-        missing = "a loader" if loader is None else "a loss"
-        raise InputError(
-            f"method 'sinkhorn' needs {missing} as well: pass loader=..., an iterable of (inputs, "
-            "targets), and loss=..., a function of (outputs, targets); or neither, to match weights"
-        )
-    if loader is not None:
-        check_loader(loader)
+def _training(
+    loader: Iterable[Any] | None, loss: Loss | None, epochs: int, max_batches: int | None
+) -> Training | None:
+    """What to learn from; None to match weights."""
+    if loader is not None and loss is not None:
+        return Training(loader, loss, epochs, max_batches)
+    if loader is None and loss is None:
+        return None
+    missing = "a loader" if loader is None else "a loss"
+    raise InputError(
+        f"method 'sinkhorn' needs {missing} as well: pass loader=..., an iterable of (inputs, "
+        "targets), and loss=..., a function of (outputs, targets); or neither, to match weights"
+    )
 
 
 def _on_weights(
-    matching: Matching, ascent: SinkhornAscent, seed: int, steps: int, report: Report
+    problem: MatchingProblem, ascent: SinkhornAscent, steps: int, report: Report
 ) -> dict[str, IntArray]:
     """Raise the agreement of the weights, project and polish."""
     relaxation = ascent.relaxation
-    search = WeightSearch(matching.problem, seed, _MOST_SWEEPS, report)
+    search = WeightSearch(problem.weights, problem.seed, report)
     with interruptible():
         for k in range(steps):
             ascent.step(relaxation.gradient)
             report("sinkhorn", k + 1, steps)
         search.polish(relaxation.rounded(ascent.maps()))
     if search.best is None:
-        search.offer(identity_arrays(matching.symmetry.classes))
+        search.offer(identity_arrays(problem.symmetry.classes))
         search.offer(relaxation.rounded(ascent.maps()))
     return search.solution().arrays
 
@@ -146,27 +119,19 @@ def _on_weights(
 class _Learner:
     """Soft permutations that follow the gradient of a loss."""
 
-    def __init__(self, matching: Matching, ascent: SinkhornAscent, line: Line, seed: int) -> None:
-        self._matching, self._ascent, self._line = matching, ascent, line
-        self._generator = np.random.default_rng([seed, 3])
-        self._state_b = line.runner.own(matching.state_b)
+    def __init__(self, problem: MatchingProblem, ascent: SinkhornAscent, line: Line) -> None:
+        self._problem, self._ascent, self._line = problem, ascent, line
+        self._generator = np.random.default_rng([problem.seed, 3])
+        self._state_b = line.runner.own(problem.state_b)
 
     def step(self, batch: Batch) -> None:
         """One step, with the loss at a random point of the line."""
         t = float(self._generator.uniform())
         self._ascent.step(partial(self._slopes, batch, t))
 
-    def rounded(self) -> dict[str, IntArray]:
-        """The permutations as they would be now."""
+    def projection(self) -> dict[str, IntArray]:
+        """The permutations that agree most with the soft ones."""
         return self._ascent.relaxation.rounded(self._ascent.maps())
-
-    def mean_loss(
-        self, arrays: Mapping[str, IntArray], loader: Iterable[Any], most: int | None
-    ) -> float:
-        """Of the midpoint, over a loader."""
-        permutation = self._matching.permutation(arrays)
-        state = permutation.permute_state_dict(self._matching.state_b)
-        return self._line.mean_loss(self._line.runner.own(state), loader, most)
 
     def _slopes(self, batch: Batch, t: float, maps: Maps) -> tuple[float, Maps]:
         """Minus the loss, and its derivatives."""
@@ -179,7 +144,7 @@ class _Learner:
         """The weights of the model under soft permutations."""
         state = dict(self._state_b)
         complete = self._ascent.relaxation.completed(maps)
-        for name, groups in self._matching.symmetry.layout.items():
+        for name, groups in self._problem.symmetry.layout.items():
             tensor = state.get(name)
             if tensor is not None and tensor.is_floating_point() and groups:
                 wide = unfolded(self._ascent.relaxation.cast(tensor), groups)

@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from fxrebasin.indexing import Arrays
 from fxrebasin.layout import IntArray
-from fxrebasin.passes.match.problem import (
-    HasSymmetry,
-    LateBar,
-    Matching,
-    MatchResult,
-    check_count,
-    check_positive,
-    interruptible,
-)
-from fxrebasin.running.batches import Batch, Line, Loss, check_loader, runner
-from fxrebasin.solvers.weight import Report, WeightProblem, WeightSearch
-
-_MOST_SWEEPS = 100
+from fxrebasin.options import check_positive
+from fxrebasin.passes.match.problem import MatchingProblem
+from fxrebasin.passes.match.result import MatchResult
+from fxrebasin.passes.match.training import Training, trained
+from fxrebasin.progress import LateBar
+from fxrebasin.running.batches import Batch, Line, Loss
+from fxrebasin.solvers.weight_search import WeightSearch
 
 
 def match_straight_through(
-    symmetry: HasSymmetry,
-    state_b: Mapping[str, torch.Tensor],
-    state_a: Mapping[str, torch.Tensor],
+    problem: MatchingProblem,
     *,
-    seed: int = 0,
-    parameters: Collection[str] | None = None,
-    model: nn.Module | None = None,
     loader: Iterable[Any],
     loss: Loss,
     epochs: int = 5,
     rate: float = 0.01,
     max_batches: int | None = None,
-    classes: Collection[str] | None = None,
 ) -> MatchResult:
     """Straight-through estimator: learn the permutation by gradients of the midpoint's loss.
 
@@ -54,25 +42,19 @@ def match_straight_through(
     this. On Ctrl-C the best permutation so far is returned, with a warning.
 
     Args:
-        symmetry: classes and layout.
-        state_b: state tensors of the model to permute, by name.
-        state_a: state tensors of the reference, of the same shapes.
-        seed: of torch's generator while the loader runs, and for coordinate descent.
-        parameters: names of the state tensors that are parameters; all tensors when left out.
-        model: what is run, in eval mode but for BatchNorm.
+        problem: what to match; its seed decides the order of a shuffling loader, and that of
+            coordinate descent.
         loader: an iterable of batches that can be gone through repeatedly: `(inputs, targets)`, or
             inputs alone, for which the targets are None. Inputs are a tensor, a tuple of
             positional inputs, or a dict by keyword.
         loss: of outputs and targets, differentiable; lower is better.
-        epochs: times that the loader is gone through.
+        epochs: number of times that the loader is gone through.
         rate: step size of Adam, as a share of the root mean square of each tensor.
         max_batches: of each epoch; all when left out.
-        classes: names of the only classes that may move; all when left out.
 
     Raises:
         InputError: an option cannot be used, the model does not run on a batch, or the loss is not
             a finite number.
-        ArchitectureMismatchError: tensors are missing or differ in shape.
 
     Example:
         >>> import fxrebasin, torch
@@ -81,78 +63,24 @@ def match_straight_through(
         >>> loss = torch.nn.functional.cross_entropy
         >>> p = fxrebasin.match(b, a, method="straight_through", loader=data, loss=loss)
     """
-    check_count("epochs", epochs)
     check_positive("rate", rate)
-    if max_batches is not None:
-        check_count("max_batches", max_batches)
-    check_loader(loader)
-    matching = Matching(symmetry, state_b, state_a, parameters, classes)
+    training = Training(loader, loss, epochs, max_batches)
     with closing(LateBar()) as report:
-        search = WeightSearch(matching.problem, seed, _MOST_SWEEPS, report)
+        search = WeightSearch(problem.weights, problem.seed, report)
         search.start_all(search.usual_starts())
-        best = Best(search.solution().arrays)
-        steps = 0
+        arrays, steps = search.solution().arrays, 0
         if not search.interrupted:
-            with interruptible(), runner(model, seed) as running:
-                line = Line(running, state_a, loss)
-                estimator = _Estimator(matching, line, best.arrays, seed, rate, report)
-                best.offer(best.arrays, estimator.mean_loss(loader, max_batches))
-                for epoch in range(epochs):
-                    for batch in running.batches(loader, max_batches):
-                        estimator.step(batch)
-                        steps += 1
-                        report(f"epoch {epoch + 1} of {epochs}", batch.number + 1, max_batches)
-                    if best.is_new(estimator.arrays):
-                        best.offer(estimator.arrays, estimator.mean_loss(loader, max_batches))
-    return matching.result(matching.permutation(best.arrays), steps)
-
-
-class Best:
-    """The permutations with the lowest loss.
-
-    Args:
-        arrays: int64 by class name, the permutations until a loss is known.
-    """
-
-    def __init__(self, arrays: Arrays) -> None:
-        self.arrays: dict[str, IntArray] = dict(arrays)
-        self._loss = math.inf
-
-    def is_new(self, arrays: Arrays) -> bool:
-        """Whether these differ from the best.
-
-        Args:
-            arrays: int64 by class name.
-        """
-        return any((array != self.arrays[name]).any() for name, array in arrays.items())
-
-    def offer(self, arrays: Arrays, loss: float) -> None:
-        """Keep permutations if their loss is the lowest.
-
-        Args:
-            arrays: int64 by class name.
-            loss: of these.
-        """
-        if loss < self._loss:
-            self.arrays, self._loss = dict(arrays), loss
+            make = partial(_Estimator, problem, arrays, rate)
+            arrays, steps = trained(problem, training, arrays, make, report)
+    return problem.result(problem.permutation(arrays), steps)
 
 
 class _Estimator:
     """Latent weights and the permutation that is nearest to them."""
 
-    def __init__(
-        self,
-        matching: Matching,
-        line: Line,
-        arrays: Arrays,
-        seed: int,
-        rate: float,
-        report: Report,
-    ) -> None:
-        self.arrays = dict(arrays)
-        self._matching, self._line, self._seed, self._report = matching, line, seed, report
-        problem = matching.problem
-        own = {n: line.state_a[n] for n in problem.names if n in line.state_a}
+    def __init__(self, problem: MatchingProblem, arrays: Arrays, rate: float, line: Line) -> None:
+        self._problem, self._line, self._arrays = problem, line, dict(arrays)
+        own = {n: line.state_a[n] for n in problem.weights.names if n in line.state_a}
         self._latent = {n: t.clone() for n, t in own.items() if t.is_floating_point()}
         groups = [
             {"params": [tensor], "lr": rate * max(_root_mean_square(tensor), 1e-12)}
@@ -160,15 +88,12 @@ class _Estimator:
         ]
         self._adam = torch.optim.Adam(groups) if groups else None
 
-    def mean_loss(self, loader: Iterable[Any], most: int | None) -> float:
-        """Of the midpoint, over a loader."""
-        return self._line.mean_loss(self._permuted(), loader, most)
-
     def step(self, batch: Batch) -> None:
         """Move the latent weights by the gradient on one batch, and project them."""
         if self._adam is None:
             return
-        state = self._permuted()
+        permuted = self._line.runner.own(self._problem.permuted(self._arrays))
+        state = {name: tensor.clone() for name, tensor in permuted.items()}
         leaves = {name: state[name].requires_grad_() for name in self._latent}
         with torch.enable_grad():
             value = self._line.loss({**state, **leaves}, batch)
@@ -178,27 +103,18 @@ class _Estimator:
         self._adam.step()
         self._project()
 
+    def projection(self) -> dict[str, IntArray]:
+        """The nearest permutation of the model."""
+        return self._arrays
+
     def _project(self) -> None:
-        """The nearest permutation of the model, from the one before."""
-        problem = self._matching.problem
-        nearest = WeightProblem(
-            problem.classes,
-            problem.layout,
-            {**problem.state_a, **self._latent},
-            problem.state_b,
-            problem.names,
-            problem.free,
-        )
-        search = WeightSearch(nearest, self._seed, _MOST_SWEEPS, warn=False)
-        self.arrays = search.polish(self.arrays).arrays
+        """Find the nearest permutation, from the one before."""
+        problem = self._problem.weights
+        nearest = replace(problem, state_a={**problem.state_a, **self._latent})
+        search = WeightSearch(nearest, self._problem.seed, warn=False)
+        self._arrays = search.polish(self._arrays).arrays
         if search.interrupted:
             raise KeyboardInterrupt
-
-    def _permuted(self) -> dict[str, torch.Tensor]:
-        """The weights of the model as the permutation has them."""
-        permutation = self._matching.permutation(self.arrays)
-        state = permutation.permute_state_dict(self._matching.state_b)
-        return {n: t.clone() for n, t in self._line.runner.own(state).items()}
 
 
 def _root_mean_square(tensor: torch.Tensor) -> float:

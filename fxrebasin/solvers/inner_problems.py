@@ -1,4 +1,4 @@
-"""A matching problem inside another one: many of the same shape at a time."""
+"""Matching problems inside another one: many of the same shape at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Values: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Problem:
+class InnerProblems:
     """A batch of matching problems of one shape.
 
     Args:

@@ -1,28 +1,28 @@
-"""Weight matching: the permutation under which the weights of two models agree most."""
+"""The search for the permutation under which the weights of two models agree most."""
 
 from __future__ import annotations
 
 import itertools
-import math
-import time
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
 import numpy as np
-import torch
 
 from fxrebasin.indexing import Arrays, identity_arrays
-from fxrebasin.layout import IntArray, Layout, PermutationClass
+from fxrebasin.interruption import MATCHING_INTERRUPTED
+from fxrebasin.layout import IntArray
 from fxrebasin.solvers.assignment import ROUNDING
-from fxrebasin.solvers.coordinate_descent import Descent, total_agreement
+from fxrebasin.solvers.coordinate_descent import CoordinateDescent, total_agreement
 from fxrebasin.solvers.families import make_families, restricted
 from fxrebasin.solvers.pairs import Pair, joined, make_pairs
 from fxrebasin.solvers.placement import Placement
+from fxrebasin.solvers.weight_problem import WeightProblem
 
 Report: TypeAlias = Callable[[str, int, int | None], None]
+"""Called with a stage, how many of its steps are done, and how many it has, if that is known."""
 
 # On small models one start may beat the other by chance, and a second one takes no time.
 _SMALL = 2**20
@@ -37,27 +37,6 @@ class Start(Enum):
     """One class is decided after another, each from the classes decided before it."""
     IDENTITY = "identity"
     """All units are where the model has them."""
-
-
-@dataclass(frozen=True)
-class WeightProblem:
-    """What weight matching works on.
-
-    Args:
-        classes: the permutation classes.
-        layout: where their units are.
-        state_a: tensors of the reference.
-        state_b: tensors of the model that is permuted.
-        names: of the tensors that are compared.
-        free: names of the classes that may move.
-    """
-
-    classes: tuple[PermutationClass, ...]
-    layout: Layout
-    state_a: Mapping[str, torch.Tensor]
-    state_b: Mapping[str, torch.Tensor]
-    names: Collection[str]
-    free: Collection[str]
 
 
 @dataclass(frozen=True)
@@ -79,9 +58,8 @@ class WeightSearch:
     Args:
         problem: what to match.
         seed: for the order in which classes are visited, and for random starts.
-        most_sweeps: of each descent.
         report: called with the stage, how many families are settled and how many there are.
-        deadline: on the clock of `time.perf_counter`; no random start after it.
+        most_sweeps: of each descent.
         warn: whether to warn of an interrupt; a caller that searches repeatedly warns by itself.
     """
 
@@ -89,9 +67,9 @@ class WeightSearch:
         self,
         problem: WeightProblem,
         seed: int,
-        most_sweeps: int = 100,
         report: Report = lambda stage, done, total: None,
-        deadline: float = math.inf,
+        *,
+        most_sweeps: int = 100,
         warn: bool = True,
     ) -> None:
         self.problem = problem
@@ -99,7 +77,7 @@ class WeightSearch:
         self._value: float | None = None
         self.interrupted = False
         self._seed, self._most_sweeps = seed, most_sweeps
-        self._report, self._deadline, self._warn = report, deadline, warn
+        self._report, self._warn = report, warn
         layout = restricted(problem.layout, problem.classes, problem.free)
         self.pairs = joined(make_pairs(layout, problem.state_a, problem.state_b, problem.names))
 
@@ -145,16 +123,15 @@ class WeightSearch:
         """
         self._kept(Placement(arrays, list(arrays)), 0)
 
-    def restart(self, times: int | None) -> None:
+    def restart(self, is_enough: Callable[[int], bool]) -> None:
         """Descend from the best result with some families put in random order, again and again.
 
         Args:
-            times: how often; None for as often as time allows.
+            is_enough: from the number of such descents to whether no further one is wanted.
         """
         generator = np.random.default_rng([self._seed, 1])
         for k in itertools.count():
-            late = time.perf_counter() >= self._deadline
-            if k == times or late or self.interrupted or self.is_near_perfect():
+            if is_enough(k) or self.interrupted or self.is_near_perfect():
                 break
             self._run(f"matching from random start {k + 1}", self._shaken(generator), decide=False)
 
@@ -186,9 +163,7 @@ class WeightSearch:
             descent.placement.decide_rest()
             self.interrupted = True
             if self._warn:
-                warnings.warn(
-                    "matching was interrupted: the best permutation so far is used", stacklevel=4
-                )
+                warnings.warn(MATCHING_INTERRUPTED, stacklevel=4)
         return self._kept(descent.placement, descent.sweeps)
 
     def _kept(self, placement: Placement, sweeps: int) -> Solution:
@@ -210,7 +185,7 @@ class WeightSearch:
             self._value = total_agreement(self.pairs, Placement(arrays, list(arrays)))
         return self._value
 
-    def _descent(self, stage: str, arrays: Arrays, decide: bool) -> Descent:
+    def _descent(self, stage: str, arrays: Arrays, decide: bool) -> CoordinateDescent:
         """A descent at its start."""
         problem = self.problem
         families = make_families(problem.classes, self.pairs, problem.free)
@@ -218,7 +193,7 @@ class WeightSearch:
         names = [c.name for c in problem.classes]
         known = [name for name in names if name not in moving] if decide else names
         total = len(families)
-        return Descent(
+        return CoordinateDescent(
             families,
             Placement(arrays, known),
             lambda waiting: self._report(stage, total - waiting, total),
@@ -229,7 +204,7 @@ class WeightSearch:
         return _is_near_perfect(self.pairs, self.value)
 
 
-def solve_weights(problem: WeightProblem, seed: int, most_sweeps: int, report: Report) -> Solution:
+def solve_from_evidence(problem: WeightProblem, seed: int, report: Report) -> Solution:
     """One descent, which decides the classes by the evidence of those decided before.
 
     On an interrupt (Ctrl-C) the best solution so far is returned, with a warning.
@@ -237,10 +212,9 @@ def solve_weights(problem: WeightProblem, seed: int, most_sweeps: int, report: R
     Args:
         problem: what to match.
         seed: for the order in which classes are visited.
-        most_sweeps: of the descent.
         report: called with the stage, how many families are settled and how many there are.
     """
-    search = WeightSearch(problem, seed, most_sweeps, report)
+    search = WeightSearch(problem, seed, report)
     search.start(Start.EVIDENCE)
     return search.solution()
 

@@ -1,0 +1,62 @@
+"""How far two models agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from fxrebasin.errors import InputError
+from fxrebasin.permutation import Permutation
+from fxrebasin.solvers.pairs import blocks_of, inner, view_of_reals
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of two models, over the tensors that are compared.
+
+    Args:
+        objective: sum of the inner products.
+        distance: Euclidean distance.
+    """
+
+    objective: float
+    distance: float
+
+
+def figures(
+    names: Collection[str],
+    state_a: Mapping[str, torch.Tensor],
+    state_b: Mapping[str, torch.Tensor],
+    permutation: Permutation | None = None,
+) -> Figures:
+    """Inner product and distance of the reference and the (permuted) model.
+
+    One tensor is permuted at a time, and long sums are in float64.
+
+    Args:
+        names: of the tensors that are compared.
+        state_a: tensors of the reference.
+        state_b: tensors of the model.
+        permutation: of the model; as it is when left out.
+
+    Raises:
+        InputError: a tensor holds values that are not finite, or too large to compare.
+    """
+    product = square = 0.0
+    for name in names:
+        moved = state_b[name]
+        if permutation is not None:
+            moved = permutation.permute_tensor(name, moved)
+        a, b = (view_of_reals(side.detach()).reshape(-1) for side in (state_a[name], moved))
+        dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
+        for x, y in zip(blocks_of(a), blocks_of(b), strict=True):
+            x, y = x.to(dtype), y.to(x.device, dtype)
+            product += inner(x, y)
+            difference = x - y
+            square += inner(difference, difference)
+        if not math.isfinite(product + square):
+            raise InputError(f"{name} holds values that are not finite, or too large to compare")
+    return Figures(product, square**0.5)
