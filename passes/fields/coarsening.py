@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -63,9 +64,10 @@ def _coarsen_labels(ledger: Ledger, item: Labels, kept: tuple[int, ...]) -> tupl
         return _blocks(ledger, rows_np, shape, kept)
     sets, row_of = (rows_np, np.arange(len(rows_np))) if item.injective else _sets(rows_np)
     row, units, count = _distinct_units(sets)
-    for times in distinct(count) if not item.injective else ():
-        if (count != times).any():  # added twice is not the same as added once
-            ledger.remember_units(units[count == times])
+    # Added twice is not the same as added once.
+    repeated = [count == times for times in distinct(count)] if not item.injective else []
+    for same in repeated if len(repeated) > 1 else ():
+        ledger.remember_units(units[same])
     if len(sets) == 1:
         return ()
     labels = positions(1, 0, len(sets), item.reason).values.clone()
@@ -74,7 +76,8 @@ def _coarsen_labels(ledger: Ledger, item: Labels, kept: tuple[int, ...]) -> tupl
         blocks = ledger.fresh(parents.size)
         ledger.use_units(blocks)
         labels[torch.from_numpy(parents)] = blocks
-        _nest(ledger, units, blocks[torch.from_numpy(parent_of.reshape(-1))])
+        block_of = blocks[torch.from_numpy(parent_of.reshape(-1))]
+        _nest(ledger, units, block_of, repeated)
     main = _over_rows(labels, row_of, shape, item.reason)
     beside = _over_rows(_rigid_parts(sets), row_of, shape, "positions beside units")
     if main.rigid or not beside.axes:
@@ -95,13 +98,20 @@ def _blocks(
     return (Labels(blocks.view(tuple(shape)), kept, injective=True),)
 
 
-def _nest(ledger: Ledger, units: Ints, blocks: Tensor) -> None:
-    """Units move inside blocks; where blocks overlap, they still have to stay what they are."""
+def _nest(
+    ledger: Ledger, units: Ints, blocks: Tensor, repeated: Sequence[npt.NDArray[np.bool_]]
+) -> None:
+    """Units move inside blocks; where blocks overlap, they still have to stay what they are.
+
+    That is with how often each of them is in which block: `repeated` tells these apart.
+    """
     if all_differ(units):
         ledger.nest(units, blocks.numpy())
-    else:
-        inside = Labels(torch.from_numpy(units), (0,), injective=False)
-        ledger.relate(inside, Labels(blocks, (0,), injective=False))
+        return
+    for same in repeated:
+        inside = Labels(torch.from_numpy(units[same]), (0,), injective=False)
+        around = blocks[torch.from_numpy(same)]
+        ledger.relate(inside, Labels(around, (0,), injective=False))
 
 
 def _others(ndim: int, axes: Iterable[int]) -> list[int]:
