@@ -51,9 +51,7 @@ def test_reduced_rows_keep_how_often_each_unit_is_in_them(name):
     for seed in range(60):
         table = drawn_table(seed)
         symmetry = fxrebasin.analyze(Looked(table, reductions[name]), torch.randn(2))
-        windows = [
-            [unit for pair in zip(row, row[1:], strict=False) for unit in pair] for row in table
-        ]
+        windows = [[unit for pair in itertools.pairwise(row) for unit in pair] for row in table]
         met = windows if name == "windows" else table
         assert symmetry.log10_order() <= math.log10(order_by_trying(met)) + 1e-9, (seed, table)
 

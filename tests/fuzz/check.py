@@ -21,7 +21,7 @@ from fxrebasin.running.messages import attempt
 from fxrebasin.symmetry import Symmetry
 from tests.fuzz import brute
 from tests.fuzz.outputs import difference, tensors
-from tests.fuzz.program import Built, float64
+from tests.fuzz.program import Built, float64, integers
 
 TOLERANCE = 1e-9
 SEEDS = (0, 1)
@@ -222,7 +222,7 @@ def _inputs(net: nn.Module, x: Tensor) -> list[Tensor]:
         if x.is_floating_point():
             item = torch.randn(shape, generator=generator, dtype=x.dtype)
         else:
-            item = torch.randint(int(x.max()) + 1, shape, generator=generator)
+            item = integers(generator, int(x.max()) + 1, *shape)
         if _calm(net, item):
             found.append(item)
     return found

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -44,7 +44,9 @@ def rand(*shape):
 
 
 def integers(below, *shape):
-    return torch.randint(below, shape, generator=generator)
+    if shape[-1] > below:
+        return torch.randint(below, shape, generator=generator)
+    return torch.rand((*shape[:-1], below), generator=generator).argsort(-1)[..., : shape[-1]]
 
 
 """
@@ -166,10 +168,18 @@ def namespace(seed: int) -> dict[str, Any]:
     def rand(*shape: int) -> Tensor:
         return 0.5 + torch.rand(shape, generator=generator, dtype=torch.float64)
 
-    def integers(below: int, *shape: int) -> Tensor:
-        return torch.randint(below, shape, generator=generator)
+    return {**_kinds(), "randn": randn, "rand": rand, "integers": partial(integers, generator)}
 
-    return {**_kinds(), "randn": randn, "rand": rand, "integers": integers}
+
+def integers(generator: torch.Generator, below: int, *shape: int) -> Tensor:
+    """Numbers that differ along the last axis, if there are enough of them.
+
+    Rows that are equal because their inputs are would be told apart by rounding alone where the
+    index of the largest is taken, and rounding is another one after any permutation.
+    """
+    if shape[-1] > below:
+        return torch.randint(below, shape, generator=generator)
+    return torch.rand((*shape[:-1], below), generator=generator).argsort(-1)[..., : shape[-1]]
 
 
 @cache
