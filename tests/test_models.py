@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import pytest
@@ -58,6 +57,17 @@ def test_weights_are_the_same_each_time_and_the_generator_is_left_alone(code):
         ("nowhere.nets:net", "no module named 'nowhere'"),
         ("torchvision:resnet19", "no model 'resnet19'; did you mean resnet"),
         ("torchvision:xyzzy", "no model 'xyzzy'$"),
+        ("mynets:needs?width", "'width' in 'mynets:needs.width' is no keyword argument"),
+        ("mynets:needs?width=1&width=2", "gives width twice"),
+        ("mynets:needs?widht=1", "has no keyword argument 'widht'; did you mean width"),
+        ("mynets:ready?width=1", "exists already, has no keyword argument 'width'; it has none"),
+        ("timm:resnet18?num_clases=10", "'num_clases'; did you mean num_classes"),
+        ("timm:resnet18?pretrained=True", "pretrained cannot be given: nothing is downloaded"),
+        ("timm:resnet18?num_classes='ten'", "cannot be built with num_classes='ten'"),
+        ("torchvision:resnet18?num_class=10", "'num_class'; did you mean num_classes"),
+        # Its class would pass over what it does not know.
+        ("torchvision:ssdlite320_mobilenet_v3_large?num_class=3", "did you mean num_classes"),
+        ("torchvision:resnet18?weights='DEFAULT'", "weights cannot be given"),
         ("timm:convnext_ato", "did you mean convnext_atto"),
         ("missing.json", "no Hugging Face configuration at missing.json"),
     ],
@@ -72,35 +82,27 @@ def test_torchvision_and_timm_without_weights():
     assert build_model("timm:convnext_atto").num_classes == 1000
 
 
+def test_arguments_come_after_a_question_mark(code):
+    assert build_model("mynets:needs?width=5").in_features == 5
+    timm = build_model("timm:resnet10t?num_classes=4&in_chans=1&global_pool=max")
+    assert (timm.num_classes, timm.global_pool.pool_type) == (4, "max")
+    features = build_model("timm:resnet10t?features_only=True&in_chans=1&out_indices=(1, 2)")
+    assert [y.shape[1] for y in features(torch.zeros(1, 1, 32, 32))] == [64, 128]
+    torchvision = build_model("torchvision:squeezenet1_1?num_classes=4")
+    assert torchvision(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
+
+
+def test_what_is_called_with_arguments_is_the_same_each_time(code):
+    first, second = (build_model("timm:resnet10t?num_classes=4") for _ in range(2))
+    assert first.fc.weight.equal(second.fc.weight)
+
+
 def test_nothing_is_downloaded_for_a_detector(monkeypatch):
     def refuse(*_, **__):
         raise OSError("no network")
 
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
     assert isinstance(build_model("torchvision:ssdlite320_mobilenet_v3_large"), nn.Module)
-
-
-SMALL_GPT2 = {
-    **{"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2},
-    **{"vocab_size": 11, "n_positions": 16},
-}
-
-
-@pytest.mark.parametrize(
-    ("architectures", "kind"), [(["GPT2LMHeadModel"], "GPT2LMHeadModel"), (None, "GPT2Model")]
-)
-def test_a_hugging_face_configuration(tmp_path, architectures, kind):
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({**SMALL_GPT2, "architectures": architectures}))
-    assert type(build_model(str(path))).__name__ == kind
-
-
-@pytest.mark.parametrize("text", ["{", "{}", '{"model_type": "no-such-model"}'])
-def test_a_file_that_is_no_configuration(tmp_path, text):
-    path = tmp_path / "config.json"
-    path.write_text(text)
-    with pytest.raises(InputError, match="is not a Hugging Face configuration"):
-        build_model(str(path))
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,6 @@ def test_a_library_that_cannot_be_imported(monkeypatch, error, message):
     def fail(name):
         raise error
 
-    monkeypatch.setattr("fxrebasin.models.by_name.importlib.import_module", fail)
+    monkeypatch.setattr("fxrebasin.models.library_imports.importlib.import_module", fail)
     with pytest.raises(InputError, match=message):
         build_model("timm:convnext_atto")
