@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fxrebasin.merge import BarrierCurve
-from fxrebasin.merge.figures import AFTER, BEFORE, Line, draw_losses, new_figure, rendered
+from fxrebasin.merge.figures import AFTER, BEFORE, DrawnCurve, draw_losses, new_figure, rendered
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,10 @@ class Panel:
     """The curves of one pair of networks."""
 
     title: str
-    lines: tuple[Line, ...]
+    lines: tuple[DrawnCurve, ...]
 
 
-def line(curve: BarrierCurve, rebased: bool, recomputed: bool = False) -> Line:
+def line(curve: BarrierCurve, rebased: bool, recomputed: bool = False) -> DrawnCurve:
     """One curve of a panel; its label has the barrier.
 
     Args:
@@ -28,7 +28,7 @@ def line(curve: BarrierCurve, rebased: bool, recomputed: bool = False) -> Line:
     goal = "A to rebased B" if rebased else "A to B"
     suffix = ", BatchNorm statistics recomputed" if recomputed else ""
     label = f"{goal}{suffix}: barrier {curve.barrier:.3f}"
-    return Line(curve, label, AFTER if rebased else BEFORE, dashed=recomputed)
+    return DrawnCurve(curve, label, AFTER if rebased else BEFORE, dashed=recomputed)
 
 
 def draw(panels: Sequence[Panel]) -> bytes:

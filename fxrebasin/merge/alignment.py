@@ -183,8 +183,8 @@ class MeanAlignment:
         self._taken[index] = weight
 
 
-def gauged(permutations: Sequence[Permutation]) -> tuple[Permutation, ...]:
-    """The same maps between models, to the order of the first one.
+def to_first_order(permutations: Sequence[Permutation]) -> tuple[Permutation, ...]:
+    """Permutations to the order of the first model, with the same maps between models.
 
     Args:
         permutations: of every model to an order that all share.

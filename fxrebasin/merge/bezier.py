@@ -36,7 +36,7 @@ class Bends:
 
 
 def check_bends(training: Bends) -> None:
-    """Refuse what cannot be trained with.
+    """Refuse options that cannot be used.
 
     Args:
         training: of the caller.
@@ -56,8 +56,8 @@ def train_bends(
 
     They start on the straight line. For every batch a position is drawn uniformly, and the loss
     of the model there is lowered. BatchNorm uses the statistics of the batch, everything else is
-    in eval mode; float buffers stay on the straight line. On Ctrl-C the curve as it is by then is
-    returned, with a warning.
+    in eval mode; float buffers stay on the straight line. On Ctrl-C the curve is returned as
+    far as it was trained, with a warning.
 
     Args:
         model: whose code is run; left as it is.
@@ -72,7 +72,7 @@ def train_bends(
     check_loader(loader)
     between = [_on_the_line(ends, k / (training.count + 1)) for k in range(1, training.count + 1)]
     with runner(model, training.seed) as running, closing(LateBar()) as report:
-        descent = _Training(running, [ends[0], *between, ends[1]], training, loss)
+        descent = _CurveDescent(running, [ends[0], *between, ends[1]], training, loss)
         with interruptible("training was interrupted: the curve is used as far as it is"):
             for epoch in range(training.epochs):
                 report("training the curve", epoch, training.epochs)
@@ -80,8 +80,8 @@ def train_bends(
     return [ends[0], *(_tied(model, state) for state in descent.bent(between)), ends[1]]
 
 
-class _Training:
-    """Control points and their optimiser."""
+class _CurveDescent:
+    """Control points that move to where the loss is lower."""
 
     def __init__(
         self, running: Runner, points: Sequence[State], training: Bends, loss: Loss

@@ -24,7 +24,7 @@ _TICKS = ([0, 0.25, 0.5, 0.75, 1], ["0\nA", "0.25", "0.5\nmidpoint", "0.75", "1\
 
 
 @dataclass(frozen=True)
-class Line:
+class DrawnCurve:
     """A curve with the way it is drawn.
 
     Args:
@@ -69,7 +69,7 @@ def rendered(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def draw_losses(axes: Axes, lines: Sequence[Line], unit: str, title: str = "") -> None:
+def draw_losses(axes: Axes, lines: Sequence[DrawnCurve], unit: str, title: str = "") -> None:
     """Losses over the position, with room for the legend, ends and midpoint marked.
 
     Args:
@@ -88,7 +88,7 @@ def draw_losses(axes: Axes, lines: Sequence[Line], unit: str, title: str = "") -
     axes.legend(loc="upper center", fontsize=9, frameon=False, handlelength=3.5)
 
 
-def draw_accuracies(axes: Axes, lines: Sequence[Line]) -> None:
+def draw_accuracies(axes: Axes, lines: Sequence[DrawnCurve]) -> None:
     """Accuracies over the position; the legend is that of the losses.
 
     Args:
@@ -100,7 +100,11 @@ def draw_accuracies(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _draw(
-    axes: Axes, lines: Sequence[Line], values: Sequence[Sequence[float]], unit: str, title: str
+    axes: Axes,
+    lines: Sequence[DrawnCurve],
+    values: Sequence[Sequence[float]],
+    unit: str,
+    title: str,
 ) -> None:
     for line, heights in zip(lines, values, strict=True):
         axes.plot(

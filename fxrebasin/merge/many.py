@@ -12,7 +12,7 @@ from torch import nn
 from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import choices_for
 from fxrebasin.errors import InputError
-from fxrebasin.merge.alignment import AlignmentProblem, align_with_mean, gauged
+from fxrebasin.merge.alignment import AlignmentProblem, align_with_mean, to_first_order
 from fxrebasin.merge.holding import shared_symmetry
 from fxrebasin.merge.sources import Sources
 from fxrebasin.merge.states import copy_of, is_number, moved_towards, own_state, wide_dtype
@@ -102,7 +102,7 @@ def align_many(
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
     effort = (seed, max_sweeps)
-    return _aligned(sources, method, inputs, choices, effort, options, verify=verify)
+    return _permutations(sources, method, inputs, choices, effort, options, verify=verify)
 
 
 def merge_many(
@@ -165,7 +165,7 @@ def merge_many(
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
     effort = (seed, max_sweeps)
-    permutations = _aligned(sources, method, inputs, choices, effort, options, verify=verify)
+    permutations = _permutations(sources, method, inputs, choices, effort, options, verify=verify)
     return _mean(sources, permutations)
 
 
@@ -196,7 +196,7 @@ def _sources(
     return Sources(models, model, weights)
 
 
-def _aligned(
+def _permutations(
     sources: Sources,
     method: str,
     inputs: tuple[Any, Mapping[str, Any] | None],
@@ -209,7 +209,9 @@ def _aligned(
     checked = choices_for(sources.model, **choices)
     args, kwargs = normalise_inputs(sources.model, *inputs, check=False)
     symmetries = shared_symmetry(sources, lambda m: symmetry_of(m, args, kwargs, checked))
-    found = gauged(ALIGNERS[method](AlignmentProblem(sources, symmetries[0], *effort), **options))
+    found = to_first_order(
+        ALIGNERS[method](AlignmentProblem(sources, symmetries[0], *effort), **options)
+    )
     permutations = tuple(
         p.relying_on(own.relies_on, own.found_with)
         for p, own in zip(found, symmetries, strict=True)

@@ -78,7 +78,7 @@ def _drawn(
         for k, (name, curve) in enumerate(others.items())
     ]
     lines = [
-        figures.Line(
+        figures.DrawnCurve(
             curve, f"{name}: barrier {curve.barrier:.3f}", colour, k >= 2 + len(figures.OTHERS)
         )
         for k, (name, curve, colour) in enumerate(named)

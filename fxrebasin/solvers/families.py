@@ -170,8 +170,8 @@ def gather(family: Family, placement: Placement, evidence: Evidence | None = Non
     Args:
         family: whose gains.
         placement: what is decided.
-        evidence: how much that says while other classes are open. Where it is not clear, what is
-            open is described by its outline.
+        evidence: how clearly that tells units apart, while other classes are open; None once all
+            are decided. Where it is not clear, what is open is described by its outline.
     """
 
     def gains(gram: Gram) -> torch.Tensor:

@@ -29,7 +29,7 @@ class Objective(Protocol):
 
     @property
     def scale(self) -> float:
-        """What its values are compared with; above what any can be."""
+        """A bound on its values, which gains are compared with."""
 
     def value(self, maps: Maps) -> float:
         """Its value.

@@ -14,7 +14,7 @@ from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.gather import storage_identity
 from fxrebasin.indexing import Arrays, misfits
 from fxrebasin.layout import Layout, PermutationClass
-from fxrebasin.passes.match.figures import Figures, figures
+from fxrebasin.passes.match.closeness import Closeness, closeness
 from fxrebasin.passes.match.result import MatchResult
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers.weight_problem import WeightProblem
@@ -48,7 +48,7 @@ class MatchingProblem:
     Attributes:
         compared: names of the tensors that hold numbers to compare, tied ones once.
         free: names of the classes that may move.
-        before: the figures of model and reference as they are.
+        before: how close model and reference are as they are.
         posed: when this was made, on the clock of `time.perf_counter`.
 
     Raises:
@@ -66,7 +66,7 @@ class MatchingProblem:
     classes: Collection[str] | None = None
     compared: tuple[str, ...] = field(init=False)
     free: tuple[str, ...] = field(init=False)
-    before: Figures = field(init=False)
+    before: Closeness = field(init=False)
     posed: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class MatchingProblem:
         compared = _compared(self.state_b, self.state_a, self.parameters)
         object.__setattr__(self, "free", free)
         object.__setattr__(self, "compared", compared)
-        object.__setattr__(self, "before", figures(compared, self.state_a, self.state_b))
+        object.__setattr__(self, "before", closeness(compared, self.state_a, self.state_b))
 
     @property
     def weights(self) -> WeightProblem:
@@ -123,7 +123,7 @@ class MatchingProblem:
             sweeps: number of sweeps, steps or epochs that it took.
             notes: for the report.
         """
-        after = figures(self.compared, self.state_a, self.state_b, permutation)
+        after = closeness(self.compared, self.state_a, self.state_b, permutation)
         return MatchResult(
             permutation,
             objective_before=self.before.objective,

@@ -55,7 +55,7 @@ class Training:
 
 
 def check_epochs(epochs: int, max_batches: int | None) -> None:
-    """Refuse numbers that are none.
+    """Refuse numbers of epochs and batches that cannot be used.
 
     Args:
         epochs: of the caller.

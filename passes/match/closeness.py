@@ -1,4 +1,4 @@
-"""How far two models agree."""
+"""How close two models are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxrebasin.solvers.pairs import blocks_of, inner, view_of_reals
 
 
 @dataclass(frozen=True)
-class Figures:
+class Closeness:
     """Of two models, over the tensors that are compared.
 
     Args:
@@ -26,12 +26,12 @@ class Figures:
     distance: float
 
 
-def figures(
+def closeness(
     names: Collection[str],
     state_a: Mapping[str, torch.Tensor],
     state_b: Mapping[str, torch.Tensor],
     permutation: Permutation | None = None,
-) -> Figures:
+) -> Closeness:
     """Inner product and distance of the reference and the (permuted) model.
 
     One tensor is permuted at a time, and long sums are in float64.
@@ -59,4 +59,4 @@ def figures(
             square += inner(difference, difference)
         if not math.isfinite(product + square):
             raise InputError(f"{name} holds values that are not finite, or too large to compare")
-    return Figures(product, square**0.5)
+    return Closeness(product, square**0.5)
