@@ -15,7 +15,7 @@ from fxrebasin.models.example_inputs import wrong_inputs
 from fxrebasin.passes.explain.data_flow import data_flow
 from fxrebasin.passes.explain.tie_graph import tie_graph
 from fxrebasin.passes.group.group import group
-from fxrebasin.passes.propagate.propagate import Passing
+from fxrebasin.passes.propagate.propagation import Passing
 from fxrebasin.passes.recognition import Finding, recognised_state
 from fxrebasin.reliance import Reliance
 from fxrebasin.running.collector import collector_paused

@@ -22,7 +22,8 @@ from fxrebasin.layout import AxisGroup
 from fxrebasin.passes.fields.fields import Elements
 from fxrebasin.passes.group.group import Grouping, group
 from fxrebasin.passes.propagate.model_state import Held, Role, held_tensors, with_constants
-from fxrebasin.passes.propagate.propagate import Propagation, propagate
+from fxrebasin.passes.propagate.propagate import propagate
+from fxrebasin.passes.propagate.propagation import Propagation
 from fxrebasin.symmetry import log10_order
 from fxrebasin.wording import listed
 

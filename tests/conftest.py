@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fxrebasin.models.torchvision_shim import ensure_torchvision
-from fxrebasin.passes.propagate.propagate import Propagator
+from fxrebasin.passes.propagate.propagator import Propagator
 from tests.support.invariants import checked
 
 # Results must not depend on how a machine splits a sum between its cores.

@@ -55,7 +55,7 @@ def test_units_in_an_object_that_is_returned_stay(
     form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = Words(("linear",), ("linear",), (form,))
-    monkeypatch.setattr("fxrebasin.passes.propagate.propagate.counted", lambda *_, **__: {})
+    monkeypatch.setattr("fxrebasin.passes.propagate.runs.counted", lambda *_, **__: {})
     found = next(hunt(1, math.inf, Tally(), 60, words))
     assert found.fault.kind is Kind.WRONG
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fxrebasin.passes.group.group import group
-from fxrebasin.passes.propagate.propagate import Propagation, propagate
+from fxrebasin.passes.propagate.propagate import propagate
+from fxrebasin.passes.propagate.propagation import Propagation
 from tests.support.structures import STRUCTURES
 
 NAMES = ("grouped_convolution", "multihead_attention", "jumping_knowledge", "cross_attention")

@@ -17,7 +17,8 @@ from fxrebasin.passes.explain.unit_classes import UnitClasses
 from fxrebasin.passes.fields.fields import Value
 from fxrebasin.passes.fields.origin import CONSTANT, INPUT
 from fxrebasin.passes.group.state_fields import StateField
-from fxrebasin.passes.propagate.propagate import Propagation, Record
+from fxrebasin.passes.propagate.propagation import Propagation
+from fxrebasin.passes.propagate.record import Record
 
 _Names: TypeAlias = tuple[str, ...]
 

@@ -15,7 +15,8 @@ from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.origin import CONSTANT, Origin
 from fxrebasin.passes.fields.rows import Ints, distinct
 from fxrebasin.passes.group.state_fields import StateField, owner
-from fxrebasin.passes.propagate.propagate import Propagation, Record
+from fxrebasin.passes.propagate.propagation import Propagation
+from fxrebasin.passes.propagate.record import Record
 
 AxisName = tuple[str, int]
 _Fields: TypeAlias = Mapping[str, Sequence[StateField]]

@@ -11,7 +11,7 @@ from fxrebasin.passes.fields.fields import Labels, Value
 from fxrebasin.passes.fields.labels import FIXED
 from fxrebasin.passes.fields.rows import Ints
 from fxrebasin.passes.group.state_fields import StateField, owner
-from fxrebasin.passes.propagate.propagate import Propagation
+from fxrebasin.passes.propagate.propagation import Propagation
 
 
 class UnitClasses:

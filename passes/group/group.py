@@ -25,7 +25,7 @@ from fxrebasin.passes.group.laying import placements_of
 from fxrebasin.passes.group.relations import compact, maximal, with_blocks
 from fxrebasin.passes.group.state_fields import StateField, remember_parts, state_fields
 from fxrebasin.passes.group.structure import Structure, derive
-from fxrebasin.passes.propagate.propagate import Propagation
+from fxrebasin.passes.propagate.propagation import Propagation
 from fxrebasin.symmetry import PinReason
 
 Bools = npt.NDArray[np.bool_]

@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from fxrebasin.passes.propagate.propagate import Propagator
+from fxrebasin.passes.propagate.propagator import Propagator
 from tests.fuzz.generate import ALL
 from tests.fuzz.hunt import Tally, hunt
 from tests.support.invariants import checked

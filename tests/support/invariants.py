@@ -9,7 +9,7 @@ import torch
 
 from fxrebasin.errors import TraceError
 from fxrebasin.passes.fields.fields import Elements, Field, Labels, Value
-from fxrebasin.passes.propagate.propagate import Propagator
+from fxrebasin.passes.propagate.propagator import Propagator
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.registry import Rule
 

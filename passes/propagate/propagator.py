@@ -1,0 +1,316 @@
+"""The dispatch mode that sees ATen operators as a model calls them, and applies their rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum, auto
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fxrebasin.passes.rules  # noqa: F401  (importing it fills the registry)
+from fxrebasin.errors import TraceError
+from fxrebasin.passes.fields.fields import Value, pinned_value
+from fxrebasin.passes.propagate.call_site import CallSite
+from fxrebasin.passes.propagate.escapes import Escapes
+from fxrebasin.passes.propagate.known_tensors import KnownTensors, spread_of_operand
+from fxrebasin.passes.propagate.outcomes import Outcomes
+from fxrebasin.passes.propagate.propagation import Propagation
+from fxrebasin.passes.propagate.recorder import Recorder
+from fxrebasin.passes.propagate.routing import Looks
+from fxrebasin.passes.propagate.spreads import of_result
+from fxrebasin.passes.propagate.tracks import (
+    LAZY,
+    RESHAPING,
+    Track,
+    may_be_named,
+    refresh,
+    replay_of,
+)
+from fxrebasin.passes.rules.call import Call
+from fxrebasin.passes.rules.numbers import LOOKING_UP
+from fxrebasin.passes.rules.pointwise import pointwise, uniform
+from fxrebasin.passes.rules.registry import RULES, Rule, pin_everything
+from fxrebasin.running.flex import sees_flex_attention
+from fxrebasin.running.messages import out_of_memory
+from fxrebasin.running.on_meta import on_meta
+from fxrebasin.running.operators import (
+    INDIFFERENT,
+    LOOKING,
+    OVERWRITING,
+    SHAPED_LIKE,
+    UNIFORM,
+    bind,
+    name_of,
+    strides_of,
+    tensors_in,
+    touched_by,
+    viewed_by,
+    writes,
+    written_by,
+)
+from fxrebasin.running.subclasses import has_own_operators
+
+
+class RunOn(Enum):
+    """What a model is run on.
+
+    META: parameters and inputs have no data, constants have. REAL: everything has, for models that
+    look at the data of activations. ALL_META: nothing has, for models without weights that make
+    constants where their inputs are.
+    """
+
+    META = auto()
+    REAL = auto()
+    ALL_META = auto()
+
+
+_NO_RULE = "unknown operator"
+_UNKNOWN = pin_everything(_NO_RULE)
+
+_Operand: TypeAlias = tuple[Tensor, "Track | None"]
+"""An operand, and what is known of it; nothing of a constant."""
+
+
+@sees_flex_attention
+class Propagator(TorchDispatchMode):
+    """Applies the rule of each operator as it is called."""
+
+    def __init__(self, site: CallSite, kind: RunOn) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.result = Propagation()
+        self.site = site
+        self.real = kind is RunOn.REAL
+        self.all_meta = kind is RunOn.ALL_META
+        self.looks = Looks()
+        self.escapes = Escapes(self.result.ledger, self.result.notes, site, self.real)
+        self.memory = self.escapes.memory
+        self.tensors = KnownTensors(self.result, self.escapes, self.real)
+        self.recorder = Recorder(self.result.ledger, self.tensors, self.looks)
+        self._outcomes = Outcomes(self.result.ledger, self.escapes)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func in SHAPED_LIKE and not self.all_meta:
+            result = func(_on_cpu(args[0]), *args[1:], **self._constant_options(options))
+            self.memory.add_constants([result])
+            return result
+        if any(has_own_operators(kind) for kind in types):
+            return NotImplemented  # such a subclass runs its operators first, and they are seen
+        tensors = tensors_in((args, options))
+        # all of them have to be known
+        tracked = [self.tensors.is_tracked(func, tensor) for tensor in tensors]
+        if not any(tracked) and not self.tensors.recognise_any(tensors):
+            if not (tensors and self.escapes.may_be_in(args, options)):
+                return self._untracked(func, args, options)
+            for tensor in tensors:
+                self.memory.begin(tensor)
+        if func is torch.ops.aten.equal.default and args[0].shape == args[1].shape:
+            with self:  # it is made of these, and they have rules
+                return bool((args[0] == args[1]).all())
+        if func not in RULES:
+            with self:
+                decomposed = func.decompose(*args, **options)
+            if decomposed is not NotImplemented:
+                return decomposed
+        with torch._C._DisableTorchDispatch():
+            found = self._tracked(func, args, options)
+            return self._look(found) if func in LOOKING else found
+
+    def finish(self) -> Propagation:
+        """The result, once nothing more is going to be read."""
+        self.result.notes.update(self.result.ledger.notes)
+        self.result.records += self.recorder.records()
+        return self.result
+
+    def _look(self, found: Any) -> Any:
+        """The model learns something about the data, and may do something else with other data."""
+        if self.site.refuses():
+            return found
+        self.result.looked_at_data = True
+        source = self.result.ledger.origins[-1].source
+        return self.looks.look(source, found, self.tensors.alive())
+
+    def read(self, tensor: Tensor, how: str) -> None:
+        """Python reads data of a tensor without an operator."""
+        with torch._C._DisableTorchDispatch():
+            self.tensors.lookup(tensor)
+            self.result.relied.on_values(tensor)
+            tracked = self.memory.find(tensor) is not None
+            self.escapes.read(tensor, how)
+            if tracked and self.real:
+                self._look(None)
+
+    def _constant_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Constants made inside `forward` on the model's device keep their data.
+
+        Where everything has data, only torch itself makes tensors without, to learn of shapes.
+        """
+        device = options.get("device")
+        if not self.real and device is not None and torch.device(device).type == "meta":
+            return {**options, "device": torch.device("cpu")}
+        return options
+
+    def _untracked(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """An operator on constants is simply run."""
+        if self.all_meta:
+            return self._untracked_on_meta(func, args, options)
+        operands = tensors_in((args, options))
+        relied = self.result.relied
+        if func in LOOKING:
+            for tensor in operands:
+                relied.on_values(tensor)
+        result = func(*args, **self._constant_options(options))
+        made = tensors_in(result)
+        relied.hand_on(func, operands, made)
+        if self.escapes.may_be_in(args, options) and func not in UNIFORM:
+            self.escapes.made(made)
+            return result
+        self.memory.add_constants(made if self.real else [item for item in made if item.is_meta])
+        argument = viewed_by(func)
+        bound = bind(func, args, options) if argument or writes(func) else {}
+        for tensor in touched_by(func, bound):
+            self.memory.note_write(tensor)
+            relied.note_write(tensor)
+        if argument:
+            for index, tensor in enumerate(made):
+                replay = replay_of(func, bound, argument, index)
+                self.memory.mark_view(tensor, bound[argument], replay)
+        return result
+
+    def _untracked_on_meta(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """A constant without data is pinned, unless it holds one number throughout."""
+        result = func(*args, **options)
+        for tensor in tensors_in(result):
+            if tensor.is_meta and self.memory.find(tensor) is None:
+                shape = tuple(tensor.shape)
+                uniform = func in SHAPED_LIKE or func in UNIFORM
+                self.memory.set(
+                    tensor, Track(Value(shape) if uniform else pinned_value(shape, "constant"))
+                )
+        return result
+
+    def _tracked(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """An operator on tensors of which something is known."""
+        name, ledger = name_of(func), self.result.ledger
+        self.result.operators[name] = self.result.operators.get(name, 0) + 1
+        ledger.origins.append(self.site.describe(name, func))
+        bound = bind(func, args, options)
+        written = written_by(func, bound)
+        for tensor in written:
+            if self.memory.find(tensor) is None:
+                self.tensors.lookup(tensor)
+            self.memory.begin(tensor)  # while a constant still holds what it held before
+        if func in RESHAPING:
+            return self._outcomes.reshape(func, bound)
+        strides = [strides_of(tensor) for tensor in tensors_in(list(bound.values()))]
+        computed = self._execute(func, args, options)
+        outputs = written or tensors_in(computed)
+        if any(tensor.is_nested for tensor in outputs):
+            raise TraceError(
+                f"{ledger.origins[-1]} makes a nested tensor of the strided layout, which "
+                "has no sizes that could be analysed. Make it with layout=torch.jagged, or pad."
+            )
+        known = self.tensors
+        of_tensors = known.lookup, known.constant, known.running_statistics
+        call = Call(
+            ledger, func, bound, outputs, *of_tensors, strides, known.names, known.are_apart
+        )
+        operands = [(tensor, self.memory.find(tensor)) for tensor in call.tensors()]
+        if func in LAZY:
+            self._make_views(call, operands)
+            return computed
+        self._follow_rule(call, operands, written)
+        return written[0] if written and isinstance(computed, Tensor) else computed
+
+    def _make_views(self, call: Call, operands: Sequence[_Operand]) -> None:
+        """Views are looked at when something reads them."""
+        inputs = [self.recorder.entry(*operand) for operand in operands]
+        values = [Value(tuple(tensor.shape)) for tensor in call.outputs]
+        self._outcomes.attach(call, values)
+        self.recorder.call(inputs, call.outputs, values)
+
+    def _follow_rule(
+        self, call: Call, operands: Sequence[_Operand], written: Sequence[Tensor]
+    ) -> None:
+        """The rule of an operator says what its outputs hold."""
+        func, outputs = call.op, call.outputs
+        self._refresh(func, operands, written if func in OVERWRITING else [])
+        rule = self._rule(call)
+        values = [] if rule is None else self._apply(rule, call)
+        shape = tuple(outputs[0].shape) if outputs else ()
+        spreads = [spread_of_operand(*operand) for operand in operands]
+        spread = of_result(func, call.args, spreads, shape, rule is pointwise)
+        inputs = [self.recorder.entry(*operand) for operand in operands]
+        if rule is _UNKNOWN:
+            self._write_unknown(call, written)
+        if written:
+            for tensor, value in zip(written, values, strict=True):
+                held = pinned_value(value.shape, "constant") if value.constant else value
+                self._outcomes.write(tensor, held)
+        else:
+            self._outcomes.attach(call, values)
+        if outputs and (track := self.memory.find(outputs[0])) is not None:
+            track.spread = spread
+        self.recorder.call(inputs, outputs, values)
+
+    def _rule(self, call: Call) -> Rule | None:
+        """What to go by; nothing where an operator makes no tensors, or none that depend on any."""
+        if self.real and call.outputs and all(tensor.is_meta for tensor in call.outputs):
+            return uniform  # torch wants to know a shape; there are no data that could be seen
+        rule = RULES.get(call.op)
+        if rule is None and call.op not in LOOKING and call.op not in INDIFFERENT:
+            self.result.unknown.setdefault(name_of(call.op))
+            return _UNKNOWN
+        return rule
+
+    def _write_unknown(self, call: Call, written: Sequence[Tensor]) -> None:
+        """What an unknown operator may have written to, besides what it says, is pinned."""
+        for tensor in touched_by(call.op, call.args):
+            if not any(tensor is item for item in written):
+                self._outcomes.write(tensor, pinned_value(tensor.shape, _NO_RULE))
+
+    def _refresh(self, func: Any, operands: Sequence[_Operand], written: Sequence[Tensor]) -> None:
+        """Operands are read, also by a rule that does not look at them; names are asked for."""
+        for tensor, track in operands:
+            if track is None or any(tensor is item for item in written):
+                continue
+            if func not in LOOKING_UP or not may_be_named(track):
+                refresh(track, self.result.ledger)
+
+    def _apply(self, rule: Rule, call: Call) -> list[Value]:
+        try:
+            return list(rule(call))
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            origin = self.result.ledger.origins[-1]
+            raise TraceError(
+                f"the rule of {origin} failed on shapes "
+                f"{[tuple(tensor.shape) for tensor in call.tensors()]}: "
+                f"{type(error).__name__}: {error}. This is a bug of fxrebasin; please report it."
+            ) from error
+
+    def _execute(self, func: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if self.real:
+            return func(*args, **options)
+        try:
+            return on_meta(func, args, options)
+        except Exception as error:
+            self.escapes.refusal = self.escapes.refusal or error  # also if the model catches it
+            raise
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape that a constant can be made like."""
+    if tensor.device.type != "meta":
+        return tensor
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
