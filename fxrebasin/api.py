@@ -25,11 +25,11 @@ from fxrebasin.proof import prove_graph, prove_state
 from fxrebasin.reliance import contradictions, refusal
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.running.outputs import Outputs
-from fxrebasin.storage.reference import reference_state
+from fxrebasin.storage.reference import reference_weights
 from fxrebasin.symmetry import Symmetry
 
 Reference: TypeAlias = nn.Module | Mapping[str, torch.Tensor] | str | PathLike[str]
-"""A module, a state dict, or the path of a safetensors or PyTorch file."""
+"""A module, a state dict, or the path of weights: a file, an index of shards, or a folder."""
 
 
 def analyze(
@@ -289,7 +289,7 @@ def transform(
         sweeps=found.sweeps,
         seconds=seconds,
         tracer=traced.tracer,
-        notes=(*traced.notes, *symmetry.notes, *found.notes),
+        notes=(*task.notes, *traced.notes, *symmetry.notes, *found.notes),
         equivalence=equivalence,
         certificate=found.permutation,
         log10_order=symmetry.log10_order(),
@@ -321,7 +321,8 @@ class _Request:
         self.model = unwrap(model_b)
         check_usable(self.model)
         self.reference = unwrap(ref) if isinstance(ref, nn.Module) else None
-        self.state_a = reference_state(ref, self.model)
+        weights = reference_weights(ref, self.model)
+        self.state_a, self.notes = dict(weights.state), weights.notes
         self.choices = choices_for(self.model, **choices)
         self.args, self.kwargs = normalise_inputs(self.model, *inputs, check=False)
         self.method, self.options = method, dict(options)

@@ -75,7 +75,7 @@ def test_a_failed_write_leaves_what_was_there(
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("fxrebasin.storage.checkpoint.save_file", fail)
+    monkeypatch.setattr("fxrebasin.storage.containers.save_file", fail)
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(CheckpointError, match=r"cannot be written: OSError: disk full"):
         save_state_dict(path, {"a": torch.ones(1)}, overwrite=True)
@@ -205,10 +205,13 @@ def test_every_fault_has_its_message(tmp_path: Path, fault: str) -> None:
     assert str(path) in str(caught.value)
 
 
-def test_a_folder_says_what_it_holds(tmp_path: Path) -> None:
+def test_a_folder_is_read_through_its_index_or_says_what_it_holds(tmp_path: Path) -> None:
     write_shards(tmp_path)
-    with pytest.raises(CheckpointError, match=r"it holds model-1\.safetensors, model-2"):
-        load_state_dict(tmp_path)
+    assert_same(load_state_dict(tmp_path), {"b": torch.ones(2), "a": torch.zeros(2)})
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match=r"without a file of weights .*holds notes\.txt"):
+        load_state_dict(tmp_path / "empty")
 
 
 def test_names_of_other_kinds_are_not_written(tmp_path: Path) -> None:

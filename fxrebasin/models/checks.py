@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ from fxrebasin.running.messages import describe
 from fxrebasin.running.subclasses import behaves_otherwise
 from fxrebasin.wording import listed
 
-_SHOWN = 30  # differences in a message; the error has them all
+_SHOWN = 30  # names in a message
+_ROWS = 10  # differences in a message; the error has them all
+_MOST_PATTERNS = 4  # that are proposed; with more, the models are not of one kind
 _QUANTISED_PACKAGES = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
@@ -201,12 +203,40 @@ class Difference:
     right: str | None
 
 
-class StateMismatchError(ArchitectureMismatchError):
-    """Two states have other keys, shapes or kinds of dtype; `differences` has all of them."""
+@dataclass(frozen=True)
+class Remedy:
+    """The single option that would make two states fit.
 
-    def __init__(self, message: str, differences: Sequence[Difference]) -> None:
+    Args:
+        option: its name, as an argument.
+        values: names or patterns; none for an option that is on or off.
+
+    Example:
+        >>> str(Remedy("ignore", ("fc.*",))), str(Remedy("ignore_extra"))
+        ("ignore=('fc.*',)", 'ignore_extra=True')
+    """
+
+    option: str
+    values: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.values:
+            return f"{self.option}=True"
+        return f"{self.option}={self.values if self.option == 'ignore' else self.values[0]!r}"
+
+
+class StateMismatchError(ArchitectureMismatchError):
+    """Two states have other keys, shapes or kinds of dtype.
+
+    `differences` has all of them, and `remedy` what would make the rest fit, if one option would.
+    """
+
+    def __init__(
+        self, message: str, differences: Sequence[Difference], remedy: Remedy | None = None
+    ) -> None:
         super().__init__(message)
         self.differences = tuple(differences)
+        self.remedy = remedy
 
 
 def check_same_architecture(
@@ -225,18 +255,81 @@ def check_same_architecture(
 
     Raises:
         StateMismatchError: an `ArchitectureMismatchError` whose `differences` is complete; its
-            message shows the first of them as a table, and counts the rest.
+            message counts what fits, shows the first of the differences as a table, and says
+            what would make the rest fit.
 
     Example:
         >>> check_same_architecture({"w": torch.zeros(2)}, {"w": torch.ones(2)})
     """
-    differences = [
+    differences = differences_of(state_b, state_a)
+    if differences:
+        raise mismatch(differences, len(state_b), names, ignoring(differences, state_b))
+
+
+def differences_of(
+    state_b: Mapping[str, torch.Tensor], state_a: Mapping[str, torch.Tensor]
+) -> list[Difference]:
+    """The tensors that are in one state only, or of another shape or kind of dtype.
+
+    Args:
+        state_b: tensors by name.
+        state_a: the same of the other model.
+    """
+    return [
         Difference(name, _brief(state_b.get(name)), _brief(state_a.get(name)))
         for name in [*state_b, *(name for name in state_a if name not in state_b)]
         if not _same_kind(state_b.get(name), state_a.get(name))
     ]
-    if differences:
-        raise StateMismatchError(_table(differences, names), differences)
+
+
+def mismatch(
+    differences: Sequence[Difference],
+    total: int,
+    names: tuple[str, str],
+    remedy: Remedy | None = None,
+) -> StateMismatchError:
+    """The error that tells differences.
+
+    Args:
+        differences: at least one.
+        total: how many tensors the model has.
+        names: what the two are called.
+        remedy: what would make the rest fit.
+    """
+    fits = total - sum(d.left is not None for d in differences)
+    advice = f"\nWhat is left fits with {remedy}." if remedy else ""
+    return StateMismatchError(
+        _table(differences, names, f"{fits} of {total} tensors fit") + advice, differences, remedy
+    )
+
+
+def ignoring(differences: Sequence[Difference], state: Collection[str]) -> Remedy | None:
+    """Patterns that fit all names that differ, and none of a model's that fits.
+
+    Args:
+        differences: at least one.
+        state: names of the model.
+
+    Example:
+        >>> ignoring([Difference("fc.weight", "float32[2, 3]", None)], ["conv.weight", "fc.weight"])
+        Remedy(option='ignore', values=('fc.*',))
+    """
+    differing = [d.name for d in differences]
+    fitting = [name for name in state if name not in set(differing)]
+    patterns = tuple(dict.fromkeys(_broadest(name, fitting) for name in differing))
+    if len(patterns) > _MOST_PATTERNS or len(fitting) < len(differing):
+        return None
+    return Remedy("ignore", patterns)
+
+
+def _broadest(name: str, fitting: Sequence[str]) -> str:
+    """The name with as much of its end left open as no name that fits has."""
+    parts = name.split(".")
+    for count in range(1, len(parts)):
+        start = ".".join(parts[:count]) + "."
+        if not any(other.startswith(start) for other in fitting):
+            return f"{start}*"
+    return name
 
 
 def _same_kind(left: torch.Tensor | None, right: torch.Tensor | None) -> bool:
@@ -255,9 +348,9 @@ def _brief(tensor: torch.Tensor | None) -> str | None:
     return None if tensor is None else describe(tensor)
 
 
-def _table(differences: Sequence[Difference], names: tuple[str, str]) -> str:
+def _table(differences: Sequence[Difference], names: tuple[str, str], fits: str) -> str:
     rows = [("tensor", *names)] + [
-        (d.name, d.left or "missing", d.right or "missing") for d in differences[:_SHOWN]
+        (d.name, d.left or "missing", d.right or "missing") for d in differences[:_ROWS]
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
@@ -269,12 +362,11 @@ def _table(differences: Sequence[Difference], names: tuple[str, str]) -> str:
         (len(differences) - left - right, "of another shape or kind"),
     ]
     total = ", ".join(f"{count} {what}" for count, what in counts if count)
-    more = len(differences) - _SHOWN
+    more = len(differences) - _ROWS
     if more > 0:
         lines.append(f"and {more} more, in the `differences` of this error")
-    return f"{names[0]} and {names[1]} are not of the same architecture: {total}\n  " + "\n  ".join(
-        lines
-    )
+    first = f"{names[0]} and {names[1]} are not of the same architecture: {fits}, {total}"
+    return "\n  ".join([first, *lines])
 
 
 def first_graph_difference(graph_b: fx.GraphModule, graph_a: fx.GraphModule) -> str | None:

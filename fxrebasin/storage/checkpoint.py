@@ -1,34 +1,24 @@
-"""Weights in files: safetensors (whole or in shards) and torch's own pickles; tensors only."""
+"""Weights in files and folders: read for a model, and written as they came."""
 
 from __future__ import annotations
 
-import json
-import pickle
-import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fxrebasin.errors import CheckpointError
-from fxrebasin.models.checks import check_same_architecture
-from fxrebasin.running.messages import first_lines
-from fxrebasin.storage.files import refuse_existing, replacing
+from fxrebasin.storage.containers import FILES, INDEX, Content, container_for, read_file
+from fxrebasin.storage.copies import Copy, Wanted, copies, decided
+from fxrebasin.storage.distributed import is_distributed, read_distributed
+from fxrebasin.storage.finding import find, no_tensors
 from fxrebasin.storage.folders import is_model_folder, read_folder, write_folder
+from fxrebasin.storage.names import Naming
 from fxrebasin.storage.reading import Checkpoint, Kind, Move, Reading
-
-_SAFETENSORS = (".safetensors",)
-_PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-_INDEX = ".index.json"
-_KINDS = ", ".join((*_SAFETENSORS, *_PICKLES, f"*{_INDEX}"))
-# Where training scripts put the weights, the usual names first.
-_NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "ema")
-# What wrappers put before the names: DataParallel, torch.compile, training frameworks.
-_PREFIXES = ("module.", "_orig_mod.", "model.")
+from fxrebasin.storage.shards import read_shards
+from fxrebasin.storage.tree import optimisers, states
+from fxrebasin.storage.weights_folder import read_weights_folder
+from fxrebasin.storage.writing import Source, place_for, rewritten, write
 
 
 def read_checkpoint(
@@ -54,11 +44,16 @@ def read_checkpoint(
     path, reading = Path(path), reading or Reading()
     if is_model_folder(path):
         return read_folder(path, model, reading)
-    own = {n: t for n, t in model.state_dict().items() if _is_tensor(t)}
-    state = fitted(load_state_dict(path, own), model)
-    check_same_architecture(own, state, ("the model", str(path)))
-    kind = Kind.INDEX if path.name.endswith(_INDEX) else Kind.FILE
-    return Checkpoint(path, kind, state)
+    content = read_content(path)
+    found = find(content.tree, model, reading, str(path))
+    left_out = tuple(
+        f"The state of the optimiser ({'.'.join(map(str, place))}) is not written again: it "
+        "belongs to the weights as they were."
+        for place in found.optimisers
+    )
+    source = Source(content, found)
+    kind = content.container.kind
+    return Checkpoint(path, kind, found.state, found.extra, found.notes, left_out, source)
 
 
 def write_checkpoint(
@@ -98,14 +93,36 @@ def write_checkpoint(
         (PosixPath('new.pt'),)
     """
     out = Path(out)
-    if like.kind is Kind.MODEL_FOLDER and out.suffix not in (*_SAFETENSORS, *_PICKLES):
+    if like.kind is Kind.MODEL_FOLDER and out.suffix not in FILES:
         return write_folder(out, like, state, dtype=dtype, overwrite=overwrite, card=card)
-    written = {
-        name: tensor.to(dtype or tensor.dtype) if tensor.is_floating_point() else tensor
+    asked = place_for(out, like)
+    if isinstance(like.source, Source):
+        made = rewritten(like.source, state, dtype, others, asked)
+    else:
+        made = _plain(like, state, dtype), asked or container_for(out)
+    return (write(out, like, made, overwrite=overwrite),)
+
+
+def _plain(
+    like: Checkpoint, state: Mapping[str, torch.Tensor], dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    """Tensors by name of the model, in the dtypes that were read."""
+    stored = {name: tensor.dtype for name, tensor in like.state.items()}
+    return {
+        name: tensor.to(dtype if dtype and tensor.is_floating_point() else stored[name])
         for name, tensor in state.items()
     }
-    save_state_dict(out, written, overwrite=overwrite)
-    return (out,)
+
+
+def read_content(path: Path) -> Content:
+    """All that is in a file or folder.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another kind.
+    """
+    if path.is_dir():
+        return read_distributed(path) if is_distributed(path) else read_weights_folder(path)
+    return read_shards(path) if path.name.endswith(INDEX) else read_file(path)
 
 
 def load_state_dict(
@@ -135,24 +152,19 @@ def load_state_dict(
         {'w': tensor([1., 1.])}
     """
     path = Path(path)
-    _check_is_file(path)
-    if path.name.endswith(_INDEX):
-        content: Any = _load_shards(path)
-    elif path.suffix in _SAFETENSORS:
-        content = _load_safetensors(path)
-    elif path.suffix in _PICKLES:
-        content = _load_pickle(path)
-    else:
-        raise CheckpointError(
-            f"{path} does not have the name of a weights file; expected one of {_KINDS}."
-        )
-    candidates = [aligned(state, expected or ()) for state in _states(content)]
-    if not candidates:
-        raise CheckpointError(
-            f"{path} holds no tensors by name: {_contents(content)}. Save the weights with "
-            "`torch.save(model.state_dict(), path)`."
-        )
-    return max(candidates, key=lambda state: _fit(state, expected or ()))
+    tree = read_content(path).tree
+    skipped = tuple(optimisers(tree))
+    wanted = Wanted(dict.fromkeys(expected or ()), {}, frozenset())
+    found = copies(tree, wanted, skipped)
+    if found:
+        most = found[0].naming.fits
+        best = decided(str(path), [copy for copy in found if copy.naming.fits == most])
+        own = {there: name for name, there in best.naming.names.items()}
+        return {own.get(name, name): tensor for name, tensor in best.tensors.items()}
+    whole = sorted(states(tree, skipped), key=lambda item: not Copy(*item, Naming({})).usual)
+    if not whole:
+        raise no_tensors(str(path), tree)
+    return whole[0][1]
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -170,10 +182,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         >>> save_state_dict("linear.safetensors", nn.Linear(2, 1).state_dict())
         >>> load_weights(nn.Linear(2, 1), "linear.safetensors")
     """
-    own = model.state_dict()
-    state = fitted(load_state_dict(path, own), model)
-    check_same_architecture(own, state, ("the model", str(path)))
-    model.load_state_dict(state)
+    model.load_state_dict(read_checkpoint(path, model).state, strict=False)
 
 
 def save_state_dict(
@@ -199,176 +208,8 @@ def save_state_dict(
         {'w': tensor([1., 1.])}
     """
     path = Path(path)
-    if path.suffix not in (*_SAFETENSORS, *_PICKLES):
-        kinds = ", ".join((*_SAFETENSORS, *_PICKLES))
-        raise CheckpointError(
-            f"{path} does not have the name of a weights file; expected one of {kinds}."
-        )
-    refuse_existing([path], overwrite=overwrite)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            if path.suffix in _SAFETENSORS:
-                save_file(_separate(state), temporary, metadata={"format": "pt"})
-            else:
-                torch.save({name: tensor.detach() for name, tensor in state.items()}, temporary)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{path} cannot be written: {first_lines(error)}") from error
-
-
-def _separate(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous tensors, no two in one memory."""
-    used: set[int] = set()
-    separate: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
-        tensor = tensor.detach().contiguous()
-        storage = tensor.untyped_storage()
-        if storage._cdata in used or storage.nbytes() != tensor.nbytes:
-            tensor = tensor.clone()
-        used.add(tensor.untyped_storage()._cdata)
-        separate[name] = tensor
-    return separate
-
-
-def _check_is_file(path: Path) -> None:
-    if path.is_dir():
-        inside = sorted(
-            p.name for p in path.iterdir() if p.name.endswith(tuple(_KINDS.split(", ")))
-        )
-        hint = f"; it holds {', '.join(inside[:5])}" if inside else ""
-        raise CheckpointError(f"{path} is a folder; expected a file of weights{hint}.")
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; expected a file of weights ({_KINDS}).")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty; its download or copy was cut short.")
-
-
-def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is not an intact safetensors file ({first_lines(error, 1)}): it is cut short, "
-            "damaged, or of another kind. Download or save it again."
-        ) from error
-
-
-def _load_pickle(path: Path) -> Any:
-    mapped = zipfile.is_zipfile(path)  # only torch's newer format can be read in place
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise CheckpointError(
-                f"{path} holds objects other than tensors, and loading those runs code from the "
-                "file, which fxrebasin does not. Where you trust it, load it yourself and save "
-                "the weights alone: `torch.save(model.state_dict(), path)`."
-            ) from error
-        raise _damaged(path, error) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path} cannot be read by torch.load ({first_lines(error, 1)}): it is cut short, damaged, "
-        "or of another kind. Download or save it again."
+    container = container_for(path)
+    tensors = {name: tensor.detach() for name, tensor in state.items()}
+    write(
+        path, Checkpoint(path, container.kind, tensors), (tensors, container), overwrite=overwrite
     )
-
-
-def _load_shards(index: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint in shards, from its index."""
-    try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(files.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{index} is not an index of a checkpoint in shards: expected JSON with a 'weight_map'."
-        ) from error
-    state: dict[str, torch.Tensor] = {}
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise CheckpointError(f"{index} names the shard {shard!r}; expected a file beside it.")
-        state.update(load_state_dict(index.parent / shard))
-    missing = [name for name in files if name not in state]
-    if missing:
-        raise CheckpointError(
-            f"{index} promises {', '.join(missing[:5])}, {len(missing)} in all, which its shards "
-            "do not hold. Download the shards again."
-        )
-    return {name: state[name] for name in files}
-
-
-def _states(content: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """The mappings from names to tensors in a checkpoint, the usual places first."""
-    if not isinstance(content, Mapping):
-        return
-    tensors = {k: v for k, v in content.items() if isinstance(k, str) and _is_tensor(v)}
-    if tensors:
-        yield tensors
-    rest = [key for key in content if key not in _NESTED]
-    for key in [*_NESTED, *rest]:
-        if isinstance(content.get(key), Mapping):
-            yield from _states(content[key])
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
-
-
-def _contents(content: Any) -> str:
-    if not isinstance(content, Mapping):
-        return f"it is a {type(content).__name__}"
-    return f"its keys are {', '.join(map(str, list(content)[:8]))}" if content else "it is empty"
-
-
-def aligned(
-    state: Mapping[str, torch.Tensor], expected: Collection[str]
-) -> dict[str, torch.Tensor]:
-    """The state with the prefixes of wrappers taken off its names, where that makes more fit.
-
-    Example:
-        >>> list(aligned({"module.w": torch.ones(1)}, ["w"]))
-        ['w']
-    """
-    best = current = dict(state)
-    stripped = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
-    for candidate in (stripped, *_without_prefixes(current), *_without_prefixes(stripped)):
-        if len(candidate) == len(state) and _fit(candidate, expected) > _fit(best, expected):
-            best = candidate
-    return best
-
-
-def _without_prefixes(state: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-    """The state with each run of prefixes taken off the names that have it."""
-    current = dict(state)
-    while True:
-        prefix = next((p for p in _PREFIXES if any(n.startswith(p) for n in current)), None)
-        if prefix is None:
-            return
-        current = {name.removeprefix(prefix): tensor for name, tensor in current.items()}
-        yield current
-
-
-def _fit(state: Mapping[str, torch.Tensor], expected: Collection[str]) -> int:
-    return sum(name in state for name in expected)
-
-
-def fitted(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state in the order of the model's keys, completed and cleared where it is safe.
-
-    A tied tensor that is stored under one of its names gets the others; what the model has as
-    a non-persistent buffer is left out. Everything else stays, for a comparison to tell.
-    """
-    own = model.state_dict(keep_vars=True)
-    names: dict[int, list[str]] = {}
-    for name, tensor in own.items():
-        names.setdefault(id(tensor), []).append(name)
-    result: dict[str, torch.Tensor] = {}
-    for name, tensor in own.items():
-        source = next((other for other in (name, *names[id(tensor)]) if other in state), None)
-        if source is not None:
-            result[name] = state[source]
-    dropped = {name for name, _ in model.named_buffers(remove_duplicate=False)} - set(own)
-    rest = {k: v for k, v in state.items() if k not in result and k not in dropped}
-    return result | rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,8 @@ def publish(path: Path, payload: bytes, *, overwrite: bool = False) -> None:
 def replacing(path: Path, *beside: str) -> Iterator[Path]:
     """Where to write a file that appears at its place only when all of it was written.
 
+    Files get the permissions that new files of the user have (umask), whoever wrote them.
+
     Args:
         path: the place; its folder has to exist.
         beside: names of files that may be written beside it, and that appear before it.
@@ -76,6 +79,58 @@ def replacing(path: Path, *beside: str) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         yield Path(folder) / path.name
+        mode = _mode_of_new_files(Path(folder))
         for draft in (Path(folder) / name for name in (*beside, path.name)):
             if draft.exists():
+                draft.chmod(mode)
                 draft.replace(path.with_name(draft.name))
+
+
+@contextmanager
+def replacing_set(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Where to write a file with others beside it, or a folder, which appear together.
+
+    Args:
+        path: of the file, which appears last, or of the folder.
+        overwrite: replace files that exist; those of a folder that are not written again stay.
+
+    Raises:
+        InputError: one of them exists, or there is a file where a folder should be.
+
+    Example:
+        >>> with replacing_set(Path("model"), overwrite=False) as draft:
+        ...     draft.mkdir()
+        ...     _ = (draft / "weights.txt").write_text("1 2 3")
+        >>> (Path("model") / "weights.txt").read_text()
+        '1 2 3'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as name:
+        folder = Path(name)
+        yield folder / path.name
+        mode = _mode_of_new_files(folder)
+        drafts = [found for found in sorted(folder.rglob("*")) if found.is_file()]
+        for draft in drafts:
+            draft.chmod(mode)
+        if (folder / path.name).is_dir() and not path.exists():
+            (folder / path.name).replace(path)
+            return
+        places = [path.parent / draft.relative_to(folder) for draft in drafts]
+        refuse_existing(places, overwrite=overwrite)
+        # The file that says what belongs together comes last.
+        for draft, place in sorted(zip(drafts, places, strict=True), key=lambda p: _leads(p[1])):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            draft.replace(place)
+
+
+def _leads(path: Path) -> bool:
+    return path.name == ".metadata" or path.name.endswith(".index.json")
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    """The permissions that the user's umask gives, which nothing tells without changing it."""
+    probe = folder / ".new"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    return mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,32 @@ import torch
 from torch import nn
 
 from fxrebasin.errors import InputError
-from fxrebasin.models.checks import check_finite, check_same_architecture, check_usable, unwrap
-from fxrebasin.storage.checkpoint import aligned, fitted, load_state_dict
+from fxrebasin.models.checks import check_finite, check_usable, unwrap
+from fxrebasin.storage.checkpoint import read_checkpoint
+from fxrebasin.storage.finding import find
+from fxrebasin.storage.reading import Reading
+
+
+@dataclass(frozen=True)
+class ReferenceWeights:
+    """The weights of a reference under the names of a model, and notes on how they were found."""
+
+    state: Mapping[str, torch.Tensor]
+    notes: tuple[str, ...] = ()
 
 
 def reference_state(
-    ref: Any, model: nn.Module, label: str = "the reference"
+    ref: Any, model: nn.Module, label: str = "the reference", reading: Reading | None = None
 ) -> dict[str, torch.Tensor]:
     """The tensors of `ref` by the names and in the order of `model.state_dict()`.
 
-    Nothing is copied: tensors of a module or a mapping are returned themselves, detached. Prefixes
-    of wrappers are taken off the names of a mapping or a file where that makes them fit.
+    Nothing is copied: tensors of a module or a mapping are returned themselves, detached.
 
     Args:
-        ref: a module, a mapping from names to tensors, or the path of a file of weights.
+        ref: a module, a mapping from names to tensors, or the path of a file or folder of weights.
         model: the unwrapped model that is going to be compared with it.
         label: what it is called in a message; a file by its path.
+        reading: which copy of the weights is taken; what is ignored may be missing in the result.
 
     Raises:
         ArchitectureMismatchError: names, shapes or kinds of dtype differ; all of them are told.
@@ -38,26 +49,45 @@ def reference_state(
         >>> list(reference_state({"module.weight": net.weight, "module.bias": net.bias}, net))
         ['weight', 'bias']
     """
-    own = _only_tensors(model.state_dict())
+    return dict(reference_weights(ref, model, label, reading).state)
+
+
+def reference_weights(
+    ref: Any, model: nn.Module, label: str = "the reference", reading: Reading | None = None
+) -> ReferenceWeights:
+    """As `reference_state`, with notes on which copy was taken and what is beside it.
+
+    Args:
+        ref: see `reference_state`.
+        model: see `reference_state`.
+        label: see `reference_state`.
+        reading: see `reference_state`.
+
+    Raises:
+        ArchitectureMismatchError: see `reference_state`.
+        CheckpointError: see `reference_state`.
+        InputError: see `reference_state`.
+    """
     label = str(ref) if isinstance(ref, str | Path) else label
     try:
-        state = fitted(_read(ref, own), model)
-        check_same_architecture(own, state, ("the model", label))
+        found = _read(ref, model, label, reading or Reading())
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         check_finite(
-            {name: tensor for name, tensor in state.items() if name in parameters},
-            {name: tensor for name, tensor in state.items() if name not in parameters},
+            {name: tensor for name, tensor in found.state.items() if name in parameters},
+            {name: tensor for name, tensor in found.state.items() if name not in parameters},
         )
     except InputError as error:
         raise InputError(f"{label} cannot be used: {error}") from error
-    return {name: tensor.detach() for name, tensor in state.items()}
+    return ReferenceWeights({n: t.detach() for n, t in found.state.items()}, found.notes)
 
 
-def _read(ref: Any, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _read(ref: Any, model: nn.Module, label: str, reading: Reading) -> ReferenceWeights:
     if isinstance(ref, str | Path):
-        return load_state_dict(ref, own)
+        checkpoint = read_checkpoint(ref, model, reading)
+        return ReferenceWeights(checkpoint.state, checkpoint.notes)
     if isinstance(ref, Mapping):
-        return aligned(_checked(ref), own)
+        found = find(_checked(ref), model, reading, label)
+        return ReferenceWeights(found.state, found.notes)
     if not isinstance(ref, nn.Module | torch.jit.ScriptFunction):
         raise InputError(
             f"it is of type {type(ref).__name__}; expected a torch.nn.Module, a state dict, or "
@@ -65,7 +95,8 @@ def _read(ref: Any, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         )
     module = unwrap(ref)
     check_usable(module)
-    return _only_tensors(module.state_dict())
+    found = find(_only_tensors(module.state_dict()), model, reading, label)
+    return ReferenceWeights(found.state)
 
 
 def _only_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:

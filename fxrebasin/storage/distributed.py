@@ -1,0 +1,209 @@
+"""Folders of torch.distributed.checkpoint, which FSDP and others write: read in one process.
+
+The library unpickles the index of such a folder, and all that is no tensor, without restriction.
+Here both are read with lists of the few types that belong there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fxrebasin.errors import CheckpointError
+from fxrebasin.running.messages import first_lines
+from fxrebasin.storage import pickles
+from fxrebasin.storage.containers import Content
+from fxrebasin.storage.reading import Kind
+from fxrebasin.storage.tree import Place, optimisers
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import Metadata
+
+METADATA = ".metadata"
+
+_CHECKPOINT = "torch.distributed.checkpoint"
+_METADATA_TYPES = {
+    f"{_CHECKPOINT}.metadata": (
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    ),
+    f"{_CHECKPOINT}.filesystem": ("_StorageInfo",),
+    "torch.serialization": ("_get_layout",),
+    "torch": ("Size",),
+    "collections": ("OrderedDict",),
+    "builtins": ("set",),
+}
+_DTYPE = re.compile(r"(bfloat|float|complex|int|uint)[0-9a-z_]+|bool")
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """A folder of torch.distributed.checkpoint."""
+
+    kind = Kind.DISTRIBUTED
+    flat = False
+
+    def write(self, tree: Any, draft: Path) -> None:
+        """Write a folder in one process."""
+        import torch.distributed.checkpoint as dcp
+
+        dcp.save(tree, checkpoint_id=draft, no_dist=True)
+
+
+def is_distributed(path: Path) -> bool:
+    """Whether a path is a folder of torch.distributed.checkpoint."""
+    return (path / METADATA).is_file()
+
+
+def read_distributed(path: Path) -> Content:
+    """All that is in a folder but the states of optimisers, whole and on the CPU.
+
+    Raises:
+        CheckpointError: it is damaged, or holds objects other than tensors and plain values.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    metadata = _read_metadata(path)
+    places = {
+        name: tuple((metadata.planner_data or {}).get(name, (name,)))
+        for name in metadata.state_dict_metadata
+    }
+    empty = {
+        name: torch.empty(found.size, dtype=found.properties.dtype, device="meta")
+        if isinstance(found, TensorStorageMetadata)
+        else None
+        for name, found in metadata.state_dict_metadata.items()
+    }
+    skipped = set(optimisers(_nested(places, empty)))
+    wanted: dict[str, Any] = {
+        name: None if value is None else torch.empty_like(value, device="cpu")
+        for name, value in empty.items()
+        if not any(places[name][: len(place)] == place for place in skipped)
+    }
+    try:
+        reader = _reader(path, metadata)
+        dcp.load(wanted, storage_reader=reader, planner=_planner(path), no_dist=True)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        EOFError,
+        dcp.CheckpointException,
+    ) as error:
+        cause = _own_error(error)
+        if cause is not None:
+            raise cause from None
+        raise _damaged(path, error) from error
+    left = {place: {} for place in skipped}
+    return Content(_nested(places, wanted, left), Distributed())
+
+
+def _nested(
+    places: Mapping[str, Place], values: Mapping[str, Any], also: Mapping[Place, Any] | None = None
+) -> dict[Any, Any]:
+    """The tree that was flattened when it was written; lists come back as lists."""
+    root: dict[Any, Any] = {}
+    for place, value in [*((places[n], v) for n, v in values.items()), *(also or {}).items()]:
+        node = root
+        for key in place[:-1]:
+            node = node.setdefault(key, {})
+        node[place[-1]] = value
+    listed: dict[Any, Any] = _with_lists(root)
+    return listed
+
+
+def _with_lists(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    inner = {key: _with_lists(value) for key, value in tree.items()}
+    if inner and all(type(key) is int for key in inner):
+        return [inner[key] for key in sorted(inner)]
+    return inner
+
+
+def _read_metadata(path: Path) -> Metadata:
+    """The index of a folder, made of the types that belong there."""
+    from torch.distributed.checkpoint.metadata import Metadata
+
+    try:
+        with (path / METADATA).open("rb") as file:
+            metadata = _MetadataUnpickler(file).load()
+    except (pickle.UnpicklingError, EOFError, OSError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
+        raise _damaged(path, ValueError(f"{METADATA} is not an index"))
+    for info in metadata.storage_data.values():
+        name = Path(info.relative_path)
+        if name.is_absolute() or ".." in name.parts:
+            raise CheckpointError(f"{path} names the file {str(name)!r}, which is not inside it.")
+    return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Makes what indices consist of, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A type, a dtype, or the function that names a layout."""
+        plain = pickles.ALLOWED.get(f"{module}.{name}") if module.startswith("pathlib") else None
+        if plain is not None:
+            return plain
+        dtype = module == "torch" and _DTYPE.fullmatch(name)
+        if not dtype and name not in _METADATA_TYPES.get(module, ()):
+            raise pickle.UnpicklingError(f"it holds an object of type {module}.{name}")
+        return getattr(importlib.import_module(module), name)
+
+
+def _reader(path: Path, metadata: Metadata) -> Any:
+    """Reads the files of a folder, and does not unpickle its index again."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import StorageMeta
+
+    class Reader(FileSystemReader):
+        def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+            metadata.storage_meta = metadata.storage_meta or StorageMeta()
+            metadata.storage_meta.load_id = self.load_id
+            return metadata
+
+    return Reader(path)
+
+
+def _planner(path: Path) -> Any:
+    """Puts what is no tensor into its place, read with restrictions."""
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+
+    class Planner(DefaultLoadPlanner):
+        def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+            name = read_item.dest_index.fqn
+            self.state_dict[name] = pickles.load_bytes(value, f"{path} ({name})")
+
+    return Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+
+def _own_error(error: BaseException) -> CheckpointError | None:
+    """The refusal inside what torch.distributed makes of it."""
+    failures = getattr(error, "failures", {})
+    found = [failure[0] for failure in failures.values()]
+    return next((e for e in [error, *found] if isinstance(e, CheckpointError)), None)
+
+
+def _damaged(path: Path, error: BaseException) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be read as a folder of torch.distributed.checkpoint "
+        f"({first_lines(error, 1)}): it is cut short, damaged, or of another kind."
+    )

@@ -1,0 +1,172 @@
+"""PyTorch's own files, read without running code from them.
+
+torch's restricted loader makes tensors, containers and numbers, and nothing else. Training scripts
+also keep their arguments, paths, times and NumPy's numbers there. These plain types are allowed
+here as well, while a file is read and no longer; everything else is refused by its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import decimal
+import fractions
+import io
+import pathlib
+import pickle
+import threading
+import types
+import uuid
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import _weights_only_unpickler as restricted
+
+from fxrebasin.errors import CheckpointError
+from fxrebasin.running.messages import first_lines
+from fxrebasin.storage.numpy_objects import NUMPY
+from fxrebasin.wording import listed
+
+_PATHS = ("pathlib", "pathlib._local")  # the second is the place in Python 3.13
+_WINDOWS = pathlib.PureWindowsPath if pathlib.PosixPath is type(Path()) else pathlib.WindowsPath
+_POSIX = pathlib.PosixPath if pathlib.PosixPath is type(Path()) else pathlib.PurePosixPath
+
+ALLOWED: Mapping[str, Any] = {
+    "argparse.Namespace": argparse.Namespace,
+    "types.SimpleNamespace": types.SimpleNamespace,
+    "collections.defaultdict": collections.defaultdict,
+    "datetime.date": datetime.date,
+    "datetime.datetime": datetime.datetime,
+    "datetime.time": datetime.time,
+    "datetime.timedelta": datetime.timedelta,
+    "datetime.timezone": datetime.timezone,
+    "decimal.Decimal": decimal.Decimal,
+    "fractions.Fraction": fractions.Fraction,
+    "uuid.UUID": uuid.UUID,
+    **{
+        f"builtins.{kind.__name__}": kind
+        for kind in (bool, bytes, dict, float, frozenset, int, list, range, slice, str, tuple)
+    },
+    **{f"{m}.PosixPath": _POSIX for m in _PATHS},
+    **{f"{m}.WindowsPath": _WINDOWS for m in _PATHS},
+    **{f"{m}.{kind.__name__}": kind for m in _PATHS for kind in (
+        pathlib.PurePosixPath, pathlib.PureWindowsPath
+    )},
+    **NUMPY,
+}  # fmt: skip
+"""What may be made while a file is read, by the name in the file: values without a will."""
+
+_lock = threading.RLock()
+
+
+def load_pickle(path: Path) -> Any:
+    """What is in a file of `torch.save`, on the CPU; tensors are backed by the file if they can be.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds objects of other types than `ALLOWED`.
+    """
+    mapped = zipfile.is_zipfile(path)  # only torch's newer format can be read in place
+    try:
+        with allowing():
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        unknown = _unknown_types(path)
+        if unknown:
+            # Without the error of torch, which tells people to load the file unrestrictedly.
+            raise _refusal(str(path), unknown) from None
+        raise _damaged(path, error) from error
+    except (TypeError, AttributeError, IndexError, AssertionError) as error:
+        raise _damaged(path, error) from error  # arguments that no allowed type takes
+
+
+def load_bytes(file: io.BytesIO, place: str) -> Any:
+    """One object that `torch.save` wrote into a larger file.
+
+    Args:
+        file: just its bytes.
+        place: where that is, for messages.
+
+    Raises:
+        CheckpointError: it is of a type that is not in `ALLOWED`, or damaged.
+    """
+    try:
+        with allowing():
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, EOFError):
+        unknown = _unknown_in_zip(file)
+        raise _refusal(place, unknown) from None
+
+
+@contextmanager
+def allowing() -> Iterator[None]:
+    """While this lasts, torch's restricted loader makes the types of `ALLOWED`, too.
+
+    What the caller's program allowed itself stays allowed, then and later.
+    """
+    with _lock:
+        mine = set(_allowed_pairs()) - set(torch.serialization.get_safe_globals())
+        with torch.serialization.safe_globals(list(mine)):
+            yield
+
+
+def _allowed_pairs() -> list[Any]:
+    return [(made, name) for name, made in ALLOWED.items()]
+
+
+def _unknown_types(path: Path) -> list[str]:
+    """Names in a file of what the restricted loader does not make."""
+    try:
+        if zipfile.is_zipfile(path):
+            return _unknown_in_zip(path)
+        with path.open("rb") as file:
+            return _beyond_allowed(_legacy_globals(file))
+    except (OSError, ValueError, RuntimeError, EOFError, IndexError, pickle.UnpicklingError):
+        return []  # it is damaged, which the error of loading it tells
+
+
+def _unknown_in_zip(file: Path | io.BytesIO) -> list[str]:
+    found = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    return _beyond_allowed(set(found))
+
+
+def _legacy_globals(file: BinaryIO) -> set[str]:
+    """Names in the older format: three pickles about the format, and then the object."""
+    return {name for _ in range(4) for name in restricted.get_globals_in_pkl(file)}
+
+
+def _beyond_allowed(names: set[str]) -> list[str]:
+    own = restricted._get_user_allowed_globals().keys()
+    return sorted(names - ALLOWED.keys() - restricted._get_allowed_globals().keys() - own)
+
+
+def _refusal(place: str, unknown: list[str]) -> CheckpointError:
+    types = listed(unknown, 5) or "of a kind that cannot be told"
+    return CheckpointError(
+        f"{place} holds objects other than tensors and plain values: {types}. Making those can run "
+        "code from the file, so it is not read. Where they are at home, in the program that wrote "
+        "the file, save the weights alone: `torch.save(model.state_dict(), path)`."
+    )
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    if isinstance(error, RuntimeError) and _is_torchscript(path):
+        return CheckpointError(
+            f"{path} is a TorchScript archive, a program with its weights. Save the weights of the "
+            "model that it was made from: `torch.save(model.state_dict(), path)`."
+        )
+    return CheckpointError(
+        f"{path} cannot be read by torch.load ({first_lines(error, 1)}): it is cut short, damaged, "
+        "or of another kind. Download or save it again."
+    )
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
