@@ -289,7 +289,7 @@ def transform(
         sweeps=found.sweeps,
         seconds=seconds,
         tracer=traced.tracer,
-        notes=(*task.notes, *traced.notes, *symmetry.notes, *found.notes),
+        notes=(*request.notes, *traced.notes, *symmetry.notes, *found.notes),
         equivalence=equivalence,
         certificate=found.permutation,
         log10_order=symmetry.log10_order(),

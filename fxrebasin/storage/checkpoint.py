@@ -161,7 +161,9 @@ def load_state_dict(
         best = decided(str(path), [copy for copy in found if copy.naming.fits == most])
         own = {there: name for name, there in best.naming.names.items()}
         return {own.get(name, name): tensor for name, tensor in best.tensors.items()}
-    whole = sorted(states(tree, skipped), key=lambda item: not Copy(*item, Naming({})).usual)
+    whole = sorted(
+        states(tree, skipped), key=lambda item: not Copy(item[0], item[1], Naming({})).usual
+    )
     if not whole:
         raise no_tensors(str(path), tree)
     return whole[0][1]

@@ -59,9 +59,9 @@ class Distributed:
 
     def write(self, tree: Any, draft: Path) -> None:
         """Write a folder in one process."""
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict_saver import save
 
-        dcp.save(tree, checkpoint_id=draft, no_dist=True)
+        save(tree, checkpoint_id=draft, no_dist=True)
 
 
 def is_distributed(path: Path) -> bool:
@@ -75,8 +75,9 @@ def read_distributed(path: Path) -> Content:
     Raises:
         CheckpointError: it is damaged, or holds objects other than tensors and plain values.
     """
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     metadata = _read_metadata(path)
     places = {
@@ -97,20 +98,20 @@ def read_distributed(path: Path) -> Content:
     }
     try:
         reader = _reader(path, metadata)
-        dcp.load(wanted, storage_reader=reader, planner=_planner(path), no_dist=True)
+        load(wanted, storage_reader=reader, planner=_planner(path), no_dist=True)
     except (
         OSError,
         ValueError,
         RuntimeError,
         KeyError,
         EOFError,
-        dcp.CheckpointException,
+        CheckpointException,
     ) as error:
         cause = _own_error(error)
         if cause is not None:
             raise cause from None
         raise _damaged(path, error) from error
-    left = {place: {} for place in skipped}
+    left: dict[Place, Any] = {place: {} for place in skipped}
     return Content(_nested(places, wanted, left), Distributed())
 
 
@@ -171,7 +172,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 def _reader(path: Path, metadata: Metadata) -> Any:
     """Reads the files of a folder, and does not unpickle its index again."""
-    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import StorageMeta
 
     class Reader(FileSystemReader):
