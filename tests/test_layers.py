@@ -24,6 +24,7 @@ LAYERS = (
     ("exporters.verify",),
     ("exporters.onnx", "proof"),
     ("analysis",),
+    ("importers",),
     ("api", "merge"),
     ("",),
     ("demo",),

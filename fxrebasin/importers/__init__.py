@@ -1,0 +1,1 @@
+"""What other formats hold, as PyTorch modules."""

@@ -1,0 +1,326 @@
+"""The graph of a file, ready to be run: nodes in order, names in their scopes, tensors apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, inliner
+
+from fxrebasin.errors import InputError
+from fxrebasin.importers.onnx.operators import OPERATORS
+from fxrebasin.importers.onnx.registry import Operator, Site
+from fxrebasin.importers.onnx.tensors import dense, to_torch
+
+_STANDARD = ("", "ai.onnx")
+_GRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+_LISTS = (AttributeProto.FLOATS, AttributeProto.INTS)
+_PLAIN: Mapping[int, str] = {
+    AttributeProto.FLOAT: "f",
+    AttributeProto.INT: "i",
+    AttributeProto.FLOATS: "floats",
+    AttributeProto.INTS: "ints",
+    AttributeProto.TYPE_PROTO: "tp",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One node.
+
+    Args:
+        kind: name of its operator.
+        domain: of that, empty for the standard's.
+        name: of the node, made up where it has none.
+        operator: what computes it; None if nothing does.
+        site: what functions may ask about it.
+        inputs: names, empty for those that are left out.
+        outputs: names, empty for those that nobody wants.
+        attributes: by name, without graphs.
+        graphs: by the names of their attributes.
+        done: names that are read here for the last time.
+    """
+
+    kind: str
+    domain: str
+    name: str
+    operator: Operator | None
+    site: Site
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    graphs: Mapping[str, Graph]
+    done: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A graph, or the body of a branch or loop.
+
+    Args:
+        inputs: names of what it is given.
+        outputs: names of what it returns.
+        steps: in an order in which they can be run.
+        tensors: names of stored tensors within this graph, and in the whole model.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    steps: tuple[Step, ...]
+    tensors: Mapping[str, str]
+
+    def all_steps(self) -> Iterator[tuple[Graph, Step]]:
+        """Steps with the graph that they are in, those of bodies included."""
+        for step in self.steps:
+            yield self, step
+            for graph in step.graphs.values():
+                yield from graph.all_steps()
+
+
+@dataclass(frozen=True, eq=False)
+class Parsed:
+    """A model.
+
+    Args:
+        graph: what is run.
+        tensors: all that the file stores, by names that no other tensor has.
+        stored: where the file stores them, for those that can be written back.
+        types: element types and sizes of the inputs, by name.
+        opsets: versions by domain.
+    """
+
+    graph: Graph
+    tensors: Mapping[str, torch.Tensor]
+    stored: Mapping[str, TensorProto]
+    types: Mapping[str, Any]
+    opsets: Mapping[str, int]
+
+
+def parse(model: ModelProto, folder: Path | None = None) -> Parsed:
+    """Read a model.
+
+    Args:
+        model: as it is in the file.
+        folder: where the file is, for tensors whose data are in files of their own.
+
+    Raises:
+        InputError: the model has no graph, or tensors of types that cannot be computed.
+        CheckpointError: the data of a tensor are missing.
+    """
+    own = _own_constants(model.graph)
+    whole = inliner.inline_local_functions(model) if model.functions else model
+    opsets = {_domain(item.domain): item.version for item in whole.opset_import}
+    reader = _Reader(opsets, folder, own if model.functions else None)
+    graph = reader.graph(whole.graph, "")
+    known = {item.name for item in model.graph.initializer}
+    known |= {item.values.name for item in model.graph.sparse_initializer}
+    types = {item.name: item.type for item in model.graph.input if item.name not in known}
+    return Parsed(graph, reader.tensors, reader.stored, types, opsets)
+
+
+def _domain(name: str) -> str:
+    return "" if name in _STANDARD else name
+
+
+def _own_constants(graph: GraphProto) -> set[str]:
+    """Outputs of Constant nodes of the model itself, not of its functions."""
+    found = set()
+    for node in graph.node:
+        if node.op_type == "Constant":
+            found.update(node.output)
+        for body in _bodies(node):
+            found |= _own_constants(body)
+    return found
+
+
+def _bodies(node: NodeProto) -> list[GraphProto]:
+    return [
+        body
+        for attribute in node.attribute
+        if attribute.type in _GRAPHS
+        for body in ([attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs)
+    ]
+
+
+def _reads(node: NodeProto) -> set[str]:
+    """Names that a node reads, those that its bodies read from outside included."""
+    found = {name for name in node.input if name}
+    for body in _bodies(node):
+        made = {item.name for item in body.input} | {item.name for item in body.initializer}
+        made |= {item.values.name for item in body.sparse_initializer}
+        made |= {name for inner in body.node for name in inner.output}
+        read = {item.name for item in body.output}
+        read.update(*(_reads(inner) for inner in body.node))
+        found |= read - made
+    return found - {""}
+
+
+def in_order(graph: GraphProto) -> list[NodeProto]:
+    """Nodes such that each comes after those whose outputs it reads; some converters append casts.
+
+    Raises:
+        InputError: nodes read each other's outputs in a circle.
+    """
+    nodes = list(graph.node)
+    maker = {name: at for at, node in enumerate(nodes) for name in node.output if name}
+    needs = [sorted({maker[name] for name in _reads(node) if name in maker}) for node in nodes]
+    if all(at > need for at, found in enumerate(needs) for need in found):
+        return nodes
+    order: list[int] = []
+    state = [0] * len(nodes)  # 1 while what it needs is visited, 2 when it is in the order
+    for start in range(len(nodes)):
+        pending = [start]
+        while pending:
+            at = pending[-1]
+            waiting = [need for need in needs[at] if state[need] != 2]
+            if state[at] == 2:
+                pending.pop()
+            elif not waiting:
+                state[at] = 2
+                order.append(pending.pop())
+            elif state[at] == 1 and any(state[need] == 1 for need in waiting):
+                raise InputError(
+                    f"the graph goes in a circle through {nodes[at].op_type} {nodes[at].name!r}"
+                )
+            else:
+                state[at] = 1
+                pending += waiting
+    return [nodes[at] for at in order]
+
+
+@dataclass
+class _Reader:
+    """Reads graphs, and collects what they store.
+
+    Args:
+        opsets: versions by domain.
+        folder: where the file is.
+        own: names of constants that the file itself has; None if it has no functions.
+    """
+
+    opsets: Mapping[str, int]
+    folder: Path | None
+    own: set[str] | None
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    stored: dict[str, TensorProto] = field(default_factory=dict)
+    _names: set[str] = field(default_factory=set)
+
+    def graph(self, graph: GraphProto, scope: str) -> Graph:
+        """One graph.
+
+        Args:
+            graph: of the file.
+            scope: in front of the names of its tensors; empty for the model's own.
+        """
+        tensors: dict[str, str] = {}
+        for item in graph.initializer:
+            tensors[item.name] = self._keep(scope + item.name, to_torch(item, self.folder), item)
+        for sparse in graph.sparse_initializer:
+            name = sparse.values.name
+            tensors[name] = self._keep(scope + name, dense(sparse), None)
+        nodes = in_order(graph)
+        for node in nodes:
+            if node.op_type == "Constant" and _domain(node.domain) == "":
+                value, proto = self._constant(node)
+                tensors[node.output[0]] = self._keep(scope + node.output[0], value, proto)
+        outputs = tuple(item.name for item in graph.output)
+        steps = [
+            self._step(node, scope)
+            for node in nodes
+            if node.op_type != "Constant" or _domain(node.domain)
+        ]
+        known = {item.name for item in graph.initializer}
+        inputs = tuple(item.name for item in graph.input if scope or item.name not in known)
+        return Graph(inputs, outputs, tuple(_with_last_reads(steps, nodes, outputs)), tensors)
+
+    def _keep(self, name: str, value: torch.Tensor, stored: TensorProto | None) -> str:
+        while name in self.tensors:
+            name += "'"
+        self.tensors[name] = value
+        if stored is not None:
+            self.stored[name] = stored
+        return name
+
+    def _constant(self, node: NodeProto) -> tuple[torch.Tensor, TensorProto | None]:
+        attribute = node.attribute[0]
+        if attribute.name == "value":
+            own = self.own is None or node.output[0] in self.own
+            return to_torch(attribute.t, self.folder), attribute.t if own else None
+        if attribute.name == "sparse_value":
+            return dense(attribute.sparse_tensor), None
+        if attribute.name in ("value_float", "value_floats"):
+            values = attribute.f if attribute.name == "value_float" else list(attribute.floats)
+            return torch.tensor(values, dtype=torch.float32), None
+        if attribute.name in ("value_int", "value_ints"):
+            numbers = attribute.i if attribute.name == "value_int" else list(attribute.ints)
+            return torch.tensor(numbers, dtype=torch.int64), None
+        raise InputError(f"the Constant {node.output[0]!r} holds text, which cannot be computed")
+
+    def _step(self, node: NodeProto, scope: str) -> Step:
+        domain = _domain(node.domain)
+        outputs = tuple(node.output)
+        count = max((at + 1 for at, name in enumerate(outputs) if name), default=0)
+        name = self._named(scope + (node.name or f"{node.op_type} of {outputs[0]}"))
+        graphs = {}
+        attributes = {}
+        for item in node.attribute:
+            if item.type == AttributeProto.GRAPH:
+                inner = f"{scope}{next(filter(None, outputs), name)}/{item.name}/"
+                graphs[item.name] = self.graph(item.g, inner)
+            else:
+                attributes[item.name] = self._value(item)
+        return Step(
+            node.op_type,
+            domain,
+            name,
+            OPERATORS.get((domain, node.op_type)),
+            Site(self.opsets.get(domain, 1), count),
+            tuple(node.input),
+            outputs,
+            attributes,
+            graphs,
+        )
+
+    def _named(self, name: str) -> str:
+        while name in self._names:
+            name += "'"
+        self._names.add(name)
+        return name
+
+    def _value(self, item: AttributeProto) -> Any:
+        if item.type == AttributeProto.STRING:
+            return item.s.decode("utf-8", "replace")
+        if item.type == AttributeProto.STRINGS:
+            return [text.decode("utf-8", "replace") for text in item.strings]
+        if item.type == AttributeProto.TENSOR:
+            return to_torch(item.t, self.folder)
+        if item.type == AttributeProto.SPARSE_TENSOR:
+            return dense(item.sparse_tensor)
+        if item.type in _PLAIN:
+            value = getattr(item, _PLAIN[item.type])
+            return list(value) if item.type in _LISTS else value
+        raise InputError(f"the attribute {item.name!r} is of a kind that is not computed")
+
+
+def _with_last_reads(
+    steps: Sequence[Step], nodes: Sequence[NodeProto], outputs: Sequence[str]
+) -> Iterator[Step]:
+    """The steps, each with the names that no later one reads."""
+    reads = {id_of(node): _reads(node) for node in nodes}
+    needed = set(outputs)
+    found = []
+    for step in reversed(steps):
+        names = reads[step.outputs] | {name for name in step.outputs if name}
+        last = names - needed
+        needed |= names
+        found.append((step, tuple(sorted(last))))
+    for step, last_names in reversed(found):
+        yield Step(**{**vars(step), "done": last_names})
+
+
+def id_of(node: NodeProto) -> tuple[str, ...]:
+    """What tells a node from others of its graph: the names that it makes."""
+    return tuple(node.output)

@@ -1,0 +1,152 @@
+"""Tensors of a file as torch tensors, bit for bit, wherever and however they are stored."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from onnx import SparseTensorProto, TensorProto, numpy_helper
+
+from fxrebasin.errors import CheckpointError
+from fxrebasin.importers.onnx.dtypes import dtype_of
+
+
+def size_of(tensor: TensorProto) -> int:
+    """The number of elements that a tensor says it has."""
+    return math.prod(tensor.dims)
+
+
+def is_external(tensor: TensorProto) -> bool:
+    """Whether the data are in a file of their own."""
+    return tensor.data_location == TensorProto.EXTERNAL
+
+
+def to_torch(tensor: TensorProto, folder: Path | None = None) -> torch.Tensor:
+    """The data of a tensor.
+
+    Args:
+        tensor: of a file.
+        folder: where that file is, for data that are in files of their own.
+
+    Raises:
+        UnknownTypeError: torch has no such type.
+        CheckpointError: there are not as many bytes as the shape needs, or the file with the data
+            is missing or lies outside the folder.
+
+    Example:
+        >>> to_torch(numpy_helper.from_array(np.arange(3)))
+        tensor([0, 1, 2])
+    """
+    dtype = dtype_of(tensor.data_type)
+    if is_external(tensor):
+        return _external(tensor, dtype, folder)
+    try:
+        array = numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"the data of {tensor.name!r} do not fit its shape: {error}"
+        ) from None
+    return from_array(array)
+
+
+def from_array(array: npt.NDArray[np.generic]) -> torch.Tensor:
+    """An array as a tensor of its own.
+
+    Example:
+        >>> from_array(np.ones(2, np.float16)).dtype
+        torch.float16
+    """
+    array = np.array(array, order="C")
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    """The elements in the order and the bytes in which ONNX stores them."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+
+
+def dense(sparse: SparseTensorProto) -> torch.Tensor:
+    """A sparse tensor with all its zeros."""
+    values = to_torch(sparse.values)
+    places = to_torch(sparse.indices)
+    found = torch.zeros(math.prod(sparse.dims), dtype=values.dtype)
+    if places.ndim == 2:
+        strides = [math.prod(sparse.dims[at + 1 :]) for at in range(len(sparse.dims))]
+        places = (places * torch.tensor(strides)).sum(1)
+    found[places] = values
+    return found.reshape(tuple(sparse.dims))
+
+
+def place_of(tensor: TensorProto) -> tuple[str, int, int | None]:
+    """Location, offset and length of data that are in a file of their own."""
+    entries = {item.key: item.value for item in tensor.external_data}
+    length = int(entries["length"]) if "length" in entries else None
+    return entries.get("location", ""), int(entries.get("offset", 0) or 0), length
+
+
+def external_path(tensor: TensorProto, folder: Path | None) -> Path:
+    """The file that holds the data of a tensor; it has to be in the folder of the model.
+
+    Links count by where they lead. Those of a Hugging Face cache lead from a snapshot to its
+    blobs, which belong to the same model.
+
+    Raises:
+        CheckpointError: there is no such file there.
+    """
+    location = place_of(tensor)[0]
+    if folder is None:
+        raise CheckpointError(
+            f"the data of {tensor.name!r} are in a file of their own, {location!r}, and it is not "
+            "known where; pass the path of the model instead of the model."
+        )
+    outside = CheckpointError(
+        f"the data of {tensor.name!r} are said to be at {location!r}, which is not inside the "
+        f"folder of the model, {folder}. Put the file there, and name it without its folder."
+    )
+    relative = Path(location)
+    if not location or relative.is_absolute() or ".." in relative.parts:
+        raise outside
+    path = folder / relative
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}, which holds the data of {tensor.name!r}")
+    target = path.resolve()
+    if not any(target.is_relative_to(root) for root in _roots(folder)):
+        raise outside
+    return target
+
+
+def _roots(folder: Path) -> list[Path]:
+    found = [folder.resolve()]
+    here = folder.absolute()
+    for parent in (here, *here.parents):
+        if parent.parent.name == "snapshots" and (parent.parent.parent / "blobs").is_dir():
+            found.append((parent.parent.parent / "blobs").resolve())
+    return found
+
+
+def _external(tensor: TensorProto, dtype: torch.dtype, folder: Path | None) -> torch.Tensor:
+    """Data that are mapped into memory, and read when they are looked at."""
+    path = external_path(tensor, folder)
+    location, offset, length = place_of(tensor)
+    count = size_of(tensor)
+    needed = count * dtype.itemsize
+    available = path.stat().st_size - offset
+    if (length is not None and length != needed) or needed > available or offset < 0:
+        raise CheckpointError(
+            f"the data of {tensor.name!r} take {needed} bytes at {offset} of {location!r}, which "
+            f"has {max(available, 0)} there"
+            + (f" and is said to hold {length} for it" if length is not None else "")
+            + "; the file is not complete, or belongs to another model."
+        )
+    if not count:
+        return torch.zeros(tuple(tensor.dims), dtype=dtype)
+    mapped = np.memmap(path, np.uint8, "c", offset, (needed,))
+    if offset % dtype.itemsize:
+        mapped = np.array(mapped)  # type: ignore[assignment]
+    return torch.from_numpy(mapped).view(dtype).reshape(tuple(tensor.dims))
