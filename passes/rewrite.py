@@ -13,7 +13,8 @@ from fxrebasin.models.example_inputs import EXAMPLE_KEY
 from fxrebasin.passes.trace.graph_state import copy_with_state, named_state
 from fxrebasin.passes.trace.trace import TraceResult, trace
 from fxrebasin.permutation import Permutation
-from fxrebasin.running.outputs import Wanted, remade
+from fxrebasin.running.given import remade
+from fxrebasin.running.outputs import Wanted
 
 
 def rewrite(

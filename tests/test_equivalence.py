@@ -21,7 +21,8 @@ from fxrebasin.exporters.verify.input_sets import example_set, other_sets, with_
 from fxrebasin.exporters.verify.outputs import compare_tensors, relative_error
 from fxrebasin.exporters.verify.runs import Subject, run_native
 from fxrebasin.reports.equivalence import EquivalenceReport
-from fxrebasin.running.outputs import counted, remade
+from fxrebasin.running.given import remade
+from fxrebasin.running.outputs import counted
 from fxrebasin.running.preserve import preserve
 from tests.support.small_nets import (
     CASES,

@@ -23,8 +23,9 @@ from fxrebasin.exporters.verify.input_names import named_inputs
 from fxrebasin.exporters.verify.input_sets import InputSet, is_batched
 from fxrebasin.exporters.verify.runs import call_quietly
 from fxrebasin.passes.trace.exported import trusted_distributions
+from fxrebasin.running.given import Given
 from fxrebasin.running.messages import first_lines
-from fxrebasin.running.outputs import Given, Wanted, counted, reduced
+from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
 
 # A protobuf message holds less than 2 GiB, and the graph itself takes some of that.

@@ -15,8 +15,9 @@ from fxrebasin.errors import InputError
 from fxrebasin.exporters.verify.float64 import TrueFloat64, float64_copy, widened
 from fxrebasin.exporters.verify.input_sets import InputSet
 from fxrebasin.exporters.verify.state_reads import StateReads
+from fxrebasin.running.given import Given, remade
 from fxrebasin.running.messages import describe_call, first_lines
-from fxrebasin.running.outputs import Given, Wanted, counted, reduced, remade
+from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
 
 Tensors: TypeAlias = dict[str, torch.Tensor]

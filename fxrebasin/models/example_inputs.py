@@ -14,6 +14,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from fxrebasin.errors import InputError
 from fxrebasin.running.dry_run import DryRun, dry_run
+from fxrebasin.running.given import remade
 from fxrebasin.running.messages import (
     attempt,
     describe,
@@ -22,7 +23,7 @@ from fxrebasin.running.messages import (
     module_path,
     out_of_memory,
 )
-from fxrebasin.running.outputs import ReducingError, Wanted, reduced, remade
+from fxrebasin.running.outputs import ReducingError, Wanted, reduced
 from fxrebasin.running.preserve import preserve
 
 # Two, and not one: an axis of size 1 looks like a broadcast, `squeeze` drops it, and torch.export

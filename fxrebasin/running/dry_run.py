@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from fxrebasin.running.given import Given, remade
 from fxrebasin.running.on_meta import on_meta
-from fxrebasin.running.outputs import Given, Wanted, counted, reduced, remade
+from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve, written_tensors
 from fxrebasin.running.watching import OperatorMode
 

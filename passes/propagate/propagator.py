@@ -20,7 +20,7 @@ from fxrebasin.passes.propagate.outcomes import Outcomes
 from fxrebasin.passes.propagate.propagation import Propagation
 from fxrebasin.passes.propagate.recorder import Recorder
 from fxrebasin.passes.propagate.routing import Looks
-from fxrebasin.passes.propagate.spreads import of_result
+from fxrebasin.passes.propagate.spread_rules import of_result
 from fxrebasin.passes.propagate.tracks import (
     LAZY,
     RESHAPING,

@@ -27,8 +27,9 @@ from fxrebasin.passes.propagate.routing import (
     with_more_rows,
     with_third_marks,
 )
+from fxrebasin.running.given import Given, remade
 from fxrebasin.running.messages import attempt
-from fxrebasin.running.outputs import Given, counted, reduced, remade
+from fxrebasin.running.outputs import counted, reduced
 from fxrebasin.running.preserve import preserve
 
 _MORE_RUNS = 6

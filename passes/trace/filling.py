@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx, nn
 
-from fxrebasin.running.outputs import Wanted, counts_when_put, is_cache, own_attributes
+from fxrebasin.running.contents import is_cache, own_attributes
+from fxrebasin.running.outputs import Wanted, counts_when_put
 
 Read: TypeAlias = Callable[[], Any]
 """Makes the node that gives a graph access to a value, when it is needed."""

@@ -18,16 +18,10 @@ from fxrebasin.passes.trace.exported import exported_graph, has_open_axis
 from fxrebasin.passes.trace.graph_state import carry_state, named_state
 from fxrebasin.passes.trace.symbolic import symbolic_graph
 from fxrebasin.running.dry_run import DryRun, dry_run
+from fxrebasin.running.given import Given, remade
+from fxrebasin.running.graph_outputs import for_graph
 from fxrebasin.running.messages import attempt, describe, describe_call, first_lines, module_path
-from fxrebasin.running.outputs import (
-    REDUCED_KEY,
-    Given,
-    Wanted,
-    counted,
-    for_graph,
-    reduced,
-    remade,
-)
+from fxrebasin.running.outputs import REDUCED_KEY, Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
 
 _Trace: TypeAlias = Callable[..., fx.GraphModule]
