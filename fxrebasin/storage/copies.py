@@ -80,6 +80,16 @@ class Copy:
         return all(Path(str(step)).stem in _USUAL for step in self._steps)
 
     @property
+    def partial_average(self) -> bool:
+        """Whether it is an average of some of the weights: most of what lies there is the model's.
+
+        An average of those that were trained, for instance.
+        """
+        own = stem(self.naming)
+        there = sum(name.startswith(own) for name in self.tensors)
+        return self.average and 2 * self.naming.fits > there
+
+    @property
     def _steps(self) -> list[str]:
         return [*map(str, self.place), *steps(self.naming)]
 
@@ -158,7 +168,7 @@ def _equal(first: Copy, second: Copy) -> bool:
 
 
 def beside(taken: Copy, found: Sequence[Copy], wanted: Wanted) -> list[Copy]:
-    """The other copies in a checkpoint: all parameters of the model, elsewhere.
+    """The other copies in a checkpoint: all parameters of the model, or averages of some.
 
     Args:
         taken: the one that was taken.
@@ -169,7 +179,7 @@ def beside(taken: Copy, found: Sequence[Copy], wanted: Wanted) -> list[Copy]:
     result = []
     for copy in found:
         own = set(copy.naming.names.values())
-        complete = not set(copy.unfit(wanted)) - wanted.buffers
+        complete = not set(copy.unfit(wanted)) - wanted.buffers or copy.partial_average
         alike = copy.average or copy.naming.own_prefix == taken.naming.own_prefix
         if complete and alike and not own & used.setdefault(copy.place, set()):
             used[copy.place] |= own

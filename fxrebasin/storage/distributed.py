@@ -10,7 +10,9 @@ import importlib
 import io
 import pickle
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +63,16 @@ class Distributed:
         """Write a folder in one process."""
         from torch.distributed.checkpoint.state_dict_saver import save
 
-        save(tree, checkpoint_id=draft, no_dist=True)
+        with _alone():
+            save(tree, checkpoint_id=draft, no_dist=True)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Without the warning that there is one process, which is what was asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is ")
+        yield
 
 
 def is_distributed(path: Path) -> bool:
@@ -98,7 +109,8 @@ def read_distributed(path: Path) -> Content:
     }
     try:
         reader = _reader(path, metadata)
-        load(wanted, storage_reader=reader, planner=_planner(path), no_dist=True)
+        with _alone():
+            load(wanted, storage_reader=reader, planner=_planner(path), no_dist=True)
     except (
         OSError,
         ValueError,
@@ -107,10 +119,9 @@ def read_distributed(path: Path) -> Content:
         EOFError,
         CheckpointException,
     ) as error:
-        cause = _own_error(error)
-        if cause is not None:
-            raise cause from None
-        raise _damaged(path, error) from error
+        causes = [failure[0] for failure in getattr(error, "failures", {}).values()] or [error]
+        own = next((cause for cause in causes if isinstance(cause, CheckpointError)), None)
+        raise (own or _damaged(path, causes[0])) from None
     left: dict[Place, Any] = {place: {} for place in skipped}
     return Content(_nested(places, wanted, left), Distributed())
 
@@ -194,13 +205,6 @@ def _planner(path: Path) -> Any:
             self.state_dict[name] = pickles.load_bytes(value, f"{path} ({name})")
 
     return Planner(flatten_state_dict=False, flatten_sharded_tensors=False)
-
-
-def _own_error(error: BaseException) -> CheckpointError | None:
-    """The refusal inside what torch.distributed makes of it."""
-    failures = getattr(error, "failures", {})
-    found = [failure[0] for failure in failures.values()]
-    return next((e for e in [error, *found] if isinstance(e, CheckpointError)), None)
 
 
 def _damaged(path: Path, error: BaseException) -> CheckpointError:

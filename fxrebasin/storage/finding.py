@@ -90,7 +90,10 @@ def find(tree: Any, model: nn.Module, reading: Reading, label: str) -> Found:
     wanted = wanted_of(model, reading.ignore)
     skipped = tuple(optimisers(tree))
     everything = copies(tree, wanted, skipped)
-    candidates = copies(tree, wanted, skipped, reading.prefix) if reading.prefix else everything
+    candidates = everything
+    if reading.prefix:
+        candidates = copies(tree, wanted, skipped, reading.prefix)
+        candidates = candidates or copies(tree, wanted, skipped, f"{reading.prefix}.")
     if reading.key is not None:
         candidates = _with_key(candidates, reading.key, label)
     if not candidates:

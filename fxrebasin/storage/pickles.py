@@ -29,6 +29,7 @@ from torch import _weights_only_unpickler as restricted
 
 from fxrebasin.errors import CheckpointError
 from fxrebasin.running.messages import first_lines
+from fxrebasin.storage.default_dicts import DefaultDicts
 from fxrebasin.storage.numpy_objects import NUMPY
 from fxrebasin.wording import listed
 
@@ -70,16 +71,20 @@ def load_pickle(path: Path) -> Any:
     Raises:
         CheckpointError: the file is damaged, or holds objects of other types than `ALLOWED`.
     """
+    if _is_torchscript(path):
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, a program with its weights. Save the weights of the "
+            "model that it was made from: `torch.save(model.state_dict(), path)`."
+        )
     mapped = zipfile.is_zipfile(path)  # only torch's newer format can be read in place
     try:
-        with allowing():
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with allowing() as dicts:
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return dicts.restored(found)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         unknown = _unknown_types(path)
-        if unknown:
-            # Without the error of torch, which tells people to load the file unrestrictedly.
-            raise _refusal(str(path), unknown) from None
-        raise _damaged(path, error) from error
+        # Without the error of torch, which tells people to load the file unrestrictedly.
+        raise (_refusal(str(path), unknown) if unknown else _damaged(path, error)) from None
     except (TypeError, AttributeError, IndexError, AssertionError) as error:
         raise _damaged(path, error) from error  # arguments that no allowed type takes
 
@@ -92,30 +97,33 @@ def load_bytes(file: io.BytesIO, place: str) -> Any:
         place: where that is, for messages.
 
     Raises:
-        CheckpointError: it is of a type that is not in `ALLOWED`, or damaged.
+        CheckpointError: it is of a type that is not in `ALLOWED`.
+        ValueError: it is damaged.
     """
     try:
-        with allowing():
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, EOFError):
-        unknown = _unknown_in_zip(file)
-        raise _refusal(place, unknown) from None
+        with allowing() as dicts:
+            return dicts.restored(torch.load(file, map_location="cpu", weights_only=True))
+    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, EOFError) as e:
+        file.seek(0)
+        unknown = _unknown_in_zip(file) if zipfile.is_zipfile(file) else []
+        if unknown:
+            raise _refusal(place, unknown) from None
+        raise ValueError(f"{place}: {_reason(e)}") from None
 
 
 @contextmanager
-def allowing() -> Iterator[None]:
+def allowing() -> Iterator[DefaultDicts]:
     """While this lasts, torch's restricted loader makes the types of `ALLOWED`, too.
 
     What the caller's program allowed itself stays allowed, then and later.
     """
     with _lock:
-        mine = set(_allowed_pairs()) - set(torch.serialization.get_safe_globals())
+        dicts = DefaultDicts()
+        allowed = {**ALLOWED, "collections.defaultdict": dicts.make}
+        mine = {(made, name) for name, made in allowed.items()}
+        mine -= set(torch.serialization.get_safe_globals())
         with torch.serialization.safe_globals(list(mine)):
-            yield
-
-
-def _allowed_pairs() -> list[Any]:
-    return [(made, name) for name, made in ALLOWED.items()]
+            yield dicts
 
 
 def _unknown_types(path: Path) -> list[str]:
@@ -130,6 +138,8 @@ def _unknown_types(path: Path) -> list[str]:
 
 
 def _unknown_in_zip(file: Path | io.BytesIO) -> list[str]:
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
     found = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     return _beyond_allowed(set(found))
 
@@ -145,7 +155,7 @@ def _beyond_allowed(names: set[str]) -> list[str]:
 
 
 def _refusal(place: str, unknown: list[str]) -> CheckpointError:
-    types = listed(unknown, 5) or "of a kind that cannot be told"
+    types = listed(unknown, 5)
     return CheckpointError(
         f"{place} holds objects other than tensors and plain values: {types}. Making those can run "
         "code from the file, so it is not read. Where they are at home, in the program that wrote "
@@ -154,15 +164,17 @@ def _refusal(place: str, unknown: list[str]) -> CheckpointError:
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
-    if isinstance(error, RuntimeError) and _is_torchscript(path):
-        return CheckpointError(
-            f"{path} is a TorchScript archive, a program with its weights. Save the weights of the "
-            "model that it was made from: `torch.save(model.state_dict(), path)`."
-        )
     return CheckpointError(
-        f"{path} cannot be read by torch.load ({first_lines(error, 1)}): it is cut short, damaged, "
+        f"{path} cannot be read by torch.load ({_reason(error)}): it is cut short, damaged, "
         "or of another kind. Download or save it again."
     )
+
+
+def _reason(error: Exception) -> str:
+    """What was wrong, without torch's advice to load the file unrestrictedly."""
+    if isinstance(error, pickle.UnpicklingError) and isinstance(error.__context__, Exception):
+        error = error.__context__
+    return first_lines(error, 1)
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -31,15 +31,14 @@ class WeightsFolder:
     flat = False
 
     def write(self, tree: Any, draft: Path) -> None:
-        """Write the files of weights that are in the tree, and copy those that never were."""
+        """Write the files of weights that are in the tree, and copy other files beside them."""
         draft.mkdir()
         own = set(self.containers)
         for container in self.containers.values():
             own |= set(container.containers) if isinstance(container, Shards) else set()
         for found in sorted(self.path.iterdir()):
-            if found.name not in own and not names_optimiser(found.name):
-                copy = shutil.copytree if found.is_dir() else shutil.copyfile
-                copy(found, draft / found.name)
+            if found.is_file() and found.name not in own and not names_optimiser(found.name):
+                shutil.copyfile(found, draft / found.name)
         for name, inner in tree.items():
             self.containers[name].write(inner, draft / name)
 

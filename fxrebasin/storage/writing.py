@@ -170,6 +170,10 @@ def _needed(state: Mapping[str, torch.Tensor], taken: Copy) -> dict[str, torch.T
     return {there: state[name] for name, there in taken.naming.names.items()}
 
 
+def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first, second)
+
+
 @dataclass
 class _Edits:
     """Changes of the dictionaries of a tree, by their place."""
@@ -215,8 +219,7 @@ class _Edits:
             if is_tensor(old[name]):
                 made = self._cast(value, old[name].dtype)
                 first = firsts.setdefault(storage_identity(old[name]), made)
-                same = first.shape == made.shape and torch.equal(first, made)
-                value = first if same else made
+                value = first if first is not made and _equal(first, made) else made
                 if isinstance(old[name], nn.Parameter):
                     value = nn.Parameter(value, old[name].requires_grad)
             result[name] = value
