@@ -13,7 +13,7 @@ from fxrebasin.passes.fields.rows import distinct
 from fxrebasin.passes.group.classes import Column, IrregularError, classify
 from fxrebasin.passes.group.closure import Moves
 from fxrebasin.passes.group.coloring import color, marks, roles
-from fxrebasin.passes.group.laying import placements_of
+from fxrebasin.passes.group.laying import lay_out
 from fxrebasin.passes.group.state_fields import StateField
 from fxrebasin.passes.group.structure import Structure, derive
 
@@ -169,7 +169,7 @@ def field(axes: tuple[int, ...], values: object) -> StateField:
 def test_a_class_lies_where_its_units_are() -> None:
     ledger = ledger_of(3)
     moves = classified(ledger, derived(ledger))
-    found = placements_of({"w": (3, 2)}, moves, {"w": [field((0,), [2, 0, 1])]})
+    found = lay_out({"w": (3, 2)}, moves, {"w": [field((0,), [2, 0, 1])]})
     ((columns, positions),) = found["w"][0].pieces
     assert found["w"][0].axes == (0,)
     assert columns == (Column(0, 3),)
@@ -180,8 +180,8 @@ def test_positions_with_other_rigid_labels_are_pieces_of_their_own() -> None:
     ledger = ledger_of(2)
     moves = classified(ledger, derived(ledger))
     fields = [field((0,), [0, 1, 0, 1]), field((0,), [-2, -2, -3, -3])]
-    (placement,) = placements_of({"w": (4,)}, moves, {"w": fields})["w"]
-    (piece,) = placement.pieces
+    (unnamed,) = lay_out({"w": (4,)}, moves, {"w": fields})["w"]
+    (piece,) = unnamed.pieces
     assert piece[0] == (Column(0, 2), None)
     assert piece[1].tolist() == [[2, 0], [3, 1]]
 
@@ -191,8 +191,8 @@ def test_units_that_are_elsewhere_along_another_axis_move_along_both() -> None:
     ledger = ledger_of(2, 2)
     ledger.tie(np.array([0, 1]), np.array([2, 3]))
     moves = classified(ledger, derived(ledger))
-    straight = placements_of({"w": (2, 2)}, moves, {"w": [field((0, 1), [[0, 1], [2, 3]])]})["w"]
-    wrapped = placements_of({"w": (2, 2)}, moves, {"w": [field((0, 1), [[0, 3], [2, 1]])]})["w"]
+    straight = lay_out({"w": (2, 2)}, moves, {"w": [field((0, 1), [[0, 1], [2, 3]])]})["w"]
+    wrapped = lay_out({"w": (2, 2)}, moves, {"w": [field((0, 1), [[0, 3], [2, 1]])]})["w"]
     assert [item.axes for item in straight] == [(1,)]
     assert [item.axes for item in wrapped] == [(0, 1)]
     ((_, positions),) = wrapped[0].pieces
@@ -205,4 +205,4 @@ def test_two_positions_that_are_tied_and_alike_cannot_be_laid() -> None:
     moves = classified(ledger, derived(ledger))
     alike = Moves(moves.classes, moves.roots, np.zeros(4, np.int64))
     with pytest.raises(IrregularError, match="tied"):
-        placements_of({"w": (4,)}, alike, {"w": [field((0,), [0, 1, 2, 3])]})
+        lay_out({"w": (4,)}, alike, {"w": [field((0,), [0, 1, 2, 3])]})

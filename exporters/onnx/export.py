@@ -178,7 +178,7 @@ def _prove(job: _Job, dynamic_batch: bool) -> EquivalenceReport:
 
 
 def _prove_fixed(job: _Job) -> EquivalenceReport:
-    _write(job, example_set(job.args, job.kwargs), batch=None)
+    _write_draft(job, example_set(job.args, job.kwargs), batch=None)
     references = reference_runs(job.subject, job.args, job.kwargs, any_batch=False)
     return _compare(_open(job), references)
 
@@ -187,7 +187,7 @@ def _prove_dynamic(job: _Job, batch: int) -> EquivalenceReport:
     inputs = example_set(job.args, job.kwargs)
     if batch < _TRACED_BATCH:
         inputs = with_batch(inputs, _TRACED_BATCH, required=True)
-    _write(job, inputs, batch=max(batch, _TRACED_BATCH))
+    _write_draft(job, inputs, batch=max(batch, _TRACED_BATCH))
     session = _open(job)
     if not session.batch_is_dynamic(job.model, job.args, job.kwargs):
         raise ExportError("the graph of the model is specialised to one batch size")
@@ -197,7 +197,7 @@ def _prove_dynamic(job: _Job, batch: int) -> EquivalenceReport:
     return _compare(session, references)
 
 
-def _write(job: _Job, inputs: InputSet, batch: int | None) -> None:
+def _write_draft(job: _Job, inputs: InputSet, batch: int | None) -> None:
     write_onnx(
         job.model,
         job.draft,

@@ -102,7 +102,7 @@ def _attempt(
     args, kwargs = remade((inputs.args, dict(inputs.kwargs)), prepare)
     given = Given(args, kwargs, values=True)
     if reads is not None:
-        given.each(reads.mark)
+        given.each(reads.count_as_computed)
     with preserve(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -41,7 +41,7 @@ class StateReads(OperatorMode):
         """Whether the values of what was computed from these tensors or from real inputs were
         asked for: the run may take another way for other inputs."""
 
-    def mark(self, value: Any) -> Any:
+    def count_as_computed(self, value: Any) -> Any:
         """Count a floating-point input as something computed; other values are left alone."""
         if isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex()):
             setattr(value, _COMPUTED, True)

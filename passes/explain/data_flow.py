@@ -134,6 +134,6 @@ def _containers(paths: Iterable[str]) -> set[str]:
 
 
 def _operators(run: Sequence[_Call], propagation: Propagation) -> _Names:
-    telling = [call for call in run if call.states or len(call.tensors) > 1] or list(run)
-    called = [propagation.ledger.origins[call.record.origin].op for call in telling]
+    decisive = [call for call in run if call.states or len(call.tensors) > 1] or list(run)
+    called = [propagation.ledger.origins[call.record.origin].op for call in decisive]
     return tuple(dict.fromkeys(op.overloadpacket.__name__ for op in called if op is not None))

@@ -37,8 +37,8 @@ def tie_graph(
     return graph
 
 
-def _families(ledger: Ledger) -> Ints:
-    """For each unit a number that it shares with the units it is tied to or lies inside of."""
+def _kin(ledger: Ledger) -> Ints:
+    """For each unit a number that it shares with its kin: what it is tied to or lies inside of."""
     births = np.zeros(ledger.size, dtype=np.int64)
     for index, (start, end) in enumerate(ledger.births):
         births[start:end] = index
@@ -54,28 +54,28 @@ def _families(ledger: Ledger) -> Ints:
     return np.asarray(component[births], dtype=np.int64)
 
 
-def _state_axes(family: Ints, items: Iterable[StateField]) -> dict[int, frozenset[int]]:
+def _state_axes(kin: Ints, items: Iterable[StateField]) -> dict[int, frozenset[int]]:
     found: dict[int, frozenset[int]] = {}
     for item in items:
-        mine = _families_in(family, item.values)
+        mine = _kin_in(kin, item.values)
         for axis in item.axes:
             found[axis] = found.get(axis, frozenset()) | mine
     return found
 
 
-def _families_in(family: Ints, labels: Ints) -> frozenset[int]:
+def _kin_in(kin: Ints, labels: Ints) -> frozenset[int]:
     free = labels[labels >= 0]
-    return frozenset(distinct(family[free]).tolist()) if free.size else frozenset()
+    return frozenset(distinct(kin[free]).tolist()) if free.size else frozenset()
 
 
 class _Reader:
-    """Which families of units each axis of a tensor holds."""
+    """Which units each axis of a tensor holds, by the number of their kin."""
 
     def __init__(self, propagation: Propagation, fields: _Fields) -> None:
         ledger = propagation.ledger
         self.shapes = propagation.shapes
-        self.family = _families(ledger)
-        self.of_state = {state: _state_axes(self.family, items) for state, items in fields.items()}
+        self.kin = _kin(ledger)
+        self.of_state = {state: _state_axes(self.kin, items) for state, items in fields.items()}
 
     def axes(self, name: str, value: Value) -> dict[int, frozenset[int]]:
         """By axis; `name` is the state tensor's, if it is one."""
@@ -84,12 +84,12 @@ class _Reader:
         found: dict[int, frozenset[int]] = {}
         for item in value.fields:
             for axis in item.axes:
-                found[axis] = found.get(axis, frozenset()) | self._families(item, axis)
+                found[axis] = found.get(axis, frozenset()) | self._kin(item, axis)
         return found
 
-    def _families(self, item: Field, axis: int) -> frozenset[int]:
+    def _kin(self, item: Field, axis: int) -> frozenset[int]:
         if isinstance(item, Labels):
-            return _families_in(self.family, item.values.reshape(-1).numpy())
+            return _kin_in(self.kin, item.values.reshape(-1).numpy())
         own = owner(self.shapes[item.state], item.view.shape[axis], item.view.stride(axis))
         return frozenset() if own is None else self.of_state[item.state].get(own, frozenset())
 
@@ -100,11 +100,11 @@ def _add_record(graph: nx.Graph[AxisName], origin: Origin, reader: _Reader, reco
     for name, value in (*record.inputs, *record.outputs):
         if name in ("", CONSTANT):
             continue
-        for axis, families in sorted(reader.axes(name, value).items()):
+        for axis, numbers in sorted(reader.axes(name, value).items()):
             node = (name, axis)
             if node not in graph:
                 graph.add_node(node, kind="value")
-            for item in sorted(families):
+            for item in sorted(numbers):
                 before = last.setdefault(item, node)
                 if before != node and not graph.has_edge(before, node):
                     graph.add_edge(

@@ -8,7 +8,7 @@ import numpy as np
 
 from fxrebasin.layout import AxisGroup, Layout, PermutationClass, Piece
 from fxrebasin.passes.fields.fields import Labels, Value
-from fxrebasin.passes.fields.labels import FIXED
+from fxrebasin.passes.fields.labels import RIGID
 from fxrebasin.passes.fields.rows import Ints
 from fxrebasin.passes.group.state_fields import StateField, owner
 from fxrebasin.passes.propagate.propagation import Propagation
@@ -32,7 +32,7 @@ class UnitClasses:
         for c in classes:
             for axis in c.axes if not c.within else ():
                 self._of_axis.setdefault(axis, []).append(c.name)
-        self._of_unit = np.full(self._ledger.size, FIXED, np.int64)
+        self._of_unit = np.full(self._ledger.size, RIGID, np.int64)
         for state, groups in layout.items():
             for group in groups:
                 self._read(state, group, fields[state])
@@ -47,7 +47,7 @@ class UnitClasses:
                 numbers = self._of_unit[units[units >= 0]]
                 first = np.unique(numbers, return_index=True)[1]
                 order = [int(number) for number in numbers[np.sort(first)]]
-                found.update(dict.fromkeys(self._names[n] for n in order if n != FIXED))
+                found.update(dict.fromkeys(self._names[n] for n in order if n != RIGID))
                 continue
             shape = self._shapes[item.state]
             for axis in item.axes:
@@ -64,7 +64,7 @@ class UnitClasses:
     def _read(self, state: str, group: AxisGroup, fields: Sequence[StateField]) -> None:
         """Note the classes of the units that lie on one group of axes."""
         sizes = [self._shapes[state][axis] for axis in group.axes]
-        classes = np.full(int(np.prod(sizes)), FIXED, np.int64)
+        classes = np.full(int(np.prod(sizes)), RIGID, np.int64)
         for piece in group.pieces:
             name = _outermost(piece)
             if name is not None:
@@ -74,7 +74,7 @@ class UnitClasses:
                 shape = [n if a in item.axes else 1 for a, n in zip(group.axes, sizes, strict=True)]
                 labels = np.broadcast_to(item.values.reshape(shape), sizes).reshape(-1)
                 units = self._ledger.find(labels)
-                known = (units >= 0) & (classes != FIXED)
+                known = (units >= 0) & (classes != RIGID)
                 self._of_unit[units[known]] = classes[known]
 
     def _spread(self) -> None:
@@ -90,7 +90,7 @@ class UnitClasses:
     def _copy(self, known: Ints, unknown: Ints) -> bool:
         inside = (known >= 0) & (unknown >= 0)
         known, unknown = known[inside], unknown[inside]
-        new = (self._of_unit[known] != FIXED) & (self._of_unit[unknown] == FIXED)
+        new = (self._of_unit[known] != RIGID) & (self._of_unit[unknown] == RIGID)
         self._of_unit[unknown[new]] = self._of_unit[known[new]]
         return bool(new.any())
 

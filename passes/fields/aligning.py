@@ -28,7 +28,7 @@ def concatenate_values(
     labels = [[item for item in piece if isinstance(item, Labels)] for piece in pieces]
     common, rest = _split_common(ledger, labels, dim)
     fields: list[Field] = [*common]
-    for row in aligned(rest, dim):
+    for row in _rows_of_fields(rest, dim):
         fields.append(_concatenate_row(ledger, row, values, dim))
     sizes = [value.shape[dim] for value in values]
     if not any(isinstance(f, Labels) and f.axes == (dim,) and f.injective for f in fields):
@@ -63,7 +63,7 @@ def _equal(ledger: Ledger, first: Labels, second: Labels) -> bool:
     return bool((ledger.find(one) == ledger.find(two)).all())
 
 
-def aligned(pieces: Sequence[Sequence[Labels]], dim: int = -1) -> list[list[Labels | None]]:
+def _rows_of_fields(pieces: Sequence[Sequence[Labels]], dim: int = -1) -> list[list[Labels | None]]:
     """Rows of fields, one per piece, that vary along the same axes besides `dim`."""
     keys: dict[tuple[tuple[int, ...], int], None] = {}
     keyed: list[dict[tuple[tuple[int, ...], int], Labels]] = []

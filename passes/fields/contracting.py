@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from itertools import combinations
 
 from fxrebasin.passes.fields.coarsening import coarsen
-from fxrebasin.passes.fields.fields import Elements, Field, Labels, Value, place, positions
+from fxrebasin.passes.fields.fields import Elements, Field, Labels, Value, onto_axes, positions
 from fxrebasin.passes.fields.joining import axes_told_apart, join
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.moving import pick_axes
@@ -111,7 +111,7 @@ def _to_factors(
         for name in axis
     ]
     parts = reshape_fields(ledger, value.fields, value.shape, split)
-    fields = [place(part, target, len(space.sizes)) for part in parts]
+    fields = onto_axes(parts, target, len(space.sizes))
     held = {axis for item in fields for axis in item.axes}.intersection(target)
     met = [item for axis, item in rigid.items() if axis in held]
     return list(join(ledger, [*fields, *met])) if met else fields

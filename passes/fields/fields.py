@@ -201,8 +201,12 @@ def pinned_value(shape: Sequence[int], reason: str) -> Value:
     return Value(size, tuple(positions(len(size), axis, size[axis], reason) for axis in axes))
 
 
-def place(field: Field, target: Sequence[int], ndim: int) -> Field:
-    """Move a field's axes to the given axes of a space with `ndim` dimensions."""
+def onto_axes(fields: Iterable[Field], target: Sequence[int], ndim: int) -> list[Field]:
+    """Fields of a tensor whose axes become the given axes of one with `ndim` dimensions."""
+    return [_onto_axes(item, target, ndim) for item in fields]
+
+
+def _onto_axes(field: Field, target: Sequence[int], ndim: int) -> Field:
     order = sorted(range(len(target)), key=lambda axis: target[axis])
     wanted = [target[axis] for axis in order]
     if isinstance(field, Labels):

@@ -50,7 +50,7 @@ def axes_told_apart(labels: Sequence[Labels]) -> set[int]:
     return found
 
 
-def hold_routed(ledger: Ledger, item: Labels) -> None:
+def pin_routed(ledger: Ledger, item: Labels) -> None:
     """Give up rows of chosen experts that change places: they meet rows of any expert then."""
     if _is_routed(item):
         ledger.pin(distinct(item.values.numpy()), "rows of chosen experts change places")

@@ -13,12 +13,12 @@ _Numbers = TypeVar("_Numbers", Ints, Tensor, int)
 NONE = -1
 """A position about which a field says nothing."""
 
-FIXED = -1
-"""In place of the number of a class, a colour or coordinates: that of a unit that cannot move."""
+RIGID = -1
+"""In place of the number of a class, a colour or coordinates: that of what cannot move."""
 
 _FIRST = -2
 
-_FIXED_UNITS = 1 << 40
+_FROM_UNITS = 1 << 40
 
 
 def rigid_labels(numbers: _Numbers) -> _Numbers:
@@ -39,6 +39,6 @@ def part_label(origin: int) -> int:
     return rigid_labels(1 + origin)
 
 
-def labels_of_fixed(units: Ints) -> Ints:
-    """Rigid labels for units that turned out to be fixed, apart from all of other origin."""
-    return rigid_labels(_FIXED_UNITS + units)
+def rigid_labels_of_units(units: Ints) -> Ints:
+    """Rigid labels for units that turned out not to move, different from all other rigid labels."""
+    return rigid_labels(_FROM_UNITS + units)

@@ -21,7 +21,7 @@ from fxrebasin.passes.fields.fields import (
     labels_of,
     squeeze_constant,
 )
-from fxrebasin.passes.fields.joining import hold_routed, join
+from fxrebasin.passes.fields.joining import join, pin_routed
 from fxrebasin.passes.fields.labels import INSIDE, NONE, OUTSIDE
 from fxrebasin.passes.fields.ledger import Ledger
 
@@ -162,7 +162,7 @@ def move_labels(
             size if axis in wanted else item.values.shape[axis]
             for axis, size in enumerate(value.shape)
         ]
-        hold_routed(ledger, item)
+        pin_routed(ledger, item)
         values = squeeze_constant(move(item.values.expand(before)), range(ndim))
         fields += chosen_labels(ledger, values, item)
     return Value(tuple(shape), met(ledger, fields))
@@ -195,7 +195,7 @@ def put_at(
     return fields
 
 
-def inside(shape: Sequence[int], axis: int, places: Tensor, reason: str) -> list[Field]:
+def part_of_axis(shape: Sequence[int], axis: int, places: Tensor, reason: str) -> list[Field]:
     """Tells places along an axis from the rest; nothing where there is no rest."""
     if places.numel() in (0, shape[axis]):
         return []

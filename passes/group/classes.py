@@ -16,7 +16,7 @@ import networkx as nx
 import numpy as np
 
 from fxrebasin.errors import FxRebasinError
-from fxrebasin.passes.fields.labels import FIXED
+from fxrebasin.passes.fields.labels import RIGID
 from fxrebasin.passes.fields.rows import Hashes, Ints, distinct, row_codes
 from fxrebasin.passes.group.structure import Structure
 
@@ -51,7 +51,7 @@ class Classes:
         sizes: units per copy of each class.
         within: for each class, the classes that select its copy.
         coordinates: by index of a colour.
-        colors: by unit, the index of its colour, `FIXED` when it cannot move.
+        colors: by unit, the index of its colour, `RIGID` when it cannot move.
     """
 
     sizes: tuple[int, ...]
@@ -78,7 +78,7 @@ class Motion:
     """How units move, as numbers: units with the same coordinates move together.
 
     Attributes:
-        codes: by unit, the number of its coordinates, `FIXED` when it cannot move.
+        codes: by unit, the number of its coordinates, `RIGID` when it cannot move.
         kinds: the different lists of columns.
         starts: the first number of each kind; numbers run through its grid in row-major order.
     """
@@ -88,11 +88,11 @@ class Motion:
     starts: Ints
 
     def kind_of(self, codes: Ints) -> Ints:
-        """The kind that numbers belong to; `FIXED` for what cannot move."""
+        """The kind that numbers belong to; `RIGID` for what cannot move."""
         first, last = np.searchsorted(self.starts, [codes.min(), codes.max()], side="right") - 1
         if first == last:
             return np.full(codes.size, first)
-        return np.where(codes >= 0, np.searchsorted(self.starts, codes, side="right") - 1, FIXED)
+        return np.where(codes >= 0, np.searchsorted(self.starts, codes, side="right") - 1, RIGID)
 
     def coordinates(self, kind: int, codes: Ints) -> list[Ints]:
         """Coordinates of numbers of one kind, one array for each column."""
@@ -104,7 +104,7 @@ class Motion:
 
 def motion(classes: Classes) -> Motion:
     """Number the coordinates of all units that move."""
-    codes = np.full(classes.colors.size, FIXED, dtype=np.int64)
+    codes = np.full(classes.colors.size, RIGID, dtype=np.int64)
     starts: dict[tuple[Column, ...], int] = {}
     end = 0
     for place in classes.coordinates.values():
@@ -164,9 +164,9 @@ def _by_color(colors: Hashes, canonical: Ints) -> tuple[Ints, list[Ints]]:
     )
     several = np.flatnonzero(counts > 1)
     several = several[np.argsort(first[several])]
-    rank = np.full(counts.size, FIXED, dtype=np.int64)
+    rank = np.full(counts.size, RIGID, dtype=np.int64)
     rank[several] = np.arange(several.size)
-    index_of_color = np.full(colors.size, FIXED, dtype=np.int64)
+    index_of_color = np.full(colors.size, RIGID, dtype=np.int64)
     index_of_color[canonical] = rank[inverse]
     order = np.argsort(rank[inverse], kind="stable")
     moving = order[rank[inverse][order] >= 0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fxrebasin.passes.fields.labels import FIXED
+from fxrebasin.passes.fields.labels import RIGID
 from fxrebasin.passes.fields.rows import Ints, Table, all_differ, count_rows, distinct, row_codes
 from fxrebasin.passes.group.classes import Classes, Column, IrregularError, combine
 
@@ -33,8 +33,8 @@ class Moves:
     roles: Ints
 
     def colors(self, table: Table) -> Table:
-        """By label, the index of its colour; `FIXED` when it cannot move."""
-        return np.where(table >= 0, self.classes.colors[np.maximum(table, 0)], FIXED)
+        """By label, the index of its colour; `RIGID` when it cannot move."""
+        return np.where(table >= 0, self.classes.colors[np.maximum(table, 0)], RIGID)
 
 
 def check_roles(moves: Moves, known: int) -> None:

@@ -141,8 +141,8 @@ def _initial(tags: Hashes, roots: Ints, pinned: Ints) -> Hashes:
     """
     colors = np.zeros(tags.size, dtype=np.uint64)
     np.add.at(colors, roots, mix(tags, 3))
-    fixed = distinct(roots[pinned])
-    np.add.at(colors, fixed, mix(fixed, 4))
+    rigid = distinct(roots[pinned])
+    np.add.at(colors, rigid, mix(rigid, 4))
     return colors
 
 

@@ -15,8 +15,8 @@ from fxrebasin.passes.group.state_fields import StateField
 
 
 @dataclass(frozen=True, eq=False)
-class Placement:
-    """Axes of a state tensor that move together, before classes have names.
+class UnnamedGroup:
+    """Axes of a state tensor that move together: an `AxisGroup` before classes have names.
 
     Each piece: its columns (class index or None, size, within) and flat positions.
     """
@@ -57,7 +57,9 @@ def group_columns(
     ]
 
 
-def place(moves: Motion, columns: Sequence[Ints], axes: tuple[int, ...]) -> Placement | None:
+def unnamed_group(
+    moves: Motion, columns: Sequence[Ints], axes: tuple[int, ...]
+) -> UnnamedGroup | None:
     """Find which positions of some axes which coordinates move.
 
     Args:
@@ -73,7 +75,7 @@ def place(moves: Motion, columns: Sequence[Ints], axes: tuple[int, ...]) -> Plac
         if free:
             rigid = [column for kind, column in part if kind[0] < 0]
             pieces += _pieces(free, along, rigid, where)
-    return Placement(axes, tuple(pieces)) if pieces else None
+    return UnnamedGroup(axes, tuple(pieces)) if pieces else None
 
 
 def _alike(kinds: Sequence[Ints]) -> list[Ints]:
@@ -140,10 +142,10 @@ def _piece(free: tuple[Column, ...], positions: Ints) -> tuple[tuple[Column | No
     return (*free, None), positions
 
 
-def named_group(placement: Placement, names: Mapping[int, str]) -> AxisGroup | None:
+def named_group(unnamed: UnnamedGroup, names: Mapping[int, str]) -> AxisGroup | None:
     """The axis group with class names in place of indices; None when no class has a name."""
     pieces = []
-    for columns, positions in placement.pieces:
+    for columns, positions in unnamed.pieces:
         slots = tuple(
             Slot(None, positions.shape[index])
             if column is None or column.index not in names
@@ -152,4 +154,4 @@ def named_group(placement: Placement, names: Mapping[int, str]) -> AxisGroup | N
         )
         if any(slot.class_name is not None for slot in slots):
             pieces.append(Piece(slots, np.ascontiguousarray(positions, dtype=np.int64)))
-    return AxisGroup(placement.axes, tuple(pieces)) if pieces else None
+    return AxisGroup(unnamed.axes, tuple(pieces)) if pieces else None

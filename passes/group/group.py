@@ -16,12 +16,12 @@ from fxrebasin.passes.group.classes import Classes, IrregularError, TwiceInsideE
 from fxrebasin.passes.group.closure import Moves, check_closed, check_roles
 from fxrebasin.passes.group.coloring import color, marks, roles
 from fxrebasin.passes.group.grids import (
-    Placement,
+    UnnamedGroup,
     axis_groups,
     group_labels,
     named_group,
 )
-from fxrebasin.passes.group.laying import placements_of
+from fxrebasin.passes.group.laying import lay_out
 from fxrebasin.passes.group.relations import compact, maximal, with_blocks
 from fxrebasin.passes.group.state_fields import StateField, remember_parts, state_fields
 from fxrebasin.passes.group.structure import Structure, derive
@@ -69,12 +69,10 @@ def group(propagation: Propagation) -> Grouping:
     known = ledger.size
     relations += _relations_of_state(ledger, propagation.shapes, fields)
     structure = derive(ledger, relations)
-    moves, placements = solve(
-        ledger, structure, lambda moves: placements_of(propagation.shapes, moves, fields)
-    )
+    moves, laid = solve(ledger, structure, lambda moves: lay_out(propagation.shapes, moves, fields))
     read = _read(ledger, structure, fields, known)
     classes = moves.classes
-    return _named(propagation, fields, classes, placements, _classes_of(classes, read))
+    return _named(propagation, fields, classes, laid, _classes_of(classes, read))
 
 
 def _relations_of_state(
@@ -107,9 +105,9 @@ def solve(
     while True:
         roots = ledger.compress()
         pinned = [pin.units for pin in ledger.pins]
-        fixed = distinct(np.concatenate(pinned)) if pinned else np.zeros(0, np.int64)
+        rigid = distinct(np.concatenate(pinned)) if pinned else np.zeros(0, np.int64)
         try:
-            colors = color(ledger, structure, tags, fixed)
+            colors = color(ledger, structure, tags, rigid)
             classes = classify(structure, colors, roots)
             numbers = numbers_of(np.where(classes.colors < 0, tags, tags ^ colors))
             moves = Moves(classes, roots, numbers)
@@ -173,11 +171,11 @@ def _named(
     propagation: Propagation,
     fields: Mapping[str, list[StateField]],
     classes: Classes,
-    placements: Mapping[str, list[Placement]],
+    laid: Mapping[str, list[UnnamedGroup]],
     read: set[int],
 ) -> Grouping:
     """Name classes; those of which nothing is read are left where they are, and not counted."""
-    axes = _axes_of_classes(propagation.shapes, placements)
+    axes = _axes_of_classes(propagation.shapes, laid)
     axes = {index: found for index, found in axes.items() if index in read}
     used = [index for index in range(len(classes.sizes)) if axes.get(index)]
     names = _names(used, axes, len(classes.sizes))
@@ -193,7 +191,7 @@ def _named(
         for index in order
     )
     layout = {}
-    for state, items in placements.items():
+    for state, items in laid.items():
         groups = [named_group(item, {index: names[index] for index in used}) for item in items]
         moving = tuple(item for item in groups if item is not None)
         if moving:
@@ -204,17 +202,17 @@ def _named(
 
 
 def _axes_of_classes(
-    shapes: Mapping[str, Sequence[int]], placements: Mapping[str, list[Placement]]
+    shapes: Mapping[str, Sequence[int]], laid: Mapping[str, list[UnnamedGroup]]
 ) -> dict[int, list[tuple[str, int]]]:
     found: dict[int, dict[tuple[str, int], None]] = {}
     for state in shapes:
-        for item in placements.get(state, []):
+        for item in laid.get(state, []):
             for index, axis in _moves(item, shapes[state]):
                 found.setdefault(index, {}).setdefault((state, axis))
     return {index: list(items) for index, items in found.items()}
 
 
-def _moves(item: Placement, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _moves(item: UnnamedGroup, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Pairs of a class and an axis of the tensor along which its units are at several positions."""
     sizes = [shape[axis] for axis in item.axes]
     for columns, positions in item.pieces:

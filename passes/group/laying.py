@@ -7,19 +7,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from fxrebasin.passes.fields.labels import labels_of_fixed, rigid_labels
+from fxrebasin.passes.fields.labels import rigid_labels, rigid_labels_of_units
 from fxrebasin.passes.fields.rows import Ints, count_rows, distinct, mix, row_codes
 from fxrebasin.passes.group.classes import IrregularError, Motion, motion
 from fxrebasin.passes.group.closure import Moves
-from fxrebasin.passes.group.grids import Placement, axis_groups, group_columns, place
+from fxrebasin.passes.group.grids import UnnamedGroup, axis_groups, group_columns, unnamed_group
 from fxrebasin.passes.group.state_fields import StateField, squeezed
 
 
-def placements_of(
+def lay_out(
     shapes: Mapping[str, Sequence[int]],
     moves: Moves,
     fields: Mapping[str, list[StateField]],
-) -> dict[str, list[Placement]]:
+) -> dict[str, list[UnnamedGroup]]:
     """Which positions of state tensors which coordinates move.
 
     Args:
@@ -30,14 +30,14 @@ def placements_of(
     Raises:
         IrregularError: two positions that differ would have to move in the same way.
     """
-    placer = _Placer(moves)
-    found: dict[str, list[Placement]] = {}
-    alike: dict[object, list[Placement]] = {}
+    laying = _LayingOut(moves)
+    found: dict[str, list[UnnamedGroup]] = {}
+    alike: dict[object, list[UnnamedGroup]] = {}
     for state, items in fields.items():
         shape = tuple(shapes[state])
         key = (shape, *((item.axes, _memory(item.values)) for item in items))
         if key not in alike:
-            alike[key] = placer.placements(items, shape)
+            alike[key] = laying.groups(items, shape)
         if alike[key]:
             found[state] = alike[key]
     return found
@@ -48,7 +48,7 @@ def _memory(values: Ints) -> tuple[object, ...]:
     return (values.ctypes.data, values.shape, values.strides)
 
 
-class _Placer:
+class _LayingOut:
     """Lays coordinates onto the axes of state tensors.
 
     Args:
@@ -58,9 +58,9 @@ class _Placer:
     def __init__(self, moves: Moves) -> None:
         self._motion, self._unit_roles = motion(moves.classes), moves.roles
         self._codes = _codes_of_units(moves.roots, self._motion)
-        self._placed: dict[tuple[bytes, ...], Placement | None] = {}
+        self._known: dict[tuple[bytes, ...], UnnamedGroup | None] = {}
 
-    def placements(self, fields: Sequence[StateField], shape: Sequence[int]) -> list[Placement]:
+    def groups(self, fields: Sequence[StateField], shape: Sequence[int]) -> list[UnnamedGroup]:
         """Those of one tensor.
 
         Args:
@@ -85,12 +85,12 @@ class _Placer:
                         _columns_on(axes, fields, roles, shape),
                         _columns_on(axes, fields, raw, shape),
                     )
-                placement = self._place(columns, axes)
+                unnamed = self._group(columns, axes)
             except IrregularError as error:
                 units = np.concatenate([f.values.reshape(-1) for f in fields])
                 raise IrregularError(distinct(units[units >= 0]), error.reason) from error
-            if placement is not None:
-                found.append(replace(placement, axes=axes))
+            if unnamed is not None:
+                found.append(replace(unnamed, axes=axes))
         return found
 
     def _squeezed(self, field: StateField) -> StateField:
@@ -125,17 +125,17 @@ class _Placer:
     def _roles(self, values: Ints) -> Ints:
         return np.where(values >= 0, self._unit_roles[np.maximum(values, 0)], values)
 
-    def _place(self, columns: list[Ints], axes: tuple[int, ...]) -> Placement | None:
+    def _group(self, columns: list[Ints], axes: tuple[int, ...]) -> UnnamedGroup | None:
         key = tuple(column.tobytes() for column in columns)
-        if key not in self._placed:
-            self._placed[key] = place(self._motion, columns, axes)
-        return self._placed[key]
+        if key not in self._known:
+            self._known[key] = unnamed_group(self._motion, columns, axes)
+        return self._known[key]
 
 
 def _codes_of_units(roots: Ints, moves: Motion) -> Ints:
     """By unit, the number of its coordinates; of those that cannot move, a rigid label."""
     codes = moves.codes[roots]
-    return np.where(codes >= 0, codes, labels_of_fixed(roots))
+    return np.where(codes >= 0, codes, rigid_labels_of_units(roots))
 
 
 def _columns_on(

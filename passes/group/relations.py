@@ -54,9 +54,9 @@ def compact(columns: Sequence[Ints]) -> list[list[Ints]]:
     rigid = [column for column in columns if not (column >= 0).any()]
     if not rigid or not free:
         return [_flat(columns)]
-    fixed = _fixed(rigid)
-    aside = [column for column in free if fixed.issuperset(_axes(column))]
-    free = [column for column in free if not fixed.issuperset(_axes(column))]
+    told_apart = _told_apart(rigid)
+    aside = [column for column in free if told_apart.issuperset(_axes(column))]
+    free = [column for column in free if not told_apart.issuperset(_axes(column))]
     found = [compressed(_flat([column, *_within(rigid, column)])) for column in aside]
     return [*found, _joined(free, rigid)] if free else found
 
@@ -113,7 +113,7 @@ def _joined(free: Sequence[Ints], rigid: Sequence[Ints]) -> list[Ints]:
     return compressed(_flat([*free, *rigid]))
 
 
-def _fixed(rigid: Sequence[Ints]) -> set[int]:
+def _told_apart(rigid: Sequence[Ints]) -> set[int]:
     """The axes whose positions rigid labels tell apart, each by itself."""
     found = set()
     for axis in {axis for column in rigid for axis in _axes(column)}:

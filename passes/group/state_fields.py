@@ -67,8 +67,8 @@ def _part(shape: tuple[int, ...], view: torch.Tensor) -> tuple[tuple[int, tuple[
     A view whose axes run across several of the tensor's is laid onto these element by element, so
     that its labels say which part it is.
     """
-    place = _place(shape, tuple(view.shape), view.stride(), int(view.storage_offset()), ())
-    return () if place is None else place.region
+    footprint = _footprint(shape, tuple(view.shape), view.stride(), int(view.storage_offset()), ())
+    return () if footprint is None else footprint.region
 
 
 def share_between_tied_elements(ledger: Ledger) -> None:
@@ -109,16 +109,22 @@ def _located(shape: tuple[int, ...], item: Imposition) -> StateField:
     if tuple(view.shape) == shape and view.stride() == contiguous_strides(shape) and _whole(view):
         values = labels.reshape([shape[axis] for axis in varying])
         return StateField(varying, values, (), item.reason, item.origin)
-    place = _place(shape, tuple(view.shape), view.stride(), int(view.storage_offset()), varying)
-    if place is None:
+    footprint = _footprint(
+        shape, tuple(view.shape), view.stride(), int(view.storage_offset()), varying
+    )
+    if footprint is None:
         return _scattered(shape, item)
     return StateField(
-        place.axes, _values_on(place, view.shape, labels), place.region, item.reason, item.origin
+        footprint.axes,
+        _values_on(footprint, view.shape, labels),
+        footprint.region,
+        item.reason,
+        item.origin,
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Place:
+class _Footprint:
     """Where the labels of a view go in the tensor that it is a view of.
 
     Attributes:
@@ -137,13 +143,13 @@ class _Place:
 
 
 @lru_cache(maxsize=4096)
-def _place(
+def _footprint(
     shape: tuple[int, ...],
     sizes: tuple[int, ...],
     steps: tuple[int, ...],
     offset: int,
     varying: tuple[int, ...],
-) -> _Place | None:
+) -> _Footprint | None:
     """Remembered, since layers repeat; None if an axis of the view runs across several axes.
 
     Args:
@@ -176,7 +182,7 @@ def _place(
     grids = tuple(covered[j] for j in axes)
     whole = all(np.array_equal(covered[j], np.arange(shape[j])) for j in axes)
     order = tuple(axis for j in axes for axis in inside[j])
-    return _Place(axes, order, tuple(shape[j] for j in axes), None if whole else grids, region)
+    return _Footprint(axes, order, tuple(shape[j] for j in axes), None if whole else grids, region)
 
 
 def owner(shape: Sequence[int], size: int, stride: int) -> int | None:
@@ -201,16 +207,16 @@ def _covered(view_axes: Sequence[tuple[int, int]], start: int) -> Ints:
     return grid.reshape(-1)
 
 
-def _values_on(place: _Place, sizes: Sequence[int], labels: Ints) -> Ints:
+def _values_on(footprint: _Footprint, sizes: Sequence[int], labels: Ints) -> Ints:
     """Labels over whole axes of the tensor, `NONE` where the view does not reach."""
-    chosen = set(place.order)
+    chosen = set(footprint.order)
     full = np.broadcast_to(labels, [n if axis in chosen else 1 for axis, n in enumerate(sizes)])
     rest = [axis for axis in range(full.ndim) if axis not in chosen]
-    ordered = full.transpose([*place.order, *rest])
-    if place.grids is None:
-        return ordered.reshape(place.sizes)
-    values = np.full(place.sizes, NONE, dtype=np.int64)
-    values[np.ix_(*place.grids)] = ordered.reshape([grid.size for grid in place.grids])
+    ordered = full.transpose([*footprint.order, *rest])
+    if footprint.grids is None:
+        return ordered.reshape(footprint.sizes)
+    values = np.full(footprint.sizes, NONE, dtype=np.int64)
+    values[np.ix_(*footprint.grids)] = ordered.reshape([grid.size for grid in footprint.grids])
     return values
 
 
@@ -258,10 +264,10 @@ def _united(members: list[StateField], shape: Sequence[int]) -> list[StateField]
         covered = {p for item in members for p in item.region[0][1]}
         if len(covered) == shape[axis]:
             return [replace(first, region=())]
-    return [_spread(item, shape) for item in members]
+    return [_over_all(item, shape) for item in members]
 
 
-def _spread(item: StateField, shape: Sequence[int]) -> StateField:
+def _over_all(item: StateField, shape: Sequence[int]) -> StateField:
     """Turn a region into labels that are `NONE` outside it."""
     extra = [j for j, _ in item.region]
     axes = sorted([*item.axes, *extra])

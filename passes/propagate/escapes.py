@@ -62,7 +62,7 @@ class Escapes:
         elif not (tensor.is_meta and how == "data_ptr"):  # which is 0 then, and says nothing
             self._need_data(how)
 
-    def written(self, tensor: Tensor) -> None:
+    def note_write(self, tensor: Tensor) -> None:
         """An operator wrote something that depends on data; others may see it, too."""
         if self.memory.is_exposed(tensor):
             if not self._has_data:

@@ -23,7 +23,7 @@ from fxrebasin.passes.fields.labels import rigid_labels
 from fxrebasin.passes.propagate.tracks import Replay, Track
 from fxrebasin.uniformity import bits_of, varying_axes_of
 
-_Place: TypeAlias = tuple[Any, ...]
+_ViewKey: TypeAlias = tuple[Any, ...]
 
 _NOTE = "_fxrebasin_track"
 _VIEW_OF = "_fxrebasin_view_of"
@@ -65,7 +65,7 @@ class Memory:
         """
         self._run = next(_runs)
         self._other_view = other_view
-        self._tracks: dict[int, dict[_Place, Track]] = {}
+        self._tracks: dict[int, dict[_ViewKey, Track]] = {}
         self._constants: set[int] = set()
         self._writes: Counter[int] = Counter()
         self._exposed: set[int] = set()
@@ -89,13 +89,13 @@ class Memory:
         known = self._tracks.get(address) if address else None
         return None if known is None else self._by_place(tensor, known)
 
-    def _by_place(self, tensor: Tensor, known: dict[_Place, Track]) -> Track:
+    def _by_place(self, tensor: Tensor, known: dict[_ViewKey, Track]) -> Track:
         """What is known of memory, for an object that no operator made."""
-        found = known.get(_place(tensor))
+        found = known.get(_view_key(tensor))
         if found is None:
             self._other_view(tensor)
             found = Track(pinned_value(tensor.shape, "another view of memory that is tracked"))
-            known[_place(tensor)] = found
+            known[_view_key(tensor)] = found
         return found
 
     def set(self, tensor: Tensor, track: Track) -> None:
@@ -111,14 +111,14 @@ class Memory:
     def _place_at(self, address: int, tensor: Tensor, track: Track) -> None:
         if address:
             self._keep(tensor, address)
-            self._tracks.setdefault(address, {})[_place(tensor)] = track
+            self._tracks.setdefault(address, {})[_view_key(tensor)] = track
 
     def moved(self, tensor: Tensor, track: Track) -> None:
         """A tensor was written to, and may look at its memory in a different way than before."""
         known = self._tracks.get(address_of(tensor), {})
-        if known.get(_place(tensor)) is not track:
-            for place in [place for place, item in known.items() if item is track]:
-                del known[place]
+        if known.get(_view_key(tensor)) is not track:
+            for key in [key for key, item in known.items() if item is track]:
+                del known[key]
             self.set(tensor, track)
 
     def begin(self, tensor: Tensor) -> Track:
@@ -202,8 +202,8 @@ class Memory:
             return _looked_at(tensor)
         address = address_of(tensor)
         version = 0 if tensor.is_inference() else tensor._version
-        stamp = (self._run, self._writes[address], version, address, *_place(tensor))
-        known: tuple[_Place, Value] | None = getattr(tensor, _LOOKED_AT, None)
+        stamp = (self._run, self._writes[address], version, address, *_view_key(tensor))
+        known: tuple[_ViewKey, Value] | None = getattr(tensor, _LOOKED_AT, None)
         if known is None or known[0] != stamp:
             known = (stamp, _looked_at(tensor))
             setattr(tensor, _LOOKED_AT, known)
@@ -237,7 +237,7 @@ def address_of(tensor: Tensor) -> int:
     return found
 
 
-def _place(tensor: Tensor) -> _Place:
+def _view_key(tensor: Tensor) -> _ViewKey:
     return (tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 

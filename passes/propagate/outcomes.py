@@ -10,9 +10,15 @@ from torch import Tensor
 from fxrebasin.passes.fields.fields import Value, pinned_value
 from fxrebasin.passes.fields.joining import join
 from fxrebasin.passes.fields.ledger import Ledger
-from fxrebasin.passes.propagate import tracks
 from fxrebasin.passes.propagate.escapes import Escapes
-from fxrebasin.passes.propagate.tracks import LAZY, RESHAPING, Track, refresh, replay_of
+from fxrebasin.passes.propagate.tracks import (
+    LAZY,
+    RESHAPING,
+    Track,
+    refresh,
+    replay_of,
+    write_through,
+)
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.running.operators import strides_of, viewed_by
 
@@ -43,7 +49,7 @@ class Outcomes:
                 track.replay = replay_of(call.op, call.args, argument, index)
             self._memory.set(tensor, track)
 
-    def write(self, tensor: Tensor, value: Value) -> None:
+    def note_write(self, tensor: Tensor, value: Value) -> None:
         """A tensor was written to, and holds a value now."""
         track = self._memory.begin(tensor)
         steps = zip(tensor.shape, strides_of(tensor), strict=False)
@@ -52,11 +58,11 @@ class Outcomes:
             pinned = pinned_value(value.shape, "written to one place several times").fields
             value = Value(value.shape, join(self._ledger, [*value.fields, *pinned]))
         if tuple(value.shape) == tuple(track.value.shape):
-            tracks.write(track, value, self._ledger)
+            write_through(track, value, self._ledger)
         else:
             self._resized(tensor, track, value)
         self._memory.moved(tensor, track)
-        self._escapes.written(tensor)
+        self._escapes.note_write(tensor)
 
     def _resized(self, tensor: Tensor, track: Track, value: Value) -> None:
         """A tensor got another size when it was written to: what looked at its memory is lost."""

@@ -140,7 +140,7 @@ def _axis_in(whole: Tensor, view: Tensor, axis: int) -> int:
     return whole.ndim + axis
 
 
-def _spread(item: Labels, part: _Part) -> Ints:
+def _expanded(item: Labels, part: _Part) -> Ints:
     return item.values.expand(part.value.shape).reshape(-1).numpy()
 
 
@@ -149,7 +149,7 @@ def _side_by_side(
 ) -> Labels:
     source = np.concatenate(
         [
-            _spread(row[index], part) if index in row else np.full(part.addresses.size, NONE)
+            _expanded(row[index], part) if index in row else np.full(part.addresses.size, NONE)
             for index, part in parts.items()
         ]
     )

@@ -255,7 +255,7 @@ class Propagator(TorchDispatchMode):
         if written:
             for tensor, value in zip(written, values, strict=True):
                 held = pinned_value(value.shape, "constant") if value.constant else value
-                self._outcomes.write(tensor, held)
+                self._outcomes.note_write(tensor, held)
         else:
             self._outcomes.attach(call, values)
         if outputs and (track := self.memory.find(outputs[0])) is not None:
@@ -276,7 +276,7 @@ class Propagator(TorchDispatchMode):
         """What an unknown operator may have written to, besides what it says, is pinned."""
         for tensor in touched_by(call.op, call.args):
             if not any(tensor is item for item in written):
-                self._outcomes.write(tensor, pinned_value(tensor.shape, _NO_RULE))
+                self._outcomes.note_write(tensor, pinned_value(tensor.shape, _NO_RULE))
 
     def _refresh(self, func: Any, operands: Sequence[_Operand], written: Sequence[Tensor]) -> None:
         """Operands are read, also by a rule that does not look at them; names are asked for."""

@@ -31,7 +31,7 @@ _TURNED_AT_MOST = 16
 _FOLLOWED = 3
 """How many looks, the first of a run, are followed both ways: up to two to this power runs."""
 
-_SPREAD = 3
+_WIDER = 3
 
 _ELEMENTS_AT_MOST = 1 << 20
 """The most elements of an input with more rows."""
@@ -242,34 +242,34 @@ def with_more_rows(values: Any, factor: int) -> Any:
     )
 
 
-def with_third_marks(values: Any) -> list[Any]:
-    """Inputs in which one of the masks of whole numbers has a third mark, 2, here and there."""
+def with_twos(values: Any) -> list[Any]:
+    """Inputs in which one of the masks of whole numbers holds a 2 here and there."""
     leaves, tree = pytree.tree_flatten(values)
     return [
-        pytree.tree_unflatten([*leaves[:at], _with_third_mark(leaf), *leaves[at + 1 :]], tree)
+        pytree.tree_unflatten([*leaves[:at], _with_some_twos(leaf), *leaves[at + 1 :]], tree)
         for at, leaf in enumerate(leaves)
-        if isinstance(leaf, Tensor) and _are_marks(leaf)
+        if isinstance(leaf, Tensor) and _is_mask(leaf)
     ]
 
 
-def _are_marks(tensor: Tensor) -> bool:
+def _is_mask(tensor: Tensor) -> bool:
     whole = not tensor.is_floating_point() and not tensor.is_complex()
-    marks = whole and tensor.dtype != torch.bool and tensor.numel() > 0
-    return marks and bool(((tensor == 0) | (tensor == 1)).all())
+    mask = whole and tensor.dtype != torch.bool and tensor.numel() > 0
+    return mask and bool(((tensor == 0) | (tensor == 1)).all())
 
 
-def _with_third_mark(tensor: Tensor) -> Tensor:
+def _with_some_twos(tensor: Tensor) -> Tensor:
     here = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape) % 4 == 0
     return tensor.masked_fill(here, 2)
 
 
-def spread(values: Any) -> Any:
+def wider(values: Any) -> Any:
     """Inputs whose floating-point tensors vary more, to reach what usual inputs seldom do."""
 
-    def wider(tensor: Tensor) -> Tensor:
+    def stretched(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
         mean = tensor.mean()
-        return mean + _SPREAD * (tensor - mean)
+        return mean + _WIDER * (tensor - mean)
 
-    return pytree.tree_map_only(Tensor, wider, values)
+    return pytree.tree_map_only(Tensor, stretched, values)

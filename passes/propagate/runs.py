@@ -22,10 +22,10 @@ from fxrebasin.passes.propagate.propagation import Propagation
 from fxrebasin.passes.propagate.propagator import Propagator, RunOn
 from fxrebasin.passes.propagate.routing import (
     raised_by_python,
-    spread,
     unread_state,
+    wider,
     with_more_rows,
-    with_third_marks,
+    with_twos,
 )
 from fxrebasin.running.given import Given, remade
 from fxrebasin.running.messages import attempt
@@ -132,7 +132,7 @@ class _Runs:
         looks, once = self._mode.looks, self._mode.recorder.work
         ways, few = looks.other_ways(), looks.may_follow()
         self._run_on_other_inputs(given)
-        for marked in with_third_marks(given) if self._unread() else ():
+        for marked in with_twos(given) if self._unread() else ():
             self._attempt(partial(self.run, marked))
         if few or self._unread():
             looks.follow(lambda way: self._attempt(partial(self.run, given, answers=way)), ways)
@@ -163,7 +163,7 @@ class _Runs:
         for seed, factor in enumerate((_TWICE, *_MORE_ROWS), start=1 + _MORE_RUNS):
             larger = with_more_rows(given, factor) if work * factor <= _WORK_AT_MOST else None
             if larger is not None and self._unread() and (factor == _TWICE or looks.lines):
-                self._attempt(partial(self.run, spread(redrawn(larger, seed))))
+                self._attempt(partial(self.run, wider(redrawn(larger, seed))))
                 looks.compare_rows()
 
     def _reached(self) -> set[object]:

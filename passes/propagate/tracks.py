@@ -220,7 +220,7 @@ def _placed(track: Track, form: Tensor) -> Tensor | None:
     return placed if placed is not None and placed.dtype == form.dtype else None
 
 
-def write(track: Track, value: Value, ledger: Ledger) -> None:
+def write_through(track: Track, value: Value, ledger: Ledger) -> None:
     """A tensor takes on new content; so do its base and all other views of that."""
     root = track.root
     root.version += 1

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from fxrebasin.passes.fields.fields import Field, Value, place
-from fxrebasin.passes.fields.moving import inside
+from fxrebasin.passes.fields.fields import Field, Value, onto_axes
+from fxrebasin.passes.fields.moving import part_of_axis
 from fxrebasin.passes.fields.patterns import pattern
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.contraction import convolution_patterns
@@ -87,8 +87,12 @@ def batch_norm(call: Call) -> Sequence[Value]:
     for name in names:
         tensor = call.args.get(name)
         if tensor is not None and tensor.numel():
-            found = call.state(tensor) if name.startswith("running") else call.lookup(tensor)
-            fields += [place(item, [1], ndim) for item in found.fields]
+            found = (
+                call.running_statistics(tensor)
+                if name.startswith("running")
+                else call.lookup(tensor)
+            )
+            fields += onto_axes(found.fields, [1], ndim)
     met = call.join(fields, value.shape)
 
     def for_input() -> Value:
@@ -104,7 +108,7 @@ def group_norm(call: Call) -> Sequence[Value]:
     """Sums over each group of channels, of gradients and of their products with the input."""
     grad, value = call.value("grad_out"), call.value("input")
     weight = call.optional("weight")
-    scaled = [] if weight is None else [place(f, [1], len(value.shape)) for f in weight.fields]
+    scaled = [] if weight is None else onto_axes(weight.fields, [1], len(value.shape))
 
     def for_input() -> Value:
         met = call.join([*grad.fields, *value.fields, *scaled], value.shape)
@@ -123,7 +127,7 @@ def _in_groups(call: Call, value: Value) -> Value:
     for name in ("mean", "rstd"):
         given = call.value(name)
         parts = call.reshape(given.fields, given.shape, split[:2])
-        fields += [place(item, [0, 1], len(split)) for item in parts]
+        fields += onto_axes(parts, [0, 1], len(split))
     met = call.join(fields, split)
     return call.join(call.reshape(met.fields, split, value.shape), value.shape)
 
@@ -183,7 +187,7 @@ def slice_back(call: Call) -> Sequence[Value]:
     start, end, step = (call.args[name] for name in ("start", "end", "step"))
     places = torch.arange(call.shape[dim])[start:end:step]
     put = call.put_at(call.value("grad_output"), dim, places)
-    return [call.join([*put, *inside(call.shape, dim, places, _PART)])]
+    return [call.join([*put, *part_of_axis(call.shape, dim, places, _PART)])]
 
 
 @rule("select_backward")
@@ -192,6 +196,6 @@ def select_back(call: Call) -> Sequence[Value]:
     ndim = len(call.shape)
     dim = call.args["dim"] % ndim
     others = [axis for axis in range(ndim) if axis != dim]
-    placed = [place(item, others, ndim) for item in call.value("grad_output").fields]
+    placed = onto_axes(call.value("grad_output").fields, others, ndim)
     chosen = torch.tensor([call.args["index"] % call.shape[dim]])
-    return [call.join([*placed, *inside(call.shape, dim, chosen, _PART)])]
+    return [call.join([*placed, *part_of_axis(call.shape, dim, chosen, _PART)])]

@@ -18,11 +18,11 @@ from fxrebasin.passes.fields.fields import (
     Field,
     Labels,
     Value,
+    onto_axes,
     pinned_value,
-    place,
     positions,
 )
-from fxrebasin.passes.fields.joining import hold_routed, join
+from fxrebasin.passes.fields.joining import join, pin_routed
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.moving import (
     chosen_labels,
@@ -50,7 +50,7 @@ class Call:
         outputs: the tensor outputs, in order (of the right shapes; their data mean nothing).
         lookup: the value of a tensor argument.
         constant: the data of a tensor argument that depends on no parameter and no input, or None.
-        state: the value of a buffer read as running statistics.
+        running_statistics: the value of a buffer that is read as such.
         strides: of the tensor arguments, in order, before the call.
         named: the value of a tensor argument whose numbers are names of units, or None. What is
             not read so has to be looked up.
@@ -64,7 +64,7 @@ class Call:
     outputs: Sequence[Tensor]
     lookup: Callable[[Tensor], Value]
     constant: Callable[[Tensor], Tensor | None]
-    state: Callable[[Tensor], Value]
+    running_statistics: Callable[[Tensor], Value]
     strides: Sequence[tuple[int, ...]]
     named: Callable[[Tensor], Value | None]
     apart: Callable[[Tensor, int, bool], bool]
@@ -144,8 +144,7 @@ class Call:
         offset = ndim - len(value.shape)
         if offset == 0:
             return list(value.fields)
-        target = range(offset, ndim)
-        return [place(item, target, ndim) for item in value.fields]
+        return onto_axes(value.fields, range(offset, ndim), ndim)
 
     def pin_axes(self, value: Value, axes: Iterable[int], reason: str) -> Value:
         """The value after giving up all freedom along some of its axes."""
@@ -230,9 +229,9 @@ class Call:
         found = (f if isinstance(f, Labels) else materialise(self.ledger, f) for f in value.fields)
         return self.join(found, value.shape)
 
-    def hold_routed(self, item: Labels) -> None:
+    def pin_routed(self, item: Labels) -> None:
         """Give up rows of experts that data chose, where something picks among them."""
-        hold_routed(self.ledger, item)
+        pin_routed(self.ledger, item)
 
     def separate(self, elements: Elements) -> list[Labels]:
         """Labels for the elements of a state tensor's view, along several axes if they are few."""

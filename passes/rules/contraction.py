@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxrebasin.passes.fields.fields import Value, place
+from fxrebasin.passes.fields.fields import Value, onto_axes
 from fxrebasin.passes.fields.patterns import pattern
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.registry import rule
@@ -91,5 +91,5 @@ def _plus_bias(call: Call, product: Value, axis: int) -> Value:
     if bias is None:
         return product
     ndim = len(product.shape)
-    placed = [place(item, [axis % ndim], ndim) for item in bias.fields]
+    placed = onto_axes(bias.fields, [axis % ndim], ndim)
     return call.join([*product.fields, *placed])

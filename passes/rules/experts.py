@@ -48,7 +48,7 @@ def grouped_product(call: Call) -> Sequence[Value]:
     of_experts = _of_experts(call, rows, chosen, routing)
     shape = (experts, call.shape[1])
     product = call.follow(_BY_EXPERT, of_experts, stack, shape=shape, reason="expert")
-    found = _spread(call, product, chosen, routing)
+    found = _to_rows(call, product, chosen, routing)
     return [call.join([*found, *call.positions([0], "row chosen by data")])]
 
 
@@ -78,7 +78,7 @@ def rows_of_experts(call: Call, value: Value, index: Tensor) -> Value | None:
     shown = call.as_labels(held)
     if shown is None:
         return None
-    found = _spread(call, shown, _one_choice(rows, experts), grouped.routing)
+    found = _to_rows(call, shown, _one_choice(rows, experts), grouped.routing)
     return call.join([*found, *call.positions([0], "row chosen by data")])
 
 
@@ -122,7 +122,7 @@ def _of_experts(call: Call, rows: Value, chosen: Tensor, routing: Routing) -> Va
     return Value((len(first), rows.shape[1]), tuple(fields))
 
 
-def _spread(call: Call, product: Value, chosen: Tensor, routing: Routing) -> list[Field]:
+def _to_rows(call: Call, product: Value, chosen: Tensor, routing: Routing) -> list[Field]:
     """From experts to rows, marked with the choice of rows."""
     moved = call.move(product, lambda labels: labels.index_select(0, chosen), [0])
     return [

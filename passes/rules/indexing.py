@@ -11,8 +11,8 @@ from fxrebasin.passes.fields.fields import (
     Field,
     Labels,
     Value,
+    onto_axes,
     pinned_value,
-    place,
     positions,
     squeeze_constant,
 )
@@ -69,7 +69,7 @@ def _numbers(call: Call, index: Tensor, what: str) -> Value:
 
 def _chosen(call: Call, index: Tensor, target: Sequence[int], what: str) -> list[Field]:
     """As `_numbers`, at the axes of the output that those of the index become."""
-    return [place(item, target, call.rank) for item in _numbers(call, index, what).fields]
+    return onto_axes(_numbers(call, index, what).fields, target, call.rank)
 
 
 @rule("_embedding_bag", "_embedding_bag_forward_only")
@@ -119,7 +119,7 @@ def _looked_up(call: Call, value: Value, axis: int, index: Tensor) -> Value:
     ndim = len(call.shape)
     grown = ndim - len(kept)
     target = [other if other < axis else other - len(covered) + grown for other in kept]
-    fields = [place(item, target, ndim) for item in call.reduced(met, kept)]
+    fields = onto_axes(call.reduced(met, kept), target, ndim)
     if mask:
         call.pin_axes(call.lookup(index), range(index.ndim), _BY_DATA)
         return call.join([*fields, *call.positions([axis], _BY_DATA)])
@@ -173,7 +173,7 @@ def _distinct(index: Tensor) -> bool:
 def _indexed(
     call: Call, item: Labels, value: Value, indices: Sequence[Tensor | None]
 ) -> list[Labels]:
-    call.hold_routed(item)
+    call.pin_routed(item)
     full = torch.ops.aten.index.Tensor(item.values.expand(value.shape), list(indices))
     return call.chosen(squeeze_constant(full, range(full.ndim)), item)
 
@@ -201,7 +201,7 @@ def _looked_up_together(call: Call, value: Value, given: Mapping[int, Tensor]) -
     ndim, rank = len(call.shape), max(index.ndim for index in given.values())
     inside = result_axes(list(given), rank)
     target = [axis for axis in range(ndim) if axis not in inside]
-    fields = [place(item, target, ndim) for item in call.reduced(met, kept)]
+    fields = onto_axes(call.reduced(met, kept), target, ndim)
     for index in given.values():
         fields += _chosen(call, index, inside[rank - index.ndim :], _BY_DATA)
     return call.join(fields)

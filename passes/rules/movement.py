@@ -14,12 +14,12 @@ from fxrebasin.passes.fields.fields import (
     Field,
     Labels,
     Value,
+    onto_axes,
     pinned_value,
-    place,
     squeeze_constant,
 )
 from fxrebasin.passes.fields.labels import NONE
-from fxrebasin.passes.fields.moving import inside, overlaps
+from fxrebasin.passes.fields.moving import overlaps, part_of_axis
 from fxrebasin.passes.fields.patterns import pattern
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.registry import pin_everything, rule
@@ -165,7 +165,9 @@ def pad(call: Call) -> Sequence[Value]:
         mine = [0 if last - i // 2 not in item.axes else p for i, p in enumerate(padding)]
         fields += call.chosen(torch.constant_pad_nd(item.values, mine, NONE), item)
     for axis in padded:
-        fields += inside(call.shape, axis, _old_places(value, call.shape, axis, padding), "padding")
+        fields += part_of_axis(
+            call.shape, axis, _old_places(value, call.shape, axis, padding), "padding"
+        )
     return [call.join(fields)]
 
 
@@ -188,7 +190,12 @@ def diagonal_matrices(call: Call) -> Sequence[Value]:
     rows, columns = (call.args[name] % ndim for name in ("dim1", "dim2"))
     others = [axis for axis in range(ndim) if axis not in (rows, columns)]
     fields = call.value("self").fields
-    placed = [place(item, [*others, axis], ndim) for item in fields for axis in (rows, columns)]
+    placed = [
+        part
+        for item in fields
+        for axis in (rows, columns)
+        for part in onto_axes([item], [*others, axis], ndim)
+    ]
     units = call.fresh(call.shape[rows])
     for axis in (rows, columns) if len(units) > 1 else ():
         shape = [-1 if other == axis else 1 for other in range(ndim)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fxrebasin.passes.fields.fields import Field, Value, place
+from fxrebasin.passes.fields.fields import Field, Value, onto_axes
 from fxrebasin.passes.fields.moving import pick_axes
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.registry import rule
@@ -14,10 +14,10 @@ def _parameters(call: Call, names: Sequence[str], axes: Sequence[int], ndim: int
     """Scale and shift, along axes of the operand or the last of these."""
     found = [call.optional(name) for name in names]
     return [
-        place(item, axes[len(axes) - len(value.shape) :], ndim)
+        item
         for value in found
         if value is not None
-        for item in value.fields
+        for item in onto_axes(value.fields, axes[len(axes) - len(value.shape) :], ndim)
     ]
 
 
@@ -36,7 +36,7 @@ def batch_norm(call: Call) -> Sequence[Value]:
     for name in ("running_mean", "running_var"):
         tensor = call.args.get(name)
         if tensor is not None:
-            fields += [place(item, [1], ndim) for item in call.state(tensor).fields]
+            fields += onto_axes(call.running_statistics(tensor).fields, [1], ndim)
     fields += _parameters(call, ("weight", "bias"), [1], ndim)
     return _with_channel_statistics(call, fields, channel=1)
 

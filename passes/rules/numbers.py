@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fxrebasin.passes.fields.fields import Labels, Value, place
+from fxrebasin.passes.fields.fields import Labels, Value, onto_axes
 from fxrebasin.passes.fields.labels import rigid_labels
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.pointwise import pointwise
@@ -64,7 +64,7 @@ def found_at(
             f"{where} chooses among units that may be exchanged, and takes "
             "the first of equal values: their order counts where parameters are equal, as zeros are"
         )
-        met = call.join([*value.fields, place(made, [axis], len(value.shape))], value.shape)
+        met = call.join([*value.fields, *onto_axes([made], [axis], len(value.shape))], value.shape)
         return replace(results(met), when_read=read, names=made)
 
     several = bool(value.shape) and value.shape[axis] > 1
@@ -91,7 +91,7 @@ def looked_up(call: Call, value: Value, axis: int, index: Tensor, reason: str) -
     if units is None:
         call.lookup(index)
         return call.pin_axes(value, [axis], reason)
-    return call.join([*value.fields, place(units, [axis], len(value.shape))], value.shape)
+    return call.join([*value.fields, *onto_axes([units], [axis], len(value.shape))], value.shape)
 
 
 def numbers_in(call: Call, index: Tensor) -> Value:
@@ -140,7 +140,7 @@ def compared(call: Call) -> Sequence[Value]:
         if named is not None and axis is not None and units is not None:
             fields = call.broadcast(named, ndim)
             if not any(axis in item.axes for item in fields):
-                return [call.join([*fields, place(units, [axis], ndim)])]
+                return [call.join([*fields, *onto_axes([units], [axis], ndim)])]
     return pointwise(call)
 
 

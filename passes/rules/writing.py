@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from fxrebasin.passes.fields.fields import Field, Labels, Value, place
+from fxrebasin.passes.fields.fields import Field, Labels, Value, onto_axes
 from fxrebasin.passes.fields.labels import NONE
-from fxrebasin.passes.fields.moving import inside
+from fxrebasin.passes.fields.moving import part_of_axis
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.indexing import MASKS, result_axes
 from fxrebasin.passes.rules.numbers import units_on
@@ -68,7 +68,7 @@ def _written_at(
             fields += call.chosen(item.values.index_fill(dim, places, NONE), item)
     for value in written:
         fields += call.put_at(value, dim, places)
-    return call.join([*fields, *inside(call.shape, dim, places, "part that is written to")])
+    return call.join([*fields, *part_of_axis(call.shape, dim, places, "part that is written to")])
 
 
 @rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
@@ -100,7 +100,7 @@ def _written_to_units(call: Call, operands: Sequence[Value], dim: int, units: La
     """The places along the axis that is written to are those of units, which the index names."""
     ndim = len(call.shape)
     target, *written = operands
-    fields: list[Field] = [*target.fields, place(units, [dim], ndim)]
+    fields: list[Field] = [*target.fields, *onto_axes([units], [dim], ndim)]
     for value in written:
         held = call.pin_axes(value, [dim], _CHOSEN)
         fields += call.reduce(held, set(range(ndim)) - {dim})
@@ -123,8 +123,7 @@ def index_put(call: Call) -> Sequence[Value]:
     value, indices = call.value("self"), list(call.args["indices"])
     written, mask = call.value("values"), indices[0] if len(indices) == 1 else None
     if mask is not None and mask.dtype in MASKS and call.args["values"].numel() == 1:
-        aligned = call.lookup(mask)
-        chosen = [place(f, range(mask.ndim), len(value.shape)) for f in aligned.fields]
+        chosen = onto_axes(call.lookup(mask).fields, range(mask.ndim), len(value.shape))
         return [call.join([*value.fields, *chosen])]
     axes = _indexed_axes(indices)
     if axes is None:
@@ -163,7 +162,7 @@ def _put_by_data(call: Call, written: Value, axes: Sequence[int], given: Sequenc
     kept = [axis for axis, place_of in enumerate(target) if place_of >= 0]
     source = call.pin_axes(written, set(range(len(target))) - set(kept), _CHOSEN)
     onto = [target[axis] for axis in kept]
-    fields += [place(item, onto, call.rank) for item in call.reduced(source, kept)]
+    fields += onto_axes(call.reduced(source, kept), onto, call.rank)
     return call.join([*fields, *call.positions(axes, _CHOSEN)])
 
 
