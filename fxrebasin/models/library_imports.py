@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 import torch
@@ -11,6 +12,7 @@ from fxrebasin.errors import InputError
 from fxrebasin.models.torchvision_shim import ensure_torchvision
 
 _NEED_TORCHVISION = ("torchvision", "timm")
+_USE_TORCHVISION = ("transformers", "diffusers")  # where it is installed
 
 
 def import_library(name: str) -> ModuleType:
@@ -28,7 +30,8 @@ def import_library(name: str) -> ModuleType:
     """
     package = name.split(".")[0]
     try:
-        if package in _NEED_TORCHVISION:
+        used = package in _USE_TORCHVISION and importlib.util.find_spec("torchvision") is not None
+        if used or package in _NEED_TORCHVISION:
             ensure_torchvision()
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

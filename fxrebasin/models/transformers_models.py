@@ -7,7 +7,6 @@ transformers itself brings, which computes the same.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -20,7 +19,6 @@ from fxrebasin.models.folders import CONFIG, ModelFolder
 from fxrebasin.models.keywords import Builder, Keywords, check_known
 from fxrebasin.models.library_imports import import_library
 from fxrebasin.models.quiet import quiet
-from fxrebasin.models.torchvision_shim import ensure_torchvision
 from fxrebasin.running.messages import attempt, first_lines
 
 _ATTENTION = ("eager", "sdpa", "flex_attention")
@@ -132,8 +130,6 @@ def _check_backbone(part: Any, folder: ModelFolder) -> None:
         raise InputError(
             f"{folder.file} names a backbone to fetch: {', '.join(named)}; nothing is downloaded"
         )
-    if named and importlib.util.find_spec("torchvision") is not None:
-        ensure_torchvision()  # timm needs it
 
 
 def model_class(folder: ModelFolder, config: Any, *, trusted: bool) -> Any:
@@ -145,7 +141,7 @@ def model_class(folder: ModelFolder, config: Any, *, trusted: bool) -> Any:
     transformers = import_library("transformers")
     names = _architectures(folder) or [_base_model(transformers, config, folder)]
     for name in names:
-        found = getattr(transformers, name, None) if name.isidentifier() else None
+        found = _named(transformers, name)
         if trusted and found is None:
             found = _custom_class(folder, name)
         if isinstance(found, type) and _is_model_for(found, config, transformers):
@@ -161,6 +157,14 @@ def model_class(folder: ModelFolder, config: Any, *, trusted: bool) -> Any:
         f"{transformers.__version__} has no class of models of that name with a "
         f"{type(config).__name__}.{code}"
     )
+
+
+def _named(transformers: Any, name: str) -> Any:
+    """What transformers has under a name, if that can be imported."""
+    made: list[Any] = []
+    if name.isidentifier():
+        attempt(lambda: made.append(getattr(transformers, name)))
+    return made[0] if made else None
 
 
 def _architectures(folder: ModelFolder) -> list[str]:

@@ -42,7 +42,7 @@ def read_checkpoint(
         ['weight', 'bias']
     """
     path, reading = Path(path), reading or Reading()
-    if is_model_folder(path):
+    if is_model_folder(path, model):
         return read_folder(path, model, reading)
     content = read_content(path)
     found = find(content.tree, model, reading, str(path))

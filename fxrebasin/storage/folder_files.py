@@ -1,0 +1,187 @@
+"""The files in the folder of a model: which hold its weights, and which others it has."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from fxrebasin.errors import CheckpointError, InputError
+from fxrebasin.models.folders import ModelFolder, is_hugging_face
+from fxrebasin.storage.diffusers_weights import variant_of
+from fxrebasin.storage.files import replacing_set
+from fxrebasin.storage.libraries import Binding
+from fxrebasin.wording import listed
+
+CARD = "README.md"
+
+_FRONT_MATTER = re.compile(r"\A---\r?\n.*?^---\r?\n", re.DOTALL | re.MULTILINE)
+NUMBER_OF_SHARD = re.compile(r"-\d{5}-of-\d{5}")
+_NAMED_WEIGHTS = "transformers_weights"  # entry of a configuration: the file to read
+# Formats of weights, of transformers and others, and the states of optimisers and schedulers.
+_WEIGHTS = {
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".gguf"),
+    *(".onnx", ".onnx_data", ".tflite", ".mlmodel"),
+}
+_SETTINGS = {"training_args.bin"}
+_HIDDEN = {".git", ".cache"}
+
+
+def weights_of(folder: ModelFolder, library: Binding, key: str | None, given: Path) -> Path:
+    """The file of weights, or the index of those in shards, that a library reads.
+
+    Args:
+        folder: of the model.
+        library: that reads it.
+        key: the variant to take, such as "fp16".
+        given: what the user named; an index is taken as it is.
+
+    Raises:
+        CheckpointError: there is none, or not of this variant, or there are several.
+    """
+    if given.is_file() and ".index." in given.name:
+        return given
+    named = folder.config.get(_NAMED_WEIGHTS)
+    if isinstance(named, str):
+        if Path(named).name != named or not (folder.path / named).is_file():
+            raise CheckpointError(f"{folder.file} names weights in {named!r}, which is not there")
+        return folder.path / named
+    found: dict[str | None, Path] = {}
+    for stem, suffix in ((library.stem, ".safetensors"), (library.pickled, ".bin")):
+        for path in sorted(folder.path.glob(f"{stem}*")):
+            if path.is_file() and _is_named(path.name, stem, suffix):
+                found.setdefault(variant_of(path.name), path)
+    if key is None and None in found:
+        return found[None]
+    if key is None and len(found) == 1:
+        return next(iter(found.values()))
+    if key in found:
+        return found[key]
+    variants = [repr(variant) for variant in found if variant is not None]
+    if not found:
+        inside = listed(sorted(path.name for path in folder.path.iterdir()), 8)
+        raise CheckpointError(
+            f"{folder.path} has no weights that {folder.library.value} reads "
+            f"({library.stem}.safetensors, {library.pickled}.bin, or an index of shards); it holds "
+            f"{inside or 'nothing'}"
+        )
+    raise CheckpointError(
+        f"{folder.path} has no weights of the variant key={key!r}; it has {', '.join(variants)}"
+        if key is not None
+        else f"{folder.path} has weights in several variants; choose one by its key: "
+        f"{', '.join(variants)}"
+    )
+
+
+def _is_named(name: str, stem: str, suffix: str) -> bool:
+    """Whether a file is `stem.safetensors`, an index of that, or a variant of these."""
+    if NUMBER_OF_SHARD.search(name) or not name.startswith(f"{stem}."):
+        return False
+    return name.endswith(suffix) or (name.endswith(".json") and f"{suffix}.index." in name)
+
+
+def other_files(folder: Path, weights: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """The other files of a folder: those that stay true, and those with weights of their own.
+
+    Args:
+        folder: of the model.
+        weights: names of the files that its weights were read from.
+
+    Returns:
+        Both by their paths inside the folder.
+    """
+    kept: list[Path] = []
+    left: list[Path] = []
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_file() and not _HIDDEN & set(inside.parts) and str(inside) not in weights:
+            (left if _holds_weights(path) else kept).append(inside)
+    return kept, left
+
+
+def _holds_weights(path: Path) -> bool:
+    index = path.suffix == ".json" and ".index." in path.name
+    return path.name not in _SETTINGS and (path.suffix in _WEIGHTS or index)
+
+
+def card_with(card: str, previous: str) -> str:
+    """A model card in the place of another: its header stays, and its text comes below.
+
+    Args:
+        card: the new text.
+        previous: of the folder that was read.
+
+    Example:
+        >>> print(card_with("# New\\n", "---\\nlicense: mit\\n---\\n# Old\\n"))
+        ---
+        license: mit
+        ---
+        # New
+        <BLANKLINE>
+        ---
+        <BLANKLINE>
+        # Old
+        <BLANKLINE>
+    """
+    header = _FRONT_MATTER.match(previous)
+    head, text = (header.group(), previous[header.end() :]) if header else ("", previous)
+    below = f"\n---\n\n{text.lstrip()}" if text.strip() else ""
+    return head + card + below
+
+
+def refuse_folder(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:
+    """Check, before any work is done, that a folder can be written.
+
+    Args:
+        out: the folder.
+        inputs: files and folders that are read, none of which may be written into.
+        overwrite: replace the folder of a model that exists.
+
+    Raises:
+        InputError: it exists, or is not of a model, or is, holds or lies in what is read.
+
+    Example:
+        >>> refuse_folder(Path("no-such-folder"), [Path("model")], overwrite=False)
+    """
+    place = out.resolve()
+    for path in inputs:
+        used = path.resolve()
+        if place == used or used in place.parents or place in used.parents:
+            raise InputError(f"{out} cannot be written: {path} is read; choose another place")
+    if not out.exists():
+        return
+    if not overwrite or not out.is_dir():
+        raise InputError(f"{out} exists already; choose another place, or ask to overwrite")
+    if not is_hugging_face(out):
+        raise InputError(f"{out} exists and is not the folder of a model; choose another place")
+
+
+@contextmanager
+def drafted_folder(out: Path) -> Iterator[Path]:
+    """Where to write a folder that appears at its place only when all of it was written.
+
+    Args:
+        out: the place; what is there is replaced.
+
+    Example:
+        >>> with drafted_folder(Path("model")) as draft:
+        ...     _ = (draft / "config.json").write_text("{}")
+        >>> (Path("model") / "config.json").read_text()
+        '{}'
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
+        new, old = Path(name) / "new", Path(name) / "old"
+        with replacing_set(new, overwrite=False) as draft:
+            draft.mkdir()
+            yield draft
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
