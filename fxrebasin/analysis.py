@@ -21,6 +21,7 @@ from fxrebasin.reliance import Reliance
 from fxrebasin.running.collector import collector_paused
 from fxrebasin.running.messages import out_of_memory
 from fxrebasin.symmetry import Symmetry, log10_order
+from fxrebasin.wording import spoken
 
 _NO_CHOICES = Choices()
 
@@ -107,8 +108,8 @@ def _about_passing(passing: Passing | None, order: float) -> tuple[str, ...]:
     names = ", ".join(dict.fromkeys(costly))
     return (
         f"the model goes on with its outputs {names}, and they are pinned as all outputs are: with "
-        f"outputs= naming only the others, log10 of the order would be {_order(passing):.4f} "
-        f"instead of {order:.4f}",
+        f"{spoken('outputs=', '--outputs')} naming only the others, log10 of the order would be "
+        f"{_order(passing):.4f} instead of {order:.4f}",
     )
 
 

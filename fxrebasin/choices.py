@@ -11,7 +11,7 @@ from torch import nn
 
 from fxrebasin.errors import InputError
 from fxrebasin.running.outputs import Outputs, Wanted
-from fxrebasin.wording import listed
+from fxrebasin.wording import listed, spoken
 
 _LISTED = 20
 
@@ -46,8 +46,12 @@ class Choices:
         """
         if self.outputs is None and found.function is not None:
             raise InputError(
-                f"the permutation was found with the function {found.function} for outputs=, which "
-                "it does not hold: pass that function again, or other outputs to be compared"
+                f"the permutation was found with the function {found.function} for "
+                f"{spoken('outputs=', 'the outputs')}, which it does not hold: "
+                + spoken(
+                    "pass that function again, or other outputs to be compared",
+                    "name those that are to be compared with --outputs",
+                )
             )
         outputs = found.outputs if self.outputs is None else self.outputs
         return Choices(self.state_buffers or found.state_buffers, outputs)

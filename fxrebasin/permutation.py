@@ -26,7 +26,7 @@ from fxrebasin.indexing import (
 from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass, same_layout
 from fxrebasin.reliance import Relied, contradictions, refusal
 from fxrebasin.storage import certificate
-from fxrebasin.wording import listed
+from fxrebasin.wording import listed, spoken
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -166,7 +166,8 @@ class Permutation:
         if both is None:
             raise InputError(
                 "these permutations leave other outputs as they are: "
-                f"{self.found_with} and {other.found_with}. Find both with the same outputs="
+                f"{self.found_with} and {other.found_with}. Find both with the same "
+                f"{spoken('outputs=', '--outputs')}"
             )
         return both
 

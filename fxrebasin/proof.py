@@ -16,11 +16,15 @@ from fxrebasin.passes.trace.trace import TraceResult
 from fxrebasin.permutation import Permutation
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.running.outputs import Wanted
+from fxrebasin.wording import spoken
 
-_WHAT_NOW = (
-    "The symmetry does not hold for this model. Please report it with the model's forward; "
-    "verify=False returns the permutation all the same, to look at but not to use."
-)
+
+def _what_now() -> str:
+    python = "; verify=False returns the permutation all the same, to look at but not to use"
+    return (
+        "The symmetry does not hold for this model. Please report it with the model's "
+        f"forward{spoken(python, '')}."
+    )
 
 
 def prove_state(
@@ -61,7 +65,7 @@ def prove_state(
     if not report.passed:
         raise EquivalenceError(
             f"{label} does not compute the same with its units permuted: {report}\n"
-            f"{report.table()}\n{_WHAT_NOW}"
+            f"{report.table()}\n{_what_now()}"
         )
 
 

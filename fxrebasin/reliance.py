@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxrebasin.errors import ArchitectureMismatchError
 from fxrebasin.uniformity import digest_of, varying_axes_of
+from fxrebasin.wording import spoken
 
 _LISTED = 8
 
@@ -86,6 +87,10 @@ def refusal(faults: list[str], what: str) -> ArchitectureMismatchError:
     return ArchitectureMismatchError(
         f"the symmetry was found on a state whose constants differ from {what}:\n  "
         + "\n  ".join([*faults[:_LISTED], *more])
-        + "\nConstants decide which units may be permuted. Analyse a model that holds this state "
-        "(load it before `analyze` or `match`), or declare these buffers with `state_buffers=`."
+        + "\nConstants decide which units may be permuted. "
+        + spoken(
+            "Analyse a model that holds this state (load it before `analyze` or `match`), or "
+            "declare these buffers with `state_buffers=`.",
+            "Match these weights themselves, or declare these buffers with --state-buffers.",
+        )
     )

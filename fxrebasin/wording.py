@@ -1,8 +1,12 @@
-"""How messages list things."""
+"""How messages list things, and whether they speak of arguments or of options."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_ON_COMMAND_LINE = ContextVar("fxrebasin.on_command_line", default=False)
 
 
 def listed(items: Sequence[str], most: int, separator: str = ", ") -> str:
@@ -19,3 +23,33 @@ def listed(items: Sequence[str], most: int, separator: str = ", ") -> str:
     """
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return separator.join(items[:most]) + more
+
+
+def spoken(python: str, option: str) -> str:
+    """Words for whoever reads a message: a program's author, or someone at a command line.
+
+    Args:
+        python: what to pass in a call.
+        option: what to write on the command line.
+
+    Example:
+        >>> spoken("overwrite=True", "--overwrite")
+        'overwrite=True'
+    """
+    return option if _ON_COMMAND_LINE.get() else python
+
+
+@contextmanager
+def speaking_options() -> Iterator[None]:
+    """Messages that are made inside are for someone at a command line.
+
+    Example:
+        >>> with speaking_options():
+        ...     spoken("overwrite=True", "--overwrite")
+        '--overwrite'
+    """
+    token = _ON_COMMAND_LINE.set(True)
+    try:
+        yield
+    finally:
+        _ON_COMMAND_LINE.reset(token)

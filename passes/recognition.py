@@ -25,7 +25,7 @@ from fxrebasin.passes.propagate.model_state import Held, Role, held_tensors, wit
 from fxrebasin.passes.propagate.propagate import propagate
 from fxrebasin.passes.propagate.propagation import Propagation
 from fxrebasin.symmetry import log10_order
-from fxrebasin.wording import listed
+from fxrebasin.wording import listed, spoken
 
 _LISTED = 4
 _SAME = 1e-9
@@ -250,7 +250,8 @@ def _notes(found: Finding, holding: Collection[str], idle: Collection[str]) -> I
     if kept:
         yield (
             f"the values of {listed(kept, _LISTED)} pin units that meet them; buffers that belong "
-            "to units, as scales, shifts and masks do, can be declared with state_buffers="
+            "to units, as scales, shifts and masks do, can be declared with "
+            f"{spoken('state_buffers=', '--state-buffers')}"
         )
     lost = sorted(name for name in names if not held[name].persistent)
     if lost:

@@ -29,6 +29,7 @@ from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.running.messages import describe_call, first_lines
 from fxrebasin.running.outputs import Outputs, Wanted
 from fxrebasin.storage.files import replacing
+from fxrebasin.wording import spoken
 
 _OLDEST_OPSET = 18  # what torch's exporter writes natively
 _TRACED_BATCH = 2  # torch.export takes an axis of size 1 for a constant
@@ -120,7 +121,8 @@ def _destination(model: nn.Module, path: str | PathLike[str], overwrite: bool) -
     for name in names:
         if not overwrite and os.path.lexists(target.parent / name):
             raise CheckpointError(
-                f"{target.parent / name} exists and is kept; pass overwrite=True to replace it"
+                f"{target.parent / name} exists and is kept; "
+                f"pass {spoken('overwrite=True', '--overwrite')} to replace it"
             )
     return target
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 
 from fxrebasin.errors import EquivalenceError
 from fxrebasin.running.watching import OperatorMode
+from fxrebasin.wording import spoken
 
 WIDENED: Mapping[torch.dtype, torch.dtype] = {
     torch.float32: torch.float64,
@@ -40,7 +41,8 @@ def _grouped_products(
     if offs is None or bias is not None or (rows.dim(), stack.dim()) != (2, 3):
         raise EquivalenceError(
             f"products in groups of shapes {tuple(rows.shape)} and {tuple(stack.shape)} cannot be "
-            "run in float64; pass verify=False, and compare outputs in float32 yourself."
+            "run in float64; "
+            f"{spoken('pass verify=False, and ', '')}compare outputs in float32 yourself."
         )
     ends = [0, *offs.tolist()]
     return torch.cat([rows[a:b] @ m for a, b, m in zip(ends, ends[1:], stack, strict=False)])

@@ -8,6 +8,7 @@ import click
 
 from fxrebasin.cli.options import DEBUG, debug_option
 from fxrebasin.errors import EquivalenceError, ExportError, FxRebasinError
+from fxrebasin.wording import speaking_options
 
 CHECK_FAILED = 1
 BAD_INPUT = 2
@@ -19,7 +20,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; errors of the package end it without a traceback unless --debug is set."""
         try:
-            return super().invoke(ctx)
+            with speaking_options():
+                return super().invoke(ctx)
         except FxRebasinError as error:
             if ctx.meta.get(DEBUG):
                 raise

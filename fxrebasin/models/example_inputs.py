@@ -25,6 +25,7 @@ from fxrebasin.running.messages import (
 )
 from fxrebasin.running.outputs import ReducingError, Wanted, reduced
 from fxrebasin.running.preserve import preserve
+from fxrebasin.wording import spoken
 
 # Two, and not one: an axis of size 1 looks like a broadcast, `squeeze` drops it, and torch.export
 # takes it for a constant. Two is the smallest batch without these problems.
@@ -265,8 +266,11 @@ def _what_to_pass(model: nn.Module) -> str:
     """Show a call: the parameters of forward, and what the first layer takes."""
     names = ", ".join(_forward_parameters(model))
     first = next(_tensors(model), None)
-    example = "torch.randn(2, 3, 224, 224)" if first is None else _expression(first)
-    return f"Its forward takes ({names}); pass for instance example_inputs=({example},)."
+    first = torch.zeros(2, 3, 224, 224, device="meta") if first is None else first
+    example = _expression(first)
+    python = f"pass for instance example_inputs=({example},)"
+    option = f"give shapes, for instance --input-shape {_option(first)}"
+    return f"Its forward takes ({names}); {spoken(python, option)}."
 
 
 def _expression(tensor: torch.Tensor) -> str:
@@ -274,6 +278,12 @@ def _expression(tensor: torch.Tensor) -> str:
     if tensor.is_floating_point():
         return f"torch.randn({sizes})"
     return f"torch.randint({int(tensor.max()) + 1 if not tensor.is_meta else 2}, ({sizes}))"
+
+
+def _option(tensor: torch.Tensor) -> str:
+    """The same on the command line."""
+    dtype = "" if tensor.is_floating_point() else f":{str(tensor.dtype).removeprefix('torch.')}"
+    return ",".join(map(str, tensor.shape)) + dtype
 
 
 def _forward_parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:

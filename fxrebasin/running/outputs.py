@@ -30,7 +30,7 @@ from fxrebasin.running.contents import Output, Walk
 from fxrebasin.running.given import Given
 from fxrebasin.running.messages import attempt, first_lines
 from fxrebasin.running.refusals import refusal
-from fxrebasin.wording import listed
+from fxrebasin.wording import listed, spoken
 
 Wanted: TypeAlias = tuple[str, ...] | Callable[[Any], Any] | None
 """Which outputs count: those of these names or patterns, those in what a function makes of what
@@ -84,7 +84,8 @@ def counted(
         place, why = walk.refused[0]
         raise InputError(
             f"the model's output {place} cannot be looked into: {why}. It may not "
-            "change either: let forward return tensors, or say which outputs count, with outputs="
+            "change either: let forward return tensors, or say which outputs count, with "
+            f"{spoken('outputs=', '--outputs')}"
         )
     return {item.name: item.tensor for item in found if not item.cache}
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fxrebasin.errors import InputError
+from fxrebasin.wording import spoken
 
 
 def refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
@@ -28,7 +29,8 @@ def refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
     if taken:
         raise InputError(
             f"{', '.join(taken)} exist{'s' if len(taken) == 1 else ''} already; "
-            "choose another place, or ask to overwrite (folders are never replaced)"
+            f"choose another place, or {spoken('ask to overwrite', 'pass --overwrite')} "
+            "(folders are never replaced)"
         )
     for path in paths:
         for folder in path.parents:

@@ -23,6 +23,7 @@ from fxrebasin.passes.match.straight_through import match_straight_through
 from fxrebasin.passes.match.weight import match_weights
 from fxrebasin.reliance import contradictions
 from fxrebasin.symmetry import Symmetry
+from fxrebasin.wording import spoken
 
 __all__ = ["METHODS", "MatchResult", "Method", "check_method", "match_states"]
 
@@ -44,9 +45,17 @@ _OF_ALL = ("classes",)
 """Options that every method has: those that pose the problem."""
 
 _SHOWN = {
-    "loader": "loader=..., any iterable of batches: (inputs, targets), or inputs alone",
-    "loss": "loss=..., a function of (outputs, targets) such as torch.nn.functional.cross_entropy",
+    "loader": (
+        "loader=..., any iterable of batches: (inputs, targets), or inputs alone",
+        "--data, a package.module:callable that returns batches, (inputs, targets) or inputs "
+        "alone, or a folder of images or texts",
+    ),
+    "loss": (
+        "loss=..., a function of (outputs, targets) such as torch.nn.functional.cross_entropy",
+        "--loss, a function of (outputs, targets) such as torch.nn.functional:cross_entropy",
+    ),
 }
+"""What to pass, in Python and on the command line."""
 
 _OTHER_CONSTANTS = (
     "The constants of the reference differ from the model's, and the permutation holds for the "
@@ -82,7 +91,7 @@ def check_method(method: str, options: Mapping[str, object]) -> None:
     if missing:
         raise InputError(
             f"method {method!r} needs {' and '.join(missing)}; pass "
-            + "; and ".join(_SHOWN[name] for name in missing)
+            + "; and ".join(spoken(*_SHOWN[name]) for name in missing)
         )
 
 

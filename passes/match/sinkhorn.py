@@ -24,6 +24,7 @@ from fxrebasin.solvers.pairs import folded, unfolded
 from fxrebasin.solvers.relaxed import Maps, Relaxation, mixed
 from fxrebasin.solvers.sinkhorn import SinkhornAscent
 from fxrebasin.solvers.weight_search import Report, WeightSearch
+from fxrebasin.wording import spoken
 
 
 def match_sinkhorn(
@@ -94,8 +95,9 @@ def _training(
         return None
     missing = "a loader" if loader is None else "a loss"
     raise InputError(
-        f"method 'sinkhorn' needs {missing} as well: pass loader=..., an iterable of (inputs, "
-        "targets), and loss=..., a function of (outputs, targets); or neither, to match weights"
+        f"method 'sinkhorn' needs {missing} as well: pass {spoken('loader=...', '--data')}, an "
+        f"iterable of (inputs, targets), and {spoken('loss=...', '--loss')}, a function of "
+        "(outputs, targets); or neither, to match weights"
     )
 
 

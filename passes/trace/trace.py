@@ -23,6 +23,7 @@ from fxrebasin.running.graph_outputs import for_graph
 from fxrebasin.running.messages import attempt, describe, describe_call, first_lines, module_path
 from fxrebasin.running.outputs import REDUCED_KEY, Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
+from fxrebasin.wording import spoken
 
 _Trace: TypeAlias = Callable[..., fx.GraphModule]
 
@@ -122,7 +123,7 @@ def _unfilled(put: Sequence[str]) -> str:
     """What to do about outputs that a graph cannot put into what is passed in."""
     return (
         f"its graphs do not fill what is passed in ({', '.join(put)}); let forward return that, or "
-        "leave it out by saying with outputs= which outputs count"
+        f"leave it out by saying with {spoken('outputs=', '--outputs')} which outputs count"
     )
 
 
