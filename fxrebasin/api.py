@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -21,8 +21,10 @@ from fxrebasin.passes.rewrite import rewrite
 from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.passes.trace.trace import TraceResult, trace
 from fxrebasin.permutation import Permutation
+from fxrebasin.progress import waiting
 from fxrebasin.proof import prove_graph, prove_state
 from fxrebasin.reliance import contradictions, refusal
+from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.running.outputs import Outputs
 from fxrebasin.storage.reference import reference_weights
@@ -123,19 +125,80 @@ def match(
         >>> match(b, ref=a).arrays["0.weight[0]"].shape
         (5,)
     """
+    return matched(
+        model_b,
+        ref,
+        example_inputs,
+        example_kwargs,
+        method,
+        seed,
+        verify=verify,
+        state_buffers=state_buffers,
+        outputs=outputs,
+        **options,
+    ).certificate
+
+
+def matched(
+    model_b: nn.Module,
+    ref: Reference,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    method: str = "weight",
+    seed: int = 0,
+    *,
+    verify: bool = True,
+    state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
+    **options: Any,
+) -> RebasinReport:
+    """What `match` does, with the figures that `transform` reports; nothing is traced.
+
+    For commands, which permute the tensors of a file as they are stored there.
+
+    Args:
+        model_b: see `match`.
+        ref: see `match`.
+        example_inputs: see `match`.
+        example_kwargs: see `match`.
+        method: see `match`.
+        seed: see `match`.
+        verify: see `match`.
+        state_buffers: see `match`.
+        outputs: see `match`.
+        **options: see `match`.
+
+    Raises:
+        ArchitectureMismatchError: model and reference differ in names or shapes.
+        EquivalenceError: the permuted model does not compute what the model computes.
+        InputError: model, reference, inputs, method or options cannot be used.
+        CheckpointError: the file of the reference cannot be read.
+
+    Example:
+        >>> a, b = (nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3)) for _ in "ab")
+        >>> report = matched(b, ref=a)
+        >>> report.distance_after <= report.distance_before, report.tracer
+        (True, None)
+    """
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
     request = _Request(model_b, ref, inputs, method, options, choices)
-    permutation = request.match(seed).permutation
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "analyze"):
+        symmetry = request.analyze()
+    with _timed(seconds, "match"):
+        found = request.match(seed, symmetry)
+    equivalence = None
     if verify:
-        prove_state(
-            request.model,
-            named_state(request.model),
-            permutation,
-            (request.args, request.kwargs),
-            request.choices.outputs,
-        )
-    return permutation
+        with _timed(seconds, "verify"):
+            equivalence = prove_state(
+                request.model,
+                named_state(request.model),
+                found.permutation,
+                (request.args, request.kwargs),
+                request.choices.outputs,
+            )
+    return _reported(request, symmetry, found, seconds, equivalence)
 
 
 def apply(
@@ -280,28 +343,44 @@ def transform(
                 (request.args, request.kwargs),
                 request.choices.outputs,
             )
-    result.meta["fxrebasin"] = RebasinReport(
-        method=method,
+    result.meta["fxrebasin"] = _reported(request, symmetry, found, seconds, equivalence, traced)
+    return result
+
+
+def _reported(
+    request: _Request,
+    symmetry: Symmetry,
+    found: MatchResult,
+    seconds: Mapping[str, float],
+    equivalence: EquivalenceReport | None,
+    traced: TraceResult | None = None,
+) -> RebasinReport:
+    notes = traced.notes if traced is not None else ()
+    return RebasinReport(
+        method=request.method,
         objective_before=found.objective_before,
         objective_after=found.objective_after,
         distance_before=found.distance_before,
         distance_after=found.distance_after,
         sweeps=found.sweeps,
         seconds=seconds,
-        tracer=traced.tracer,
-        notes=(*request.notes, *traced.notes, *symmetry.notes, *found.notes),
+        tracer=traced.tracer if traced is not None else None,
+        notes=(*request.notes, *notes, *symmetry.notes, *found.notes),
         equivalence=equivalence,
         certificate=found.permutation,
         log10_order=symmetry.log10_order(),
         unknown_operators=symmetry.unknown_operators,
     )
-    return result
+
+
+_SHOWS_ITS_PROGRESS = "match"
 
 
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     began = time.perf_counter()
-    yield
+    with nullcontext() if stage == _SHOWS_ITS_PROGRESS else waiting(stage):
+        yield
     seconds[stage] = time.perf_counter() - began
 
 

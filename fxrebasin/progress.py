@@ -1,8 +1,11 @@
-"""A progress bar for work that may be over at once."""
+"""Progress of work that may be over at once."""
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.progress import Progress, TaskID
 
@@ -10,6 +13,45 @@ from fxrebasin.terminal import progress_bar
 
 # A progress bar that only flashes by is a nuisance.
 _PATIENCE_SECONDS = 2.0
+
+
+@contextmanager
+def waiting(stage: str) -> Iterator[None]:
+    """Say on standard error what takes its time, for a stage that does not tell how far it is.
+
+    Nothing is shown for the first two seconds, nor where there is no terminal.
+
+    Args:
+        stage: a few words.
+
+    Example:
+        >>> with waiting("tracing"):
+        ...     graph = None
+    """
+    bar = progress_bar()
+    if bar.disable:
+        yield
+        return
+    lock, over = threading.Lock(), threading.Event()
+
+    def show() -> None:
+        with lock:
+            if not over.is_set():
+                bar.add_task(stage, total=None)
+                bar.start()
+
+    timer = threading.Timer(_PATIENCE_SECONDS, show)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            over.set()
+        timer.cancel()
+        for task in bar.tasks:
+            bar.update(task.id, total=1, completed=1)
+        bar.stop()
 
 
 class LateBar:

@@ -34,7 +34,7 @@ def prove_state(
     inputs: tuple[tuple[Any, ...], Mapping[str, Any]],
     wanted: Wanted = None,
     label: str = "the model",
-) -> None:
+) -> EquivalenceReport | None:
     """Compare in float64 what a module computes with a state, and with that state permuted.
 
     Takes two forward passes of the example and two of a few other rows, and memory for a float64
@@ -48,6 +48,9 @@ def prove_state(
         wanted: which outputs count; see `fxrebasin.running.outputs`.
         label: what messages call the model with this state.
 
+    Returns:
+        What the comparison found; None if no unit moves, so that there is nothing to compare.
+
     Raises:
         EquivalenceError: the outputs differ.
         InputError: the module does not run in float64 on these inputs.
@@ -56,10 +59,11 @@ def prove_state(
         >>> import fxrebasin
         >>> net = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3))
         >>> order = fxrebasin.analyze(net).random(seed=0)
-        >>> prove_state(net, net.state_dict(), order, ((torch.ones(1, 2),), {}))
+        >>> prove_state(net, net.state_dict(), order, ((torch.ones(1, 2),), {})).passed
+        True
     """
     if permutation.is_identity:
-        return
+        return None
     moved = permutation.permute_state_dict(state)
     report = compare_states(model, state, moved, *inputs, wanted, label=label)
     if not report.passed:
@@ -67,6 +71,7 @@ def prove_state(
             f"{label} does not compute the same with its units permuted: {report}\n"
             f"{report.table()}\n{_what_now()}"
         )
+    return report
 
 
 def prove_graph(

@@ -210,7 +210,7 @@ def test_a_graph_that_computes_something_else_is_not_taken() -> None:
         # as a submodule, for torch.fx does not look into the layers of torch.nn themselves
         result = trace(nn.ModuleList([model])[0], (x,))
         assert result.tracer == "export", build
-        assert result.notes[0].startswith("torch.fx made a wrong graph")
+        assert result.tried[0].startswith("torch.fx made a wrong graph")
         torch.manual_seed(3)
         wanted = model(x)
         torch.manual_seed(3)
@@ -220,7 +220,7 @@ def test_a_graph_that_computes_something_else_is_not_taken() -> None:
 def test_the_batch_axis_of_exported_graphs_is_open() -> None:
     model = Branches()
     result = trace(model, (torch.randn(3, 4),))
-    assert result.notes[0].startswith("torch.fx failed: TraceError: symbolically traced variables")
+    assert result.tried[0].startswith("torch.fx failed: TraceError: symbolically traced variables")
     assert_traced(model, result.graph_module, torch.randn(7, 4))
 
 

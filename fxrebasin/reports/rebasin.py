@@ -22,9 +22,11 @@ class RebasinReport:
         distance_after: the same with the permuted model.
         sweeps: of the solver over the classes, until nothing changed.
         seconds: wall time by stage: trace, analyze, match, rewrite, and verify if it was asked for.
-        tracer: what made the graph: `"fx"`, `"export"`, or `"given"` for a GraphModule.
+        tracer: what made the graph: `"fx"`, `"export"`, or `"given"` for a GraphModule; None where
+            no graph was made.
         notes: what a user of the graph should know, in words.
-        equivalence: the float64 comparison with the model, None with `verify=False`.
+        equivalence: the float64 comparison with the model, None with `verify=False`,
+            and where no unit moved and no graph was made.
         certificate: the permutation.
         log10_order: of the group that was searched.
         unknown_operators: operators without a rule, whose axes were pinned.
@@ -37,7 +39,7 @@ class RebasinReport:
     distance_after: float
     sweeps: int
     seconds: Mapping[str, float]
-    tracer: str
+    tracer: str | None
     notes: tuple[str, ...]
     equivalence: EquivalenceReport | None
     certificate: Permutation

@@ -33,15 +33,16 @@ class TraceResult:
     """A graph of a model.
 
     `graph_module` holds the parameters and buffers of the model themselves, under the same names,
-    and some of its submodules: run it inside `preserve`. `notes` says in words what was tried
-    before, and what the graph fixes. `any_batch` is False if it is made for the batch size of the
-    example inputs only.
+    and some of its submodules: run it inside `preserve`. `notes` says in words what limits the
+    graph, and `tried` which tracers made none, and why. `any_batch` is False if it is made for the
+    batch size of the example inputs only.
     """
 
     graph_module: fx.GraphModule
     tracer: Literal["fx", "export", "given"]
     notes: tuple[str, ...] = ()
     any_batch: bool = True
+    tried: tuple[str, ...] = ()
 
 
 def trace(
@@ -103,7 +104,7 @@ def trace(
             if problem is None:
                 open_batch = tracer == "fx" or has_open_axis(result)
                 fixed = () if open_batch else (_FIXED,)
-                return TraceResult(result, tracer, (*reasons, *notes, *fixed), open_batch)
+                return TraceResult(result, tracer, (*notes, *fixed), open_batch, tuple(reasons))
             result = f"made a wrong graph: {problem}"
         reasons.append(f"{label} {result}")
     raise _untraceable(model, args, kwargs, reasons, looks_at_data=check and expected is None)
