@@ -249,7 +249,7 @@ def apply(
     chosen = choices_for(module, state_buffers=state_buffers, outputs=outputs)
     choices = chosen.or_those_of(permutation.found_with)
     args, kwargs = normalise_inputs(module, example_inputs, example_kwargs, check=False)
-    held = _holding(permutation, module, args, kwargs, choices)
+    held = held_by(permutation, module, args, kwargs, choices)
     traced = trace(module, args, kwargs, wanted=choices.outputs)
     result = rewrite(module, held, args, kwargs, traced=traced)
     if verify:
@@ -257,7 +257,7 @@ def apply(
     return result
 
 
-def _holding(
+def held_by(
     permutation: Permutation,
     module: nn.Module,
     args: tuple[Any, ...],

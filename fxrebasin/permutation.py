@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -118,7 +119,17 @@ class Permutation:
     @property
     def is_identity(self) -> bool:
         """Whether no unit moves."""
-        return self._moved() == 0
+        return self.units_moved == 0
+
+    @property
+    def units(self) -> int:
+        """The number of units, over all classes and copies."""
+        return sum(array.size for array in self.arrays.values())
+
+    @property
+    def units_moved(self) -> int:
+        """How many units do not stay where they are, over all copies."""
+        return sum(int(np.count_nonzero(a != np.arange(a.shape[-1]))) for a in self.arrays.values())
 
     def inverse(self) -> Permutation:
         """The element that undoes this one."""
@@ -275,11 +286,14 @@ class Permutation:
         Raises:
             CheckpointError: the file exists, or cannot be written.
         """
-        certificate.write(
-            Path(path),
-            (self.classes, dict(self.arrays), self.layout, self.relies_on, self.found_with),
-            overwrite,
-        )
+        certificate.write(Path(path), self._contents(), overwrite)
+
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal digits, of the file that `save` writes."""
+        return hashlib.sha256(certificate.payload(self._contents())).hexdigest()
+
+    def _contents(self) -> certificate.Contents:
+        return self.classes, dict(self.arrays), self.layout, self.relies_on, self.found_with
 
     @classmethod
     def load(cls, path: str | Path) -> Permutation:
@@ -305,16 +319,12 @@ class Permutation:
     __hash__ = None  # type: ignore[assignment]  # equality is by value, and arrays have no hash
 
     def __repr__(self) -> str:
-        units = sum(array.size for array in self.arrays.values())
-        return f"Permutation({len(self.classes)} classes, {self._moved()} of {units} units moved)"
+        moved = f"{self.units_moved} of {self.units} units moved"
+        return f"Permutation({len(self.classes)} classes, {moved})"
 
     def _indices(self, groups: tuple[AxisGroup, ...], tensor: torch.Tensor) -> list[IntArray]:
         """Where the positions of each group come from."""
         return [gather_index(g, extent(g, tensor.shape), self.arrays) for g in groups]
-
-    def _moved(self) -> int:
-        """How many units do not stay where they are, over all copies."""
-        return sum(int(np.count_nonzero(a != np.arange(a.shape[-1]))) for a in self.arrays.values())
 
     def _sources(self, names: tuple[str, ...], copy: Sequence[IntArray]) -> list[IntArray]:
         """Where the coordinates `copy` in the classes `names` come from."""

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from fxrebasin.cli.options import debug_option, overwrite_option
+from fxrebasin.cli.options import Talk, debug_option, json_option, overwrite_option
+from fxrebasin.cli.talking import say, show
 
 
 @click.command()
@@ -19,15 +20,22 @@ from fxrebasin.cli.options import debug_option, overwrite_option
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @overwrite_option
+@json_option
 @debug_option
-def demo(out: Path, seed: int, overwrite: bool) -> None:
+def demo(out: Path, seed: int, overwrite: bool, as_json: bool) -> None:
     """Train two pairs of small networks on digits, rebasin, export and verify them."""
     from fxrebasin.demo.results import results_table
     from fxrebasin.demo.run import run_demo
-    from fxrebasin.terminal import output_console
 
     result = run_demo(out, seed=seed, overwrite=overwrite)
-    output_console().print(results_table(result.outcomes))
-    for path in (*(outcome.onnx_file for outcome in result.outcomes), result.picture):
-        click.echo(f"wrote {path}")
-    click.echo(f"{result.seconds:.0f} s in all")
+    files = [*(outcome.onnx_file for outcome in result.outcomes), result.picture]
+    document = {
+        "outcomes": [outcome.document() for outcome in result.outcomes],
+        "files": [str(file) for file in files],
+        "seconds": result.seconds,
+    }
+    talk = Talk(as_json, dry_run=False)
+    show(talk, results_table(result.outcomes), document)
+    for file in files:
+        say(talk, f"wrote {file}")
+    say(talk, f"{result.seconds:.0f} s in all")

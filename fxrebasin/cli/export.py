@@ -6,39 +6,59 @@ from pathlib import Path
 
 import click
 
-from fxrebasin.cli.loading import example_inputs, load_model
-from fxrebasin.cli.options import EXISTING_FILE, model_options, output_option, overwrite_option
+from fxrebasin.cli.options import (
+    CHECKPOINT,
+    HowToRead,
+    Inputs,
+    Talk,
+    input_options,
+    json_option,
+    output_option,
+    overwrite_option,
+    reading_options,
+)
+from fxrebasin.cli.talking import say, show
 
 
 @click.command()
-@model_options
-@click.option("--weights", type=EXISTING_FILE, required=True, help="Weights of MODEL.")
+@click.argument("model")
+@click.option(
+    "--weights", type=CHECKPOINT, help="Weights of MODEL; those of its folder when left out."
+)
 @output_option("--out", ".onnx", required=True, help="File to write.")
 @overwrite_option
+@reading_options
+@input_options
+@json_option
 def export(
     model: str,
-    input_shapes: tuple[str, ...],
-    state_buffers: tuple[str, ...],
-    outputs: tuple[str, ...] | None,
-    weights: Path,
+    weights: Path | None,
     out: Path,
     overwrite: bool,
+    as_json: bool,
+    reading: HowToRead,
+    inputs: Inputs,
 ) -> None:
     """Export MODEL to ONNX; the file appears only after it was checked and run on onnxruntime."""
     import fxrebasin
+    from fxrebasin.cli.work import open_bench, weights_or_folder
+    from fxrebasin.progress import waiting
     from fxrebasin.storage.files import refuse_existing
 
+    path = weights_or_folder(model, weights, "--weights")
     refuse_existing([out], overwrite=overwrite)
-    module = load_model(model, weights)
-    inputs = example_inputs(module, input_shapes)
+    bench = open_bench(model, inputs, reading)
+    bench.lay(bench.read(path))
     out.parent.mkdir(parents=True, exist_ok=True)
-    report = fxrebasin.export_onnx(
-        module,
-        out,
-        inputs.args,
-        inputs.kwargs,
-        overwrite=overwrite,
-        state_buffers=state_buffers,
-        outputs=outputs,
-    )
-    click.echo(f"{report}\n{report.table()}\nwrote {out}")
+    with waiting("exporting"):
+        report = fxrebasin.export_onnx(
+            bench.module,
+            out,
+            bench.example.args,
+            bench.example.kwargs,
+            overwrite=overwrite,
+            **inputs.choices,
+        )
+    talk = Talk(as_json, dry_run=False)
+    show(talk, f"{report}\n{report.table()}", report.to_dict())
+    say(talk, f"wrote {out}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from fxrebasin.cli.options import DEBUG, debug_option
+from fxrebasin.cli.options import ARGUMENTS, DEBUG, debug_option
 from fxrebasin.errors import EquivalenceError, ExportError, FxRebasinError
 from fxrebasin.wording import speaking_options
 
@@ -16,6 +16,19 @@ BAD_INPUT = 2
 
 class Commands(click.Group):
     """Turns the package's errors into a message and an exit code."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """Keep what was written, for reports."""
+        written = tuple(args)
+        context = super().make_context(info_name, args, parent, **extra)
+        context.meta[ARGUMENTS] = written
+        return context
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; errors of the package end it without a traceback unless --debug is set."""

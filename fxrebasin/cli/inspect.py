@@ -2,59 +2,74 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from fxrebasin.cli.loading import example_inputs, load_model
-from fxrebasin.cli.options import EXISTING_FILE, model_options, output_option, overwrite_option
+from fxrebasin.cli.options import (
+    CHECKPOINT,
+    HowToRead,
+    Inputs,
+    Talk,
+    input_options,
+    json_option,
+    output_option,
+    overwrite_option,
+    reading_options,
+)
+from fxrebasin.cli.talking import say, show
 
 
 @click.command()
-@model_options
+@click.argument("model")
 @click.option(
     "--explain",
     type=(str, int),
     metavar="PARAM AXIS",
     help="Say what ties or pins one axis of a parameter or buffer, instead of the table.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--weights", type=EXISTING_FILE, help="Weights of MODEL, whose constants count.")
+@click.option("--weights", type=CHECKPOINT, help="Weights of MODEL, whose constants count.")
 @output_option("--svg", ".svg", help="Also draw the model, coloured by permutation class.")
 @overwrite_option
+@reading_options
+@input_options
+@json_option
 def inspect(
     model: str,
-    input_shapes: tuple[str, ...],
-    state_buffers: tuple[str, ...],
-    outputs: tuple[str, ...] | None,
     explain: tuple[str, int] | None,
-    as_json: bool,
     weights: Path | None,
     svg: Path | None,
     overwrite: bool,
+    reading: HowToRead,
+    inputs: Inputs,
+    as_json: bool,
 ) -> None:
     """Show the permutation classes of MODEL, its coverage, and what is pinned and why."""
     import fxrebasin
+    from fxrebasin.cli.work import open_bench
+    from fxrebasin.progress import waiting
     from fxrebasin.show.drawing import dot_source, render_svg
     from fxrebasin.show.views import symmetry_document, symmetry_view
     from fxrebasin.storage.files import publish, refuse_existing
-    from fxrebasin.terminal import output_console
 
     if svg is not None:
         refuse_existing([svg], overwrite=overwrite)
-    module = load_model(model, weights)
-    inputs = example_inputs(module, input_shapes)
-    symmetry = fxrebasin.analyze(
-        module, inputs.args, inputs.kwargs, state_buffers=state_buffers, outputs=outputs
-    )
+    bench = open_bench(model, inputs, reading)
+    if weights is not None:
+        bench.lay(bench.read(weights))
+    with waiting("analysing"):
+        symmetry = fxrebasin.analyze(
+            bench.module, bench.example.args, bench.example.kwargs, **inputs.choices
+        )
+    talk = Talk(as_json, dry_run=False)
     if explain is not None:
         text = symmetry.explain(*explain)
-        click.echo(json.dumps({"explanation": text}) if as_json else text)
-    elif as_json:
-        click.echo(json.dumps({"model": model, **symmetry_document(symmetry)}, indent=2))
+        show(talk, text, {"explanation": text})
     else:
-        output_console().print(symmetry_view(model, symmetry))
+        shapes = bench.shapes()
+        document = {"model": model, "inputs": list(shapes), **symmetry_document(symmetry)}
+        show(talk, symmetry_view(model, symmetry, shapes), document)
     if svg is not None:
-        publish(svg, render_svg(dot_source(symmetry, model)), overwrite=overwrite)
-        click.echo(f"wrote {svg}", err=as_json)
+        with waiting("drawing"):
+            publish(svg, render_svg(dot_source(symmetry, model)), overwrite=overwrite)
+        say(talk, f"wrote {svg}")

@@ -1,16 +1,96 @@
-"""Options that several commands have, each with one name, one help text and one check."""
+"""Options that several commands have, each with one name, one help text and one check.
+
+Options that belong together arrive at a command as one argument, which a small class holds. Nothing
+here needs torch, so that help and completion are quick.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 
 DEBUG = "fxrebasin.debug"
+ARGUMENTS = "fxrebasin.arguments"
+"""Where a context keeps what was written."""
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+CHECKPOINT = click.Path(exists=True, path_type=Path)
+"""A file of weights, or a folder."""
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_OTHER_SUFFIXES = (
+    *(".onnx", ".json", ".yaml", ".yml", ".md", ".txt"),
+    *(".png", ".svg", ".npz", ".npy", ".h5", ".gguf"),
+)
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+AS_THEY_ARE = "none"
+PAIRWISE = ("weight", "activation", "frank_wolfe", "sinkhorn", "straight_through")
+"""Methods that match one model with another; those of `fxrebasin.passes.match`."""
+JOINT = ("merge_many", "cycle_consistent")
+"""Methods that align several models at once; those of `fxrebasin.align_many`."""
+COMBINATIONS = ("mean", "slerp", "task_arithmetic", "ties", "dare")
+"""Formulas of `fxrebasin.merge.combinations`."""
+
+Command: TypeAlias = Callable[..., None]
+Decorator: TypeAlias = Callable[[Command], Command]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is put into a model, and what of it counts."""
+
+    input_shapes: tuple[str, ...]
+    state_buffers: tuple[str, ...]
+    outputs: tuple[str, ...] | None
+    trust_remote_code: bool
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """As the functions of the package take them."""
+        return {"state_buffers": self.state_buffers, "outputs": self.outputs}
+
+
+@dataclass(frozen=True)
+class HowToRead:
+    """How checkpoints are read; the options of `fxrebasin.storage.reading.Reading`."""
+
+    key: str | None
+    prefix: str | None
+    ignore: tuple[str, ...]
+    ignore_extra: bool
+
+
+@dataclass(frozen=True)
+class HowToMatch:
+    """How units are matched."""
+
+    method: str | None
+    seed: int
+    restarts: int | None
+    data: str | None
+    loss: str | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is written."""
+
+    out: Path
+    dtype: str | None
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What is printed."""
+
+    as_json: bool
+    dry_run: bool
 
 
 def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -25,55 +105,263 @@ debug_option = click.option(
     callback=_remember_debug,
     help="Show the traceback of an error.",
 )
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else."
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 
 
-def model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What every command about a model takes: MODEL, and what its inputs, state and outputs are."""
-    shape = click.option(
+def split(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Texts with commas between them, given at once or one by one."""
+    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+def _outputs(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[str, ...] | None:
+    return split(ctx, parameter, values) or None
+
+
+def _grouped(name: str, kind: type[Any], *options: Callable[[Command], Command]) -> Decorator:
+    """Options that arrive at the command as one argument."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def called(**values: Any) -> None:
+            own = {item.name: values.pop(item.name) for item in fields(kind)}
+            command(**values, **{name: kind(**own)})
+
+        for option in reversed(options):
+            called = option(called)
+        return called
+
+    return decorate
+
+
+input_options = _grouped(
+    "inputs",
+    Inputs,
+    click.option(
         "--input-shape",
         "input_shapes",
         multiple=True,
         metavar="[NAME=]SHAPE[:DTYPE]",
         help="Shape of an input, such as 1,3,224,224 or input_ids=2,16:int64; once per input, in "
         "order. Inferred from the first layers when left out.",
-    )
-    buffers = click.option(
+    ),
+    click.option(
         "--state-buffers",
         multiple=True,
-        metavar="PATTERN",
-        help="Name or pattern, such as '*.weight_u', of buffers to treat as state that may be "
-        "permuted; once per pattern.",
-    )
-    outputs = click.option(
+        callback=split,
+        metavar="PATTERN[,PATTERN]",
+        help="Names or patterns, such as '*.weight_u', of buffers to treat as state that may be "
+        "permuted.",
+    ),
+    click.option(
         "--outputs",
         multiple=True,
-        callback=_split,
+        callback=_outputs,
         metavar="NAME[,NAME]",
         help="Names or patterns, as verify prints them, of the outputs that have to stay as they "
         "are; all but caches of keys and values when left out.",
+    ),
+    click.option(
+        "--trust-remote-code",
+        is_flag=True,
+        help="Run code that the folder of a model brings along.",
+    ),
+    debug_option,
+)
+
+reading_options = _grouped(
+    "reading",
+    HowToRead,
+    click.option(
+        "--key",
+        metavar="PATH",
+        help="Which copy of the weights in a checkpoint is taken, such as state_dict_ema; keys of "
+        "its dictionaries with dots between them. Found by rule, and told, when left out.",
+    ),
+    click.option(
+        "--prefix",
+        metavar="TEXT",
+        help="What is taken off the names in a checkpoint; found, and told, when left out.",
+    ),
+    click.option(
+        "--ignore",
+        multiple=True,
+        callback=split,
+        metavar="PATTERN[,PATTERN]",
+        help="Tensors, such as 'fc.*', that may be missing or of another shape in a checkpoint; "
+        "they are not compared.",
+    ),
+    click.option(
+        "--ignore-extra",
+        is_flag=True,
+        help="Accept tensors in a checkpoint that the model does not have; they are kept.",
+    ),
+)
+
+
+def matching_options(methods: tuple[str, ...], default: str) -> Decorator:
+    """How units are matched, by one of some methods.
+
+    Args:
+        methods: names of those that the command has.
+        default: in words, where the default depends.
+    """
+    return _grouped(
+        "matching",
+        HowToMatch,
+        click.option(
+            "--method",
+            type=_Method(methods),
+            help=f"How units are matched: {', '.join(methods)}. Default: {default}.",
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of what is random."),
+        click.option(
+            "--restarts",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Search from N random starts more (weight, frank_wolfe, cycle_consistent).",
+        ),
+        click.option(
+            "--data",
+            metavar="SOURCE",
+            help="Data for methods that run the model: package.module:callable, which gives "
+            "batches, or a folder of images or texts.",
+        ),
+        click.option(
+            "--loss",
+            metavar="MODULE:CALLABLE",
+            help="A function of (outputs, targets) for methods that train, such as "
+            "torch.nn.functional:cross_entropy.",
+        ),
     )
-    return click.argument("model")(shape(buffers(outputs(debug_option(command)))))
 
 
-def _split(
-    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> tuple[str, ...] | None:
-    """Names with commas between them, or None for none."""
-    return tuple(name.strip() for value in values for name in value.split(",")) or None
+class _Method(click.ParamType):
+    """A method of matching; who names a formula for weights is told the option for it."""
+
+    name = "method"
+
+    def __init__(self, methods: tuple[str, ...]) -> None:
+        self._methods = methods
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name, if there is such a method."""
+        if value in self._methods:
+            return value
+        if value in COMBINATIONS:
+            self.fail(
+                f"{value!r} says how weights are combined, not how units are matched; "
+                f"write --combine {value}",
+                param,
+                ctx,
+            )
+        import difflib
+
+        close = difflib.get_close_matches(str(value), self._methods, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        self.fail(f"no method {value!r}; there are: {', '.join(self._methods)}.{hint}", param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """What help shows in the place of the value."""
+        return "METHOD"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[Any]:
+        """The names that begin like this."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(name) for name in self._methods if name.startswith(incomplete)]
 
 
-def output_option(name: str, suffix: str, **attributes: Any) -> Callable[..., Any]:
-    """An option for a file to write; another suffix is refused before any work."""
+def target_options(what: str) -> Decorator:
+    """Where the result goes.
+
+    Args:
+        what: the result is, in words.
+    """
+    return _grouped(
+        "target",
+        Target,
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            required=True,
+            callback=_checkpoint_place,
+            metavar="PATH",
+            help=f"{what}: a file ({' '.join(WEIGHTS_SUFFIXES)}), or a folder like the one read.",
+        ),
+        click.option(
+            "--dtype",
+            type=click.Choice(DTYPES),
+            help="Convert what is written; as it came when left out.",
+        ),
+        overwrite_option,
+    )
+
+
+def _checkpoint_place(
+    ctx: click.Context, parameter: click.Parameter, path: Path | None
+) -> Path | None:
+    """Refuse a suffix that belongs to something else, before any work."""
+    if path is not None and path.suffix in _OTHER_SUFFIXES:
+        known = ", ".join(WEIGHTS_SUFFIXES)
+        raise click.BadParameter(
+            f"{path} has to end in one of {known}, or be the name of a folder", ctx, parameter
+        )
+    return path
+
+
+talk_options = _grouped(
+    "talk",
+    Talk,
+    json_option,
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Say what would be matched, compared, ignored and written, and what memory that "
+        "takes; no tensor is read, nothing is written.",
+    ),
+)
+
+
+def output_option(name: str, suffixes: str | tuple[str, ...], **attributes: Any) -> Decorator:
+    """An option for a file to write; another suffix is refused before any work.
+
+    Args:
+        name: of the option.
+        suffixes: one, or several, that the file may have.
+        **attributes: of the option.
+    """
+    allowed = (suffixes,) if isinstance(suffixes, str) else suffixes
 
     def check(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
-        if path is not None and path.suffix != suffix:
-            raise click.BadParameter(f"{path} has to end in {suffix}", ctx, parameter)
+        if path is not None and path.suffix not in allowed:
+            raise click.BadParameter(f"{path} has to end in {' or '.join(allowed)}", ctx, parameter)
         return path
 
     kind = click.Path(dir_okay=False, path_type=Path)
-    return click.option(name, type=kind, callback=check, metavar=f"FILE{suffix}", **attributes)
+    shown = f"FILE{allowed[0]}"
+    return click.option(name, type=kind, callback=check, metavar=shown, **attributes)
 
 
-def overwrite_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Whether files may be replaced."""
-    return click.option("--overwrite", is_flag=True, help="Replace files that exist.")(command)
+evaluate_option = click.option(
+    "--evaluate",
+    metavar="MODULE:CALLABLE",
+    help="A function from a model to its loss, or to its loss and accuracy.",
+)
+picture_option = output_option(
+    "--picture", (".png", ".svg"), help="Draw the losses on the way between the models."
+)
+recalibrate_option = click.option(
+    "--recalibrate",
+    metavar="SOURCE",
+    help="Take BatchNorm statistics anew on data: package.module:callable, which gives batches, "
+    "or a folder of images.",
+)

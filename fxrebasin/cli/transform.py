@@ -6,75 +6,115 @@ from pathlib import Path
 
 import click
 
-from fxrebasin.cli.loading import example_inputs, load_model
-from fxrebasin.cli.options import EXISTING_FILE, model_options, output_option, overwrite_option
+from fxrebasin.cli.options import (
+    CHECKPOINT,
+    PAIRWISE,
+    HowToMatch,
+    HowToRead,
+    Inputs,
+    Talk,
+    Target,
+    input_options,
+    matching_options,
+    output_option,
+    reading_options,
+    talk_options,
+    target_options,
+)
+from fxrebasin.cli.talking import say, show
 
 
 @click.command()
-@model_options
-@click.option("--model-b", type=EXISTING_FILE, required=True, help="Weights to permute.")
-@click.option("--ref", type=EXISTING_FILE, required=True, help="Weights to align them with.")
-@output_option("--out", ".safetensors", required=True, help="Permuted weights.")
+@click.argument("model")
+@click.option(
+    "--model-b", type=CHECKPOINT, help="Weights to permute; those of MODEL if it is a folder."
+)
+@click.option("--ref", type=CHECKPOINT, required=True, help="Weights to align them with.")
+@target_options("Permuted weights")
 @output_option("--onnx", ".onnx", help="Also export the permuted model.")
 @output_option("--certificate", ".safetensors", help="Also write the permutation.")
-@click.option("--method", default="weight", show_default=True, help="How units are matched.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@overwrite_option
+@matching_options(PAIRWISE, "weight")
+@reading_options
+@input_options
+@talk_options
 def transform(
     model: str,
-    input_shapes: tuple[str, ...],
-    state_buffers: tuple[str, ...],
-    outputs: tuple[str, ...] | None,
-    model_b: Path,
+    model_b: Path | None,
     ref: Path,
-    out: Path,
     onnx: Path | None,
     certificate: Path | None,
-    method: str,
-    seed: int,
-    overwrite: bool,
+    target: Target,
+    matching: HowToMatch,
+    reading: HowToRead,
+    inputs: Inputs,
+    talk: Talk,
 ) -> None:
-    """Permute the weights of one checkpoint of MODEL towards another's, and prove the result."""
-    import fxrebasin
-    from fxrebasin.show.views import report_view
-    from fxrebasin.storage.checkpoint import save_state_dict
-    from fxrebasin.storage.files import refuse_existing
-    from fxrebasin.terminal import output_console
+    """Permute the weights of one checkpoint of MODEL towards another's, and prove the result.
 
-    files = [path for path in (onnx, out, certificate) if path is not None]
-    if out == certificate:
-        raise click.UsageError("--out and --certificate name the same file")
-    refuse_existing(files, overwrite=overwrite)
-    module = load_model(model, model_b)
-    inputs = example_inputs(module, input_shapes)
-    result = fxrebasin.transform(
-        module,
-        ref=ref,
-        example_inputs=inputs.args,
-        example_kwargs=inputs.kwargs,
-        method=method,
-        seed=seed,
-        state_buffers=state_buffers,
-        outputs=outputs,
+    What is written is the file or folder of --model-b with its units in another order: names,
+    dtypes and everything else in it stay as they are.
+    """
+    import fxrebasin
+    from fxrebasin.cli.aligning import align, default_method, moved
+    from fxrebasin.cli.documents import (
+        card,
+        checkpoint_document,
+        command_document,
+        digest_facts,
+        matching_document,
     )
-    report = result.meta["fxrebasin"]
-    for path in files:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    from fxrebasin.cli.plans import show_plan
+    from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write
+    from fxrebasin.show.views import report_facts
+
+    path = weights_or_folder(model, model_b, "--model-b")
+    refuse_target(target, onnx, certificate)
+    bench = open_bench(model, inputs, reading)
+    if talk.dry_run:
+        show_plan(bench, [ref, path], inputs, talk, "transform", target.out)
+        return
+    reference, checkpoint = bench.read(ref), bench.read(path)
+    method = matching.method or default_method(2)
+    aligned = align(bench, [reference, checkpoint], method, matching, inputs)
+    report = aligned.found[0]
+    permutation = report.certificate
+    files: list[Path] = []
+    exported = None
     # The file that can fail to be made comes first, so that a failure leaves none.
     if onnx is not None:
-        checked = fxrebasin.export_onnx(
-            result,
+        bench.lay(checkpoint)
+        bench.module.load_state_dict(permutation.permute_state_dict(bench.module.state_dict()))
+        onnx.parent.mkdir(parents=True, exist_ok=True)
+        exported = fxrebasin.export_onnx(
+            bench.module,
             onnx,
-            inputs.args,
-            inputs.kwargs,
-            overwrite=overwrite,
-            state_buffers=state_buffers,
-            outputs=outputs,
+            bench.example.args,
+            bench.example.kwargs,
+            overwrite=target.overwrite,
+            **inputs.choices,
         )
-        click.echo(str(checked))
-    save_state_dict(out, result.state_dict(), overwrite=overwrite)
+        files.append(onnx)
+    notes = (*reference.notes, *checkpoint.notes, *checkpoint.left_out)
+    facts = report_facts(report, notes, exported)
+    what = [("permuted", str(path)), ("towards", str(ref)), ("seed", str(matching.seed))]
+    text = card(target.out.stem, [*what, *facts, *digest_facts(path, permutation)])
+    state = moved(checkpoint, permutation)
+    files += write(target, checkpoint, state, text, permutation.permute_tensor)
     if certificate is not None:
-        report.certificate.save(certificate, overwrite=overwrite)
-    output_console().print(report_view(report))
-    for path in files:
-        click.echo(f"wrote {path}")
+        permutation.save(certificate, overwrite=target.overwrite)
+        files.append(certificate)
+    show(
+        talk,
+        facts,
+        {
+            **command_document("transform"),
+            "model": model,
+            "model_b": checkpoint_document(checkpoint),
+            "ref": checkpoint_document(reference),
+            **matching_document(report),
+            "onnx": None if exported is None else exported.to_dict(),
+            "files": [str(file) for file in files],
+        },
+    )
+    for file in files:
+        say(talk, f"wrote {file}")

@@ -2,46 +2,62 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from fxrebasin.cli.group import CHECK_FAILED
-from fxrebasin.cli.loading import example_inputs, load_model
-from fxrebasin.cli.options import EXISTING_FILE, model_options
+from fxrebasin.cli.options import (
+    CHECKPOINT,
+    HowToRead,
+    Inputs,
+    Talk,
+    input_options,
+    json_option,
+    reading_options,
+)
+from fxrebasin.cli.talking import show
 
 
 @click.command()
-@model_options
-@click.argument("other", type=EXISTING_FILE)
-@click.option("--weights", type=EXISTING_FILE, help="Weights of MODEL; random when left out.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("model")
+@click.argument("other", type=CHECKPOINT)
+@click.option(
+    "--weights",
+    type=CHECKPOINT,
+    help="Weights of MODEL; those of its folder, or random ones, when left out.",
+)
+@reading_options
+@input_options
+@json_option
 @click.pass_context
 def verify(
     ctx: click.Context,
     model: str,
-    input_shapes: tuple[str, ...],
-    state_buffers: tuple[str, ...],
-    outputs: tuple[str, ...] | None,
     other: Path,
     weights: Path | None,
     as_json: bool,
+    reading: HowToRead,
+    inputs: Inputs,
 ) -> None:
     """Compare MODEL with OTHER: an .onnx file of it, or another checkpoint for it."""
     import fxrebasin
+    from fxrebasin.cli.work import folder_of_weights, open_bench
+    from fxrebasin.progress import waiting
 
-    module = load_model(model, weights)
-    inputs = example_inputs(module, input_shapes)
-    candidate = other if other.suffix == ".onnx" else load_model(model, other)
-    report = fxrebasin.verify(
-        module,
-        candidate,
-        inputs.args,
-        inputs.kwargs,
-        state_buffers=state_buffers,
-        outputs=outputs,
-    )
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else f"{report}\n{report.table()}")
+    bench = open_bench(model, inputs, reading)
+    weights = weights or folder_of_weights(model)
+    if weights is not None:
+        bench.lay(bench.read(weights))
+    if other.suffix == ".onnx":
+        candidate: object = other
+    else:
+        second = open_bench(model, inputs, reading)
+        candidate = second.lay(second.read(other))
+    with waiting("comparing"):
+        report = fxrebasin.verify(
+            bench.module, candidate, bench.example.args, bench.example.kwargs, **inputs.choices
+        )
+    show(Talk(as_json, dry_run=False), f"{report}\n{report.table()}", report.to_dict())
     if not report.passed:
         ctx.exit(CHECK_FAILED)

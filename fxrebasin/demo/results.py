@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -50,6 +51,25 @@ class Outcome:
     float64: EquivalenceReport
     onnxruntime: EquivalenceReport
     onnx_file: Path
+
+    def document(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        curves = {"plain": self.plain, "recomputed": self.recomputed}
+        return {
+            "title": self.subject.title,
+            "parameters": self.parameters,
+            "classes": self.classes,
+            "log10_order": self.log10_order,
+            "distance_before": self.distances[0],
+            "distance_after": self.distances[1],
+            "barriers": {
+                name: pair and {"before": pair.before.as_dict(), "after": pair.after.as_dict()}
+                for name, pair in curves.items()
+            },
+            "float64": self.float64.to_dict(),
+            "onnxruntime": self.onnxruntime.to_dict(),
+            "onnx_file": str(self.onnx_file),
+        }
 
     def panel(self) -> Panel:
         """The curves as the picture shows them."""

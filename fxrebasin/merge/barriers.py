@@ -117,13 +117,26 @@ def barrier(
     with closing(LateBar()) as report:
         for model in interpolate(a, b, steps=steps, path=path, **options):
             report("evaluating on the way", len(measured), len(positions))
-            measured.append(_measured(prepare(model) if prepare else model, evaluate))
+            measured.append(evaluated(prepare(model) if prepare else model, evaluate))
     losses = tuple(loss for loss, _ in measured)
     found = tuple(accuracy for _, accuracy in measured if accuracy is not None)
     return BarrierCurve(positions, losses, found if len(found) == len(losses) else None)
 
 
-def _measured(model: nn.Module, evaluate: Evaluate) -> tuple[float, float | None]:
+def evaluated(model: nn.Module, evaluate: Evaluate) -> tuple[float, float | None]:
+    """Loss and accuracy (None if there is none) of a model, which is put in eval mode.
+
+    Args:
+        model: what is evaluated.
+        evaluate: from a model to its loss, or to its loss and accuracy.
+
+    Raises:
+        InputError: `evaluate` returns something else.
+
+    Example:
+        >>> evaluated(torch.nn.Identity(), lambda model: (2.0, 0.5))
+        (2.0, 0.5)
+    """
     set_eval(model)
     with torch.no_grad():
         found = evaluate(model)

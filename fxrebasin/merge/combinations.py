@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import torch
 
@@ -51,6 +52,45 @@ class Combination:
     density: ByPattern[float] | None = None
     scale: float = 1.0
     seed: int = 0
+
+    @property
+    def middle(self) -> float:
+        """The position between two models that most tensors have."""
+        if self.formula is Formula.MEAN and self.weights is not None:
+            first, second = self.weights.everywhere
+            return second / (first + second)
+        return self.t.everywhere
+
+    @property
+    def usual_density(self) -> float:
+        """That of the paper."""
+        dare = self.formula is Formula.DARE
+        return formulas.DARE_DENSITY if dare else formulas.TIES_DENSITY
+
+    def document(self) -> dict[str, Any]:
+        """The formula and the numbers that it uses, ready for JSON."""
+        found: dict[str, Any] = {"formula": self.formula.value}
+        if self.formula is Formula.SLERP:
+            return {**found, "t": _plain(self.t)}
+        found["weights"] = None if self.weights is None else _plain(self.weights)
+        if self.formula in (Formula.TIES, Formula.DARE):
+            found["density"] = _plain(self.density or ByPattern(self.usual_density))
+        if self.formula is Formula.DARE:
+            found["seed"] = self.seed
+        return {**found, "scale": self.scale} if self.formula.needs_base else found
+
+    def described(self) -> str:
+        """The same in words.
+
+        Example:
+            >>> Combination(weights=ByPattern((0.3, 0.7))).described()
+            'mean, weights 0.3, 0.7'
+        """
+        parts = []
+        for name, value in self.document().items():
+            if name != "formula" and value is not None:
+                parts.append(f"{name} {_worded(value)}")
+        return ", ".join([self.formula.value, *parts])
 
     def check(self, count: int, base: bool) -> None:
         """Refuse numbers that do not fit, before any work.
@@ -133,10 +173,10 @@ def _computed(
         case Formula.TASK_ARITHMETIC:
             return formulas.task_arithmetic(states, base, weights, scale)
         case Formula.TIES:
-            density = combination.density or formulas.TIES_DENSITY
+            density = combination.density or combination.usual_density
             return formulas.ties(states, base, weights, density, scale)
         case Formula.DARE:
-            density = combination.density or formulas.DARE_DENSITY
+            density = combination.density or combination.usual_density
             return formulas.dare(states, base, weights, density, scale, seed)
 
 
@@ -150,6 +190,19 @@ def _shares(count: int, combination: Combination) -> formulas.Weights:
     if weights is None or any(min(v) < 0 or sum(v) == 0 for v in weights.values()):
         return (1.0,) * count
     return weights
+
+
+def _plain(values: ByPattern[Any]) -> Any:
+    """The one value that there is, or values by pattern."""
+    if not values.rules:
+        return values.everywhere
+    return {"*": values.everywhere, **dict(values.rules)}
+
+
+def _worded(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{pattern}: {_worded(item)}" for pattern, item in value.items())
+    return ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:g}"
 
 
 def _check_weights(values: Sequence[float], count: int, formula: Formula) -> None:

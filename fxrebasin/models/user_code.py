@@ -30,11 +30,7 @@ def from_code(module_name: str, attribute: str, keywords: Keywords, forms: str) 
     Raises:
         InputError: there is nothing of that name, or it cannot be called with these keywords.
     """
-    target: Any = _import_from_working_directory(module_name, forms)
-    for part in attribute.split("."):
-        if not hasattr(target, part):
-            raise InputError(f"module {module_name!r} has no {attribute!r}")
-        target = getattr(target, part)
+    target = find_in_code(module_name, attribute, forms)
     name = f"{module_name}:{attribute}"
     if isinstance(target, nn.Module):
         check_known(f"{name}, which exists already,", keywords, ())
@@ -43,6 +39,25 @@ def from_code(module_name: str, attribute: str, keywords: Keywords, forms: str) 
         raise InputError(f"{name} is a {type(target).__name__}, not a model or a callable")
     _check_arguments(name, target, keywords)
     return partial(target, **keywords)
+
+
+def find_in_code(module_name: str, attribute: str, forms: str) -> Any:
+    """An object in a module, which is imported as if Python had been started here.
+
+    Args:
+        module_name: where it is.
+        attribute: its name there, with dots where it is inside something.
+        forms: how it may be named, for messages.
+
+    Raises:
+        InputError: there is nothing of that name.
+    """
+    target: Any = _import_from_working_directory(module_name, forms)
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            raise InputError(f"module {module_name!r} has no {attribute!r}")
+        target = getattr(target, part)
+    return target
 
 
 def _check_arguments(name: str, target: Any, keywords: Keywords) -> None:

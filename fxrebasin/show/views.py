@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from fxrebasin.show.facts import counted
+
 _LISTED = 3
 
 if TYPE_CHECKING:
+    from fxrebasin.reports.equivalence import EquivalenceReport
     from fxrebasin.reports.rebasin import RebasinReport
     from fxrebasin.symmetry import Symmetry
 
 
-def symmetry_view(title: str, symmetry: Symmetry) -> RenderableType:
+def symmetry_view(title: str, symmetry: Symmetry, inputs: Sequence[str] = ()) -> RenderableType:
     """The classes, what they move and what ties it; then totals; then pinned axes by reason."""
     table = Table(title=escape(title))
     table.add_column("#", justify="right")
@@ -84,19 +88,40 @@ def symmetry_document(symmetry: Symmetry) -> dict[str, Any]:
     }
 
 
-def report_view(report: RebasinReport) -> Table:
-    """What `transform` did, one figure per line."""
-    rows = Table.grid(padding=(0, 2))
-    rows.add_row("method", f"{report.method}, {report.sweeps} sweeps")
-    rows.add_row("distance", f"{report.distance_before:.6g} → {report.distance_after:.6g}")
-    rows.add_row("objective", f"{report.objective_before:.6g} → {report.objective_after:.6g}")
-    rows.add_row("equivalence", escape(str(report.equivalence)))
-    rows.add_row("seconds", ", ".join(f"{k} {v:.2f}" for k, v in report.seconds.items()))
-    for operator in report.unknown_operators:
-        rows.add_row("no rule for", escape(operator))
-    for note in report.notes:
-        rows.add_row("note", escape(note))
-    return rows
+def report_facts(
+    report: RebasinReport,
+    notes: Sequence[str] = (),
+    exported: EquivalenceReport | None = None,
+) -> list[tuple[str, str]]:
+    """What matching and permuting did, one fact after the other.
+
+    Args:
+        report: of the match.
+        notes: of the checkpoints that were read.
+        exported: the comparison with an ONNX file, if one was written.
+    """
+    permutation = report.certificate
+    facts = [
+        ("method", f"{report.method}, {counted(report.sweeps, 'sweep')}"),
+        (
+            "moved",
+            f"{permutation.units_moved} of {counted(permutation.units, 'unit')}, "
+            f"in {counted(len(permutation.classes), 'class', 'classes')}",
+        ),
+        ("distance", f"{report.distance_before:.6g} → {report.distance_after:.6g}"),
+        ("agreement", f"{report.objective_before:.6g} → {report.objective_after:.6g}"),
+        ("proof", _proof(report.equivalence)),
+    ]
+    if exported is not None:
+        facts.append(("ONNX file", str(exported)))
+    facts.append(("seconds", ", ".join(f"{k} {v:.2f}" for k, v in report.seconds.items())))
+    facts += [("no rule for", operator) for operator in report.unknown_operators]
+    facts += [("note", note) for note in (*notes, *report.notes)]
+    return facts
+
+
+def _proof(equivalence: EquivalenceReport | None) -> str:
+    return "no unit moved: there is nothing to compare" if equivalence is None else str(equivalence)
 
 
 def percent(share: float) -> str:

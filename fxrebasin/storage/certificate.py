@@ -47,6 +47,18 @@ def write(path: Path, contents: Contents, overwrite: bool) -> None:
     Raises:
         CheckpointError: the file exists, or cannot be written.
     """
+    try:
+        publish(path, payload(contents), overwrite=overwrite)
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def payload(contents: Contents) -> bytes:
+    """What the file of a certificate holds; the same bytes for the same contents.
+
+    Args:
+        contents: what it holds.
+    """
     classes, arrays, layout, relies_on, found_with = contents
     tensors = {f"array.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
     document = {
@@ -59,11 +71,7 @@ def write(path: Path, contents: Contents, overwrite: bool) -> None:
         "found_with": asdict(found_with),
     }
     metadata = {"format": FORMAT, "version": VERSION, "document": json.dumps(document)}
-    payload = safetensors.numpy.save(tensors, metadata)
-    try:
-        publish(path, payload, overwrite=overwrite)
-    except InputError as error:
-        raise CheckpointError(str(error)) from error
+    return safetensors.numpy.save(tensors, metadata)
 
 
 def read(path: Path) -> Contents:

@@ -1,0 +1,95 @@
+"""`fxrebasin apply`: a permutation that was kept, on a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fxrebasin.cli.options import (
+    CHECKPOINT,
+    EXISTING_FILE,
+    HowToRead,
+    Inputs,
+    Talk,
+    Target,
+    input_options,
+    json_option,
+    reading_options,
+    target_options,
+)
+from fxrebasin.cli.talking import say, show
+
+
+@click.command()
+@click.argument("model")
+@click.argument("certificate", type=EXISTING_FILE)
+@click.option(
+    "--weights", type=CHECKPOINT, help="Weights to permute; those of MODEL if it is a folder."
+)
+@click.option("--inverse", is_flag=True, help="Undo the permutation.")
+@target_options("Permuted weights")
+@reading_options
+@input_options
+@json_option
+def apply(
+    model: str,
+    certificate: Path,
+    weights: Path | None,
+    inverse: bool,
+    target: Target,
+    reading: HowToRead,
+    inputs: Inputs,
+    as_json: bool,
+) -> None:
+    """Permute a checkpoint of MODEL by CERTIFICATE, which transform wrote, and prove the result.
+
+    With --inverse the permutation is undone: bit for bit what it was.
+    """
+    from fxrebasin.cli.aligning import moved
+    from fxrebasin.cli.documents import (
+        card,
+        checkpoint_document,
+        command_document,
+        digest_facts,
+        permutation_document,
+    )
+    from fxrebasin.cli.holding import proved_on
+    from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write
+    from fxrebasin.permutation import Permutation
+
+    path = weights_or_folder(model, weights, "--weights")
+    refuse_target(target)
+    permutation = Permutation.load(certificate)
+    if inverse:
+        permutation = permutation.inverse()
+    bench = open_bench(model, inputs, reading)
+    checkpoint = bench.read(path)
+    bench.lay(checkpoint)
+    permutation, equivalence = proved_on(bench, permutation, inputs)
+    figures = permutation_document(permutation)
+    facts = [
+        ("permuted", str(path)),
+        ("by", f"{certificate}{', undone' if inverse else ''}"),
+        ("moved", f"{figures['units_moved']} of {figures['units']} units"),
+        ("proof", "no unit moves" if equivalence is None else str(equivalence)),
+        *(("note", note) for note in (*checkpoint.notes, *checkpoint.left_out)),
+    ]
+    text = card(target.out.stem, [*facts, *digest_facts(path, permutation)])
+    files = write(
+        target, checkpoint, moved(checkpoint, permutation), text, permutation.permute_tensor
+    )
+    document = {
+        **command_document("apply"),
+        "model": model,
+        "weights": checkpoint_document(checkpoint),
+        "certificate": str(certificate),
+        "inverse": inverse,
+        **figures,
+        "equivalence": None if equivalence is None else equivalence.to_dict(),
+        "files": [str(file) for file in files],
+    }
+    talk = Talk(as_json, dry_run=False)
+    show(talk, facts, document)
+    for file in files:
+        say(talk, f"wrote {file}")

@@ -1,0 +1,38 @@
+"""A permutation from a file, shown to hold for the weights at hand."""
+
+from __future__ import annotations
+
+from fxrebasin.api import held_by
+from fxrebasin.choices import choices_for
+from fxrebasin.cli.options import Inputs
+from fxrebasin.cli.work import Bench
+from fxrebasin.models.example_inputs import normalise_inputs
+from fxrebasin.passes.trace.graph_state import named_state
+from fxrebasin.permutation import Permutation
+from fxrebasin.progress import waiting
+from fxrebasin.proof import prove_state
+from fxrebasin.reports.equivalence import EquivalenceReport
+
+
+def proved_on(
+    bench: Bench, permutation: Permutation, inputs: Inputs
+) -> tuple[Permutation, EquivalenceReport | None]:
+    """The permutation for the weights on a bench, and the proof that it leaves the function alone.
+
+    Args:
+        bench: holds the weights.
+        permutation: of the same architecture.
+        inputs: which outputs and buffers count; those that it was found with when left out.
+
+    Raises:
+        ArchitectureMismatchError: the permutation belongs to another architecture.
+        EquivalenceError: the permuted weights compute something else.
+        InputError: the model does not run on the inputs.
+    """
+    module = bench.module
+    choices = choices_for(module, **inputs.choices).or_those_of(permutation.found_with)
+    args, kwargs = normalise_inputs(module, bench.example.args, bench.example.kwargs, check=False)
+    with waiting("comparing"):
+        held = held_by(permutation, module, args, kwargs, choices)
+        proof = prove_state(module, named_state(module), held, (args, kwargs), choices.outputs)
+    return held, proof

@@ -1,0 +1,192 @@
+"""What commands about checkpoints begin with: a model, its inputs, and weights for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fxrebasin.cli.options import HowToRead, Inputs, Target
+from fxrebasin.errors import InputError
+from fxrebasin.models.by_name import build_model
+from fxrebasin.models.example_inputs import normalise_inputs
+from fxrebasin.models.input_shapes import ExampleInputs, draw_inputs, parse_shape
+from fxrebasin.progress import waiting
+from fxrebasin.storage.checkpoint import read_checkpoint, write_checkpoint
+from fxrebasin.storage.files import refuse_existing
+from fxrebasin.storage.reading import Checkpoint, Move, Reading
+
+_NOTHING = HowToRead(key=None, prefix=None, ignore=(), ignore_extra=False)
+_FOLDER = "hf:"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model on which checkpoints are laid one after the other.
+
+    Args:
+        name: of the model.
+        module: its weights are those of the checkpoint that was laid on last.
+        example: inputs that were given; nothing in it to have them inferred.
+        reading: how checkpoints are read.
+    """
+
+    name: str
+    module: nn.Module
+    example: ExampleInputs
+    reading: Reading
+
+    def read(self, path: Path) -> Checkpoint:
+        """The weights in a file or a folder, as they are stored.
+
+        Args:
+            path: of the file or folder.
+        """
+        with waiting(f"reading {path}"):
+            return read_checkpoint(path, self.module, self.reading)
+
+    def lay(self, checkpoint: Checkpoint) -> nn.Module:
+        """The module with these weights, in its own dtypes; what is ignored keeps others.
+
+        Args:
+            checkpoint: that was read for the model.
+        """
+        self.module.load_state_dict(dict(checkpoint.state), strict=False)
+        return self.module
+
+    def shapes(self) -> tuple[str, ...]:
+        """The inputs that commands run the model on, in words: given or inferred."""
+        args, kwargs = normalise_inputs(
+            self.module, self.example.args, self.example.kwargs, check=False
+        )
+        named = [("", value) for value in args] + [(f"{n}=", v) for n, v in kwargs.items()]
+        return tuple(label + _shape(value) for label, value in named)
+
+
+def open_bench(name: str, inputs: Inputs, how: HowToRead | None = None) -> Bench:
+    """Build a model by its name.
+
+    Args:
+        name: of the model, or its folder.
+        inputs: what is put into it.
+        how: checkpoints are read.
+    """
+    with waiting(f"building {name}"):
+        module = build_model(name, trust_remote_code=inputs.trust_remote_code)
+    example = draw_inputs(module, [parse_shape(text) for text in inputs.input_shapes])
+    how = how or _NOTHING
+    reading = Reading(how.key, how.prefix, how.ignore_extra, how.ignore, inputs.trust_remote_code)
+    return Bench(name, module, example, reading)
+
+
+def folder_of_weights(model: str) -> Path | None:
+    """The folder that a model's name is, which holds its weights as well.
+
+    Args:
+        model: its name.
+    """
+    path = Path(model.removeprefix(_FOLDER))
+    return path if path.is_dir() else None
+
+
+def weights_or_folder(model: str, weights: Path | None, option: str) -> Path:
+    """The checkpoint that was given, or the model itself if it is a folder.
+
+    Args:
+        model: its name.
+        weights: that were given.
+        option: with which they are given.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = weights or folder_of_weights(model)
+    if found is None:
+        raise InputError(
+            f"{model} is no folder with weights in it: name a checkpoint with {option}"
+        )
+    return found
+
+
+def split_models(arguments: Sequence[str]) -> tuple[str, tuple[Path, ...]]:
+    """MODEL and the checkpoints of a command that takes `[MODEL] A B [C ...]`.
+
+    Two folders are both: the first one is the model as well.
+
+    Args:
+        arguments: of the command.
+
+    Raises:
+        InputError: there are too few, or one of them does not exist.
+    """
+    model, *others = arguments
+    if len(others) == 1 and folder_of_weights(model) is not None:
+        others = [model.removeprefix(_FOLDER), *others]
+    if len(others) < 2:
+        raise InputError(
+            "two or more checkpoints are needed behind MODEL, or two folders of Hugging Face "
+            f"models; found {' '.join(arguments)}"
+        )
+    paths = tuple(Path(text) for text in others)
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        raise InputError(f"there is no checkpoint {', '.join(missing)}")
+    return model, paths
+
+
+def refuse_target(target: Target, *others: Path | None) -> None:
+    """Refuse results that exist, or two in one place, before any work.
+
+    Args:
+        target: of the weights.
+        *others: of further files.
+
+    Raises:
+        InputError: one exists, or two are the same.
+    """
+    files = [target.out, *(path for path in others if path is not None)]
+    twice = [str(path) for index, path in enumerate(files) if path in files[:index]]
+    if twice:
+        raise InputError(f"{', '.join(twice)} is to be written twice; give each file its own name")
+    folder = target.out.is_dir() and target.overwrite
+    refuse_existing(files[1:] if folder else files, overwrite=target.overwrite)
+
+
+def write(
+    target: Target,
+    like: Checkpoint,
+    state: dict[str, torch.Tensor],
+    card: str | None = None,
+    others: Move | None = None,
+) -> tuple[Path, ...]:
+    """Write weights in the place of those of a checkpoint.
+
+    Args:
+        target: where, and in which dtype.
+        like: gives everything but the weights.
+        state: the weights.
+        card: for the folder of a model.
+        others: makes other copies in the file fit.
+    """
+    dtype = None if target.dtype is None else getattr(torch, target.dtype)
+    with waiting(f"writing {target.out}"):
+        return write_checkpoint(
+            target.out,
+            like,
+            state,
+            dtype=dtype,
+            overwrite=target.overwrite,
+            card=card,
+            others=others,
+        )
+
+
+def _shape(value: object) -> str:
+    """An input as it is given with --input-shape."""
+    if not isinstance(value, torch.Tensor):
+        return repr(value)
+    dtype = "" if value.dtype == torch.float32 else f":{str(value.dtype).removeprefix('torch.')}"
+    return ",".join(map(str, value.shape)) + dtype
