@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import json
 import pickle
@@ -14,6 +15,7 @@ import safetensors
 import safetensors.numpy
 import torch
 
+import fxrebasin
 from fxrebasin.errors import ArchitectureMismatchError, CheckpointError, InputError
 from fxrebasin.layout import AxisGroup, PermutationClass, Piece, Slot
 from fxrebasin.permutation import Permutation
@@ -610,3 +612,15 @@ def test_no_flipped_byte_is_loaded_as_something_else(tmp_path: Path) -> None:
         except CheckpointError:
             continue
         assert all(np.array_equal(np.sort(a), np.arange(len(a))) for a in loaded.arrays.values())
+
+
+def test_the_file_is_the_same_every_time_and_has_the_digest_that_is_told(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    order = fxrebasin.analyze(net).random(seed=3)
+    written = set()
+    for number in range(8):
+        order.save(tmp_path / f"{number}.safetensors")
+        written.add((tmp_path / f"{number}.safetensors").read_bytes())
+    (payload,) = written
+    assert hashlib.sha256(payload).hexdigest() == order.digest()
+    assert Permutation.load(tmp_path / "0.safetensors") == order

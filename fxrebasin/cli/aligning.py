@@ -61,7 +61,7 @@ def method_options(bench: Bench, method: str, matching: HowToMatch) -> dict[str,
         InputError: the method does not take one of them, or it names nothing.
     """
     given = {"restarts": matching.restarts, "loader": matching.data, "loss": matching.loss}
-    wanted = {name: value for name, value in given.items() if value is not None}
+    wanted: dict[str, Any] = {n: value for n, value in given.items() if value is not None}
     for name in wanted:
         takers = [m for m, f in {**METHODS, **ALIGNERS}.items() if name in _parameters(f)]
         if method not in takers:

@@ -10,8 +10,9 @@ import torch
 from fxrebasin.cli.aligning import Aligned, moved
 from fxrebasin.cli.work import Bench
 from fxrebasin.merge.combinations import Combination, combine
-from fxrebasin.merge.states import State, is_number, tied_names
+from fxrebasin.merge.states import is_number, tied_names
 from fxrebasin.merge.views import StateView
+from fxrebasin.running.batches import State
 from fxrebasin.storage.reading import Checkpoint
 
 

@@ -13,7 +13,7 @@ import fxrebasin
 from fxrebasin.cli.ingredients import Ingredients
 from fxrebasin.cli.options import AS_THEY_ARE
 from fxrebasin.merge.barriers import BarrierCurve, evaluated
-from fxrebasin.merge.states import State
+from fxrebasin.running.batches import State
 
 Evaluate: TypeAlias = Callable[[nn.Module], Any]
 Prepare: TypeAlias = Callable[[nn.Module], nn.Module]
@@ -60,7 +60,8 @@ class Measured:
             overwrite: replace a file that exists.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        return fxrebasin.plot_barrier(*self.curves, path=path, overwrite=overwrite)
+        before, *after = self.curves
+        return fxrebasin.plot_barrier(before, next(iter(after), None), path, overwrite=overwrite)
 
 
 def between(

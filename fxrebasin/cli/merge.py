@@ -117,7 +117,6 @@ def merge(
     from fxrebasin.merge.combinations import Formula
 
     numbers = Numbers(weights, position, density, scale)
-    mending = {"recalibrate": recalibrate, "repair": repair}
-    measuring = {"evaluate": evaluate, "picture": picture}
-    task = Merge(models, Formula(combine), numbers, base, **mending, **measuring, report=report)
+    asked = (recalibrate, repair, evaluate, picture, report)
+    task = Merge(models, Formula(combine), numbers, base, *asked)
     run_merge(task, target, (matching, reading, inputs), talk)

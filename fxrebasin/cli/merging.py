@@ -40,8 +40,9 @@ from fxrebasin.cli.work import open_bench, refuse_target, split_models, write
 from fxrebasin.errors import InputError
 from fxrebasin.merge.by_pattern import ByPattern
 from fxrebasin.merge.combinations import Combination, Formula
-from fxrebasin.merge.states import State, own_state
+from fxrebasin.merge.states import own_state
 from fxrebasin.progress import waiting
+from fxrebasin.running.batches import State
 from fxrebasin.storage.files import publish, refuse_existing
 from fxrebasin.wording import listed
 
@@ -226,8 +227,8 @@ def _mended(
         mended = fxrebasin.recalibrate(bench.module, loader)
     else:
         loader = batches(str(task.repair), "--repair", bench)
-        ends = [made_of.whole(index) for index in range(2)]
-        mended = fxrebasin.repair(bench.module, *ends, loader, combination.middle)
+        a, b = (made_of.whole(index) for index in range(2))
+        mended = fxrebasin.repair(bench.module, a, b, loader, combination.middle)
     state = own_state(mended)
     new = [name for name in state if name not in merged and name not in bench.module.state_dict()]
     if new:

@@ -22,7 +22,8 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 CHECKPOINT = click.Path(exists=True, path_type=Path)
 """A file of weights, or a folder."""
 
-WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+"""Those of `fxrebasin.storage.containers.FILES`."""
 _OTHER_SUFFIXES = (
     *(".onnx", ".json", ".yaml", ".yml", ".md", ".txt"),
     *(".png", ".svg", ".npz", ".npy", ".h5", ".gguf"),
@@ -133,9 +134,10 @@ def _grouped(name: str, kind: type[Any], *options: Callable[[Command], Command])
             own = {item.name: values.pop(item.name) for item in fields(kind)}
             command(**values, **{name: kind(**own)})
 
+        decorated: Command = called
         for option in reversed(options):
-            called = option(called)
-        return called
+            decorated = option(decorated)
+        return decorated
 
     return decorate
 
@@ -242,7 +244,7 @@ def matching_options(methods: tuple[str, ...], default: str) -> Decorator:
     )
 
 
-class _Method(click.ParamType):
+class _Method(click.ParamType[str]):
     """A method of matching; who names a formula for weights is told the option for it."""
 
     name = "method"

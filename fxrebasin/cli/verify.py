@@ -49,11 +49,8 @@ def verify(
     weights = weights or folder_of_weights(model)
     if weights is not None:
         bench.lay(bench.read(weights))
-    if other.suffix == ".onnx":
-        candidate: object = other
-    else:
-        second = open_bench(model, inputs, reading)
-        candidate = second.lay(second.read(other))
+    second = bench if other.suffix == ".onnx" else open_bench(model, inputs, reading)
+    candidate = other if second is bench else second.lay(second.read(other))
     with waiting("comparing"):
         report = fxrebasin.verify(
             bench.module, candidate, bench.example.args, bench.example.kwargs, **inputs.choices

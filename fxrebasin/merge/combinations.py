@@ -13,8 +13,8 @@ import torch
 from fxrebasin.errors import InputError
 from fxrebasin.merge import formulas
 from fxrebasin.merge.by_pattern import ByPattern
-from fxrebasin.merge.states import State
 from fxrebasin.merge.views import StateView
+from fxrebasin.running.batches import State
 
 
 class Formula(Enum):

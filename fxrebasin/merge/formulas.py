@@ -15,7 +15,8 @@ from typing import TypeAlias
 import torch
 
 from fxrebasin.merge.by_pattern import ByPattern
-from fxrebasin.merge.states import State, is_number, weighted_mean, wide_dtype
+from fxrebasin.merge.states import is_number, weighted_mean, wide_dtype
+from fxrebasin.running.batches import State
 
 Weights: TypeAlias = Sequence[float] | ByPattern[Sequence[float]]
 """One number per state, everywhere or by patterns of names."""

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 
 import torch
 
-from fxrebasin.merge.states import State
 from fxrebasin.permutation import Permutation
+from fxrebasin.running.batches import State
 
 
 class StateView(Mapping[str, torch.Tensor]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.running.messages import describe
 from fxrebasin.running.subclasses import behaves_otherwise
-from fxrebasin.wording import listed
+from fxrebasin.wording import listed, spoken
 
 _SHOWN = 30  # names in a message
 _ROWS = 10  # differences in a message; the error has them all
@@ -220,9 +221,11 @@ class Remedy:
     values: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        option = f"--{self.option.replace('_', '-')}"
         if not self.values:
-            return f"{self.option}=True"
-        return f"{self.option}={self.values if self.option == 'ignore' else self.values[0]!r}"
+            return spoken(f"{self.option}=True", option)
+        value = self.values if self.option == "ignore" else self.values[0]
+        return spoken(f"{self.option}={value!r}", shlex.join([option, ",".join(self.values)]))
 
 
 class StateMismatchError(ArchitectureMismatchError):

@@ -25,6 +25,7 @@ from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass, Piece, Slot
 from fxrebasin.reliance import Reliance, Relied
 from fxrebasin.storage.files import publish
+from fxrebasin.storage.safetensors_header import settled
 
 FORMAT = "fxrebasin.permutation"
 VERSION = "1"
@@ -71,7 +72,7 @@ def payload(contents: Contents) -> bytes:
         "found_with": asdict(found_with),
     }
     metadata = {"format": FORMAT, "version": VERSION, "document": json.dumps(document)}
-    return safetensors.numpy.save(tensors, metadata)
+    return settled(safetensors.numpy.save(tensors, metadata))
 
 
 def read(path: Path) -> Contents:

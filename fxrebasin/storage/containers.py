@@ -17,6 +17,7 @@ from fxrebasin.gather import storage_identity
 from fxrebasin.running.messages import first_lines
 from fxrebasin.storage.pickles import load_pickle
 from fxrebasin.storage.reading import Kind
+from fxrebasin.storage.safetensors_header import settle
 
 SAFETENSORS = (".safetensors",)
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # timm writes .pth.tar, which is no archive
@@ -72,6 +73,7 @@ class Safetensors:
     def write(self, tree: Any, draft: Path) -> None:
         """Write tensors by name."""
         save_file(separate(tree), draft, metadata=dict(self.metadata) if self.metadata else None)
+        settle(draft)
 
 
 def container_for(path: Path) -> Container:

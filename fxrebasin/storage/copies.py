@@ -14,7 +14,7 @@ from torch import nn
 from fxrebasin.errors import CheckpointError
 from fxrebasin.storage.names import WRAPPERS, Naming, Shapes, namings, stem, steps
 from fxrebasin.storage.tree import Place, states
-from fxrebasin.wording import listed
+from fxrebasin.wording import listed, spoken
 
 _AVERAGE = re.compile(r"(^|[_.-])(ema|swa|averaged?|shadow)\d*([_.-]|$)", re.IGNORECASE)
 _USUAL = WRAPPERS | {
@@ -149,7 +149,7 @@ def decided(label: str, fitting: Sequence[Copy]) -> Copy:
         choices = listed([repr(copy.label) for copy in left], 10)
         raise CheckpointError(
             f"{label} holds {len(left)} different copies of the model's weights. Say which one is "
-            f"meant with key=, one of {choices}."
+            f"meant with {spoken('key=', '--key')}, one of {choices}."
         )
     return first
 

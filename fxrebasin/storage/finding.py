@@ -25,7 +25,7 @@ from fxrebasin.storage.loader import loaded
 from fxrebasin.storage.names import Naming, outside
 from fxrebasin.storage.reading import Reading
 from fxrebasin.storage.tree import Place, optimisers, states
-from fxrebasin.wording import listed
+from fxrebasin.wording import listed, spoken
 
 _TOP = "the top of the file"
 _MOST_TRIED = 4  # copies that the model's own loader is asked about
@@ -120,7 +120,9 @@ def _with_key(candidates: Sequence[Copy], key: str, label: str) -> list[Copy]:
         choices = f"it holds {listed([repr(name) for name in labels], 10)}" if labels else (
             "its tensors are not under any key"
         )  # fmt: skip
-        raise CheckpointError(f"{label} has no weights of the model at key={key!r}; {choices}.")
+        raise CheckpointError(
+            f"{label} has no weights of the model at {Remedy('key', (key,))}; {choices}."
+        )
     return chosen
 
 
@@ -300,7 +302,7 @@ class _Notes:
             labels = listed([copy.label or _TOP for copy in self.others], 5)
             return (
                 f"{self.label} holds {1 + len(self.others)} copies of the weights; taken was "
-                f"{name}, not {labels} (key= chooses)."
+                f"{name}, not {labels} ({spoken('key=', '--key')} chooses)."
             )
         return f"The weights of {self.label} are an average ({name})." if self.taken.average else ""
 

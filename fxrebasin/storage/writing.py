@@ -28,6 +28,7 @@ from fxrebasin.storage.files import refuse_existing, replacing_set
 from fxrebasin.storage.finding import Found
 from fxrebasin.storage.reading import Checkpoint, Kind, Move
 from fxrebasin.storage.tree import Place, at, is_tensor, like_mapping, replaced, without
+from fxrebasin.wording import spoken
 
 Dtype = torch.dtype | None
 
@@ -80,7 +81,10 @@ def refuse_full_folder(out: Path, *, overwrite: bool) -> None:
         InputError: it has something in it, or is a file.
     """
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise InputError(f"{out} exists already; choose another place, or ask to overwrite")
+        raise InputError(
+            f"{out} exists already; choose another place, or "
+            f"{spoken('ask to overwrite', 'pass --overwrite')}"
+        )
     if not out.is_dir():
         refuse_existing([out], overwrite=False)
 
