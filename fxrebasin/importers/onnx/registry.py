@@ -48,22 +48,28 @@ class Operator:
         function: computes the outputs.
         asks: whether it takes the `Site` of the node as `site=`.
         module: where it is registered.
+        reads: which inputs, by position, are read as numbers: sizes, places, bounds.
     """
 
     function: Function
     asks: bool
     module: str
+    reads: tuple[int, ...] = ()
 
 
 OPERATORS: dict[tuple[str, str], Operator] = {}
 
 
-def operator(*names: str, domain: str = STANDARD) -> Callable[[_F], _F]:
+def operator(
+    *names: str, domain: str = STANDARD, reads: tuple[int, ...] = ()
+) -> Callable[[_F], _F]:
     """Register a function for operators.
 
     Args:
         names: of operators that the function computes.
         domain: that they belong to.
+        reads: which inputs, by position, are read as numbers: sizes, places, bounds. What they
+            hold has to be known before any weight moves.
 
     Example:
         >>> from fxrebasin.importers.onnx.operators import OPERATORS
@@ -75,7 +81,7 @@ def operator(*names: str, domain: str = STANDARD) -> Callable[[_F], _F]:
 
     def register(function: _F) -> _F:
         for name in names:
-            OPERATORS[domain, name] = Operator(function, _asks(function), module)
+            OPERATORS[domain, name] = Operator(function, _asks(function), module, reads)
         return function
 
     return register

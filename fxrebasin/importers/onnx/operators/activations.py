@@ -56,7 +56,7 @@ def shrink(value: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
     return torch.where(value < -lambd, value + bias, down)
 
 
-@operator("Dropout")
+@operator("Dropout", reads=(1, 2))
 def dropout(
     value: Tensor,
     rate: Tensor | None = None,

@@ -92,7 +92,7 @@ def infinite(value: Tensor, *, detect_negative: int = 1, detect_positive: int = 
     return one(value) if detect_negative or detect_positive else none
 
 
-@operator("Clip")
+@operator("Clip", reads=(1, 2))
 def clip(
     value: Tensor,
     least: Tensor | None = None,
@@ -132,13 +132,13 @@ def bit_cast(value: Tensor, *, to: int) -> Tensor:
     return value.view(dtype_of(to))
 
 
-@operator("CumSum")
+@operator("CumSum", reads=(1,))
 def cumulative_sum(value: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0) -> Tensor:
     """Sums of all up to each position, with or without itself."""
     return _cumulative(value, whole(axis), torch.cumsum, 0, bool(exclusive), bool(reverse))
 
 
-@operator("CumProd")
+@operator("CumProd", reads=(1,))
 def cumulative_product(
     value: Tensor, axis: Tensor, *, exclusive: int = 0, reverse: int = 0
 ) -> Tensor:

@@ -24,7 +24,7 @@ class Body(Protocol):
         """Run it on its inputs."""
 
 
-@operator("If")
+@operator("If", reads=(0,))
 def branch(condition: Tensor, *, then_branch: Body, else_branch: Body) -> tuple[Any, ...]:
     """One of two graphs.
 
@@ -51,7 +51,7 @@ def _both(condition: Tensor, first: Sequence[Any], second: Sequence[Any]) -> tup
     return tuple(torch.where(condition.reshape(()), one, other) for one, other in pairs)
 
 
-@operator("Loop")
+@operator("Loop", reads=(0, 1))
 def loop(
     trips: Tensor | None = None, condition: Tensor | None = None, *carried: Any, body: Body
 ) -> tuple[Any, ...]:

@@ -103,7 +103,7 @@ def tensor_scatter(
     return cache.scatter(axis, places.reshape(shape).expand(update.shape), update)
 
 
-@operator("OneHot")
+@operator("OneHot", reads=(1,))
 def one_hot(places: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) -> Tensor:
     """Two values, the second at each place."""
     count = int(number(depth))
@@ -119,7 +119,7 @@ def non_zero(value: Tensor) -> Tensor:
     return torch.nonzero(torch.atleast_1d(value)).T
 
 
-@operator("Compress")
+@operator("Compress", reads=(1,))
 def compress(value: Tensor, kept: Tensor, *, axis: int | None = None) -> Tensor:
     """The slices that are marked."""
     if axis is None:
@@ -155,7 +155,7 @@ def _placed(
     return value.shape[axis] - 1 - place(value.flip(axis), axis, keepdims)
 
 
-@operator("TopK")
+@operator("TopK", reads=(1,))
 def top_k(
     value: Tensor,
     count: Tensor | None = None,

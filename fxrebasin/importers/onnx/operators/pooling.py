@@ -162,7 +162,7 @@ def lp_pool(
     return _sums(where.padded(value.abs() ** p, extra=extra), where) ** (1 / p)
 
 
-@operator("MaxUnpool")
+@operator("MaxUnpool", reads=(2,))
 def max_unpool(
     value: Tensor,
     places: Tensor,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from fxrebasin.importers.onnx.registry import Function, numbers, operators
+from fxrebasin.importers.onnx.registry import Function, numbers, operator
 
 _Reduction: TypeAlias = Callable[[Tensor, list[int], bool], Tensor]
 
@@ -68,21 +68,22 @@ def _sum(value: Tensor, axes: list[int], keepdims: bool) -> Tensor:
     return torch.sum(value, axes, keepdims) if axes else value
 
 
-operators(
-    {
-        "ReduceSum": _reduction(_sum),
-        "ReduceMean": _reduction(
-            lambda x, axes, keep: torch.mean(_widened(x), axes, keep) if axes else x
-        ),
-        "ReduceMax": _reduction(_extreme(torch.amax, -math.inf)),
-        "ReduceMin": _reduction(_extreme(torch.amin, math.inf)),
-        "ReduceProd": _reduction(_product),
-        "ReduceL1": _reduction(lambda x, axes, keep: _sum(x.abs(), axes, keep)),
-        "ReduceL2": _reduction(lambda x, axes, keep: _sum(_widened(x) ** 2, axes, keep).sqrt()),
-        "ReduceSumSquare": _reduction(lambda x, axes, keep: _sum(x * x, axes, keep)),
-        "ReduceLogSum": _reduction(lambda x, axes, keep: _sum(_widened(x), axes, keep).log()),
-        "ReduceLogSumExp": _reduction(
-            lambda x, axes, keep: torch.logsumexp(_widened(x), axes, keep) if axes else x
-        ),
-    }
-)
+_REDUCTIONS: Mapping[str, Function] = {
+    "ReduceSum": _reduction(_sum),
+    "ReduceMean": _reduction(
+        lambda x, axes, keep: torch.mean(_widened(x), axes, keep) if axes else x
+    ),
+    "ReduceMax": _reduction(_extreme(torch.amax, -math.inf)),
+    "ReduceMin": _reduction(_extreme(torch.amin, math.inf)),
+    "ReduceProd": _reduction(_product),
+    "ReduceL1": _reduction(lambda x, axes, keep: _sum(x.abs(), axes, keep)),
+    "ReduceL2": _reduction(lambda x, axes, keep: _sum(_widened(x) ** 2, axes, keep).sqrt()),
+    "ReduceSumSquare": _reduction(lambda x, axes, keep: _sum(x * x, axes, keep)),
+    "ReduceLogSum": _reduction(lambda x, axes, keep: _sum(_widened(x), axes, keep).log()),
+    "ReduceLogSumExp": _reduction(
+        lambda x, axes, keep: torch.logsumexp(_widened(x), axes, keep) if axes else x
+    ),
+}
+
+for _name, _function in _REDUCTIONS.items():
+    operator(_name, reads=(1,))(_function)

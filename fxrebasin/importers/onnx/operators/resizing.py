@@ -155,7 +155,7 @@ def _resized(value: Tensor, at: int, axis: _Axis, way: _Way) -> Tensor:
     return found.masked_fill(outside.reshape(shape), way.extrapolation)
 
 
-@operator("Resize")
+@operator("Resize", reads=(1, 2, 3))
 def resize(
     value: Tensor,
     roi: Tensor | None = None,
@@ -206,7 +206,7 @@ def _fitted(before: list[int], wanted: list[int], policy: str) -> tuple[list[flo
     return [ratio] * len(before), [math.floor(ratio * size + 0.5) for size in before]
 
 
-@operator("Upsample")
+@operator("Upsample", reads=(1,))
 def upsample(
     value: Tensor,
     factors: Tensor | None = None,
@@ -245,13 +245,13 @@ def grid_sample(
     return F.grid_sample(value, grid, _SAMPLING[mode], padding_mode, bool(align_corners))
 
 
-@operator("AffineGrid")
+@operator("AffineGrid", reads=(1,))
 def affine_grid(theta: Tensor, size: Tensor, *, align_corners: int = 0) -> Tensor:
     """The places of an affine map."""
     return F.affine_grid(theta, numbers(size), bool(align_corners))
 
 
-@operator("RoiAlign")
+@operator("RoiAlign", reads=(1, 2))
 def roi_align(
     value: Tensor,
     rois: Tensor,

@@ -21,10 +21,15 @@ operators(
     {
         "SequenceConstruct": lambda *values: (list(values),),
         "SequenceLength": lambda values: torch.tensor(len(values)),
-        "SequenceAt": lambda values, place: values[whole(place)],
         "OptionalHasElement": lambda value=None: torch.tensor(value is not None),
     }
 )
+
+
+@operator("SequenceAt", reads=(1,))
+def at(values: Sequence[Tensor], place: Tensor) -> Tensor:
+    """One of the tensors."""
+    return values[whole(place)]
 
 
 @operator("SequenceEmpty")
@@ -33,7 +38,7 @@ def empty(*, dtype: int = 1) -> tuple[list[Tensor]]:
     return ([],)
 
 
-@operator("SequenceInsert")
+@operator("SequenceInsert", reads=(2,))
 def insert(
     values: Sequence[Tensor], value: Tensor, place: Tensor | None = None
 ) -> tuple[list[Tensor]]:
@@ -43,7 +48,7 @@ def insert(
     return (found,)
 
 
-@operator("SequenceErase")
+@operator("SequenceErase", reads=(1,))
 def erase(values: Sequence[Tensor], place: Tensor | None = None) -> tuple[list[Tensor]]:
     """One less, by default without the last."""
     found = list(values)
@@ -51,7 +56,7 @@ def erase(values: Sequence[Tensor], place: Tensor | None = None) -> tuple[list[T
     return (found,)
 
 
-@operator("SplitToSequence")
+@operator("SplitToSequence", reads=(1,))
 def split_to_sequence(
     value: Tensor, parts: Tensor | None = None, *, axis: int = 0, keepdims: int = 1
 ) -> tuple[list[Tensor]]:

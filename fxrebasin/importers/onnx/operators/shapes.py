@@ -18,12 +18,17 @@ operators(
         ),
         "Size": lambda x: torch.tensor(x.numel(), dtype=torch.int64),
         "Concat": lambda *values, axis: torch.cat(values, axis),
-        "Tile": lambda x, repeats: x.repeat(numbers(repeats)),
     }
 )
 
 
-@operator("Reshape")
+@operator("Tile", reads=(1,))
+def tile(value: Tensor, repeats: Tensor) -> Tensor:
+    """The whole, several times along each axis."""
+    return value.repeat(numbers(repeats))
+
+
+@operator("Reshape", reads=(1,))
 def reshape(value: Tensor, shape: Tensor, *, allowzero: int = 0) -> Tensor:
     """Zero keeps a size, unless it is allowed as one; -1 is what is left."""
     sizes = numbers(shape)
@@ -49,7 +54,7 @@ def transpose(value: Tensor, *, perm: list[int] | None = None) -> Tensor:
     return value.permute(perm if perm is not None else list(range(value.ndim))[::-1])
 
 
-@operator("Squeeze")
+@operator("Squeeze", reads=(1,))
 def squeeze(
     value: Tensor, places: Tensor | None = None, *, axes: list[int] | None = None
 ) -> Tensor:
@@ -64,7 +69,7 @@ def squeeze(
     return value.reshape(sizes) if value.ndim != len(sizes) else value
 
 
-@operator("Unsqueeze")
+@operator("Unsqueeze", reads=(1,))
 def unsqueeze(
     value: Tensor, places: Tensor | None = None, *, axes: list[int] | None = None
 ) -> Tensor:
@@ -76,13 +81,13 @@ def unsqueeze(
     return value
 
 
-@operator("Expand")
+@operator("Expand", reads=(1,))
 def expand(value: Tensor, shape: Tensor) -> Tensor:
     """Both are broadcast to each other."""
     return value.expand(torch.broadcast_shapes(tuple(value.shape), tuple(numbers(shape))))
 
 
-@operator("Split")
+@operator("Split", reads=(1,))
 def split(
     value: Tensor,
     parts: Tensor | None = None,
@@ -102,7 +107,7 @@ def split(
     return tuple(torch.split(value, sizes, axis))
 
 
-@operator("Slice")
+@operator("Slice", reads=(1, 2, 3, 4))
 def take_slice(
     value: Tensor,
     first: Tensor | None = None,
@@ -137,7 +142,7 @@ def _sliced(value: Tensor, axis: int, part: slice) -> Tensor:
     return found
 
 
-@operator("Pad")
+@operator("Pad", reads=(1, 2, 3))
 def pad(
     padded: Tensor,
     widths: Tensor | None = None,
@@ -176,14 +181,14 @@ def _padded_places(size: int, before: int, behind: int, mode: str) -> list[int]:
     return [min(place % period, period - place % period) if size > 1 else 0 for place in places]
 
 
-@operator("ConstantOfShape")
+@operator("ConstantOfShape", reads=(0,))
 def constant_of_shape(shape: Tensor, *, value: Tensor | None = None) -> Tensor:
     """One number throughout; zero in float32 by default."""
     fill = torch.zeros(1) if value is None else value
     return torch.full(numbers(shape), number(fill), dtype=fill.dtype)
 
 
-@operator("Range")
+@operator("Range", reads=(0, 1, 2))
 def make_range(start: Tensor, limit: Tensor, delta: Tensor, *, stash_type: int = 1) -> Tensor:
     """Up to a limit that is left out."""
     first, last, step = number(start), number(limit), number(delta)
@@ -202,7 +207,7 @@ def eye_like(like: Tensor, *, dtype: int | None = None, k: int = 0) -> Tensor:
     return (places == k).to(kind)
 
 
-@operator("Trilu")
+@operator("Trilu", reads=(1,))
 def triangle(value: Tensor, k: Tensor | None = None, *, upper: int = 1) -> Tensor:
     """The triangle above or below a diagonal."""
     offset = 0 if k is None else whole(k)
@@ -231,7 +236,7 @@ def space_to_depth(value: Tensor, *, blocksize: int, mode: str = "DCR") -> Tenso
     return apart.reshape(n, c * r * r, h // r, w // r)
 
 
-@operator("CenterCropPad")
+@operator("CenterCropPad", reads=(1,))
 def center_crop_pad(value: Tensor, shape: Tensor, *, axes: list[int] | None = None) -> Tensor:
     """To given sizes, cut or filled on both sides."""
     places = range(value.ndim) if axes is None else [axis % value.ndim for axis in axes]
@@ -245,7 +250,7 @@ def center_crop_pad(value: Tensor, shape: Tensor, *, axes: list[int] | None = No
     return value
 
 
-@operator("Col2Im")
+@operator("Col2Im", reads=(1, 2))
 def columns_to_image(
     value: Tensor,
     image_shape: Tensor,

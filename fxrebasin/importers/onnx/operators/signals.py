@@ -23,25 +23,25 @@ def _cosines(size: Tensor, periodic: int, dtype: int, *factors: float) -> Tensor
     return torch.as_tensor(found).to(dtype_of(dtype))
 
 
-@operator("HannWindow")
+@operator("HannWindow", reads=(0,))
 def hann_window(size: Tensor, *, output_datatype: int = 1, periodic: int = 1) -> Tensor:
     """A window of one cosine."""
     return _cosines(size, periodic, output_datatype, 0.5, -0.5)
 
 
-@operator("HammingWindow")
+@operator("HammingWindow", reads=(0,))
 def hamming_window(size: Tensor, *, output_datatype: int = 1, periodic: int = 1) -> Tensor:
     """A window of one cosine that does not go down to zero."""
     return _cosines(size, periodic, output_datatype, 25 / 46, -21 / 46)
 
 
-@operator("BlackmanWindow")
+@operator("BlackmanWindow", reads=(0,))
 def blackman_window(size: Tensor, *, output_datatype: int = 1, periodic: int = 1) -> Tensor:
     """A window of two cosines."""
     return _cosines(size, periodic, output_datatype, 0.42, -0.5, 0.08)
 
 
-@operator("DFT")
+@operator("DFT", reads=(1, 2))
 def fourier(
     value: Tensor,
     length: Tensor | None = None,
@@ -67,7 +67,7 @@ def fourier(
     return torch.view_as_real(found)
 
 
-@operator("STFT")
+@operator("STFT", reads=(1, 3))
 def short_time_fourier(
     value: Tensor,
     step: Tensor,
@@ -89,7 +89,7 @@ def short_time_fourier(
     return torch.view_as_real(found)
 
 
-@operator("MelWeightMatrix")
+@operator("MelWeightMatrix", reads=(0, 1, 2, 3, 4))
 def mel_weights(
     bins: Tensor,
     length: Tensor,
@@ -123,7 +123,7 @@ def mel_weights(
     return found.to(dtype_of(output_datatype))
 
 
-@operator("NonMaxSuppression")
+@operator("NonMaxSuppression", reads=(0, 1, 2, 3, 4))
 def non_max_suppression(
     boxes: Tensor,
     scores: Tensor,

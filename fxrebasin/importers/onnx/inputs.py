@@ -1,0 +1,239 @@
+"""Example inputs for a graph, of what it says about them and of what reads them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxrebasin.errors import InputError
+from fxrebasin.importers.onnx.dtypes import dtype_of
+from fxrebasin.importers.onnx.graph import Graph, Parsed, Step
+from fxrebasin.importers.onnx.tensors import from_array
+
+_SIZES = (
+    {"": 7, "rows": 2, "image": 64},
+    {"": 5, "rows": 3, "image": 96},
+    {"": 8, "rows": 4, "image": 224},
+    {"": 16, "rows": 1, "image": 128},
+    {"": 1, "rows": 1, "image": 32},
+)
+"""Sizes of dimensions that have a name only, in the order in which they are tried."""
+
+_IMAGE_NDIM = 4
+_PARTS = re.compile(r"\s*([+*-])\s*")
+_FEW_TOKENS = 8
+_PASSED_ON = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Where"})
+
+
+@dataclass(frozen=True, eq=False)
+class Port:
+    """One input of a graph.
+
+    Args:
+        name: of it.
+        dtype: of its elements.
+        dims: sizes, or names of sizes; empty names where nothing is said.
+    """
+
+    name: str
+    dtype: torch.dtype
+    dims: tuple[int | str, ...]
+
+
+def ports_of(parsed: Parsed) -> tuple[Port, ...]:
+    """The inputs of a graph.
+
+    Raises:
+        InputError: an input is no tensor, or says nothing about its shape.
+    """
+    found = []
+    for name, kind in parsed.types.items():
+        if not kind.HasField("tensor_type"):
+            raise InputError(f"the input {name!r} is no tensor; only tensors are run")
+        tensor = kind.tensor_type
+        if not tensor.HasField("shape"):
+            raise InputError(
+                f"the file does not say which shape its input {name!r} has; pass example_inputs"
+            )
+        dims = tuple(
+            int(dim.dim_value) if dim.HasField("dim_value") else str(dim.dim_param)
+            for dim in tensor.shape.dim
+        )
+        found.append(Port(name, dtype_of(tensor.elem_type), dims))
+    return tuple(found)
+
+
+def given_inputs(parsed: Parsed, example: Any) -> dict[str, Tensor]:
+    """Inputs that the user gave: by name, or in the order of the file.
+
+    Args:
+        parsed: the model.
+        example: a tensor or array, several in a tuple or list, or a mapping of them by name.
+
+    Raises:
+        InputError: they do not fit the inputs of the file.
+    """
+    names = list(parsed.types)
+    if not isinstance(example, Mapping):
+        values = list(example) if isinstance(example, list | tuple) else [example]
+        if len(values) != len(names):
+            raise InputError(
+                f"{len(values)} example inputs were given, and the file has {len(names)}: "
+                f"{', '.join(names)}"
+            )
+        example = dict(zip(names, values, strict=True))
+    if set(example) != set(names):
+        raise InputError(
+            f"example inputs are {', '.join(map(str, example)) or 'none'}, and the inputs of the "
+            f"file {', '.join(names) or 'none'}"
+        )
+    return {name: _as_tensor(name, example[name]) for name in names}
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    try:
+        return from_array(np.asarray(value))
+    except TypeError as error:
+        raise InputError(f"the example input {name!r} is no tensor: {error}") from None
+
+
+def drawn_inputs(parsed: Parsed, attempt: int = 0) -> dict[str, Tensor]:
+    """Inputs with sizes for all dimensions that have a name only.
+
+    Tokens are drawn from as many as the tables that they are looked up in have rows; masks let
+    everything pass, positions count up, and images have as many channels as the first layer.
+
+    Args:
+        parsed: the model.
+        attempt: which sizes are tried; see `attempts`.
+
+    Raises:
+        InputError: the file does not say enough about an input.
+    """
+    ports = ports_of(parsed)
+    chosen = dict(_fixed_by_weights(parsed, ports))
+    generator = torch.Generator().manual_seed(attempt)
+    found = {}
+    for port in ports:
+        sizes = [
+            chosen.get((port.name, at)) or _size(dim, at, port, _SIZES[attempt])
+            for at, dim in enumerate(port.dims)
+        ]
+        rows = _rows_looked_up(parsed, port.name)
+        found[port.name] = _values(port, sizes, rows, generator)
+    return found
+
+
+def attempts(parsed: Parsed) -> int:
+    """How many choices of sizes there are; one if all are fixed."""
+    named = any(isinstance(dim, str) for port in ports_of(parsed) for dim in port.dims)
+    return len(_SIZES) if named else 1
+
+
+def _size(dim: int | str, at: int, port: Port, sizes: Mapping[str, int]) -> int:
+    """The size of a dimension; of a sum of names, the sum of their sizes."""
+    if isinstance(dim, int):
+        return dim
+    first, *rest = _PARTS.split(dim.strip())
+    total = _single(first, at, port, sizes)
+    for sign, part in zip(rest[::2], rest[1::2], strict=False):
+        other = _single(part, at, port, sizes)
+        total = total * other if sign == "*" else total + other if sign == "+" else total - other
+    return max(total, 1)
+
+
+def _single(name: str, at: int, port: Port, sizes: Mapping[str, int]) -> int:
+    """The size of one name, which is the same wherever it is met."""
+    if name.isdigit():
+        return int(name)
+    lowered = name.lower()
+    if "batch" in lowered or (not name and at == 0) or lowered in ("n", "bs"):
+        return sizes["rows"]
+    if port.dtype.is_floating_point and len(port.dims) == _IMAGE_NDIM and _is_side(lowered, at):
+        return sizes["image"]
+    if "past" in lowered or "cache" in lowered:
+        return max(sizes[""] - 4, 1)
+    if "encoder" in lowered:
+        return max(sizes[""] - 2, 1)
+    if at == 0 and not any("batch" in str(dim).lower() for dim in port.dims):
+        return sizes["rows"]
+    return sizes[""]
+
+
+def _is_side(name: str, at: int) -> bool:
+    """Whether a dimension is the height or width of an image."""
+    spelled = any(word in name for word in ("height", "width", "image", "size"))
+    return spelled or name in ("h", "w") or (at >= 2 and not any(c in name for c in "_ "))
+
+
+def _readers(graph: Graph, name: str) -> Iterator[tuple[Graph, Step, int]]:
+    """Steps that read a value, and at which place; also through what only passes it on."""
+    pending, seen = [name], {name}
+    while pending:
+        current = pending.pop()
+        for owner, step in graph.all_steps():
+            for at, item in enumerate(step.inputs):
+                if item == current:
+                    yield owner, step, at
+                    passed = at == 0 or step.kind == "Where"
+                    if step.kind in _PASSED_ON and passed and step.outputs[0] not in seen:
+                        seen.add(step.outputs[0])
+                        pending.append(step.outputs[0])
+
+
+def _stored(parsed: Parsed, owner: Graph, name: str) -> Tensor | None:
+    full = owner.tensors.get(name) or parsed.graph.tensors.get(name)
+    return None if full is None else parsed.tensors[full]
+
+
+def _fixed_by_weights(
+    parsed: Parsed, ports: Sequence[Port]
+) -> Iterator[tuple[tuple[str, int], int]]:
+    """Sizes that have a name in the file, and that the first layer leaves no choice in."""
+    for port in ports:
+        if not port.dtype.is_floating_point:
+            continue
+        for owner, step, at in _readers(parsed.graph, port.name):
+            weight = _stored(parsed, owner, step.inputs[1]) if len(step.inputs) > 1 else None
+            if at != 0 or weight is None:
+                continue
+            last = len(port.dims) - 1
+            if step.kind.endswith("Conv") and last >= 2 and isinstance(port.dims[1], str):
+                yield (port.name, 1), weight.shape[1] * int(step.attributes.get("group", 1))
+            elif step.kind in ("MatMul", "Gemm") and isinstance(port.dims[last], str):
+                yield (port.name, last), weight.shape[1 if step.attributes.get("transB") else 0]
+
+
+def _rows_looked_up(parsed: Parsed, name: str) -> int | None:
+    """The rows of the smallest table in which an input is looked up."""
+    found = []
+    for owner, step, at in _readers(parsed.graph, name):
+        table = _stored(parsed, owner, step.inputs[0])
+        if step.kind == "Gather" and at == 1 and table is not None:
+            found.append(table.shape[int(step.attributes.get("axis", 0))])
+        if step.kind == "EmbedLayerNormalization" and at < 2:
+            words = _stored(parsed, owner, step.inputs[2 if at == 0 else 4])
+            found += [] if words is None else [words.shape[0]]
+    return min(found, default=None)
+
+
+def _values(
+    port: Port, sizes: Sequence[int], rows: int | None, generator: torch.Generator
+) -> Tensor:
+    lowered = port.name.lower()
+    if port.dtype.is_floating_point:
+        return torch.randn(*sizes, generator=generator).to(port.dtype)
+    if port.dtype is torch.bool or "mask" in lowered:
+        return torch.ones(*sizes, dtype=port.dtype)
+    if "position" in lowered:
+        return torch.arange(sizes[-1] if sizes else 1, dtype=port.dtype).expand(sizes).contiguous()
+    low, high = (0, _FEW_TOKENS) if rows is None else (min(1, rows - 1), rows)
+    return torch.randint(low, high, tuple(sizes), generator=generator).to(port.dtype)

@@ -1,0 +1,143 @@
+"""Reading files: what is there, and what is refused before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto
+
+from fxrebasin.errors import CheckpointError, InputError
+from fxrebasin.importers.onnx.graph import Parsed, parse
+from fxrebasin.importers.onnx.module import OnnxModule
+from fxrebasin.importers.onnx.roles import state_of
+from fxrebasin.wording import listed
+
+Source: TypeAlias = str | PathLike[str] | ModelProto
+"""The path of a file, or a model in memory."""
+
+OLDEST_OPSET = 7
+_LISTED = 8
+
+_QUANTISED_KINDS = (
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv"),
+    *("QLinearMatMul", "MatMulInteger", "ConvInteger", "MatMulNBits", "MatMulBnb4"),
+    *("QAttention", "QGemm", "QEmbedLayerNormalization", "QOrderedMatMul", "QMoE"),
+    *("DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulIntegerToFloat"),
+    *("ConvIntegerToFloat", "GatherBlockQuantized", "DequantizeBFP", "QuantizeBFP"),
+)
+_QUANTISED_TYPES = (
+    *(TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2),
+    *(TensorProto.FLOAT8E5M2FNUZ, TensorProto.FLOAT8E8M0, TensorProto.FLOAT4E2M1),
+    *(TensorProto.INT4, TensorProto.UINT4, TensorProto.INT2, TensorProto.UINT2),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxSource:
+    """A model that was read and can be computed.
+
+    Args:
+        label: what messages call it.
+        path: of the file; None for a model in memory.
+        proto: as it is in the file; data that are in files of their own are not in it.
+        parsed: its graph and tensors.
+        state: names of the tensors that are weights.
+    """
+
+    label: str
+    path: Path | None
+    proto: ModelProto
+    parsed: Parsed
+    state: tuple[str, ...]
+
+    def module(self, constants: tuple[str, ...] = ()) -> OnnxModule:
+        """The graph as a module.
+
+        Args:
+            constants: names of weights that are taken for constants.
+        """
+        return OnnxModule(self.parsed, set(self.state) - set(constants))
+
+
+def read(source: Source, label: str = "") -> OnnxSource:
+    """Read a model, and refuse what cannot be computed.
+
+    Args:
+        source: the path of a file, or a model.
+        label: what messages call it; its path when left out.
+
+    Raises:
+        CheckpointError: there is no such file, it is no ONNX model or is not complete, or data
+            that are in files of their own are missing or lie outside its folder.
+        InputError: the graph is quantised, laid out for one machine, or has operators or types
+            that are not known.
+    """
+    path = None if isinstance(source, ModelProto) else Path(source)
+    label = label or (str(path) if path is not None else "the ONNX model")
+    proto = source if isinstance(source, ModelProto) else _load(Path(source))
+    if not proto.graph.node and not proto.graph.output:
+        raise CheckpointError(f"{label} holds no graph; it is empty, or not an ONNX model")
+    _refuse_kinds(proto, label)
+    parsed = parse(proto, None if path is None else path.parent)
+    _refuse_unknown(parsed, label)
+    return OnnxSource(label, path, proto, parsed, state_of(parsed))
+
+
+def _load(path: Path) -> ModelProto:
+    if not path.is_file():
+        raise CheckpointError(f"there is no ONNX file at {path}")
+    try:
+        return onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is not an ONNX model that can be read: {error}. It may be cut off."
+        ) from error
+
+
+def _refuse_kinds(proto: ModelProto, label: str) -> None:
+    """Refuse graphs that are known not to be for this."""
+    version = max((item.version for item in proto.opset_import if not item.domain), default=0)
+    if 0 < version < OLDEST_OPSET:
+        raise InputError(
+            f"{label} has opset {version}; those since {OLDEST_OPSET} are computed. Convert it "
+            "with onnx.version_converter."
+        )
+    graphs = [proto.graph, *(function for function in proto.functions)]
+    kinds: dict[str, None] = {}
+    while graphs:
+        graph = graphs.pop()
+        for node in graph.node:
+            if node.domain == "com.microsoft.nchwc":
+                raise InputError(
+                    f"{label} was optimised by onnxruntime for one kind of processor (weights in "
+                    "the blocked layout com.microsoft.nchwc); pass the file that it was made from."
+                )
+            if node.op_type in _QUANTISED_KINDS or node.op_type.startswith("QLinear"):
+                kinds.setdefault(node.op_type)
+            for attribute in node.attribute:
+                graphs += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+    for tensor in proto.graph.initializer:
+        if tensor.data_type in _QUANTISED_TYPES:
+            kinds.setdefault(TensorProto.DataType.Name(tensor.data_type))
+    if kinds:
+        raise InputError(
+            f"{label} is quantised ({listed(list(kinds), _LISTED)}): its numbers are rounded with "
+            "scales that belong to places. Re-base the model with whole weights, then quantise it."
+        )
+
+
+def _refuse_unknown(parsed: Parsed, label: str) -> None:
+    unknown: dict[str, None] = {}
+    for _, step in parsed.graph.all_steps():
+        if step.operator is None:
+            unknown.setdefault(f"{step.domain}::{step.kind}" if step.domain else step.kind)
+    if unknown:
+        raise InputError(
+            f"{label} has operators that are not known here: {listed(list(unknown), _LISTED)}. "
+            "docs/onnx-operators.md lists those that are."
+        )

@@ -1,0 +1,108 @@
+"""Which stored tensors are state that may be permuted, and which are constants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fxrebasin.importers.onnx.graph import Graph, Parsed, Step
+
+_SHAPES_ONLY = ("Shape", "Size")
+_STATE = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_FIRST = 64
+"""So many elements are looked at before all are."""
+
+
+def state_of(parsed: Parsed) -> tuple[str, ...]:
+    """Names of the tensors that are weights, in the order of the file.
+
+    A tensor with a fraction is state, unless it has one element, or holds one number throughout
+    (to permute it would change nothing), or what it holds is read as numbers: sizes, places,
+    bounds, and what these are computed from. Tensors that cannot be written back are constants.
+
+    Args:
+        parsed: the model.
+    """
+    read = _read_as_numbers(parsed.graph)
+    return tuple(
+        name
+        for name, tensor in parsed.tensors.items()
+        if tensor.dtype in _STATE
+        and tensor.numel() > 1
+        and name in parsed.stored
+        and name not in read
+        and not is_uniform(tensor)
+    )
+
+
+def is_uniform(tensor: Tensor) -> bool:
+    """Whether all elements have the same bits.
+
+    Example:
+        >>> is_uniform(torch.zeros(3)), is_uniform(torch.tensor([0.0, -0.0]))
+        (True, False)
+    """
+    bits = bits_of(tensor).reshape(-1)
+    return all(bool((part == bits[0]).all()) for part in (bits[:_FIRST], bits))
+
+
+def bits_of(tensor: Tensor) -> Tensor:
+    """The elements as whole numbers of the same size."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.detach().contiguous().view(kinds[tensor.element_size()])
+
+
+class _Scope:
+    """The tensors of a graph, and what its names are computed from."""
+
+    def __init__(self, graph: Graph, around: _Scope | None) -> None:
+        self.graph, self.around = graph, around
+        self.maker: dict[str, Step] = {
+            name: step for step in graph.steps for name in step.outputs if name
+        }
+
+    def owner(self, name: str) -> _Scope | None:
+        """The scope in which a name is made."""
+        scope: _Scope | None = self
+        while scope is not None:
+            graph = scope.graph
+            if name in scope.maker or name in graph.tensors or name in graph.inputs:
+                return scope
+            scope = scope.around
+        return None
+
+
+def _read_as_numbers(graph: Graph) -> set[str]:
+    """Names of the tensors whose values are read as numbers, or go into what is."""
+    pending = list(_numbers(_Scope(graph, None)))
+    seen: set[tuple[int, str]] = set()
+    found: set[str] = set()
+    while pending:
+        scope, name = pending.pop()
+        owner = scope.owner(name)
+        if owner is None or (id(owner.graph), name) in seen:
+            continue
+        seen.add((id(owner.graph), name))
+        if name in owner.graph.tensors:
+            found.add(owner.graph.tensors[name])
+        elif name in owner.maker:
+            step = owner.maker[name]
+            if step.kind not in _SHAPES_ONLY:
+                pending += [(owner, item) for item in step.inputs if item]
+                bodies = (_Scope(body, owner) for body in step.graphs.values())
+                pending += [(body, item) for body in bodies for item in body.graph.outputs]
+        elif owner.around is not None:  # an input of a body: it may be any of those of its node
+            node = next(s for s in owner.around.graph.steps if owner.graph in s.graphs.values())
+            pending += [(owner.around, item) for item in node.inputs if item]
+    return found
+
+
+def _numbers(scope: _Scope) -> Iterator[tuple[_Scope, str]]:
+    """Names that operators read as numbers, with the scope in which they do."""
+    for step in scope.graph.steps:
+        reads = step.operator.reads if step.operator is not None else ()
+        yield from ((scope, step.inputs[at]) for at in reads if at < len(step.inputs))
+        for body in step.graphs.values():
+            yield from _numbers(_Scope(body, scope))
