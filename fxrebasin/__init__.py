@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from fxrebasin.exporters.onnx.export import export_onnx
     from fxrebasin.exporters.verify.equivalence import verify
+    from fxrebasin.importers.onnx.transforming import onnx_transform
     from fxrebasin.layout import PermutationClass
     from fxrebasin.merge import (
         BarrierCurve,
@@ -62,6 +63,7 @@ __all__ = [
     "match",
     "merge_many",
     "merge_stats",
+    "onnx_transform",
     "plot_barrier",
     "recalibrate",
     "repair",
@@ -78,6 +80,7 @@ _NAMES_IN = {
         *("FxRebasinError", "InputError", "TraceError"),
     ),
     "fxrebasin.exporters.onnx.export": ("export_onnx",),
+    "fxrebasin.importers.onnx.transforming": ("onnx_transform",),
     "fxrebasin.exporters.verify.equivalence": ("verify",),
     "fxrebasin.layout": ("PermutationClass",),
     "fxrebasin.merge": (

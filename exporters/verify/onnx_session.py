@@ -56,13 +56,16 @@ class OnnxModel:
     Args:
         path: the file; its external data, if any, is looked for beside it.
         label: what messages call it; its path when left out.
+        optimized: whether onnxruntime may rewrite the graph before it runs it.
 
     Raises:
         CheckpointError: there is no such file, or it holds no ONNX model.
         ExportError: it is an ONNX model that onnxruntime cannot prepare.
     """
 
-    def __init__(self, path: str | PathLike[str], label: str | None = None) -> None:
+    def __init__(
+        self, path: str | PathLike[str], label: str | None = None, *, optimized: bool = True
+    ) -> None:
         self.path = Path(path)
         self._label = label or str(path)
         if not self.path.is_file():
@@ -70,6 +73,10 @@ class OnnxModel:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL
         options.intra_op_num_threads = torch.get_num_threads()
+        level = onnxruntime.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
+        )
         try:
             self._session = onnxruntime.InferenceSession(
                 str(self.path), options, providers=["CPUExecutionProvider"]

@@ -105,7 +105,7 @@ def repeats_itself(tensor: Tensor) -> bool:
     """
     if tensor.numel() > _LOOKED_THROUGH:
         return False
-    return bits_of(tensor).unique().numel() < tensor.numel()
+    return bool(bits_of(tensor).unique().numel() < tensor.numel())
 
 
 def _inputs(source: OnnxSource, module: OnnxModule, example: Any) -> list[dict[str, Tensor]]:

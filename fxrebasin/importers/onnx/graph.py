@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, inliner
@@ -25,6 +25,10 @@ _PLAIN: Mapping[int, str] = {
     AttributeProto.INTS: "ints",
     AttributeProto.TYPE_PROTO: "tp",
 }
+
+
+Key: TypeAlias = tuple[str, str]
+"""Where a tensor is stored: the scope of its graph, and its name there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,14 +91,14 @@ class Parsed:
     Args:
         graph: what is run.
         tensors: all that the file stores, by names that no other tensor has.
-        stored: where the file stores them, for those that can be written back.
+        stored: for those that can be written back, the key that `stored_tensors` has for them.
         types: element types and sizes of the inputs, by name.
         opsets: versions by domain.
     """
 
     graph: Graph
     tensors: Mapping[str, torch.Tensor]
-    stored: Mapping[str, TensorProto]
+    stored: Mapping[str, Key]
     types: Mapping[str, Any]
     opsets: Mapping[str, int]
 
@@ -110,10 +114,10 @@ def parse(model: ModelProto, folder: Path | None = None) -> Parsed:
         InputError: the model has no graph, or tensors of types that cannot be computed.
         CheckpointError: the data of a tensor are missing.
     """
-    own = _own_constants(model.graph)
+    own = {key for key, _ in stored_tensors(model.graph)}
     whole = inliner.inline_local_functions(model) if model.functions else model
     opsets = {_domain(item.domain): item.version for item in whole.opset_import}
-    reader = _Reader(opsets, folder, own if model.functions else None)
+    reader = _Reader(opsets, folder, own)
     graph = reader.graph(whole.graph, "")
     known = {item.name for item in model.graph.initializer}
     known |= {item.values.name for item in model.graph.sparse_initializer}
@@ -125,15 +129,26 @@ def _domain(name: str) -> str:
     return "" if name in _STANDARD else name
 
 
-def _own_constants(graph: GraphProto) -> set[str]:
-    """Outputs of Constant nodes of the model itself, not of its functions."""
-    found = set()
+def stored_tensors(graph: GraphProto, scope: str = "") -> Iterator[tuple[Key, TensorProto]]:
+    """The tensors that a graph and its bodies store, those of Constant nodes included.
+
+    Args:
+        graph: of a file.
+        scope: of it.
+    """
+    for item in graph.initializer:
+        yield (scope, item.name), item
     for node in graph.node:
-        if node.op_type == "Constant":
-            found.update(node.output)
-        for body in _bodies(node):
-            found |= _own_constants(body)
-    return found
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                yield from stored_tensors(attribute.g, _inner(scope, node, attribute.name))
+            elif node.op_type == "Constant" and attribute.name == "value":
+                yield (scope, node.output[0]), attribute.t
+
+
+def _inner(scope: str, node: NodeProto, attribute: str) -> str:
+    """The scope of a body."""
+    return f"{scope}{next(filter(None, node.output), node.name)}/{attribute}/"
 
 
 def _bodies(node: NodeProto) -> list[GraphProto]:
@@ -198,14 +213,14 @@ class _Reader:
     Args:
         opsets: versions by domain.
         folder: where the file is.
-        own: names of constants that the file itself has; None if it has no functions.
+        own: keys of what the file itself stores; functions have constants as well.
     """
 
     opsets: Mapping[str, int]
     folder: Path | None
-    own: set[str] | None
+    own: set[Key]
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-    stored: dict[str, TensorProto] = field(default_factory=dict)
+    stored: dict[str, Key] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
 
     def graph(self, graph: GraphProto, scope: str) -> Graph:
@@ -217,15 +232,15 @@ class _Reader:
         """
         tensors: dict[str, str] = {}
         for item in graph.initializer:
-            tensors[item.name] = self._keep(scope + item.name, to_torch(item, self.folder), item)
+            tensors[item.name] = self._keep(scope, item.name, to_torch(item, self.folder))
         for sparse in graph.sparse_initializer:
             name = sparse.values.name
-            tensors[name] = self._keep(scope + name, dense(sparse), None)
+            tensors[name] = self._keep(scope, name, dense(sparse))
         nodes = in_order(graph)
         for node in nodes:
             if node.op_type == "Constant" and _domain(node.domain) == "":
-                value, proto = self._constant(node)
-                tensors[node.output[0]] = self._keep(scope + node.output[0], value, proto)
+                name = node.output[0]
+                tensors[name] = self._keep(scope, name, self._constant(node))
         outputs = tuple(item.name for item in graph.output)
         steps = [
             self._step(node, scope)
@@ -236,27 +251,27 @@ class _Reader:
         inputs = tuple(item.name for item in graph.input if scope or item.name not in known)
         return Graph(inputs, outputs, tuple(_with_last_reads(steps, nodes, outputs)), tensors)
 
-    def _keep(self, name: str, value: torch.Tensor, stored: TensorProto | None) -> str:
+    def _keep(self, scope: str, local: str, value: torch.Tensor) -> str:
+        name = scope + local
         while name in self.tensors:
             name += "'"
         self.tensors[name] = value
-        if stored is not None:
-            self.stored[name] = stored
+        if (scope, local) in self.own:
+            self.stored[name] = (scope, local)
         return name
 
-    def _constant(self, node: NodeProto) -> tuple[torch.Tensor, TensorProto | None]:
+    def _constant(self, node: NodeProto) -> torch.Tensor:
         attribute = node.attribute[0]
         if attribute.name == "value":
-            own = self.own is None or node.output[0] in self.own
-            return to_torch(attribute.t, self.folder), attribute.t if own else None
+            return to_torch(attribute.t, self.folder)
         if attribute.name == "sparse_value":
-            return dense(attribute.sparse_tensor), None
+            return dense(attribute.sparse_tensor)
         if attribute.name in ("value_float", "value_floats"):
             values = attribute.f if attribute.name == "value_float" else list(attribute.floats)
-            return torch.tensor(values, dtype=torch.float32), None
+            return torch.tensor(values, dtype=torch.float32)
         if attribute.name in ("value_int", "value_ints"):
             numbers = attribute.i if attribute.name == "value_int" else list(attribute.ints)
-            return torch.tensor(numbers, dtype=torch.int64), None
+            return torch.tensor(numbers, dtype=torch.int64)
         raise InputError(f"the Constant {node.output[0]!r} holds text, which cannot be computed")
 
     def _step(self, node: NodeProto, scope: str) -> Step:
@@ -268,8 +283,7 @@ class _Reader:
         attributes = {}
         for item in node.attribute:
             if item.type == AttributeProto.GRAPH:
-                inner = f"{scope}{next(filter(None, outputs), name)}/{item.name}/"
-                graphs[item.name] = self.graph(item.g, inner)
+                graphs[item.name] = self.graph(item.g, _inner(scope, node, item.name))
             else:
                 attributes[item.name] = self._value(item)
         return Step(

@@ -85,7 +85,7 @@ def _say_where(error: Exception, step: Step, given: list[Any]) -> None:
         error._fxrebasin_node = step.name  # type: ignore[attr-defined]
 
 
-class OnnxModule(nn.Module):
+class OnnxModule(_Holder):
     """Runs a graph.
 
     Parameters and buffers have the names that the file gives its tensors, dots and slashes
@@ -96,11 +96,12 @@ class OnnxModule(nn.Module):
         state: names of the tensors that are parameters; the others are constants.
 
     Example:
+        >>> import torch
         >>> from onnx import parser
-        >>> text = '<ir_version: 8, opset_import: [ "" : 17 ]> g (float[n] x) => (float[n] y) {' \\
-        ...        ' y = Relu(x) }'
         >>> from fxrebasin.importers.onnx.graph import parse
-        >>> OnnxModule(parse(parser.parse_model(text)))(torch.tensor([-1.0, 2.0]))
+        >>> head = '<ir_version: 8, opset_import: [ "" : 17 ]>'
+        >>> graph = parser.parse_model(head + "g (float[n] x) => (float[n] y) { y = Relu(x) }")
+        >>> OnnxModule(parse(graph))(torch.tensor([-1.0, 2.0]))
         {'y': tensor([0., 2.])}
     """
 

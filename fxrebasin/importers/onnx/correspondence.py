@@ -1,0 +1,198 @@
+"""Which tensor of one file is which of another: by where the graphs read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxrebasin.errors import ArchitectureMismatchError
+from fxrebasin.importers.onnx.graph import Graph, Step
+from fxrebasin.importers.onnx.loading import OnnxSource
+
+_WHAT_NOW = (
+    "Both files have to be of one architecture, and written by the same exporter with the same "
+    "options."
+)
+
+
+def partners(source: OnnxSource, reference: OnnxSource) -> dict[str, str]:
+    """For each tensor of a file, the tensor of a reference that its graph reads at its place.
+
+    Nodes go together one after the other, which needs no names; where the order differs, those
+    that make the same names do.
+
+    Args:
+        source: a model.
+        reference: another one.
+
+    Raises:
+        ArchitectureMismatchError: the graphs differ; the first difference is named.
+    """
+    fault = ""
+    for by_name in (False, True):
+        found = _Pairing(source, reference)
+        try:
+            found.graphs(source.parsed.graph, reference.parsed.graph, by_name)
+        except ArchitectureMismatchError as error:
+            fault = fault or str(error)
+            continue
+        return found.tensors
+    raise ArchitectureMismatchError(
+        f"{reference.label} is no reference for {source.label}: {fault}\n{_WHAT_NOW}"
+    )
+
+
+class _Pairing:
+    """Names of two graphs that mean the same, as they are met."""
+
+    def __init__(self, source: OnnxSource, reference: OnnxSource) -> None:
+        self._source, self._reference = source, reference
+        self.tensors: dict[str, str] = {}
+        self._taken: dict[str, str] = {}
+
+    def graphs(
+        self,
+        own: Graph,
+        other: Graph,
+        by_name: bool,
+        known: Mapping[str, str] | None = None,
+        outer: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
+    ) -> None:
+        """Go through two graphs.
+
+        Args:
+            own: of the source.
+            other: of the reference.
+            by_name: nodes go together by the names of their outputs.
+            known: names of values outside, with their partners.
+            outer: stored tensors of the graphs around, of both sides.
+        """
+        values = dict(known or {})
+        stored = ({**outer[0], **own.tensors}, {**outer[1], **other.tensors})
+        self._ports("inputs", own.inputs, other.inputs)
+        values.update(zip(own.inputs, other.inputs, strict=True))
+        for one, two in self._steps(own.steps, other.steps, by_name):
+            self._compare(one, two)
+            for mine, theirs in zip(one.inputs, two.inputs, strict=True):
+                self._read(one, mine, theirs, values, stored)
+            for name, body in one.graphs.items():
+                self.graphs(body, two.graphs[name], by_name, values, stored)
+            values.update(zip(one.outputs, two.outputs, strict=True))
+        self._ports("outputs", own.outputs, other.outputs)
+        for mine, theirs in zip(own.outputs, other.outputs, strict=True):
+            self._same_value("an output of the graph", mine, theirs, values, stored)
+
+    def _ports(self, what: str, own: Sequence[str], other: Sequence[str]) -> None:
+        if len(own) != len(other):
+            raise ArchitectureMismatchError(f"{len(own)} {what} instead of {len(other)}")
+
+    def _steps(
+        self, own: Sequence[Step], other: Sequence[Step], by_name: bool
+    ) -> list[tuple[Step, Step]]:
+        if not by_name:
+            for one, two in zip(own, other, strict=False):
+                if (one.domain, one.kind) != (two.domain, two.kind):
+                    raise ArchitectureMismatchError(
+                        f"{one.kind} {one.name!r} is where the reference has "
+                        f"{two.kind} {two.name!r}"
+                    )
+        if len(own) != len(other):
+            raise ArchitectureMismatchError(f"{len(own)} nodes, and the reference has {len(other)}")
+        if not by_name:
+            return list(zip(own, other, strict=True))
+        made = {step.outputs: step for step in other}
+        for step in own:
+            if step.outputs not in made:
+                raise ArchitectureMismatchError(
+                    f"nothing in the reference makes {', '.join(step.outputs)}"
+                )
+        return [(step, made[step.outputs]) for step in own]
+
+    def _compare(self, one: Step, two: Step) -> None:
+        """Refuse nodes that do not do the same."""
+        place = f"{one.kind} {one.name!r}"
+        if (one.domain, one.kind) != (two.domain, two.kind):
+            raise ArchitectureMismatchError(f"{place} is {two.kind} in the reference")
+        for what in ("inputs", "outputs"):
+            mine, theirs = getattr(one, what), getattr(two, what)
+            if [not name for name in mine] != [not name for name in theirs]:
+                raise ArchitectureMismatchError(f"{place} has other {what} in the reference")
+        if one.graphs.keys() != two.graphs.keys():
+            raise ArchitectureMismatchError(f"{place} has other bodies in the reference")
+        for name in {*one.attributes, *two.attributes}:
+            mine, theirs = one.attributes.get(name), two.attributes.get(name)
+            if not _equal(mine, theirs):
+                raise ArchitectureMismatchError(
+                    f"{place} has {name} = {_shown(mine)}, and {_shown(theirs)} in the reference"
+                )
+
+    def _read(
+        self,
+        step: Step,
+        mine: str,
+        theirs: str,
+        values: Mapping[str, str],
+        stored: tuple[Mapping[str, str], Mapping[str, str]],
+    ) -> None:
+        if mine:
+            self._same_value(f"{step.kind} {step.name!r}", mine, theirs, values, stored)
+
+    def _same_value(
+        self,
+        place: str,
+        mine: str,
+        theirs: str,
+        values: Mapping[str, str],
+        stored: tuple[Mapping[str, str], Mapping[str, str]],
+    ) -> None:
+        """Two names are of the same value, or of tensors that are at the same place."""
+        if mine in values or theirs in values.values():
+            if values.get(mine) != theirs:
+                raise ArchitectureMismatchError(
+                    f"{place} reads {mine!r}, and {theirs!r} in the reference, "
+                    "which something else makes"
+                )
+            return
+        if mine not in stored[0] or theirs not in stored[1]:
+            raise ArchitectureMismatchError(
+                f"{place} reads {mine!r}, and {theirs!r} in the reference; "
+                "one is stored, the other is not"
+            )
+        self._pair(place, stored[0][mine], stored[1][theirs])
+
+    def _pair(self, place: str, mine: str, theirs: str) -> None:
+        if self.tensors.setdefault(mine, theirs) != theirs:
+            raise ArchitectureMismatchError(
+                f"{place} reads {mine!r}, which it shares with other nodes; in the reference it "
+                f"does not share {theirs!r} with them"
+            )
+        if self._taken.setdefault(theirs, mine) != mine:
+            raise ArchitectureMismatchError(
+                f"{place} reads {mine!r}; in the reference it shares {theirs!r} with other nodes"
+            )
+        if mine not in self._source.state:
+            return
+        own = self._source.parsed.tensors[mine]
+        other = self._reference.parsed.tensors[theirs]
+        if own.shape != other.shape:
+            raise ArchitectureMismatchError(
+                f"{mine} has the shape {tuple(own.shape)}, and {theirs} of the reference "
+                f"{tuple(other.shape)}"
+            )
+        if not other.is_floating_point():
+            raise ArchitectureMismatchError(f"{theirs} of the reference holds {other.dtype}")
+
+
+def _equal(mine: Any, theirs: Any) -> bool:
+    if isinstance(mine, Tensor) or isinstance(theirs, Tensor):
+        return isinstance(mine, Tensor) and isinstance(theirs, Tensor) and torch.equal(mine, theirs)
+    if hasattr(mine, "SerializeToString") and hasattr(theirs, "SerializeToString"):
+        return bool(mine.SerializeToString() == theirs.SerializeToString())
+    return bool(mine == theirs)
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else f"{value!r}"[:60]

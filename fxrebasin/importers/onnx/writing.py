@@ -1,0 +1,131 @@
+"""Files written back: the same model, in which some tensors hold other numbers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, TensorProto
+from torch import Tensor
+
+from fxrebasin.errors import InputError
+from fxrebasin.importers.onnx.graph import Parsed, stored_tensors
+from fxrebasin.importers.onnx.tensors import bytes_of, external_path, is_external, place_of
+from fxrebasin.storage.files import refuse_existing, replacing
+
+_FIELDS: Mapping[int, tuple[str, type[np.generic]]] = {
+    TensorProto.FLOAT: ("float_data", np.float32),
+    TensorProto.DOUBLE: ("double_data", np.float64),
+    TensorProto.FLOAT16: ("int32_data", np.uint16),
+    TensorProto.BFLOAT16: ("int32_data", np.uint16),
+}
+"""Where numbers of each type are kept one by one, and as what."""
+
+
+def changed(parsed: Parsed, moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the tensors that hold other bits than in the file.
+
+    Args:
+        parsed: the model.
+        moved: tensors by name.
+    """
+    return {
+        name: tensor
+        for name, tensor in moved.items()
+        if bytes_of(tensor) != bytes_of(parsed.tensors[name])
+    }
+
+
+@contextmanager
+def draft(
+    proto: ModelProto,
+    parsed: Parsed,
+    tensors: Mapping[str, Tensor],
+    out: Path,
+    folder: Path | None,
+    *,
+    overwrite: bool,
+) -> Iterator[Path]:
+    """A file that is made beside its place, and moved there when the block ends without an error.
+
+    Nodes, names, their order, and all else that the file says are as they were. Data that were in
+    files of their own are so again, beside the result, under their names unless these are taken.
+
+    Args:
+        proto: the model; left as it is.
+        parsed: the same, read.
+        tensors: new content, by name.
+        out: where to write.
+        folder: where the data of the model are, if they are in files of their own.
+        overwrite: replace files that exist.
+
+    Raises:
+        InputError: a file exists, or cannot be written.
+    """
+    copied = ModelProto()
+    copied.CopyFrom(proto)
+    stored = dict(stored_tensors(copied.graph))
+    names = _data_names(_external(copied), out, folder)
+    refuse_existing([out, *(out.with_name(n) for n in names.values())], overwrite=overwrite)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out, *names.values()) as path:
+            for item in {place_of(item)[0]: item for item in _external(copied)}.values():
+                source = external_path(item, folder)
+                shutil.copyfile(source, path.with_name(names[place_of(item)[0]]))
+            for name, tensor in tensors.items():
+                own = stored[parsed.stored[name]]
+                if is_external(own):
+                    _write_at(own, path.with_name(names[place_of(own)[0]]), tensor)
+                else:
+                    _store(own, tensor)
+            for item in _external(copied):
+                for entry in item.external_data:
+                    entry.value = names[entry.value] if entry.key == "location" else entry.value
+            path.write_bytes(copied.SerializeToString())
+            yield path
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error}") from error
+
+
+def _external(proto: ModelProto) -> list[TensorProto]:
+    return [item for _, item in stored_tensors(proto.graph) if is_external(item)]
+
+
+def _data_names(external: Sequence[TensorProto], out: Path, folder: Path | None) -> dict[str, str]:
+    """What each file of data is going to be called: as it was, unless it would be in its own way.
+
+    Args:
+        external: tensors whose data are in files.
+        out: the result.
+        folder: of the model.
+    """
+    found: dict[str, str] = {}
+    for location in dict.fromkeys(place_of(item)[0] for item in external):
+        name = Path(location).name
+        beside = folder is not None and out.parent.resolve() == folder.resolve()
+        if beside or name != location or name == out.name:
+            name = f"{out.name}.{len(found)}.data" if found else f"{out.name}.data"
+        found[location] = name
+    return found
+
+
+def _write_at(stored: TensorProto, path: Path, tensor: Tensor) -> None:
+    with path.open("r+b") as file:
+        file.seek(place_of(stored)[1])
+        file.write(bytes_of(tensor))
+
+
+def _store(stored: TensorProto, tensor: Tensor) -> None:
+    """Put numbers where the file had others, in the same encoding."""
+    if stored.HasField("raw_data"):
+        stored.raw_data = bytes_of(tensor)
+        return
+    name, kind = _FIELDS[stored.data_type]
+    values = np.frombuffer(bytes_of(tensor), kind)
+    field = getattr(stored, name)
+    del field[:]
+    field.extend(values.tolist())

@@ -1,0 +1,213 @@
+"""What is found of ONNX graphs: control flow, constants, sizes, tables."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import fxrebasin
+from fxrebasin.importers.onnx.finding import find
+from fxrebasin.importers.onnx.loading import read
+from tests.support.onnx_graphs import MLP, MLP_WEIGHTS, model, planted
+
+
+def log(*sizes: int) -> float:
+    return sum(math.log10(math.factorial(size)) for size in sizes)
+
+
+def order(text: str, weights: dict[str, Any], tmp_path: Path | None = None) -> float:
+    """The order of a graph; with a folder, also a planted permutation is recovered."""
+    made = model(text, weights)
+    found = find(read(made)).symmetry.log10_order()
+    if tmp_path is not None:
+        onnx.save(made, tmp_path / "b.onnx")
+        planted(tmp_path / "b.onnx", tmp_path / "a.onnx")
+        report = fxrebasin.onnx_transform(
+            tmp_path / "b.onnx", ref=tmp_path / "a.onnx", out=tmp_path / "out.onnx"
+        )
+        assert report.distance_before > 0 == report.distance_after
+    return found
+
+
+TWO_LAYERS = {"w1": (3, 8), "w2": (8, 8), "w3": (8, 2)}
+BRANCHES = """ g (float[n,3] x) => (float[n,2] y) {
+    a = MatMul(x, w1)  h = Relu(a)  b = MatMul(h, w2)  k = Relu(b)
+    CONDITION
+    z = If(c) <then_branch = one () => (float[n,8] t) { t = Relu(k) },
+               else_branch = two () => (float[n,8] t) { t = Add(h, k) }>
+    y = MatMul(z, w3) }"""
+
+
+def test_both_branches_count_where_data_choose(tmp_path: Path) -> None:
+    text = BRANCHES.replace("CONDITION", "s = ReduceSum<keepdims = 0>(x) c = Greater(s, zero)")
+    weights = {**TWO_LAYERS, "zero": np.float32(0)}
+    assert order(text, weights, tmp_path) == pytest.approx(log(8))
+
+
+@pytest.mark.parametrize(("condition", "expected"), [(True, log(8, 8)), (False, log(8))])
+def test_one_branch_counts_where_a_constant_chooses(
+    condition: bool, expected: float, tmp_path: Path
+) -> None:
+    text = BRANCHES.replace("CONDITION", "c = Identity(chosen)")
+    weights = {**TWO_LAYERS, "chosen": np.bool_(condition)}
+    assert order(text, weights, tmp_path) == pytest.approx(expected)
+
+
+def test_a_shape_may_choose() -> None:
+    condition = """s = Shape(x)  n = Gather(s, one)  c = Equal(n, three)"""
+    weights = {**TWO_LAYERS, "one": np.int64(1), "three": np.int64(3)}
+    assert order(BRANCHES.replace("CONDITION", condition), weights) == pytest.approx(log(8, 8))
+
+
+def test_branches_of_other_shapes_are_both_taken() -> None:
+    text = """ g (float[n,3] x) => (float[n,2] y) {
+        s = ReduceSum<keepdims = 0>(x)  c = Greater(s, zero)
+        a = MatMul(x, w1)  h = Relu(a)  b = MatMul(h, w2)  k = Relu(b)
+        z = If(c) <then_branch = one () => (float[p,8] t) { t = Identity(k) },
+                   else_branch = two () => (float[q,8] t) {
+                       d = Add(h, k)  t = Concat<axis=0>(d, d) }>
+        m = ReduceMean<axes = [0], keepdims = 1>(z)
+        f = Add(k, m)
+        y = MatMul(f, w3) }"""
+    assert order(text, {**TWO_LAYERS, "zero": np.float32(0)}) == pytest.approx(log(8))
+
+
+def test_names_in_bodies_are_their_own(tmp_path: Path) -> None:
+    """Sibling bodies use one name for different tensors, and for one outside."""
+    text = """ g (float[n,3] x) => (float[n,2] y) {
+        s = ReduceSum<keepdims = 0>(x)  c = Greater(s, zero)
+        z = If(c) <then_branch = one () => (float[n,2] t) {
+                       a = MatMul(x, u)  b = Relu(a)  t = MatMul(b, v) },
+                   else_branch = two () => (float[n,2] t) {
+                       a = MatMul(x, u)  b = Relu(a)  t = MatMul(b, v) }>
+        y = Identity(z) }"""
+    made = model(text, {"zero": np.float32(0)}, checked=False)
+    generator = np.random.default_rng(1)
+    for body, size in zip(made.graph.node[2].attribute, (4, 6), strict=True):
+        for name, shape in {"u": (3, size), "v": (size, 2)}.items():
+            value = generator.standard_normal(shape).astype(np.float32)
+            body.g.initializer.append(onnx.numpy_helper.from_array(value, name))
+    onnx.save(made, tmp_path / "b.onnx")
+    found = planted(tmp_path / "b.onnx", tmp_path / "a.onnx")
+    assert found.symmetry.log10_order() == pytest.approx(log(4, 6))
+    assert {"z/then_branch/u", "z/else_branch/u"} <= found.symmetry.layout.keys()
+    report = fxrebasin.onnx_transform(
+        tmp_path / "b.onnx", ref=tmp_path / "a.onnx", out=tmp_path / "out.onnx"
+    )
+    assert report.distance_after == 0 < report.distance_before
+
+
+LOOP = """ g (float[n,3] x) => (float[n,2] y) {
+    a = MatMul(x, w1)  h = Relu(a)
+    z = Loop(trips, going, h) <body = step (int64 i, bool on, float[n,8] s) =>
+        (bool again, float[n,8] t) { again = Identity(on)  b = MatMul(s, w2)  t = Tanh(b) }>
+    y = MatMul(z, w3) }"""
+
+
+def test_loops_carry_units_round(tmp_path: Path) -> None:
+    weights = {**TWO_LAYERS, "trips": np.int64(3), "going": np.bool_(True)}
+    assert order(LOOP, weights, tmp_path) == pytest.approx(log(8))
+
+
+def test_loops_whose_end_data_decide() -> None:
+    text = LOOP.replace("again = Identity(on)", "q = ReduceSum<keepdims=0>(s) again = Less(q, far)")
+    weights = {**TWO_LAYERS, "trips": np.int64(3), "going": np.bool_(True), "far": np.float32(9)}
+    assert order(text, weights) == pytest.approx(log(8))
+
+
+def test_scans_are_followed(tmp_path: Path) -> None:
+    text = """ g (float[4,3] x) => (float[4,2] y) {
+        first = Expand(zero, shape)
+        last, z = Scan(first, x) <num_scan_inputs = 1, body = step (float[8] s, float[3] v) =>
+            (float[8] t, float[8] o) {
+                a = MatMul(v, w1)  b = MatMul(s, w2)  c = Add(a, b)  t = Tanh(c)  o = Relu(t) }>
+        y = MatMul(z, w3) }"""
+    weights = {**TWO_LAYERS, "zero": np.float32(0), "shape": np.array([8])}
+    assert order(text, weights, tmp_path) == pytest.approx(log(8))
+
+
+def test_nodes_may_be_in_any_order(tmp_path: Path) -> None:
+    made = model(MLP, MLP_WEIGHTS)
+    nodes = list(made.graph.node)
+    del made.graph.node[:]
+    made.graph.node.extend(nodes[::-1])
+    assert find(read(made)).symmetry.log10_order() == pytest.approx(log(5))
+
+
+def test_a_uniform_tensor_that_two_layers_share_ties_nothing() -> None:
+    text = """ g (float[n,3] x) => (float[n,2] y) {
+        a = MatMul(x, w1)  b = Mul(a, same)  h = Relu(b)
+        d = MatMul(h, w2)  e = Mul(d, same)  k = Relu(e)
+        y = MatMul(k, w3) }"""
+    shared = {**TWO_LAYERS, "same": np.full(8, 0.5, np.float32)}
+    assert order(text, shared) == pytest.approx(log(8, 8))
+    assert order(text, {**TWO_LAYERS, "same": (8,)}) == pytest.approx(log(8))
+
+
+def test_a_table_that_cannot_move_is_a_constant() -> None:
+    """Rows of a mask that are alike leave the units that they meet interchangeable."""
+    text = """ g (float[n,3] x) => (float[n,2] y) {
+        t = MatMul(x, mask)
+        a = MatMul(x, w1)  h = Relu(a)  b = MatMul(h, w2)  y = Add(b, t) }"""
+    mask = np.array([[1, 1], [2, 2], [3, 3]], np.float32)
+    weights = {"w1": (3, 8), "w2": (8, 2), "mask": mask}
+    assert order(text, weights) == pytest.approx(log(8))
+    gated = text.replace("h = Relu(a)", "g = MatMul(x, table)  r = Relu(a)  h = Mul(r, g)")
+    halves = np.repeat(np.array([[1, 2], [3, 4], [5, 6]], np.float32), 4, 1)
+    assert order(gated, {**weights, "table": halves}) == pytest.approx(log(8))
+
+
+def test_numbers_that_shapes_are_made_of_are_no_weights() -> None:
+    text = """ g (float[n,3] x) => (float[m,2] y) {
+        s = Mul(halves, two)  t = Cast<to = 7>(s)  v = Reshape(x, t)
+        a = MatMul(v, w1)  h = Relu(a)  y = MatMul(h, w2) }"""
+    weights = {
+        **{"w1": (3, 8), "w2": (8, 2)},
+        "halves": np.array([-0.5, 1.5], np.float32),
+        "two": np.float32(2),
+    }
+    source = read(model(text, weights))
+    assert source.state == ("w1", "w2")
+    assert find(source).symmetry.log10_order() == pytest.approx(log(8))
+
+
+def test_operators_before_opset_13_have_axes_as_attributes() -> None:
+    text = """ g (float[2,3] x) => (float[2,8] y) {
+        a = MatMul(x, w1)  b = Unsqueeze<axes = [1]>(a)  c = Squeeze<axes = [1]>(b)
+        d = Softmax(c)  e = Clip<min = 0.05, max = 0.4>(d)  f = ReduceSum<axes = [1]>(e)
+        y = Add(c, f) }"""
+    head = '<ir_version: 6, opset_import: [ "" : 10 ]>'
+    made = onnx.parser.parse_model(head + text)
+    w1 = np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(w1, "w1"))
+    x = torch.randn(2, 3)
+    a = x @ torch.from_numpy(w1)
+    wanted = a + a.softmax(1).clamp(0.05, 0.4).sum(1, keepdim=True)
+    torch.testing.assert_close(read(made).module()(x)["y"], wanted)
+
+
+def test_inputs_are_made_up_of_what_reads_them() -> None:
+    text = """ g (int64[batch,steps] tokens, float[batch,more] gate) => (float[a,b,2] y) {
+        e = Gather(table, tokens)  h = MatMul(e, w1)  y = MatMul(h, w2) }"""
+    made = model(text, {"table": (4, 6), "w1": (6, 3), "w2": (3, 2)})
+    made.graph.input[1].type.tensor_type.shape.dim[1].dim_param = "steps + steps"
+    found = find(read(made))
+    assert found.inputs["tokens"].max() < 4
+    assert found.inputs["gate"].shape[1] == 2 * found.inputs["tokens"].shape[1]
+    assert len(found.others) == 1
+    assert found.others[0]["tokens"].shape != found.inputs["tokens"].shape
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    source = read(model(MLP, MLP_WEIGHTS))
+    with pytest.raises(fxrebasin.InputError, match="x"):
+        find(source, {"z": torch.zeros(2, 3)})
+    with pytest.raises(fxrebasin.InputError, match="2 example inputs"):
+        find(source, (torch.zeros(2, 3), torch.zeros(2)))
+    assert find(source, np.zeros((2, 3), np.float32)).symmetry.log10_order() > 0
