@@ -27,7 +27,8 @@ from fxrebasin.reliance import contradictions, refusal
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.running.outputs import Outputs
-from fxrebasin.storage.reference import reference_weights
+from fxrebasin.storage.reading import Reading
+from fxrebasin.storage.reference import ignored_in, patterns_that_fit, reference_weights
 from fxrebasin.symmetry import Symmetry
 
 Reference: TypeAlias = nn.Module | Mapping[str, torch.Tensor] | str | PathLike[str]
@@ -90,6 +91,7 @@ def match(
     verify: bool = True,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
+    ignore: Sequence[str] = (),
     **options: Any,
 ) -> Permutation:
     """Find the permutation of `model_b` that brings its weights closest to those of `ref`.
@@ -112,6 +114,12 @@ def match(
         verify: make sure that the permutation leaves the function of `model_b` as it is.
         state_buffers: see `analyze`.
         outputs: see `analyze`.
+        ignore: tensors that are not compared, by name or pattern (`["fc.*"]`), because the
+            reference has others in their place, or none: another classifier, another vocabulary,
+            another first convolution. They are permuted with their classes all the same. A tensor
+            under several names is ignored if all of them are. Where the method runs the reference,
+            a module runs with its own tensors in their place; where it runs models between both,
+            these have those of `model_b`.
         **options: of the method.
 
     Raises:
@@ -135,6 +143,7 @@ def match(
         verify=verify,
         state_buffers=state_buffers,
         outputs=outputs,
+        ignore=ignore,
         **options,
     ).certificate
 
@@ -150,6 +159,7 @@ def matched(
     verify: bool = True,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
+    ignore: Sequence[str] = (),
     **options: Any,
 ) -> RebasinReport:
     """What `match` does, with the figures that `transform` reports; nothing is traced.
@@ -166,6 +176,7 @@ def matched(
         verify: see `match`.
         state_buffers: see `match`.
         outputs: see `match`.
+        ignore: see `match`.
         **options: see `match`.
 
     Raises:
@@ -182,7 +193,7 @@ def matched(
     """
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    request = _Request(model_b, ref, inputs, method, options, choices)
+    request = _Request(model_b, ref, inputs, method, options, choices, ignore)
     seconds: dict[str, float] = {}
     with _timed(seconds, "analyze"):
         symmetry = request.analyze()
@@ -285,6 +296,7 @@ def transform(
     *,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
+    ignore: Sequence[str] = (),
     **options: Any,
 ) -> fx.GraphModule:
     """Re-base `model_b` onto `ref`: match, permute, and prove that the function is unchanged.
@@ -299,6 +311,7 @@ def transform(
         verify: compare result and model in float64 (relative error at most 1e-10).
         state_buffers: see `analyze`.
         outputs: see `analyze`; the result returns these, and these are compared.
+        ignore: tensors that are not compared; see `match`.
         **options: of the method.
 
     Returns:
@@ -320,7 +333,7 @@ def transform(
     """
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    request = _Request(model_b, ref, inputs, method, options, choices)
+    request = _Request(model_b, ref, inputs, method, options, choices, ignore)
     seconds: dict[str, float] = {}
     with _timed(seconds, "trace"):
         traced = request.trace()
@@ -370,6 +383,7 @@ def _reported(
         certificate=found.permutation,
         log10_order=symmetry.log10_order(),
         unknown_operators=symmetry.unknown_operators,
+        ignored=request.ignored,
     )
 
 
@@ -395,12 +409,15 @@ class _Request:
         method: str,
         options: Mapping[str, Any],
         choices: Mapping[str, Any],
+        ignore: Sequence[str],
     ) -> None:
         check_method(method, options)
         self.model = unwrap(model_b)
         check_usable(self.model)
         self.reference = unwrap(ref) if isinstance(ref, nn.Module) else None
-        weights = reference_weights(ref, self.model)
+        patterns = patterns_that_fit(ignore, self.model, [ref])
+        weights = reference_weights(ref, self.model, reading=Reading(ignore=patterns))
+        self.ignored = ignored_in(self.model, patterns)
         self.state_a, self.notes = dict(weights.state), weights.notes
         self.choices = choices_for(self.model, **choices)
         self.args, self.kwargs = normalise_inputs(self.model, *inputs, check=False)
@@ -411,7 +428,7 @@ class _Request:
         traced = trace(self.model, self.args, self.kwargs, wanted=self.choices.outputs)
         if isinstance(self.reference, fx.GraphModule) and isinstance(self.model, fx.GraphModule):
             difference = first_graph_difference(traced.graph_module, self.reference)
-            if difference is not None:
+            if difference is not None and not self.ignored:
                 raise ArchitectureMismatchError(
                     f"model and reference have the same weights but other graphs: {difference}"
                 )
@@ -431,5 +448,7 @@ class _Request:
             seed=seed,
             parameters=names,
             model=self.model,
+            ignored=self.ignored,
+            reference=self.reference,
             **self.options,
         )

@@ -6,7 +6,7 @@ operators or graphs, only about index arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -80,6 +80,18 @@ class AxisGroup:
 
 
 Layout: TypeAlias = Mapping[str, tuple[AxisGroup, ...]]
+
+
+def names_in(layout: Layout, tensors: Iterable[str]) -> set[str]:
+    """Names of the classes that some tensors hold.
+
+    Args:
+        layout: by state tensor name.
+        tensors: names; those that the layout does not have hold none.
+    """
+    groups = (group for name in tensors for group in layout.get(name, ()))
+    slots = (slot for group in groups for piece in group.pieces for slot in piece.slots)
+    return {slot.class_name for slot in slots if slot.class_name is not None}
 
 
 def same_layout(first: Layout, second: Layout) -> bool:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("errors", "layout", "flow", "uniformity", "terminal", "wording"),
     ("indexing", "gather", "interruption", "options", "progress", "reliance", "running"),
-    ("choices", "models", "solvers"),
+    ("choices", "ignoring", "models", "solvers"),
     ("storage",),
     ("permutation",),
     ("symmetry", "reports"),

@@ -11,6 +11,7 @@ import torch
 
 from fxrebasin.errors import InputError
 from fxrebasin.interruption import interruptible
+from fxrebasin.layout import Layout
 from fxrebasin.merge.sources import Sources
 from fxrebasin.merge.states import is_number, wide_dtype
 from fxrebasin.passes.match.problem import MatchingProblem
@@ -43,7 +44,13 @@ class AlignmentProblem:
     def names(self) -> list[str]:
         """The tensors whose agreement counts: parameters that units can be permuted in."""
         parameters = dict(self.sources.model.named_parameters())
-        return [name for name in self.symmetry.layout if name in parameters]
+        return [name for name in self.layout if name in parameters]
+
+    @property
+    def layout(self) -> Layout:
+        """Where the units are in the tensors that all models have."""
+        ignored = set(self.sources.ignored)
+        return {n: groups for n, groups in self.symmetry.layout.items() if n not in ignored}
 
     def pair(self, state_b: State, state_a: State) -> MatchingProblem:
         """The matching problem of two models.
@@ -52,7 +59,14 @@ class AlignmentProblem:
             state_b: of the model that moves.
             state_a: of the other.
         """
-        return MatchingProblem(self.symmetry, state_b, state_a, self.names, seed=self.seed)
+        return MatchingProblem(
+            self.symmetry,
+            state_b,
+            state_a,
+            self.names,
+            seed=self.seed,
+            ignored=self.sources.ignored,
+        )
 
 
 def align_with_mean(problem: AlignmentProblem, *, init: str = "growing") -> Sequence[Permutation]:
@@ -158,7 +172,7 @@ class MeanAlignment:
         """The tensors of a model that have units, in their present order."""
         state = self._problem.sources.state(index)
         order = self.permutations[index]
-        return {name: order.permute_tensor(name, state[name]) for name in order.layout}
+        return {name: order.permute_tensor(name, state[name]) for name in self._problem.layout}
 
     def _others(self, index: int, own: State) -> dict[str, torch.Tensor] | None:
         """The mean of all other models that were taken; None if there is none."""

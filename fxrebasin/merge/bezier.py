@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +50,12 @@ def check_bends(training: Bends) -> None:
 
 
 def train_bends(
-    model: nn.Module, ends: tuple[State, State], training: Bends, loader: Iterable[Any], loss: Loss
+    model: nn.Module,
+    ends: tuple[State, State],
+    training: Bends,
+    loader: Iterable[Any],
+    loss: Loss,
+    fixed: Collection[str] = (),
 ) -> list[State]:
     """The control points of a curve of low loss: both ends, and the trained ones between them.
 
@@ -65,6 +70,7 @@ def train_bends(
         training: number of control points, and how they are trained.
         loader: batches of inputs and targets.
         loss: of outputs and targets.
+        fixed: names of tensors that are the same at both ends and stay so.
 
     Raises:
         InputError: loader or loss cannot be used.
@@ -72,7 +78,7 @@ def train_bends(
     check_loader(loader)
     between = [_on_the_line(ends, k / (training.count + 1)) for k in range(1, training.count + 1)]
     with runner(model, training.seed) as running, closing(LateBar()) as report:
-        descent = _CurveDescent(running, [ends[0], *between, ends[1]], training, loss)
+        descent = _CurveDescent(running, [ends[0], *between, ends[1]], training, loss, fixed)
         with interruptible("training was interrupted: the curve is used as far as it is"):
             for epoch in range(training.epochs):
                 report("training the curve", epoch, training.epochs)
@@ -84,14 +90,21 @@ class _CurveDescent:
     """Control points that move to where the loss is lower."""
 
     def __init__(
-        self, running: Runner, points: Sequence[State], training: Bends, loss: Loss
+        self,
+        running: Runner,
+        points: Sequence[State],
+        training: Bends,
+        loss: Loss,
+        fixed: Collection[str],
     ) -> None:
         self._line = Line(running, points[0], loss)
         self._training = training
         self._weights = bezier_weights(len(points))
         self._points = [running.own(point) for point in points]
         self._names = [
-            n for n, p in running.model.named_parameters() if is_number(p) and p.requires_grad
+            n
+            for n, p in running.model.named_parameters()
+            if is_number(p) and p.requires_grad and n not in fixed
         ]
         self._moving = [
             {n: point[n].detach().clone() for n in self._names} for point in self._points[1:-1]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import torch
 from torch import nn
 
+from fxrebasin.layout import Layout, names_in, same_layout
 from fxrebasin.merge.sources import Sources
 from fxrebasin.merge.states import copy_of
+from fxrebasin.passes.match.problem import HasSymmetry
 from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.reliance import contradictions, refusal
 from fxrebasin.running.batches import State
@@ -21,7 +24,8 @@ def shared_symmetry(sources: Sources, analyse: Callable[[nn.Module], Symmetry]) 
     """The symmetry of each of several models, which is one and the same group.
 
     The first model is analysed with its own state. Where another has the constants that were
-    relied on, the symmetry is its own as well; otherwise it is analysed too.
+    relied on, the symmetry is its own as well; otherwise it is analysed too. Tensors in which the
+    models differ are those of the architecture in all of this.
 
     Args:
         sources: the models.
@@ -31,33 +35,65 @@ def shared_symmetry(sources: Sources, analyse: Callable[[nn.Module], Symmetry]) 
         ArchitectureMismatchError: the constants of a model give it another symmetry.
         InputError: a model does not run on the inputs.
     """
-    first = analyse(_holding(sources, 0))
-    found = [first]
-    for index in range(1, len(sources)):
-        if not _differences(sources, index, first):
+    leader = _leader(sources)
+    first = analyse(leader)
+    found = []
+    for index in range(len(sources)):
+        faults = _differences(sources, index, first, leader)
+        if not faults:
             found.append(first)
             continue
-        own = analyse(_holding(sources, index))
-        if not first.identity().has_group_of(own.identity()):
-            raise refusal(_differences(sources, index, first), f"those of models[{index}]")
-        found.append(own)
+        module = sources.module(index)
+        own = analyse(_holding(sources, index) if module is None else module)
+        if not has_group_of(own, first, sources.common):
+            raise refusal(faults, f"those of models[{index}]")
+        common = {n: r for n, r in own.relies_on.items() if n in sources.common}
+        found.append(replace(first, relies_on={**first.relies_on, **common}))
     return found
+
+
+def has_group_of(own: HasSymmetry, first: HasSymmetry, common: Collection[str]) -> bool:
+    """Whether two models have the same symmetry in the tensors that both have.
+
+    Args:
+        own: of one model.
+        first: of another.
+        common: names of these tensors.
+    """
+    layouts = [_within(symmetry.layout, common) for symmetry in (own, first)]
+    held = [names_in(layout, layout) for layout in layouts]
+    classes = [
+        {c.name: (c.size, c.within) for c in symmetry.classes if c.name in names}
+        for symmetry, names in zip((own, first), held, strict=True)
+    ]
+    return classes[0] == classes[1] and same_layout(*layouts)
+
+
+def _within(layout: Layout, names: Collection[str]) -> Layout:
+    return {name: groups for name, groups in layout.items() if name in names}
+
+
+def _leader(sources: Sources) -> nn.Module:
+    """The first model, with the tensors of the architecture where models differ."""
+    module = sources.module(0)
+    return _holding(sources, 0) if module is None or sources.differs(0) else module
 
 
 def _holding(sources: Sources, index: int) -> nn.Module:
     """A module that holds the state of one of the models."""
-    module = sources.module(index)
-    return loaded(sources.model, sources.state(index)) if module is None else module
+    return loaded(sources.model, sources.common_state(index))
 
 
-def _differences(sources: Sources, index: int, first: Symmetry) -> list[str]:
+def _differences(sources: Sources, index: int, first: Symmetry, leader: nn.Module) -> list[str]:
     """What the symmetry of the first model relies on and another does not have, in words."""
     module = sources.module(index)
+    if index == 0 and (module is None or module is leader):
+        return []
+    relied = {name: r for name, r in first.relies_on.items() if name in sources.common}
     if module is None:
-        return contradictions(first.relies_on, sources.state(index))
-    faults = contradictions(first.relies_on, named_state(module))
-    leader = sources.module(0)
-    if not _same_constants(module, sources.model if leader is None else leader):
+        return contradictions(relied, sources.common_state(index))
+    faults = contradictions(relied, named_state(module))
+    if not _same_constants(module, leader if leader is sources.module(0) else sources.model):
         faults.append("tensors outside the state differ")
     return faults
 

@@ -19,10 +19,12 @@ from fxrebasin.merge.curves import (
     nearest_model,
     spline_weights,
 )
+from fxrebasin.merge.heads import IgnoredFrom, giver_of
 from fxrebasin.merge.states import mixture, own_state, states_of, usable
 from fxrebasin.running.batches import State
 from fxrebasin.storage.checkpoint import save_state_dict
 from fxrebasin.storage.files import refuse_existing
+from fxrebasin.storage.reference import ignored_in, patterns_that_fit
 
 
 def interpolate(
@@ -40,6 +42,8 @@ def interpolate(
     bends: int = 1,
     save_dir: str | PathLike[str] | None = None,
     overwrite: bool = False,
+    ignore: Sequence[str] = (),
+    ignored_from: IgnoredFrom = "first",
 ) -> Iterator[nn.Module]:
     """Models along a path from `a` to the last model, through all others, made one at a time.
 
@@ -72,6 +76,10 @@ def interpolate(
         save_dir: folder for one safetensors file per model, `000_t0.0000.safetensors` and so on;
             each appears when its model is handed out.
         overwrite: replace files that exist.
+        ignore: tensors in which the models differ, by name or pattern (`["fc.*"]`): another
+            classifier, another vocabulary. They are not interpolated.
+        ignored_from: the model that gives these to all models on the way, ends included: its index,
+            0 for `a` and 1 for `b`, or `"first"` for `a`, which gives the class.
 
     Raises:
         ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors.
@@ -92,11 +100,16 @@ def interpolate(
     files = _files(save_dir, at, overwrite)
     model = usable(a, "the first model")
     labels = ["the second model", *(f"model {k + 3}" for k in range(len(others)))]
-    states = states_of(model, [b, *others], labels)
+    patterns = patterns_that_fit(ignore, model, [b, *others])
+    states = states_of(model, [b, *others], labels, patterns)
+    ignored = ignored_in(model, patterns)
+    giver = giver_of(model, ignored, states.__getitem__, [0], ignored_from, len(states))
+    heads = {name: states[giver][name] for name in ignored}
+    states = [{**state, **heads} for state in states]
     if loader is None or loss is None:
         weights = spline_weights(path, len(states))
         return _models(model, states, weights, at, files, overwrite)
-    curve = train_bends(model, (states[0], states[1]), training, loader, loss)
+    curve = train_bends(model, (states[0], states[1]), training, loader, loss, ignored)
     return _models(model, curve, bezier_weights(len(curve)), at, files, overwrite)
 
 

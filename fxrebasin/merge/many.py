@@ -13,7 +13,9 @@ from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import choices_for
 from fxrebasin.errors import InputError
 from fxrebasin.merge.alignment import AlignmentProblem, align_with_mean, to_first_order
+from fxrebasin.merge.heads import IgnoredFrom
 from fxrebasin.merge.holding import shared_symmetry
+from fxrebasin.merge.own_tensors import by_shapes, in_own_group, symmetry_alone
 from fxrebasin.merge.sources import Sources
 from fxrebasin.merge.states import copy_of, is_number, moved_towards, own_state, wide_dtype
 from fxrebasin.merge.universe import align_in_universe
@@ -23,6 +25,7 @@ from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.permutation import Permutation
 from fxrebasin.proof import prove_state
 from fxrebasin.running.outputs import Outputs
+from fxrebasin.symmetry import Symmetry
 
 Aligner: TypeAlias = Callable[..., Sequence[Permutation]]
 """From an `AlignmentProblem` to permutations of all models to one order.
@@ -49,6 +52,7 @@ def align_many(
     verify: bool = True,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
+    ignore: Sequence[str] = (),
     **options: Any,
 ) -> tuple[Permutation, ...]:
     """Permutations of many models to one order of units, which is that of the first model.
@@ -79,6 +83,10 @@ def align_many(
             what a model computes; four forward passes of few rows for each model that moves.
         state_buffers: see `analyze`.
         outputs: see `analyze`.
+        ignore: tensors in which the models differ, by name or pattern (`["fc.*"]`); see `match`.
+            They do not count, and are permuted with their classes all the same. A model that has
+            others than the architecture is analysed with its own, if it is a module that runs on
+            these inputs; a class that only such tensors have stays as it is.
         **options: of the method: `init` ("growing" or "identity") of `"merge_many"`, `max_steps`
             and `restarts` of `"cycle_consistent"`.
 
@@ -98,11 +106,12 @@ def align_many(
         (True, False)
     """
     _check(method, [*ALIGNERS], options)
-    sources = _sources(models, model, weights, max_sweeps)
+    check_count("max_sweeps", max_sweeps)
+    sources = Sources(models, model, weights, ignore)
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    effort = (seed, max_sweeps)
-    return _permutations(sources, method, inputs, choices, effort, options, verify=verify)
+    alignment = _Alignment(sources, inputs, choices, verify)
+    return alignment.for_each(alignment.found(method, (seed, max_sweeps), options))
 
 
 def merge_many(
@@ -118,6 +127,8 @@ def merge_many(
     verify: bool = True,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
+    ignore: Sequence[str] = (),
+    ignored_from: IgnoredFrom = "first",
     **options: Any,
 ) -> nn.Module:
     """One model with the mean weights of many, whose units were aligned first.
@@ -141,6 +152,10 @@ def merge_many(
         verify: see `align_many`.
         state_buffers: see `analyze`.
         outputs: see `analyze`.
+        ignore: tensors in which the models differ, by name or pattern (`["fc.*"]`), which are not
+            averaged; see `match`.
+        ignored_from: index of the model that gives these; `"first"` for the one that gives the
+            class of the result, or if that is `model`, the first that has such tensors.
         **options: see `align_many`; `"mean"` has none.
 
     Raises:
@@ -159,14 +174,15 @@ def merge_many(
         True
     """
     _check(method, ["mean", *ALIGNERS], options)
-    sources = _sources(models, model, weights, max_sweeps)
+    check_count("max_sweeps", max_sweeps)
+    sources = Sources(models, model, weights, ignore, ignored_from)
+    giver = sources.giver()
     if method == "mean":
-        return _mean(sources, [None] * len(sources))
+        return _mean(sources, [None] * len(sources), giver)
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    effort = (seed, max_sweeps)
-    permutations = _permutations(sources, method, inputs, choices, effort, options, verify=verify)
-    return _mean(sources, permutations)
+    alignment = _Alignment(sources, inputs, choices, verify)
+    return _mean(sources, alignment.found(method, (seed, max_sweeps), options), giver)
 
 
 def _check(method: str, methods: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -186,58 +202,82 @@ def _check(method: str, methods: Sequence[str], options: Mapping[str, Any]) -> N
         )
 
 
-def _sources(
-    models: Sequence[Any],
-    model: nn.Module | None,
-    weights: Sequence[float] | None,
-    max_sweeps: int,
-) -> Sources:
-    check_count("max_sweeps", max_sweeps)
-    return Sources(models, model, weights)
+class _Alignment:
+    """Models that are brought to one order, checked before any work."""
 
+    def __init__(
+        self,
+        sources: Sources,
+        inputs: tuple[Any, Mapping[str, Any] | None],
+        choices: Mapping[str, Any],
+        verify: bool,
+    ) -> None:
+        self._sources, self._verify = sources, verify
+        self._choices = choices_for(sources.model, **choices)
+        self._inputs = normalise_inputs(sources.model, *inputs, check=False)
 
-def _permutations(
-    sources: Sources,
-    method: str,
-    inputs: tuple[Any, Mapping[str, Any] | None],
-    choices: Mapping[str, Any],
-    effort: tuple[int, int],
-    options: Mapping[str, Any],
-    *,
-    verify: bool,
-) -> tuple[Permutation, ...]:
-    checked = choices_for(sources.model, **choices)
-    args, kwargs = normalise_inputs(sources.model, *inputs, check=False)
-    symmetries = shared_symmetry(sources, lambda m: symmetry_of(m, args, kwargs, checked))
-    found = to_first_order(
-        ALIGNERS[method](AlignmentProblem(sources, symmetries[0], *effort), **options)
-    )
-    permutations = tuple(
-        p.relying_on(own.relies_on, own.found_with)
-        for p, own in zip(found, symmetries, strict=True)
-    )
-    for index, permutation in enumerate(permutations if verify else ()):
-        # no name for the state: it would be kept while the next one is read
-        prove_state(
-            sources.model,
-            sources.whole_state(index),
-            permutation,
-            (args, kwargs),
-            checked.outputs,
-            f"models[{index}]",
+    def found(
+        self, method: str, effort: tuple[int, int], options: Mapping[str, Any]
+    ) -> tuple[Permutation, ...]:
+        """The permutations of all models, with the tensors of the architecture in each."""
+        sources = self._sources
+        symmetries = shared_symmetry(sources, self._analysed)
+        problem = AlignmentProblem(sources, symmetries[0], *effort)
+        permutations = tuple(
+            p.relying_on(own.relies_on, own.found_with)
+            for p, own in zip(
+                to_first_order(ALIGNERS[method](problem, **options)), symmetries, strict=True
+            )
         )
-    return permutations
+        for index, permutation in enumerate(permutations):
+            # no name for the state: it would be kept while the next one is read
+            self._prove(sources.model, sources.whole_state(index), permutation, index)
+        return permutations
+
+    def for_each(self, permutations: Sequence[Permutation]) -> tuple[Permutation, ...]:
+        """The same for the models as they are, with the tensors in which they differ."""
+        result = list(permutations)
+        for index in range(len(self._sources)):
+            if self._sources.differs(index):
+                result[index] = self._for_one(index, permutations[index])
+        return tuple(result)
+
+    def _for_one(self, index: int, permutation: Permutation) -> Permutation:
+        """The same for a model with tensors of its own, proved with these if it runs."""
+        module = self._sources.module(index)
+        own = None if module is None else symmetry_alone(module, self._analysed)
+        if module is None or own is None:
+            return by_shapes(self._sources, index, permutation)
+        result = in_own_group(own, permutation, self._sources.common, f"models[{index}]")
+        self._prove(module, named_state(module), result, index)
+        return result
+
+    def _analysed(self, module: nn.Module) -> Symmetry:
+        return symmetry_of(module, *self._inputs, self._choices)
+
+    def _prove(
+        self,
+        module: nn.Module,
+        state: Mapping[str, torch.Tensor],
+        permutation: Permutation,
+        index: int,
+    ) -> None:
+        if self._verify:
+            wanted = self._choices.outputs
+            prove_state(module, state, permutation, self._inputs, wanted, f"models[{index}]")
 
 
-def _mean(sources: Sources, permutations: Sequence[Permutation | None]) -> nn.Module:
+def _mean(sources: Sources, permutations: Sequence[Permutation | None], giver: int) -> nn.Module:
     """The weighted mean of the permuted models, which are looked at one after the other."""
+    ignored = set(sources.ignored)
     own = named_state(sources.model)
     first: dict[int, str] = {}
     for name in own_state(sources.model):
         first.setdefault(id(own[name]), name)
     mean: dict[str, torch.Tensor] = {}
     for index, permutation in enumerate(permutations):
-        _add(mean, sources, index, permutation, {name: own[name] for name in first.values()})
+        names = [n for n in first.values() if n not in ignored or index == giver]
+        _add(mean, sources, index, permutation, {name: own[name] for name in names})
     made = {key: mean[name].to(own[name]) for key, name in first.items()}
     rest = {id(t): t.detach().clone() for name, t in own.items() if id(t) not in made}
     return copy_of(sources.model, {name: (made | rest)[id(t)] for name, t in own.items()})
@@ -253,12 +293,12 @@ def _add(
     """Take one model into the mean of those before it, in place.
 
     Numbers are averaged in a dtype that is wide enough, where the architecture is; others are those
-    of the heaviest model.
+    of the heaviest model, and tensors in which the models differ those of one model.
     """
-    state = sources.state(index)
+    state, ignored = sources.state(index), set(sources.ignored)
     share = sources.weights[index] / sum(sources.weights[: index + 1])
     for name, like in own.items():
-        if not is_number(like) and index != sources.heaviest:
+        if name not in ignored and not is_number(like) and index != sources.heaviest:
             continue
         moved = state[name]
         if permutation is not None:

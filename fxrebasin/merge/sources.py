@@ -10,10 +10,12 @@ from typing import Any
 from torch import nn
 
 from fxrebasin.errors import InputError
-from fxrebasin.merge.states import states_of, usable
+from fxrebasin.merge.heads import IgnoredFrom, giver_of
+from fxrebasin.merge.states import own_state, states_of, usable
 from fxrebasin.models.checks import unwrap
 from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.running.batches import State
+from fxrebasin.storage.reference import ignored_in, names_beyond, patterns_that_fit
 
 
 class Sources:
@@ -23,6 +25,12 @@ class Sources:
         models: modules, or paths of files of weights.
         model: the architecture; the first module when left out.
         weights: of the models, above 0; all the same when left out.
+        ignore: names or patterns of tensors in which the models differ.
+        ignored_from: which model gives these.
+
+    Attributes:
+        ignored: names of the tensors in which the models may differ.
+        common: names of all others.
 
     Raises:
         ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors.
@@ -31,13 +39,23 @@ class Sources:
     """
 
     def __init__(
-        self, models: Sequence[Any], model: nn.Module | None, weights: Sequence[float] | None
+        self,
+        models: Sequence[Any],
+        model: nn.Module | None,
+        weights: Sequence[float] | None,
+        ignore: Sequence[str] = (),
+        ignored_from: IgnoredFrom = "first",
     ) -> None:
         self._models = _listed(models)
         self.weights = _shares(weights, len(self._models))
         self.model = _architecture(self._models, model)
+        self._patterns = patterns_that_fit(ignore, self.model, self._models)
+        self.ignored = ignored_in(self.model, self._patterns)
+        ours = dict.fromkeys([*named_state(self.model), *self.model.state_dict()])
+        self.common = frozenset(ours.keys() - set(self.ignored))
         for index in range(len(self)):
             self.state(index)  # to refuse it before any work
+        self._ignored_from = ignored_from
 
     def __len__(self) -> int:
         return len(self._models)
@@ -48,18 +66,50 @@ class Sources:
         Args:
             index: of the model.
         """
-        return states_of(self.model, [self._models[index]], [f"models[{index}]"])[1]
+        label = f"models[{index}]"
+        return states_of(self.model, [self._models[index]], [label], self._patterns)[1]
 
-    def whole_state(self, index: int) -> State:
-        """The weights of one model, with the buffers that its state dict leaves out if it is a
-        module.
+    def common_state(self, index: int) -> State:
+        """The same without the tensors in which the models differ.
 
         Args:
             index: of the model.
         """
+        return {n: t for n, t in self.state(index).items() if n in self.common}
+
+    def differs(self, index: int) -> bool:
+        """Whether a model has other tensors than the architecture, or lacks some.
+
+        Args:
+            index: of the model.
+        """
+        if not self._patterns:
+            return False
         module = self.module(index)
+        theirs = self.state(index) if module is None else own_state(module)
+        shapes = [{n: t.shape for n, t in s.items()} for s in (theirs, own_state(self.model))]
+        return shapes[0] != shapes[1] or bool(self.strangers(index))
+
+    def strangers(self, index: int) -> list[str]:
+        """Names of the tensors that are ignored, and that the architecture does not have.
+
+        Args:
+            index: of the model.
+        """
+        return names_beyond(self._models[index], self.model, self._patterns)
+
+    def whole_state(self, index: int) -> State:
+        """The weights of one model, with the buffers that its state dict leaves out if it is a
+        module. Tensors in which the models differ are those of the architecture.
+
+        Args:
+            index: of the model.
+        """
+        module, ours = self.module(index), named_state(self.model)
         own = {} if module is None else named_state(module)
-        return {**own, **self.state(index)}
+        known = {name: tensor for name, tensor in own.items() if name in ours}
+        heads = {name: ours[name] for name in self.ignored}
+        return {**known, **self.state(index), **heads}
 
     def module(self, index: int) -> nn.Module | None:
         """One model, unless it is a file.
@@ -69,6 +119,18 @@ class Sources:
         """
         found = self._models[index]
         return unwrap(found) if isinstance(found, nn.Module) else None
+
+    def giver(self) -> int:
+        """Index of the model that gives the tensors in which models differ.
+
+        Raises:
+            InputError: there is no such model, or it has others than the class of the result.
+        """
+        own = [k for k in range(len(self)) if self.module(k) is self.model]
+        candidates = own[:1] or list(range(len(self)))
+        return giver_of(
+            self.model, self.ignored, self.state, candidates, self._ignored_from, len(self)
+        )
 
     @property
     def heaviest(self) -> int:

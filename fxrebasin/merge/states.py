@@ -16,7 +16,8 @@ from fxrebasin.gather import storage_identity
 from fxrebasin.models.checks import check_usable, unwrap
 from fxrebasin.passes.trace.graph_state import copy_with_state, named_state, replacements
 from fxrebasin.running.batches import State
-from fxrebasin.storage.reference import reference_state
+from fxrebasin.storage.reading import Reading
+from fxrebasin.storage.reference import ignored_in, reference_state
 
 
 def usable(model: Any, label: str = "the model") -> nn.Module:
@@ -37,13 +38,19 @@ def usable(model: Any, label: str = "the model") -> nn.Module:
     return module
 
 
-def states_of(model: nn.Module, others: Sequence[Any], labels: Sequence[str]) -> list[State]:
+def states_of(
+    model: nn.Module,
+    others: Sequence[Any],
+    labels: Sequence[str],
+    patterns: Sequence[str] = (),
+) -> list[State]:
     """The state of a model, and those of others under its names; nothing is copied.
 
     Args:
         model: from `usable`.
         others: modules, state dicts, or paths of files of weights.
         labels: what the others are called in a message.
+        patterns: of names of tensors that may be missing in the others, or of another shape.
 
     Raises:
         ArchitectureMismatchError: names, shapes or kinds of dtype differ, or one of the others has
@@ -52,10 +59,10 @@ def states_of(model: nn.Module, others: Sequence[Any], labels: Sequence[str]) ->
         InputError: one of the others cannot be used.
     """
     states: list[State] = [own_state(model)]
-    ties = tied_names(model)
+    ties, ignored = tied_names(model), ignored_in(model, patterns)
     for other, label in zip(others, labels, strict=True):
-        state = reference_state(other, model, label)
-        _check_ties(state, ties, label)
+        state = reference_state(other, model, label, Reading(ignore=tuple(patterns)))
+        _check_ties(state, [names for names in ties if names[0] not in ignored], label)
         states.append(state)
     return states
 

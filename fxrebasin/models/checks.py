@@ -306,12 +306,15 @@ def mismatch(
     )
 
 
-def ignoring(differences: Sequence[Difference], state: Collection[str]) -> Remedy | None:
-    """Patterns that fit all names that differ, and none of a model's that fits.
+def ignoring(
+    differences: Sequence[Difference], state: Collection[str], already: Sequence[str] = ()
+) -> Remedy | None:
+    """Patterns that fit all names that differ, and as few as possible of a model's others.
 
     Args:
         differences: at least one.
         state: names of the model.
+        already: patterns of what is ignored as it is.
 
     Example:
         >>> ignoring([Difference("fc.weight", "float32[2, 3]", None)], ["conv.weight", "fc.weight"])
@@ -320,9 +323,20 @@ def ignoring(differences: Sequence[Difference], state: Collection[str]) -> Remed
     differing = [d.name for d in differences]
     fitting = [name for name in state if name not in set(differing)]
     patterns = tuple(dict.fromkeys(_broadest(name, fitting) for name in differing))
-    if len(patterns) > _MOST_PATTERNS or len(fitting) < len(differing):
+    if len(patterns) > _MOST_PATTERNS:  # a head of several layers, some tensors of which fit
+        start = _common_start(differing)
+        patterns = (f"{start}*",)
+        fitting = [name for name in fitting if not name.startswith(start)]
+    if len(fitting) < len(differing):
         return None
-    return Remedy("ignore", patterns)
+    return Remedy("ignore", (*already, *patterns))
+
+
+def _common_start(names: Sequence[str]) -> str:
+    """The modules that all names begin with, with the dot after them."""
+    first, last = min(names), max(names)
+    same = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    return first[: first.rfind(".", 0, same) + 1]
 
 
 def _broadest(name: str, fitting: Sequence[str]) -> str:

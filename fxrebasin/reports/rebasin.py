@@ -30,6 +30,7 @@ class RebasinReport:
         certificate: the permutation.
         log10_order: of the group that was searched.
         unknown_operators: operators without a rule, whose axes were pinned.
+        ignored: tensors that were not compared with the reference, as the caller asked.
     """
 
     method: str
@@ -45,6 +46,7 @@ class RebasinReport:
     certificate: Permutation
     log10_order: float
     unknown_operators: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.keys():

@@ -49,10 +49,16 @@ class Runner:
     Args:
         model: in eval mode.
         guard: what protects the model's tensors while it runs.
+        label: what messages call the model.
     """
 
-    def __init__(self, model: nn.Module, guard: AbstractContextManager[Any] | None = None) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: nn.Module,
+        guard: AbstractContextManager[Any] | None = None,
+        label: str = "the model",
+    ) -> None:
+        self.model, self._label = model, label
         self._guard = guard or nullcontext()
         # Without second names of shared tensors, which stay shared that way.
         tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -93,6 +99,15 @@ class Runner:
                 f"can be used up only once. {_HOW}"
             )
 
+    def moved(self, batch: Batch) -> Batch:
+        """A batch of another runner, on the device and in the dtype of this model.
+
+        Args:
+            batch: from `batches`.
+        """
+        args, kwargs = _pytree.tree_map(self._moved, (batch.args, batch.kwargs))
+        return Batch(batch.number, args, kwargs, batch.targets)
+
     def call(self, state: State, batch: Batch) -> Any:
         """The outputs for a batch.
 
@@ -112,7 +127,7 @@ class Runner:
             )
         if error is not None:
             raise InputError(
-                f"the model does not run on batch {batch.number} of the loader: "
+                f"{self._label} does not run on batch {batch.number} of the loader: "
                 f"{first_lines(error)} {_HOW}"
             ) from error
         return outputs[0]
@@ -143,12 +158,13 @@ class Runner:
 
 
 @contextmanager
-def runner(model: nn.Module | None, seed: int) -> Iterator[Runner]:
+def runner(model: nn.Module | None, seed: int, label: str = "the model") -> Iterator[Runner]:
     """A runner; afterwards the model and all random state are as they were before.
 
     Args:
         model: whose code is run.
         seed: of torch's generator meanwhile, from which a DataLoader takes its order.
+        label: what messages call the model.
 
     Raises:
         InputError: there is no model.
@@ -160,7 +176,7 @@ def runner(model: nn.Module | None, seed: int) -> Iterator[Runner]:
         # The guard of `preserve` looks at every operator; only those of the model concern it.
         guard = _get_current_dispatch_mode()
         with _disable_current_modes():
-            yield Runner(model, guard)
+            yield Runner(model, guard, label)
 
 
 class Line:
@@ -170,7 +186,7 @@ class Line:
 
     Args:
         runner: of the model.
-        state_a: of the reference.
+        state_a: of the reference. What it lacks is everywhere as `state_b` has it.
         loss: of outputs and targets.
     """
 
@@ -196,6 +212,12 @@ class Line:
         between = {
             name: torch.lerp(a, state_b[name], t) if a.is_floating_point() else a.clone()
             for name, a in self.state_a.items()
+        }
+        # The model writes to its buffers, and these may be those of the caller.
+        between |= {
+            name: b.clone() if name in self._buffers else b
+            for name, b in state_b.items()
+            if name not in between
         }
         # Operators are not differentiable in running statistics.
         between |= {name: between[name].detach() for name in self._buffers & between.keys()}

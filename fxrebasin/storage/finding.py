@@ -245,7 +245,7 @@ def _check(
     theirs = {n: state[n] for n in compared} | ({} if reading.ignore_extra else dict(inside))
     differences = differences_of(compared, theirs)
     if differences:
-        remedy = _remedy(differences, own)
+        remedy = _remedy(differences, own, reading.ignore)
         raise mismatch(differences, len(own), ("the model", label), remedy)
 
 
@@ -267,14 +267,16 @@ def _unfit(
     elif other is not None and other.naming.prefix:
         remedy = Remedy("prefix", (other.naming.prefix,))
     else:
-        remedy = _remedy(differences, own)
+        remedy = _remedy(differences, own, reading.ignore)
     return mismatch(differences, len(own), ("the model", label), remedy)
 
 
-def _remedy(differences: Sequence[Difference], own: Mapping[str, torch.Tensor]) -> Remedy | None:
+def _remedy(
+    differences: Sequence[Difference], own: Mapping[str, torch.Tensor], ignore: Sequence[str]
+) -> Remedy | None:
     if all(difference.left is None for difference in differences):
         return Remedy("ignore_extra")
-    return ignoring(differences, own)
+    return ignoring(differences, own, ignore)
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,16 @@ import torch
 from torch import nn
 
 from fxrebasin.errors import InputError
-from fxrebasin.models.checks import check_finite, check_usable, unwrap
+from fxrebasin.ignoring import check_patterns, checked_patterns, fits, ignored_names
+from fxrebasin.models.checks import (
+    Remedy,
+    StateMismatchError,
+    check_finite,
+    check_usable,
+    ignoring,
+    mismatch,
+    unwrap,
+)
 from fxrebasin.storage.checkpoint import read_checkpoint
 from fxrebasin.storage.finding import find
 from fxrebasin.storage.reading import Reading
@@ -70,15 +79,126 @@ def reference_weights(
     """
     label = str(ref) if isinstance(ref, str | Path) else label
     try:
-        found = _read(ref, model, label, reading or Reading())
+        reading = reading or Reading()
+        found = _with_ties(_read_for(ref, model, label, reading), model, reading.ignore)
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        ignored = ignored_in(model, reading.ignore)
+        compared = {name: t for name, t in found.state.items() if name not in ignored}
         check_finite(
-            {name: tensor for name, tensor in found.state.items() if name in parameters},
-            {name: tensor for name, tensor in found.state.items() if name not in parameters},
+            {name: tensor for name, tensor in compared.items() if name in parameters},
+            {name: tensor for name, tensor in compared.items() if name not in parameters},
         )
     except InputError as error:
         raise InputError(f"{label} cannot be used: {error}") from error
     return ReferenceWeights({n: t.detach() for n, t in found.state.items()}, found.notes)
+
+
+def patterns_that_fit(
+    ignore: Sequence[str], model: nn.Module, refs: Sequence[Any]
+) -> tuple[str, ...]:
+    """Patterns of tensors that are not compared, each of which fits a tensor somewhere.
+
+    Args:
+        ignore: of the caller.
+        model: the unwrapped model.
+        refs: what it is compared with: modules, mappings or paths.
+
+    Raises:
+        InputError: a pattern fits no tensor, of which the nearest is named.
+        CheckpointError: a file cannot be read.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> patterns_that_fit(["head.*"], net, [{**net.state_dict(), "head.bias": net.bias}])
+        ('head.*',)
+    """
+    patterns = checked_patterns(ignore)
+    own = list(_only_tensors(model.state_dict()))
+    strays = [pattern for pattern in patterns if not any(fits(name, [pattern]) for name in own)]
+    if strays:
+        names = [name for ref in refs for name in _names(ref, model)]
+        check_patterns(strays, own, [end for name in names for end in _ends(name)])
+    return patterns
+
+
+def names_beyond(ref: Any, model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """The names of tensors of a reference that are ignored, and that the model does not have.
+
+    Args:
+        ref: a module, a mapping or a path.
+        model: the unwrapped model.
+        patterns: from `patterns_that_fit`.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    if not patterns:
+        return []
+    own = set(_only_tensors(model.state_dict()))
+    return [
+        name
+        for name in _names(ref, model)
+        if any(fits(end, patterns) for end in _ends(name)) and own.isdisjoint(_ends(name))
+    ]
+
+
+def _ends(name: str) -> list[str]:
+    """A name without each of the prefixes that wrappers may have put before it."""
+    return [name, *(name[k + 1 :] for k, sign in enumerate(name) if sign == ".")]
+
+
+def ignored_in(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """The names of a model's tensors that are not compared, in the model's order.
+
+    Args:
+        model: the unwrapped model.
+        patterns: from `patterns_that_fit`.
+    """
+    own = _only_tensors(model.state_dict(keep_vars=True))
+    ignored = ignored_names(own, patterns)
+    return tuple(name for name in own if name in ignored)
+
+
+def _names(ref: Any, model: nn.Module) -> list[str]:
+    """The names of the tensors in a reference that the model may not have."""
+    if isinstance(ref, str | Path):
+        return list(read_checkpoint(ref, model, Reading(ignore=("*",))).extra)
+    if isinstance(ref, Mapping):
+        return list(_checked(ref))
+    return list(_only_tensors(unwrap(ref).state_dict()))
+
+
+def _with_ties(
+    found: ReferenceWeights, model: nn.Module, patterns: Sequence[str]
+) -> ReferenceWeights:
+    """The same, where tensors that are ignored under some of their names are those compared."""
+    own = _only_tensors(model.state_dict(keep_vars=True))
+    ignored = ignored_in(model, patterns)
+    compared = {id(own[n]): n for n in own if n in found.state and not fits(n, patterns)}
+    both = {
+        name: compared[id(tensor)]
+        for name, tensor in own.items()
+        if name not in ignored and fits(name, patterns)
+    }
+    notes = [
+        f"{name} was not ignored: in the model it is one tensor with {other}, which is compared."
+        for name, other in both.items()
+    ]
+    state = {**found.state, **{name: found.state[other] for name, other in both.items()}}
+    return replace(found, state=state, notes=(*found.notes, *notes))
+
+
+def _read_for(ref: Any, model: nn.Module, label: str, reading: Reading) -> ReferenceWeights:
+    """Read a reference; an error proposes to ignore what nothing but the reference has."""
+    try:
+        return _read(ref, model, label, reading)
+    except StateMismatchError as error:
+        if error.remedy != Remedy("ignore_extra"):
+            raise
+        own = _only_tensors(model.state_dict())
+        remedy = ignoring(error.differences, own, reading.ignore)
+        names = ("the model", label)
+        raise mismatch(error.differences, len(own), names, remedy) from None
 
 
 def _read(ref: Any, model: nn.Module, label: str, reading: Reading) -> ReferenceWeights:

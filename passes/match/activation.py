@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from fxrebasin.errors import InputError
 from fxrebasin.interruption import interruptible
 from fxrebasin.options import check_count
 from fxrebasin.passes.match.problem import MatchingProblem
@@ -32,7 +33,9 @@ def match_activations(
     Li et al. 2015, arXiv:1511.07543; Git Re-Basin, arXiv:2209.04836, section 3.1, with correlations
     instead of inner products, since a unit stays the same unit at another scale.
 
-    Both models run on the same batches. The outputs of modules that show the units of a class are
+    Both models run on the same batches. Where tensors of the reference are ignored, because they
+    are others than the model's, it runs as it is: a module with its own code, and weights without
+    one with the code of the model. The outputs of modules that show the units of a class are
     found by experiment (see `fxrebasin.passes.match.representatives`); their correlations are
     summed over all of these modules. Only sums are kept: memory is for one batch of outputs and n²
     numbers for n units. Classes within others are solved together with the outer one. Classes that
@@ -63,7 +66,8 @@ def match_activations(
     finished = False
     with closing(LateBar()) as report:
         with interruptible(), runner(problem.model, problem.seed) as running:
-            collector.collect(running, loader, max_batches, report)
+            with _reference(problem, running) as reference:
+                collector.collect(running, reference, loader, max_batches, report)
             finished = True
         assembled = assemble(problem.symmetry.classes, problem.free, collector.correlations)
         solution = solve_from_evidence(assembled.problem, problem.seed, report)
@@ -89,29 +93,45 @@ class _Collector:
         return list(self._by_module.values())
 
     def collect(
-        self, running: Runner, loader: Iterable[Any], most: int | None, report: Report
+        self,
+        running: Runner,
+        reference: Runner,
+        loader: Iterable[Any],
+        most: int | None,
+        report: Report,
     ) -> None:
         """Run both models on the batches of a loader."""
-        a, b = (running.own(state) for state in (self._problem.state_a, self._problem.state_b))
+        a = reference.own(self._state_a(reference))
+        b = running.own(self._problem.state_b)
         total = most
         if isinstance(loader, Sized):
             total = min(len(loader), most or len(loader))
         for batch in running.batches(loader, most):
             if batch.number == 0:
-                self._prepare(running, batch)
-            self._add(running, a, b, batch)
+                self._prepare(running, reference, batch)
+            self._add((reference, a), (running, b), batch)
             report("activations", batch.number + 1, total)
 
-    def _prepare(self, running: Runner, batch: Batch) -> None:
-        """Find out which modules to watch."""
+    def _state_a(self, reference: Runner) -> State:
+        """The weights that the reference runs with."""
+        if self._problem.runs_reference:
+            return reference.model.state_dict()
+        return self._problem.state_a
+
+    def _prepare(self, running: Runner, reference: Runner, batch: Batch) -> None:
+        """Find out which modules to watch: those of both models that show units."""
         symmetry = self._problem.symmetry
         state = {n: t for n, t in self._problem.state_b.items() if n in symmetry.layout}
         own = {n: t.to(running.device) for n, t in state.items()}
-        found = find_representatives(running, symmetry.classes, symmetry.layout, own, batch)
+        everywhere = find_representatives(
+            running, symmetry.classes, symmetry.layout, own, batch, self._problem.ignored
+        )
+        known = dict(reference.model.named_modules())
+        found = [r for r in everywhere if r.module in known]
         self._representatives = {r.module: r for r in found}
         self._by_module = {r.module: Correlation(r.group) for r in found}
 
-    def _add(self, running: Runner, a: State, b: State, batch: Batch) -> None:
+    def _add(self, a: tuple[Runner, State], b: tuple[Runner, State], batch: Batch) -> None:
         """Take in one batch."""
         waiting: dict[str, list[torch.Tensor]] = {name: [] for name in self._representatives}
 
@@ -122,12 +142,28 @@ class _Collector:
             samples = self._representatives[name].samples(output)
             if waiting[name]:
                 other = waiting[name].pop(0)
-                if len(other) == len(samples):
-                    self._by_module[name].add(other, samples)
+                if other.shape == samples.shape:
+                    self._by_module[name].add(other.to(samples), samples)
 
-        for state, see in ((a, keep), (b, compare)):
+        for (running, state), see in ((a, keep), (b, compare)):
             with watching(running.model, list(self._representatives), see):
-                running.call(state, batch)
+                running.call(state, running.moved(batch))
+
+
+@contextmanager
+def _reference(problem: MatchingProblem, running: Runner) -> Iterator[Runner]:
+    """What runs the reference: the model with other weights, or where these do not fit, itself."""
+    if problem.runs_reference:
+        with runner(problem.reference, problem.seed, "the reference") as reference:
+            yield reference
+        return
+    missing = [name for name in problem.ignored if name not in problem.state_a]
+    if missing:
+        raise InputError(
+            f"the reference cannot be run without {listed(missing, _LISTED)}: pass it as a module, "
+            "which has tensors of its own in their place, or take a method that runs no model"
+        )
+    yield running
 
 
 def _by_weights(

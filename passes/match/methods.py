@@ -105,6 +105,8 @@ def match_states(
     parameters: Collection[str] | None = None,
     model: nn.Module | None = None,
     classes: Collection[str] | None = None,
+    ignored: Collection[str] = (),
+    reference: nn.Module | None = None,
     **options: object,
 ) -> MatchResult:
     """Match with one of `METHODS`.
@@ -118,6 +120,8 @@ def match_states(
         parameters: names of the state tensors that are parameters; all tensors when left out.
         model: what to run by the methods that look at data; its weights do not matter.
         classes: names of the only classes that may move; all when left out.
+        ignored: names of state tensors that are not compared; see `MatchingProblem`.
+        reference: the reference as a module, if it is one.
         **options: of the method.
 
     Raises:
@@ -125,11 +129,14 @@ def match_states(
         ArchitectureMismatchError: tensors are missing or differ in shape.
     """
     check_method(method, options)
-    problem = MatchingProblem(symmetry, state_b, state_a, parameters, model, seed, classes)
+    problem = MatchingProblem(
+        symmetry, state_b, state_a, parameters, model, seed, classes, ignored, reference
+    )
     found = METHODS[method](problem, **options)
+    found = replace(found, notes=(*problem.notes, *found.notes))
     if not isinstance(symmetry, Symmetry):
         return found
-    faults = contradictions(symmetry.relies_on, state_a)
+    faults = contradictions(symmetry.relies_on, problem.common_a)
     notes = [f"{_OTHER_CONSTANTS} {'; '.join(faults)}."] if faults else []
     permutation = found.permutation.relying_on(symmetry.relies_on, symmetry.found_with)
     return replace(found, permutation=permutation, notes=(*found.notes, *notes))

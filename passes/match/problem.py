@@ -13,11 +13,14 @@ from torch import nn
 from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.gather import storage_identity
 from fxrebasin.indexing import Arrays, misfits
-from fxrebasin.layout import Layout, PermutationClass
+from fxrebasin.layout import Layout, PermutationClass, names_in
 from fxrebasin.passes.match.closeness import Closeness, closeness
 from fxrebasin.passes.match.result import MatchResult
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers.weight_problem import WeightProblem
+from fxrebasin.wording import listed
+
+_LISTED = 8
 
 
 class HasSymmetry(Protocol):
@@ -44,10 +47,14 @@ class MatchingProblem:
         model: what is run by the methods that look at data; its weights do not matter.
         seed: the same seed gives the same result.
         classes: names of the only classes that may move; all when left out.
+        ignored: names of state tensors of the model that are not compared. The reference may have
+            others in their place, or none.
+        reference: the reference as a module, if it is one, for the methods that run it.
 
     Attributes:
         compared: names of the tensors that hold numbers to compare, tied ones once.
-        free: names of the classes that may move.
+        free: names of the classes that may move: not those that ignored tensors alone hold.
+        notes: what was not compared, in words.
         before: how close model and reference are as they are.
         posed: when this was made, on the clock of `time.perf_counter`.
 
@@ -64,21 +71,38 @@ class MatchingProblem:
     model: nn.Module | None = None
     seed: int = 0
     classes: Collection[str] | None = None
+    ignored: Collection[str] = ()
+    reference: nn.Module | None = None
     compared: tuple[str, ...] = field(init=False)
     free: tuple[str, ...] = field(init=False)
+    notes: tuple[str, ...] = field(init=False)
     before: Closeness = field(init=False)
     posed: float = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "posed", time.perf_counter())
         _check_classes(self.symmetry, self.classes)
-        _check_states(self.symmetry.layout, self.state_b, self.state_a)
-        names = [c.name for c in self.symmetry.classes]
+        _check_states(self.symmetry.layout, self.state_b, self.state_a, self.ignored)
+        compared = _compared(self.state_b, self.common_a, self.parameters)
+        held = names_in(self.symmetry.layout, compared)
+        unseen = names_in(self.symmetry.layout, self.ignored) - held
+        names = [c.name for c in self.symmetry.classes if c.name not in unseen]
         free = tuple(n for n in names if self.classes is None or n in self.classes)
-        compared = _compared(self.state_b, self.state_a, self.parameters)
         object.__setattr__(self, "free", free)
         object.__setattr__(self, "compared", compared)
+        object.__setattr__(self, "notes", _notes(self.ignored, unseen))
         object.__setattr__(self, "before", closeness(compared, self.state_a, self.state_b))
+
+    @property
+    def common_a(self) -> Mapping[str, torch.Tensor]:
+        """The tensors of the reference that are compared: those that both models have."""
+        ignored = set(self.ignored)
+        return {name: t for name, t in self.state_a.items() if name not in ignored}
+
+    @property
+    def runs_reference(self) -> bool:
+        """Whether the reference is run by its own code, since it has other tensors somewhere."""
+        return bool(self.ignored) and self.reference not in (None, self.model)
 
     @property
     def weights(self) -> WeightProblem:
@@ -87,7 +111,7 @@ class MatchingProblem:
         return WeightProblem(
             self.symmetry.classes,
             self.symmetry.layout,
-            self.state_a,
+            self.common_a,
             self.state_b,
             [name for name in self.symmetry.layout if name in compared],
             self.free,
@@ -149,12 +173,27 @@ def _check_classes(symmetry: HasSymmetry, classes: Collection[str] | None) -> No
         )
 
 
+def _notes(ignored: Collection[str], unseen: Collection[str]) -> tuple[str, ...]:
+    """What was not compared."""
+    notes = []
+    if ignored:
+        names = listed(list(ignored), _LISTED)
+        notes.append(f"Tensors that were not compared with the reference, as asked: {names}.")
+    if unseen:
+        names = listed(sorted(unseen), _LISTED)
+        notes.append(f"Classes that only such tensors have, which were left as they are: {names}.")
+    return tuple(notes)
+
+
 def _check_states(
-    layout: Layout, state_b: Mapping[str, torch.Tensor], state_a: Mapping[str, torch.Tensor]
+    layout: Layout,
+    state_b: Mapping[str, torch.Tensor],
+    state_a: Mapping[str, torch.Tensor],
+    ignored: Collection[str],
 ) -> None:
     """Refuse states that do not fit each other where the layout needs them."""
     faults = []
-    for name in layout:
+    for name in (name for name in layout if name not in set(ignored)):
         a, b = state_a.get(name), state_b.get(name)
         if a is None or b is None:
             faults.append(f"{name}: missing in the {'reference' if a is None else 'model'}")

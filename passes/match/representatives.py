@@ -7,7 +7,7 @@ output has to be permuted in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +58,7 @@ def find_representatives(
     layout: Layout,
     state: State,
     batch: Batch,
+    ignored: Collection[str] = (),
 ) -> list[Representative]:
     """Modules that show units, at most one axis of each.
 
@@ -67,8 +68,10 @@ def find_representatives(
         layout: where their units are.
         state: of the model.
         batch: what to experiment with.
+        ignored: names of tensors that say nothing of what their modules show.
     """
-    candidates = _candidates(runner.model, layout, state)
+    looked_at = {name: groups for name, groups in layout.items() if name not in ignored}
+    candidates = _candidates(runner.model, looked_at, state)
     permutations = _probes(classes, layout)
     plain = _outputs(runner, list(candidates), state, batch)
     permuted = [

@@ -94,7 +94,7 @@ def trained(
     """
     best, steps = Best(start), 0
     with interruptible(), runner(problem.model, problem.seed) as running:
-        line = Line(running, problem.state_a, training.loss)
+        line = Line(running, problem.common_a, training.loss)
 
         def offer(arrays: Arrays) -> None:
             state = running.own(problem.permuted(arrays))
