@@ -85,7 +85,7 @@ class _Space:
         return {
             axis: positions(len(self.sizes), axis, self.sizes[name], reason)
             for name, axis in self.index.items()
-            if name.startswith("!") and self.sizes[name] > 1
+            if name in self.pattern.positions and self.sizes[name] > 1
         }
 
 

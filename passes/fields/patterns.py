@@ -13,13 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from fxrebasin.errors import InputError
 
 Axes = tuple[tuple[str, ...], ...]
 
-_REST = ("...", "!...")
+_POSITION = "!"
+_REST = ("...", f"{_POSITION}...")
 _WORD = re.compile(r"\([^()]*\)|[^\s()]+|[()]")
 _FACTOR = re.compile(r"!?[A-Za-z]\w*")
 
@@ -36,6 +37,12 @@ class Pattern:
     def tensors(self) -> tuple[Axes, ...]:
         """The operands and the output."""
         return (*self.inputs, self.output)
+
+    @cached_property
+    def positions(self) -> frozenset[str]:
+        """The factors that cannot be permuted."""
+        names = (name for axes in self.tensors for name in factors_of(axes))
+        return frozenset(name for name in names if name.startswith(_POSITION))
 
 
 def factors_of(axes: Iterable[tuple[str, ...]]) -> list[str]:
@@ -80,17 +87,19 @@ def _axes(text: str, part: str) -> Axes:
 
 def _check(found: Pattern) -> None:
     for axes in found.tensors:
-        names = Counter(name.removeprefix("!") for name in factors_of(axes))
+        names = Counter(name.removeprefix(_POSITION) for name in factors_of(axes))
         twice = [name for name, count in names.items() if count > 1]
         if twice:
             raise _wrong(found.text, f"{twice[0]!r} twice in one tensor", "each factor once")
     given = {name for axes in found.inputs for name in factors_of(axes)}
     written = factors_of(found.output)
     for name in sorted({*given, *written} - set(_REST)):
-        if f"!{name}" in {*given, *written}:
-            raise _wrong(found.text, f"both {name!r} and '!{name}'", "a factor or a position")
+        if f"{_POSITION}{name}" in {*given, *written}:
+            raise _wrong(
+                found.text, f"both {name!r} and '{_POSITION}{name}'", "a factor or a position"
+            )
     for name in written:
-        if name not in given and not name.startswith("!"):
+        if name not in given and not name.startswith(_POSITION):
             raise _wrong(
                 found.text, f"{name!r} in the output only", "a factor of an operand, or a position"
             )

@@ -19,6 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from fxrebasin.passes.fields.fields import Labels, Value
 from fxrebasin.passes.propagate.memory import address_of
 from fxrebasin.passes.propagate.model_state import Held
+from fxrebasin.passes.rules.registry import overloads
 from fxrebasin.uniformity import varying_axes_of
 
 _VARYING = "_fxrebasin_varying"
@@ -180,16 +181,19 @@ def _varying(
     return frozenset(found)
 
 
-_RESHAPES = ("aten::view", "aten::_unsafe_view", "aten::unsqueeze", "aten::squeeze")
+_BROADCASTS = frozenset(op for name in ("expand", "detach") for op in overloads(name))
+_RESHAPES = frozenset(
+    op for name in ("view", "_unsafe_view", "unsqueeze", "squeeze") for op in overloads(name)
+)
 
 
 def _places(func: Any, tensor: Tensor, result: Tensor) -> dict[int, int] | None:
     """Where the axes of an operand, those of size above 1, are in the result of an operator."""
     axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
-    if torch.Tag.pointwise in func.tags or func._schema.name in ("aten::expand", "aten::detach"):
+    if torch.Tag.pointwise in func.tags or func in _BROADCASTS:
         return {axis: axis + result.ndim - tensor.ndim for axis in axes}
     after = [axis for axis, size in enumerate(result.shape) if size > 1]
     alike = [tensor.shape[axis] for axis in axes] == [result.shape[axis] for axis in after]
-    if func._schema.name in _RESHAPES and alike:
+    if func in _RESHAPES and alike:
         return dict(zip(axes, after, strict=True))
     return None

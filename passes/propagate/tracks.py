@@ -19,7 +19,7 @@ from fxrebasin.passes.propagate.pieces import Pieces
 from fxrebasin.passes.propagate.spreads import Later, known, of_view, unknown
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.movement import reshape, same, view
-from fxrebasin.passes.rules.registry import RULES, pin_everything
+from fxrebasin.passes.rules.registry import RULES, overloads, pin_everything
 from fxrebasin.running.operators import viewed_by
 
 
@@ -91,14 +91,13 @@ def replay_of(op: OpOverload, args: Mapping[str, Any], argument: str, output: in
     """How one output of a view operator was made, by an operator with a single output."""
     base: Tensor = args[argument]
     form = torch.empty_strided(base.shape, base.stride(), dtype=base.dtype, device="meta")
-    name = op._schema.name
-    if name not in _SEVERAL:
+    if op in _UNBINDING:
+        chosen = {"dim": args["dim"], "index": output}
+        return Replay(torch.ops.aten.select.int, chosen, argument, form)
+    if op not in _SPLITTING:
         return Replay(op, args, argument, form)
-    dim = args["dim"]
-    if name == "aten::unbind":
-        return Replay(torch.ops.aten.select.int, {"dim": dim, "index": output}, argument, form)
-    sizes = args[_SEVERAL[name]]
-    if name == "aten::chunk":
+    dim, sizes = args["dim"], args[_SPLITTING[op]]
+    if op in _CHUNKING:
         sizes = max(-(-base.shape[dim] // sizes), 1)
     start = sizes * output if isinstance(sizes, int) else sum(sizes[:output])
     end = start + (sizes if isinstance(sizes, int) else sizes[output])
@@ -106,11 +105,13 @@ def replay_of(op: OpOverload, args: Mapping[str, Any], argument: str, output: in
     return Replay(torch.ops.aten.slice.Tensor, part, argument, form)
 
 
-_SEVERAL = {
-    "aten::split": "split_size",
-    "aten::split_with_sizes": "split_sizes",
-    "aten::chunk": "chunks",
-    "aten::unbind": "",
+_UNBINDING, _CHUNKING = frozenset(overloads("unbind")), frozenset(overloads("chunk"))
+_SPLITTING = {
+    op: argument.name
+    for name in ("split", "split_with_sizes", "chunk")
+    for op in overloads(name)
+    for argument in op._schema.arguments
+    if argument.name in ("split_size", "split_sizes", "chunks")
 }
 """View operators with several outputs, and their arguments that say of which sizes these are."""
 

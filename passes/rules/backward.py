@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from fxrebasin.passes.fields.fields import Field, Value, onto_axes
+from fxrebasin.passes.fields.fields import Value, onto_axes
 from fxrebasin.passes.fields.moving import part_of_axis
 from fxrebasin.passes.fields.patterns import pattern
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.contraction import convolution_patterns
+from fxrebasin.passes.rules.normalization import parameters, running_statistics
 from fxrebasin.passes.rules.pointwise import pointwise
 from fxrebasin.passes.rules.pooling import windows
 from fxrebasin.passes.rules.registry import pin_everything, rule
@@ -82,17 +83,9 @@ def batch_norm(call: Call) -> Sequence[Value]:
     """By channel; in training, sums over the batch as well."""
     grad, value = call.value("grad_out"), call.value("input")
     ndim = len(value.shape)
-    names = ("weight", "running_mean", "running_var", "save_mean", "save_invstd")
-    fields: list[Field] = [*grad.fields, *value.fields]
-    for name in names:
-        tensor = call.args.get(name)
-        if tensor is not None and tensor.numel():
-            found = (
-                call.running_statistics(tensor)
-                if name.startswith("running")
-                else call.lookup(tensor)
-            )
-            fields += onto_axes(found.fields, [1], ndim)
+    fields = [*grad.fields, *value.fields, *parameters(call, ("weight",), [1], ndim)]
+    fields += running_statistics(call, ndim)
+    fields += parameters(call, ("save_mean", "save_invstd"), [1], ndim)
     met = call.join(fields, value.shape)
 
     def for_input() -> Value:
@@ -141,16 +134,12 @@ def convolution(call: Call) -> Sequence[Value]:
     def meet(text: str, one: Value, other: Value, shape: Sequence[int]) -> Value:
         return call.follow(pattern(text), one, other, shape=shape, g=call.args["groups"])
 
-    def for_input() -> Value:
-        return meet(f"{after}, {filters} -> {before}", grad, weight, value.shape)
-
-    def for_weight() -> Value:
-        return meet(f"{after}, {before} -> {filters}", grad, value, weight.shape)
-
-    def for_bias() -> Value:
-        return _left(call, grad, [len(grad.shape) - len(weight.shape) + 1])
-
-    return _wanted(call, for_input, for_weight, for_bias)
+    return _wanted(
+        call,
+        lambda: meet(f"{after}, {filters} -> {before}", grad, weight, value.shape),
+        lambda: meet(f"{after}, {before} -> {filters}", grad, value, weight.shape),
+        lambda: _left(call, grad, [len(grad.shape) - len(weight.shape) + 1]),
+    )
 
 
 def _spatial(dimensions: int, *names: str) -> None:

@@ -104,27 +104,29 @@ def _looked_up(call: Call, value: Value, axis: int, index: Tensor) -> Value:
 
     A mask chooses from several axes at once, and deals out what it chose in the order of positions.
     """
-    mask = index.dtype in MASKS
-    covered = range(axis, axis + (index.ndim if mask else 1))
-    if mask:
-        met = call.pin_axes(value, covered, _BY_DATA)
-    elif axis == 0 and index.ndim == 1 and not call.named(index):
+    if index.dtype in MASKS:
+        covered = range(axis, axis + index.ndim)
+        fields = _around(call, call.pin_axes(value, covered, _BY_DATA), covered)
+        call.pin_axes(call.lookup(index), range(index.ndim), _BY_DATA)
+        return call.join([*fields, *call.positions([axis], _BY_DATA)])
+    if axis == 0 and index.ndim == 1 and not call.named(index):
         found = rows_of_experts(call, value, index)
         if found is not None:
             return found
         met = call.pin_axes(value, [axis], _BY_DATA)
     else:
         met = looked_up(call, value, axis, index, _BY_DATA)
-    kept = [other for other in range(len(value.shape)) if other not in covered]
-    ndim = len(call.shape)
-    grown = ndim - len(kept)
-    target = [other if other < axis else other - len(covered) + grown for other in kept]
-    fields = onto_axes(call.reduced(met, kept), target, ndim)
-    if mask:
-        call.pin_axes(call.lookup(index), range(index.ndim), _BY_DATA)
-        return call.join([*fields, *call.positions([axis], _BY_DATA)])
-    inside = range(axis, axis + grown)[: index.ndim]
+    fields = _around(call, met, range(axis, axis + 1))
+    inside = range(axis, axis + index.ndim)
     return call.join([*fields, *_chosen(call, index, inside, _BY_DATA)])
+
+
+def _around(call: Call, value: Value, covered: range) -> list[Field]:
+    """The fields along the axes before and after those that were chosen from."""
+    kept = [axis for axis in range(len(value.shape)) if axis not in covered]
+    shift = call.rank - len(value.shape)
+    target = [axis if axis < covered.start else axis + shift for axis in kept]
+    return onto_axes(call.reduced(value, kept), target, call.rank)
 
 
 @rule("gather")

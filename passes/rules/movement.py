@@ -22,32 +22,38 @@ from fxrebasin.passes.fields.labels import NONE
 from fxrebasin.passes.fields.moving import overlaps, part_of_axis
 from fxrebasin.passes.fields.patterns import pattern
 from fxrebasin.passes.rules.call import Call
-from fxrebasin.passes.rules.registry import pin_everything, rule
+from fxrebasin.passes.rules.registry import overloads, pin_everything, rule
 
-
-@rule(
+_VIEWS = (
     *("transpose.int", "t", "permute", "expand", "slice.Tensor", "select.int", "unsqueeze"),
     *("squeeze", "split.Tensor", "split_with_sizes", "unbind.int", "diagonal", "chunk"),
     *("narrow.default", "movedim", "swapaxes", "numpy_T.default", "mT.default", "transpose_", "t_"),
     *("squeeze_", "unsqueeze_", "unsafe_split.Tensor", "unsafe_split_with_sizes", "unsafe_chunk"),
     *("permute_copy", "expand_copy", "slice_copy.Tensor", "select_copy.int", "unfold"),
 )
+
+
+@rule(*_VIEWS)
 def view(call: Call) -> Sequence[Value]:
     """Views: strides change, data do not. Run on labels that are expanded without a copy."""
     value = call.value("self")
     rest = {name: item for name, item in call.args.items() if name != "self"}
-    functional = _as_view(call.op)
+    functional = _AS_VIEW[call.op]
     moved = call.view(value, lambda labels: functional(labels, **rest), len(call.outputs))
     return [
         Value(tuple(out.shape), fields) for out, fields in zip(call.outputs, moved, strict=True)
     ]
 
 
-def _as_view(op: Any) -> Any:
+def _as_view(name: str, op: OpOverload) -> OpOverload:
     """The operator that returns a view where this one copies or works in place."""
-    name = op._schema.name.removeprefix("aten::").removesuffix("_").removesuffix("_copy")
-    packet = getattr(torch.ops.aten, name)
-    return getattr(packet, op._overloadname if op._overloadname in packet.overloads() else "int")
+    packet = getattr(torch.ops.aten, name.partition(".")[0].removesuffix("_").removesuffix("_copy"))
+    overload = op._overloadname if op._overloadname in packet.overloads() else "int"
+    found: OpOverload = getattr(packet, overload)
+    return found
+
+
+_AS_VIEW = {op: _as_view(name, op) for name in _VIEWS for op in overloads(name)}
 
 
 @rule("view.default", "_unsafe_view", "reshape", "_reshape_alias", "flatten.using_ints")
@@ -190,16 +196,11 @@ def diagonal_matrices(call: Call) -> Sequence[Value]:
     rows, columns = (call.args[name] % ndim for name in ("dim1", "dim2"))
     others = [axis for axis in range(ndim) if axis not in (rows, columns)]
     fields = call.value("self").fields
-    placed = [
-        part
-        for item in fields
-        for axis in (rows, columns)
-        for part in onto_axes([item], [*others, axis], ndim)
-    ]
-    units = call.fresh(call.shape[rows])
-    for axis in (rows, columns) if len(units) > 1 else ():
-        shape = [-1 if other == axis else 1 for other in range(ndim)]
-        placed.append(Labels(units.view(shape), (axis,), injective=True))
+    on_each = [onto_axes(fields, [*others, axis], ndim) for axis in (rows, columns)]
+    placed = [item for pair in zip(*on_each, strict=True) for item in pair]
+    made = call.fresh(call.shape[rows])
+    units = [Labels(made, (0,), injective=True)] if len(made) > 1 else []
+    placed += [item for axis in (rows, columns) for item in onto_axes(units, [axis], ndim)]
     return [call.join(placed)]
 
 

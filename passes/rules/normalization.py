@@ -10,7 +10,7 @@ from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.registry import rule
 
 
-def _parameters(call: Call, names: Sequence[str], axes: Sequence[int], ndim: int) -> list[Field]:
+def parameters(call: Call, names: Sequence[str], axes: Sequence[int], ndim: int) -> list[Field]:
     """Scale and shift, along axes of the operand or the last of these."""
     found = [call.optional(name) for name in names]
     return [
@@ -23,22 +23,38 @@ def _parameters(call: Call, names: Sequence[str], axes: Sequence[int], ndim: int
 
 @rule(
     *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
-    *("cudnn_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update", "miopen_batch_norm"),
+    *("cudnn_batch_norm", "_batch_norm_no_update", "miopen_batch_norm"),
 )
 def batch_norm(call: Call) -> Sequence[Value]:
     """Running statistics are state: they are permuted with the channels."""
+    return _batch_norm(call, training=call.args.get("training", False))
+
+
+@rule("_batch_norm_with_update")
+def batch_norm_in_training(call: Call) -> Sequence[Value]:
+    """Statistics of the batch itself, which running ones are updated with."""
+    return _batch_norm(call, training=True)
+
+
+def _batch_norm(call: Call, training: bool) -> list[Value]:
     value = call.value("input")
     ndim = len(value.shape)
-    by_name = call.op._schema.name.endswith("_with_update")
-    training = call.args.get("training", call.args.get("train", by_name))
     uses_running = not training and call.args.get("running_mean") is not None
     fields = list(value.fields) if uses_running else call.with_statistics(value, {1})
-    for name in ("running_mean", "running_var"):
-        tensor = call.args.get(name)
-        if tensor is not None:
-            fields += onto_axes(call.running_statistics(tensor).fields, [1], ndim)
-    fields += _parameters(call, ("weight", "bias"), [1], ndim)
+    fields += running_statistics(call, ndim)
+    fields += parameters(call, ("weight", "bias"), [1], ndim)
     return _with_channel_statistics(call, fields, channel=1)
+
+
+def running_statistics(call: Call, ndim: int) -> list[Field]:
+    """Mean and variance of channels, which are state, along the channels of the operand."""
+    tensors = (call.args.get(name) for name in ("running_mean", "running_var"))
+    return [
+        item
+        for tensor in tensors
+        if tensor is not None
+        for item in onto_axes(call.running_statistics(tensor).fields, [1], ndim)
+    ]
 
 
 def _with_channel_statistics(call: Call, fields: list[Field], channel: int) -> list[Value]:
@@ -58,7 +74,7 @@ def layer_norm(call: Call) -> Sequence[Value]:
     normalised = range(ndim - len(call.args["normalized_shape"]), ndim)
     leading = set(range(ndim)) - set(normalised)
     fields = call.with_statistics(value, leading)
-    fields += _parameters(call, ("weight", "bias"), list(normalised), ndim)
+    fields += parameters(call, ("weight", "bias"), list(normalised), ndim)
     first = call.join(fields)
     statistics = tuple(call.reduce(first, leading))
     return [first, *(Value(tuple(out.shape), statistics) for out in call.outputs[1:])]
@@ -74,7 +90,7 @@ def group_norm(call: Call) -> Sequence[Value]:
     statistics = call.reduce(Value(tuple(split), tuple(grouped)), {0, 1})
     met = call.join([*grouped, *statistics], split)
     fields = call.reshape(met.fields, split, value.shape)
-    fields += _parameters(call, ("weight", "bias"), [1], len(value.shape))
+    fields += parameters(call, ("weight", "bias"), [1], len(value.shape))
     by_group = tuple(pick_axes(item, [0, 1]) for item in statistics)
     rest = [Value(tuple(out.shape), by_group) for out in call.outputs[1:]]
     return [call.join(fields), *rest]

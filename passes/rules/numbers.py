@@ -9,13 +9,14 @@ pins the units, and so does a search that may find several equal numbers: it giv
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fxrebasin.passes.fields.fields import Labels, Value, onto_axes
 from fxrebasin.passes.fields.labels import rigid_labels
+from fxrebasin.passes.fields.origin import Origin
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.pointwise import pointwise
 from fxrebasin.passes.rules.registry import overloads, rule
@@ -32,12 +33,19 @@ LOOKING_UP = frozenset(
 )
 """Operators whose rules ask whether the numbers that they read are names of units."""
 
+_ORDER = "order-dependent operator"
+
 _WHOLE = (torch.int32, torch.int64)
 _EXACT = (*_WHOLE, torch.float32, torch.float64)
 
 
 def found_at(
-    call: Call, axis: int, results: Callable[[Value], Value], may_be_named: bool = True
+    call: Call,
+    axis: int,
+    results: Callable[[Value], Value],
+    *,
+    largest: bool,
+    may_be_named: bool = True,
 ) -> Value:
     """The numbers that a search along an axis of `self` gives back.
 
@@ -45,36 +53,55 @@ def found_at(
         call: of the search.
         axis: of the operand.
         results: the value of the numbers, from that of the operand.
-        may_be_named: whether they hang on nothing but the values along the axis.
+        largest: whether it is the largest value that is searched for.
+        may_be_named: whether they depend on nothing but the values along the axis.
     """
     value = call.value("self")
-    reason = "order-dependent operator"
-    where = call.where
-    units: list[Labels] = []
-
-    def read() -> Value:
-        for item in units:
-            call.pin_units(item, reason)
-        return results(call.pin_axes(value, [axis], reason))
-
-    def named() -> Value:
-        made = Labels(call.fresh(value.shape[axis]), (0,), injective=True)
-        units.append(made)
-        call.note(
-            f"{where} chooses among units that may be exchanged, and takes "
-            "the first of equal values: their order counts where parameters are equal, as zeros are"
-        )
-        met = call.join([*value.fields, *onto_axes([made], [axis], len(value.shape))], value.shape)
-        return replace(results(met), when_read=read, names=made)
-
     several = bool(value.shape) and value.shape[axis] > 1
-    apart = may_be_named and several and call.apart(call.args["self"], axis, _is_for_largest(call))
-    return replace(results(value), when_read=read, when_named=named if apart else None)
+    apart = may_be_named and several and call.apart(call.args["self"], axis, largest)
+    search = _Search(call, value, axis, results, call.where)
+    named = search.named if apart else None
+    return replace(results(value), when_read=search.read, when_named=named)
 
 
-def _is_for_largest(call: Call) -> bool:
-    name = call.op._schema.name.removeprefix("aten::")
-    return name in ("argmax", "max") or (name == "topk" and bool(call.args["largest"]))
+@dataclass(eq=False)
+class _Search:
+    """A search along an axis, of which it is not known yet how its numbers are read.
+
+    Attributes:
+        call: of the search; other calls were made since, once the numbers are read.
+        value: of the operand.
+        axis: of the operand.
+        results: the value of the numbers, from that of the operand.
+        where: in the model the search is.
+        units: which the numbers name, after they were asked for.
+    """
+
+    call: Call
+    value: Value
+    axis: int
+    results: Callable[[Value], Value]
+    where: Origin
+    units: list[Labels] = field(default_factory=list)
+
+    def read(self) -> Value:
+        """Something reads the numbers as such."""
+        for item in self.units:
+            self.call.pin_units(item, _ORDER)
+        return self.results(self.call.pin_axes(self.value, [self.axis], _ORDER))
+
+    def named(self) -> Value:
+        """Something looks the numbers up: they name units."""
+        value, axis = self.value, self.axis
+        made = Labels(self.call.fresh(value.shape[axis]), (0,), injective=True)
+        self.units.append(made)
+        self.call.note(
+            f"{self.where} chooses among units that may be exchanged, and takes the first of equal "
+            "values: their order counts where parameters are equal, as zeros are"
+        )
+        placed = onto_axes([made], [axis], len(value.shape))
+        met = self.call.join([*value.fields, *placed], value.shape)
+        return replace(self.results(met), when_read=self.read, names=made)
 
 
 def looked_up(call: Call, value: Value, axis: int, index: Tensor, reason: str) -> Value:
@@ -145,7 +172,7 @@ def compared(call: Call) -> Sequence[Value]:
 
 
 def _counting(call: Call, tensor: Tensor) -> int | None:
-    """The axis of the output along which a constant counts from 0 on; None if it does not."""
+    """The axis of the output along which a constant counts up from 0; None if it does not."""
     axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
     known = call.constant(tensor) if len(axes) == 1 else None
     if known is None or not torch.equal(known.reshape(-1).cpu(), torch.arange(known.numel())):

@@ -11,7 +11,7 @@ from fxrebasin.passes.fields.fields import Grouped, Routing, Stage, Value, pinne
 from fxrebasin.passes.fields.moving import pick_axes
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.numbers import found_at
-from fxrebasin.passes.rules.registry import block, rule
+from fxrebasin.passes.rules.registry import block, overloads, rule
 
 
 def _reduced_axes(call: Call, value: Value) -> set[int]:
@@ -53,24 +53,44 @@ def loss(call: Call) -> Sequence[Value]:
     return [met] if call.args["reduction"] == 0 else _reduce(call, met, set(range(len(shape))))
 
 
-@rule("argmax", "argmin")
-def position(call: Call) -> Sequence[Value]:
+@rule("argmax")
+def position_of_largest(call: Call) -> Sequence[Value]:
     """Gives back an index along the reduced axis: what reads it may pin that."""
+    return _position(call, largest=True)
+
+
+@rule("argmin")
+def position_of_smallest(call: Call) -> Sequence[Value]:
+    """Where the smallest number is, as where the largest is."""
+    return _position(call, largest=False)
+
+
+def _position(call: Call, largest: bool) -> list[Value]:
     value = call.value("self")
     axes = _reduced_axes(call, value)
     if call.args["dim"] is None:
         return _reduce(call, call.pin_axes(value, axes, "order-dependent operator"), axes)
     (axis,) = axes
-    return [found_at(call, axis, lambda searched: _reduce(call, searched, axes)[0])]
+    return [found_at(call, axis, lambda v: _reduce(call, v, axes)[0], largest=largest)]
 
 
-@rule("max.dim", "min.dim", "median.dim", "nanmedian.dim", "mode", "kthvalue")
-def value_and_position(call: Call) -> Sequence[Value]:
+@rule("max.dim")
+def largest_and_position(call: Call) -> Sequence[Value]:
     """The value does not depend on order; its index does, if anything reads it."""
+    return _value_and_position(call, largest=True)
+
+
+@rule("min.dim", "median.dim", "nanmedian.dim", "mode", "kthvalue")
+def value_and_position(call: Call) -> Sequence[Value]:
+    """The same, of searches for another value than the largest."""
+    return _value_and_position(call, largest=False)
+
+
+def _value_and_position(call: Call, largest: bool) -> list[Value]:
     value = call.value("self")
     axes = _reduced_axes(call, value)
     (axis,) = axes
-    index = found_at(call, axis, lambda searched: _reduce(call, searched, axes)[1])
+    index = found_at(call, axis, lambda v: _reduce(call, v, axes)[1], largest=largest)
     return [_reduce(call, value, axes)[0], index]
 
 
@@ -97,9 +117,8 @@ def ranked(call: Call) -> Sequence[Value]:
 
     Nor do the values, unless they come in any order.
     """
-    grouped = _groups(call)
-    value, order = call.value("self"), "order-dependent operator"
-    dim = call.args["dim"] % max(call.rank, 1)
+    grouped, value = _groups(call), call.value("self")
+    dim, order = call.args["dim"] % max(call.rank, 1), "order-dependent operator"
 
     def ranked_by(searched: Value) -> Value:
         others = set(range(call.rank)) - {dim}
@@ -109,14 +128,18 @@ def ranked(call: Call) -> Sequence[Value]:
         return ranked_by(call.pin_axes(value, [dim], order))
 
     in_order = bool(call.args.get("sorted", True))
-    index = found_at(call, dim, ranked_by, in_order)
+    largest = bool(call.args.get("largest", False))
+    index = found_at(call, dim, ranked_by, largest=largest, may_be_named=in_order)
     values = replace(ranked_by(value), when_read=None if in_order else pinned, grouped=grouped)
     return [values, index] if len(call.outputs) > 1 else [index]
 
 
+_SORTING = frozenset(overloads("sort"))
+
+
 def _groups(call: Call) -> Grouped | None:
     """Numbers of units that are sorted put what is taken along in groups, one for each unit."""
-    rising = call.op._schema.name == "aten::sort" and not call.args["descending"]
+    rising = call.op in _SORTING and not call.args["descending"]
     named = call.named(call.args["self"]) if rising else None
     if named is None or named.names is None or len(named.shape) != 1:
         return None

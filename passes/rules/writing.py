@@ -17,16 +17,23 @@ from fxrebasin.passes.rules.registry import block, pin_everything, rule
 _CHOSEN = "position chosen by index"
 
 
-@rule(
-    *("index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_"),
-    *("index_reduce", "index_reduce_"),
-)
-def write_slices(call: Call) -> Sequence[Value]:
-    """Slices of an axis are written to; the other axes are those of the source."""
+@rule("index_add", "index_add_", "index_reduce", "index_reduce_")
+def add_slices(call: Call) -> Sequence[Value]:
+    """Slices of an axis take on what is written to them, beside what they held."""
+    return _slices(call, keeps=True)
+
+
+@rule("index_copy", "index_copy_", "index_fill", "index_fill_")
+def replace_slices(call: Call) -> Sequence[Value]:
+    """Slices of an axis hold what is written to them, in place of what they held."""
+    return _slices(call, keeps=False)
+
+
+def _slices(call: Call, keeps: bool) -> list[Value]:
+    """The other axes are those of the source."""
     dim = call.args["dim"] % max(len(call.shape), 1)
     source = call.args.get("source", call.args.get("value"))
     written = [call.lookup(source)] if isinstance(source, Tensor) and source.ndim else []
-    keeps = not call.op._schema.name.startswith(("aten::index_copy", "aten::index_fill"))
     find = _places if written else _places_of_one
     known = find(call.constant(call.args["index"]), call.shape[dim]) if call.shape else None
     if known is not None:
@@ -71,8 +78,19 @@ def _written_at(
     return call.join([*fields, *part_of_axis(call.shape, dim, places, "part that is written to")])
 
 
-@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
+@rule("scatter", "scatter_")
 def scatter(call: Call) -> Sequence[Value]:
+    """Elements hold what is written to them; what they held counts where that is reduced."""
+    return _scattered(call, keeps=call.args.get("reduce") is not None)
+
+
+@rule("scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
+def scatter_beside(call: Call) -> Sequence[Value]:
+    """Elements take on what is written to them, beside what they held."""
+    return _scattered(call, keeps=True)
+
+
+def _scattered(call: Call, keeps: bool) -> Sequence[Value]:
     """Elements are written to along one axis; along the others everything is aligned."""
     dim, index = call.args["dim"] % max(call.rank, 1), call.args["index"]
     written = [call.value("src")] if isinstance(call.args.get("src"), Tensor) else []
@@ -82,18 +100,12 @@ def scatter(call: Call) -> Sequence[Value]:
         return pin_everything("a write to a part of the other axes")(call)
     known = _places(call.constant(index), call.shape[dim], dim) if call.shape else None
     if known is not None and all(item.shape[dim] == known.numel() for item in written):
-        return [_written_at(call, written, dim, known, _scatter_keeps(call))]
+        return [_written_at(call, written, dim, known, keeps)]
     units = units_on(named, call.shape[dim]) if call.shape else None
     if units is not None:
         return [_written_to_units(call, operands, dim, units)]
     call.lookup(index)
     return [_written(call, operands, dim)]
-
-
-def _scatter_keeps(call: Call) -> bool:
-    """Whether what was there before is part of the result."""
-    reducing = call.op._schema.name.startswith(("aten::scatter_add", "aten::scatter_reduce"))
-    return reducing or call.args.get("reduce") is not None
 
 
 def _written_to_units(call: Call, operands: Sequence[Value], dim: int, units: Labels) -> Value:
