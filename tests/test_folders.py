@@ -312,11 +312,13 @@ def test_folders_are_replaced_only_if_they_are_of_models_and_that_is_asked(tmp_p
         rewritten(folder)
     rewritten(folder, overwrite=True)
     assert sorted(p.name for p in out.iterdir()) == ["config.json", FILE]
+    (tmp_path / "empty").mkdir()
+    rewritten(folder, out=tmp_path / "empty")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     with pytest.raises(InputError, match="is not the folder of a model"):
         rewritten(folder, out=tmp_path / "mine", overwrite=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "in.out", "mine"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "in", "in.out", "mine"]
 
 
 @pytest.mark.parametrize("fault", ["save_pretrained", "copyfile"])
@@ -365,6 +367,51 @@ def test_float8_is_refused(tmp_path: Path) -> None:
     save_file(stored, folder / FILE, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="quantised ones cannot be permuted"):
         read_checkpoint(folder, bert())
+
+
+@pytest.mark.parametrize(("sharded", "config"), [(False, True), (False, False), (True, False)])
+def test_files_of_other_names_than_the_module_has(
+    tmp_path: Path, sharded: bool, config: bool
+) -> None:
+    model = mixtral()
+    options = {"max_shard_size": "16KB"} if sharded else {}
+    folder = saved(model, tmp_path / "in", **options)
+    if not config:
+        (folder / "config.json").unlink()
+    name = INDEX if sharded else FILE
+    checkpoint = read_checkpoint(folder / name, mixtral())
+    out = tmp_path / "out" / name
+    assert write_checkpoint(out, checkpoint, changed(checkpoint)) == (out,)
+    assert {p.name for p in out.parent.iterdir()} == {p.name for p in folder.iterdir()} - {
+        "config.json",
+        "generation_config.json",
+    }
+    for path in folder.glob("*.safetensors"):
+        before, after = load_file(path), load_file(out.parent / path.name)
+        assert list(after) == list(before)
+        assert all(after[key].equal(2 * tensor) for key, tensor in before.items())
+    pickled = tmp_path / "out.bin"
+    write_checkpoint(pickled, checkpoint, checkpoint.state, dtype=torch.bfloat16)
+    found = torch.load(pickled, weights_only=True)
+    assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
+    assert len(found) == len(checkpoint.source.dtypes)
+    with pytest.raises(ArchitectureMismatchError):
+        read_checkpoint(folder / name, gpt2())
+
+
+def test_a_folder_is_written_as_a_file_under_the_names_in_files(tmp_path: Path) -> None:
+    folder = saved(mixtral(), tmp_path / "in")
+    _, out = rewritten(folder, out=tmp_path / "out.safetensors")
+    before, after = load_file(folder / FILE), load_file(out)
+    assert all(after[key].equal(2 * tensor) for key, tensor in before.items())
+
+
+def test_a_file_of_another_model_is_refused_by_its_own_names(tmp_path: Path) -> None:
+    folder = saved(bert(t.BertModel), tmp_path / "in")
+    with pytest.raises(ArchitectureMismatchError, match=r"ignore=\('classifier\.\*',\)"):
+        read_checkpoint(folder / FILE, bert())
+    checkpoint = read_checkpoint(folder / FILE, bert(), Reading(ignore=("classifier.*",)))
+    assert "bert.pooler.dense.weight" in checkpoint.state
 
 
 def test_a_folder_for_a_model_that_is_of_no_library_is_a_file_of_weights(tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fxrebasin.errors import ArchitectureMismatchError
 from fxrebasin.storage.containers import FILES, INDEX, Content, container_for, read_file
 from fxrebasin.storage.copies import Copy, Wanted, copies, decided
 from fxrebasin.storage.distributed import is_distributed, read_distributed
 from fxrebasin.storage.finding import find, no_tensors
-from fxrebasin.storage.folders import is_model_folder, read_folder, write_folder
+from fxrebasin.storage.folders import FolderSource, is_model_folder, read_folder, write_folder
+from fxrebasin.storage.library_weights import LibraryWeights
 from fxrebasin.storage.names import Naming
 from fxrebasin.storage.reading import Checkpoint, Kind, Move, Reading
+from fxrebasin.storage.renamed import read_renamed, write_file
 from fxrebasin.storage.shards import read_shards
 from fxrebasin.storage.tree import optimisers, states
 from fxrebasin.storage.weights_folder import read_weights_folder
@@ -45,7 +48,10 @@ def read_checkpoint(
     if is_model_folder(path, model):
         return read_folder(path, model, reading)
     content = read_content(path)
-    found = find(content.tree, model, reading, str(path))
+    try:
+        found = find(content.tree, model, reading, str(path))
+    except ArchitectureMismatchError as error:
+        return read_renamed(path, model, reading, error)
     left_out = tuple(
         f"The state of the optimiser ({'.'.join(map(str, place))}) is not written again: it "
         "belongs to the weights as they were."
@@ -95,6 +101,8 @@ def write_checkpoint(
     out = Path(out)
     if like.kind is Kind.MODEL_FOLDER and out.suffix not in FILES:
         return write_folder(out, like, state, dtype=dtype, overwrite=overwrite, card=card)
+    if isinstance(like.source, FolderSource | LibraryWeights):
+        return (write_file(out, like, state, dtype=dtype, overwrite=overwrite),)
     asked = place_for(out, like)
     if isinstance(like.source, Source):
         made = rewritten(like.source, state, dtype, others, asked)

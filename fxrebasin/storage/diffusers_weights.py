@@ -61,13 +61,13 @@ class Diffusers:
             "low_cpu_mem_usage": False,  # refuses what it does not find
         }
         module, info = asked(
-            folder,
+            folder.path,
             "diffusers",
             lambda: kind.from_pretrained(
                 str(folder.path), output_loading_info=True, ignore_mismatched_sizes=True, **options
             ),
         )
-        refuse_other_shapes(folder, info["mismatched_keys"])
+        refuse_other_shapes(folder.path, info["mismatched_keys"])
         differing = differences(dict(folder.config), kind_of_config(model))
         return FolderWeights(
             module,

@@ -140,7 +140,7 @@ def refuse_folder(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None
         overwrite: replace the folder of a model that exists.
 
     Raises:
-        InputError: it exists, or is not of a model, or is, holds or lies in what is read.
+        InputError: it is full, or not of a model, or is, holds or lies in what is read.
 
     Example:
         >>> refuse_folder(Path("no-such-folder"), [Path("model")], overwrite=False)
@@ -150,7 +150,7 @@ def refuse_folder(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None
         used = path.resolve()
         if place == used or used in place.parents or place in used.parents:
             raise InputError(f"{out} cannot be written: {path} is read; choose another place")
-    if not out.exists():
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite or not out.is_dir():
         raise InputError(f"{out} exists already; choose another place, or ask to overwrite")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -76,15 +77,22 @@ def differences(theirs: Mapping[str, Any], own: Mapping[str, Any], place: str = 
     return found
 
 
-def asked(folder: ModelFolder, library: str, call: Callable[[], T]) -> T:
-    """What a library makes of a folder, or why it does not."""
+def asked(path: Path, library: str, call: Callable[[], T]) -> T:
+    """What a library makes of a folder or file, or why it does not.
+
+    Args:
+        path: of it.
+        library: that is asked.
+        call: of the library.
+
+    Raises:
+        CheckpointError: it raised something.
+    """
     made: list[T] = []
     with quiet(import_library(library)):
         error = attempt(lambda: made.append(call()))
     if error is not None:
-        raise CheckpointError(
-            f"{library} does not load {folder.path}: {first_lines(error)}"
-        ) from error
+        raise CheckpointError(f"{library} does not load {path}: {first_lines(error)}") from error
     return made[0]
 
 
@@ -94,11 +102,11 @@ def widest(tree: Tree) -> torch.dtype:
     return reduce(torch.promote_types, found) if found else torch.float32
 
 
-def refuse_other_shapes(folder: ModelFolder, mismatched: Any) -> None:
-    """A folder whose weights do not fit its configuration.
+def refuse_other_shapes(path: Path, mismatched: Any) -> None:
+    """Weights that do not fit their configuration.
 
     Args:
-        folder: that was read.
+        path: where they are.
         mismatched: names with the shapes in the file and in the module.
 
     Raises:
@@ -106,12 +114,10 @@ def refuse_other_shapes(folder: ModelFolder, mismatched: Any) -> None:
     """
     if mismatched:
         shown = [
-            f"{name} is {list(stored)} in the file and {list(wanted)} by config.json"
+            f"{name} is {list(stored)} there and {list(wanted)} by the configuration"
             for name, stored, wanted in sorted(mismatched)
         ]
-        raise CheckpointError(
-            f"{folder.path} does not fit its own configuration: {listed(shown, 10)}"
-        )
+        raise CheckpointError(f"{path} does not fit its own configuration: {listed(shown, 10)}")
 
 
 def of_another_library(folder: ModelFolder, model: nn.Module) -> CheckpointError:

@@ -50,9 +50,27 @@ class Transformers:
             raise of_another_library(folder, model)
         kind: Any = type(model)
         config = self._configuration(folder, kind, trusted)
+        return self._loaded(folder.path, tree, model, config)
+
+    def load_alone(self, path: Path, tree: Tree, model: nn.Module) -> FolderWeights:
+        """The weights of a file, in a new module with the configuration of a model.
+
+        Args:
+            path: of the file, for messages.
+            tree: what is in it.
+            model: of transformers.
+
+        Raises:
+            CheckpointError: they do not fit.
+        """
+        found: Any = model
+        return self._loaded(path, tree, model, found.config)
+
+    def _loaded(self, path: Path, tree: Tree, model: nn.Module, config: Any) -> FolderWeights:
+        kind: Any = type(model)
         options = {"config": config, "dtype": widest(tree), "local_files_only": True}
         module, info = asked(
-            folder,
+            path,
             "transformers",
             # By tensors and not by the folder: no file is looked for, and none fetched.
             lambda: kind.from_pretrained(
@@ -63,7 +81,7 @@ class Transformers:
                 **options,
             ),
         )
-        refuse_other_shapes(folder, info["mismatched_keys"])
+        refuse_other_shapes(path, info["mismatched_keys"])
         missing = {*info["missing_keys"], *self._passed_over(module, tree)}
         differing = differences(config.to_dict(), kind_of_config(model))
         return FolderWeights(
