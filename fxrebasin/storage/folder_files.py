@@ -15,9 +15,6 @@ from fxrebasin.storage.files import replacing_set
 from fxrebasin.storage.libraries import Binding
 from fxrebasin.wording import listed
 
-CARD = "README.md"
-
-_FRONT_MATTER = re.compile(r"\A---\r?\n.*?^---\r?\n", re.DOTALL | re.MULTILINE)
 NUMBER_OF_SHARD = re.compile(r"-\d{5}-of-\d{5}")
 _NAMED_WEIGHTS = "transformers_weights"  # entry of a configuration: the file to read
 # Formats of weights, of transformers and others, and the states of optimisers and schedulers.
@@ -104,31 +101,6 @@ def other_files(folder: Path, weights: Sequence[str]) -> tuple[list[Path], list[
 def _holds_weights(path: Path) -> bool:
     index = path.suffix == ".json" and ".index." in path.name
     return path.name not in _SETTINGS and (path.suffix in _WEIGHTS or index)
-
-
-def card_with(card: str, previous: str) -> str:
-    """A model card in the place of another: its header stays, and its text comes below.
-
-    Args:
-        card: the new text.
-        previous: of the folder that was read.
-
-    Example:
-        >>> print(card_with("# New\\n", "---\\nlicense: mit\\n---\\n# Old\\n"))
-        ---
-        license: mit
-        ---
-        # New
-        <BLANKLINE>
-        ---
-        <BLANKLINE>
-        # Old
-        <BLANKLINE>
-    """
-    header = _FRONT_MATTER.match(previous)
-    head, text = (header.group(), previous[header.end() :]) if header else ("", previous)
-    below = f"\n---\n\n{text.lstrip()}" if text.strip() else ""
-    return head + card + below
 
 
 def refuse_folder(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None:

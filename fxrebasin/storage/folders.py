@@ -28,10 +28,9 @@ from fxrebasin.models.folders import (
     open_folder,
 )
 from fxrebasin.running.messages import first_lines
+from fxrebasin.storage.cards import CARD, card_with
 from fxrebasin.storage.finding import find
 from fxrebasin.storage.folder_files import (
-    CARD,
-    card_with,
     drafted_folder,
     other_files,
     refuse_folder,

@@ -145,12 +145,11 @@ def in_files(
 def _tied(state: Tree, loaded: FolderWeights) -> dict[str, torch.Tensor]:
     """The state with one tensor where the module has one under several names."""
     result: dict[str, torch.Tensor] = {}
-    for names in _tied_names(loaded):
-        first, *others = [name for name in names if name in state] or [None]
-        if first is None:
-            continue
-        result[first] = state[first].detach().to("cpu")
-        for name in others:
+    for group in _tied_names(loaded):
+        names = [name for name in group if name in state]
+        for name in names:
+            first = names[0]
+            result.setdefault(first, state[first].detach().to("cpu"))
             if not state[first].equal(state[name]):
                 raise CheckpointError(
                     f"{first} and {name} are one tensor in a {type(loaded.module).__name__}; "
