@@ -99,6 +99,25 @@ def test_equal_copies_and_unusual_names_need_no_decision(tmp_path: Path) -> None
     assert same(read_checkpoint(saved(tmp_path, content), Net()).state, net())
 
 
+def test_lightning_averages_weights_under_the_usual_name(tmp_path: Path) -> None:
+    """Its callback WeightAveraging keeps the weights themselves beside the average."""
+    average, current = (prefixed("model.", net(seed).state_dict()) for seed in (7, 0))
+    content = {"state_dict": average, "current_model_state": current, "averaging_state": {}}
+    found = read_checkpoint(saved(tmp_path, content), Net())
+    assert same(found.state, net(7))
+    assert "taken was state_dict.model, not current_model_state.model" in found.notes[0]
+
+
+def test_a_model_without_memory_says_what_to_read(tmp_path: Path) -> None:
+    for state in (net().state_dict(), LAYOUTS["without counts"]):
+        path = (
+            saved(tmp_path, state)
+            if isinstance(state, dict)
+            else state.save(net(), net(), tmp_path)
+        )
+        assert list(read_checkpoint(path, Net().to("meta")).state) == list(net().state_dict())
+
+
 def test_moments_of_an_optimiser_are_no_weights(tmp_path: Path) -> None:
     own = {"w": torch.ones(2)}
     content = {"optimizer": {"w": torch.zeros(2)}, "params": own}

@@ -76,6 +76,7 @@ WRAPPED = {
     "ldm": [],
     "compiled": [],
 }
+"""Keys of what is left out."""
 
 
 @pytest.mark.parametrize("name", WRAPPED)
@@ -130,6 +131,21 @@ def test_an_average_of_some_weights_follows(tmp_path: Path, order: Permutation) 
     assert all(torch.equal(t, expected[n]) for n, t in read(tmp_path / "b.pt")["ema"].items())
     rewrite(tmp_path / "a.pt", tmp_path / "c.pt", order)
     assert read(tmp_path / "c.pt").keys() == {"model"}
+
+
+def test_an_average_without_names_follows(tmp_path: Path, order: Permutation) -> None:
+    average = [parameter.detach() for parameter in net(7).parameters()]
+    content = {"model": net().state_dict(), "ema": {"decay": 0.9, "shadow_params": average}}
+    torch.save(content, tmp_path / "a.pt")
+    rewrite(tmp_path / "a.pt", tmp_path / "b.pt", order, others=order.permute_tensor)
+    expected = net(7)
+    expected.load_state_dict(order.permute_state_dict(expected.state_dict()))
+    made = read(tmp_path / "b.pt")["ema"]
+    assert made["decay"] == 0.9
+    pairs = zip(made["shadow_params"], expected.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    rewrite(tmp_path / "a.pt", tmp_path / "c.pt", order)
+    assert read(tmp_path / "c.pt")["ema"] == {"decay": 0.9}
 
 
 def test_the_average_may_be_the_one_that_is_permuted(tmp_path: Path, order: Permutation) -> None:
@@ -238,6 +254,27 @@ def test_a_folder_of_accelerate_keeps_its_other_files(tmp_path: Path, order: Per
     for name in names - {"model.safetensors", "scheduler.bin"}:
         assert (path / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
     assert "optimizer.bin" in found.left_out[0]
+
+
+def test_optimisers_in_folders_are_left_out(tmp_path: Path, order: Permutation) -> None:
+    from torch.distributed.checkpoint import FileSystemReader
+
+    path = LAYOUTS["distributed"].save(net(0), net(7), tmp_path)
+    found = rewrite(path, tmp_path / "out", order)
+    assert "optim" in found.left_out[0]
+    names = FileSystemReader(tmp_path / "out").read_metadata().state_dict_metadata
+    assert {name for name in names if "model" not in name} == {"epoch", "args"}
+
+
+def test_a_folder_in_a_folder_is_read_and_written(tmp_path: Path, order: Permutation) -> None:
+    """As accelerate writes the state of a model with FSDP."""
+    path = LAYOUTS["distributed"].save(net(0), net(7), tmp_path)
+    (tmp_path / "state").mkdir()
+    path.rename(tmp_path / "state" / "pytorch_model_fsdp_0")
+    found = rewrite(tmp_path / "state", tmp_path / "out", order)
+    made = LAYOUTS["distributed"].load(tmp_path / "out" / "pytorch_model_fsdp_0")
+    expected = order.permute_state_dict(found.state)
+    assert all(torch.equal(t, expected[n]) for n, t in made.state_dict().items())
 
 
 def test_an_empty_folder_is_written_into_and_a_full_one_when_asked(

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -77,7 +76,7 @@ class Copy:
     @property
     def usual(self) -> bool:
         """Whether nothing but usual names lead to it."""
-        return all(Path(str(step)).stem in _USUAL for step in self._steps)
+        return all(str(step).split(".")[0] in _USUAL for step in self._steps)
 
     @property
     def partial_average(self) -> bool:

@@ -122,7 +122,8 @@ def read_distributed(path: Path) -> Content:
         causes = [failure[0] for failure in getattr(error, "failures", {}).values()] or [error]
         own = next((cause for cause in causes if isinstance(cause, CheckpointError)), None)
         raise (own or _damaged(path, causes[0])) from None
-    left: dict[Place, Any] = {place: {} for place in skipped}
+    # Enough to be told as an optimiser, so that it is said and left out.
+    left: dict[Place, Any] = {place: {"state": {}, "param_groups": []} for place in skipped}
     return Content(_nested(places, wanted, left), Distributed())
 
 

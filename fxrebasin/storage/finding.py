@@ -24,7 +24,7 @@ from fxrebasin.storage.copies import (
 from fxrebasin.storage.loader import loaded
 from fxrebasin.storage.names import Naming, outside
 from fxrebasin.storage.reading import Reading
-from fxrebasin.storage.tree import Place, optimisers, states
+from fxrebasin.storage.tree import Place, optimisers, sequences, states
 from fxrebasin.wording import listed, spoken
 
 _TOP = "the top of the file"
@@ -59,6 +59,7 @@ class Found:
         taken: the copy that was taken.
         others: other copies of the same weights.
         optimisers: places of the states of optimisers.
+        nameless: places of lists of weights, and the names that these have in the model.
         state: tensors by name of the model, in its order.
         filled: names of those that are not in the taken copy.
         extra: names of other tensors in the same dictionary.
@@ -68,6 +69,7 @@ class Found:
     taken: Copy
     others: tuple[Copy, ...]
     optimisers: tuple[Place, ...]
+    nameless: Mapping[Place, Sequence[str]]
     state: Mapping[str, torch.Tensor]
     filled: frozenset[str]
     extra: tuple[str, ...]
@@ -108,9 +110,22 @@ def find(tree: Any, model: nn.Module, reading: Reading, label: str) -> Found:
     others = tuple(beside(taken, everything, wanted))
     state, filled = _state(taken, sources, model, wanted)
     inside, extra = _extra(taken, others, model, wanted)
-    _check(state, inside, taken, (model, reading, label))
-    notes = _Notes(label, taken, others).sentences(state, filled, extra)
-    return Found(taken, others, skipped, state, frozenset(filled), extra, notes)
+    _check(state, inside, wanted, (model, reading, label))
+    notes = _Notes(label, taken, others).sentences(filled, extra)
+    lists = _nameless(tree, skipped, model)
+    return Found(taken, others, skipped, lists, state, frozenset(filled), extra, notes)
+
+
+def _nameless(tree: Any, skipped: Sequence[Place], model: nn.Module) -> dict[Place, Sequence[str]]:
+    """Lists of weights in the order of the parameters, as some averages are kept."""
+    every = dict(model.named_parameters())
+    trained = {name: p for name, p in every.items() if p.requires_grad}
+    return {
+        place: list(names)
+        for place, tensors in sequences(tree, skipped)
+        for names in (every, trained)
+        if len(names) > 1 and [t.shape for t in tensors] == [p.shape for p in names.values()]
+    }
 
 
 def _with_key(candidates: Sequence[Copy], key: str, label: str) -> list[Copy]:
@@ -234,12 +249,11 @@ def _extra(
 def _check(
     state: Mapping[str, torch.Tensor],
     inside: Mapping[str, torch.Tensor],
-    taken: Copy,
+    wanted: Wanted,
     context: tuple[nn.Module, Reading, str],
 ) -> None:
     """Refuse a copy with tensors that the model does not have, or of another kind of dtype."""
     model, reading, label = context
-    wanted = wanted_of(model, reading.ignore)
     own = _tensors(model)
     compared = {n: t for n, t in own.items() if n in state and not wanted.ignored(n)}
     theirs = {n: state[n] for n in compared} | ({} if reading.ignore_extra else dict(inside))
@@ -291,9 +305,7 @@ class _Notes:
     taken: Copy
     others: Sequence[Copy]
 
-    def sentences(
-        self, state: Mapping[str, torch.Tensor], filled: Mapping[str, str], extra: Sequence[str]
-    ) -> tuple[str, ...]:
+    def sentences(self, filled: Mapping[str, str], extra: Sequence[str]) -> tuple[str, ...]:
         """One for each thing that was chosen."""
         parts = (self._copies(), *self._prefixes(), self._filled(filled), self._extra(extra))
         return tuple(part for part in parts if part)

@@ -59,6 +59,24 @@ def states(
         yield from states(value, skipped, (*place, key))
 
 
+def sequences(
+    tree: Any, skipped: Collection[Place], place: Place = ()
+) -> Iterator[tuple[Place, Sequence[torch.Tensor]]]:
+    """Every list of tensors, and where it is.
+
+    Args:
+        tree: the whole.
+        skipped: places that are not looked into.
+        place: of `tree`.
+    """
+    if place in skipped:
+        return
+    if type(tree) in (list, tuple) and tree and all(map(is_tensor, tree)):
+        yield place, tree
+    for key, value in _items(tree):
+        yield from sequences(value, skipped, (*place, key))
+
+
 def at(tree: Any, place: Place) -> Any:
     """What is at a place."""
     for key in place:

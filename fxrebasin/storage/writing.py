@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,8 @@ def rewritten(
     edits.take(found.taken, _needed(state, found.taken))
     for copy in found.others:
         edits.others(copy, others)
+    for place, names in found.nameless.items():
+        edits.nameless(place, names, others)
     tree = without(edits.tree(), found.optimisers)
     if asked is None:
         return tree, source.content.container
@@ -203,6 +205,15 @@ class _Edits:
                 del inside[name]
         if not any(map(is_tensor, inside.values())):
             self.gone.add(copy.place)
+
+    def nameless(self, place: Place, names: Sequence[str], move: Move | None) -> None:
+        """Bring a list of weights into the new order, or leave it out."""
+        if move is None:
+            self.gone.add(place)
+            return
+        old = at(self.root, place)
+        moved = [move(name, tensor) for name, tensor in zip(names, old, strict=True)]
+        self.root = replaced(self.root, place, type(old)(moved))
 
     def tree(self) -> Any:
         """The tree with all changes."""
