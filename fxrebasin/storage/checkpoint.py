@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from os import PathLike
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from fxrebasin.storage.writing import Source, place_for, rewritten, write
 
 
 def read_checkpoint(
-    path: str | Path, model: nn.Module, reading: Reading | None = None
+    path: str | PathLike[str], model: nn.Module, reading: Reading | None = None
 ) -> Checkpoint:
     """Read weights for a model, on the CPU, without running code from the file.
 
@@ -63,7 +64,7 @@ def read_checkpoint(
 
 
 def write_checkpoint(
-    out: str | Path,
+    out: str | PathLike[str],
     like: Checkpoint,
     state: Mapping[str, torch.Tensor],
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from os import PathLike
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ def reference_weights(
         CheckpointError: see `reference_state`.
         InputError: see `reference_state`.
     """
-    label = str(ref) if isinstance(ref, str | Path) else label
+    label = str(ref) if isinstance(ref, str | PathLike) else label
     try:
         reading = reading or Reading()
         found = _with_ties(_read_for(ref, model, label, reading), model, reading.ignore)
@@ -161,7 +161,7 @@ def ignored_in(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
 
 def _names(ref: Any, model: nn.Module) -> list[str]:
     """The names of the tensors in a reference that the model may not have."""
-    if isinstance(ref, str | Path):
+    if isinstance(ref, str | PathLike):
         return list(read_checkpoint(ref, model, Reading(ignore=("*",))).extra)
     if isinstance(ref, Mapping):
         return list(_checked(ref))
@@ -202,7 +202,7 @@ def _read_for(ref: Any, model: nn.Module, label: str, reading: Reading) -> Refer
 
 
 def _read(ref: Any, model: nn.Module, label: str, reading: Reading) -> ReferenceWeights:
-    if isinstance(ref, str | Path):
+    if isinstance(ref, str | PathLike):
         checkpoint = read_checkpoint(ref, model, reading)
         return ReferenceWeights(checkpoint.state, checkpoint.notes)
     if isinstance(ref, Mapping):
