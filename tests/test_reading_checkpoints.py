@@ -88,7 +88,7 @@ def test_between_equals_nobody_decides_but_the_user(tmp_path: Path) -> None:
     assert "'state_dict.teacher.net', 'state_dict.student.net'" in str(caught.value)
     for key in ("state_dict.student.net", "state_dict.student"):
         assert same(read_checkpoint(path, Net(), Reading(key=key)).state, student)
-    with pytest.raises(CheckpointError, match=r"no weights of the model at key='best'; it holds"):
+    with pytest.raises(CheckpointError, match=r'no weights of the model at key="best"; it holds'):
         read_checkpoint(path, Net(), Reading(key="best"))
 
 

@@ -435,5 +435,5 @@ def test_damaged_folders_are_refused(tmp_path: Path, fault: str) -> None:
         victim.unlink()
     else:
         victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 8])
-    with pytest.raises(CheckpointError, match=r"cannot be read as a folder of torch\.dist"):
+    with pytest.raises(CheckpointError, match=r"cannot be read .*damaged"):
         read_checkpoint(path, Net())

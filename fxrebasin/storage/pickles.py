@@ -97,8 +97,7 @@ def load_bytes(file: io.BytesIO, place: str) -> Any:
         place: where that is, for messages.
 
     Raises:
-        CheckpointError: it is of a type that is not in `ALLOWED`.
-        ValueError: it is damaged.
+        CheckpointError: it is of a type that is not in `ALLOWED`, or damaged.
     """
     try:
         with allowing() as dicts:
@@ -108,7 +107,7 @@ def load_bytes(file: io.BytesIO, place: str) -> Any:
         unknown = _unknown_in_zip(file) if zipfile.is_zipfile(file) else []
         if unknown:
             raise _refusal(place, unknown) from None
-        raise ValueError(f"{place}: {_reason(e)}") from None
+        raise CheckpointError(f"{place} cannot be read ({_reason(e)}): it is damaged.") from None
 
 
 @contextmanager
