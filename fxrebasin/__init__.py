@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         TraceError,
     )
     from fxrebasin.exporters.onnx.export import export_onnx
-    from fxrebasin.exporters.verify.equivalence import verify
+    from fxrebasin.importers.onnx.comparing import verify
     from fxrebasin.importers.onnx.transforming import onnx_transform
     from fxrebasin.layout import PermutationClass
     from fxrebasin.merge import (
@@ -81,7 +81,7 @@ _NAMES_IN = {
     ),
     "fxrebasin.exporters.onnx.export": ("export_onnx",),
     "fxrebasin.importers.onnx.transforming": ("onnx_transform",),
-    "fxrebasin.exporters.verify.equivalence": ("verify",),
+    "fxrebasin.importers.onnx.comparing": ("verify",),
     "fxrebasin.layout": ("PermutationClass",),
     "fxrebasin.merge": (
         *("BarrierCurve", "MergeStats", "align_many", "barrier", "interpolate", "merge_many"),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import torch
 from torch import fx, nn
@@ -31,12 +31,15 @@ from fxrebasin.storage.reading import Reading
 from fxrebasin.storage.reference import ignored_in, patterns_that_fit, reference_weights
 from fxrebasin.symmetry import Symmetry
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 Reference: TypeAlias = nn.Module | Mapping[str, torch.Tensor] | str | PathLike[str]
 """A module, a state dict, or the path of weights: a file, an index of shards, or a folder."""
 
 
 def analyze(
-    model: nn.Module,
+    model: nn.Module | ModelProto | str | PathLike[str],
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
@@ -51,8 +54,9 @@ def analyze(
     rows.
 
     Args:
-        model: any module or GraphModule.
-        example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
+        model: any module or GraphModule; or the path of an ONNX file, or such a model in memory.
+        example_inputs: a tensor, or a tuple of positional inputs; inferred when left out. Of an
+            ONNX file also a mapping of tensors or arrays by the names of its inputs.
         example_kwargs: keyword inputs by name.
         state_buffers: buffers to treat as state that may be permuted, by name or pattern
             (`"*.weight_u"`). Running statistics of normalisation layers always are, and so are
@@ -67,17 +71,28 @@ def analyze(
     Raises:
         InputError: the model or its inputs cannot be used, what it returns cannot be looked into,
             or a name or pattern fits no buffer or output.
+        CheckpointError: an ONNX file is missing or cannot be read.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3))
         >>> round(analyze(net).log10_order(), 3)  # log10 of 5!
         2.079
     """
+    if not isinstance(model, nn.Module) and _is_onnx(model):
+        from fxrebasin.importers.onnx.finding import symmetry_of_file
+
+        given = example_kwargs if example_inputs is None else example_inputs
+        return symmetry_of_file(model, given, outputs)
     module = unwrap(model)
     check_usable(module, needs_weights=False)
     choices = choices_for(module, state_buffers=state_buffers, outputs=outputs)
     args, kwargs = normalise_inputs(module, example_inputs, example_kwargs, check=False)
     return symmetry_of(module, args, kwargs, choices)
+
+
+def _is_onnx(model: object) -> TypeGuard[ModelProto | str | PathLike[str]]:
+    """Whether a model is an ONNX file, or was read from one; onnx is not loaded to see that."""
+    return isinstance(model, str | PathLike) or type(model).__name__ == "ModelProto"
 
 
 def match(

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from fxrebasin.analysis import symmetry_of
-from fxrebasin.choices import Choices
+from fxrebasin.choices import Choices, choices_for
 from fxrebasin.errors import InputError
 from fxrebasin.importers.onnx.inputs import attempts, drawn_inputs, given_inputs
-from fxrebasin.importers.onnx.loading import OnnxSource
+from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.module import OnnxModule
 from fxrebasin.importers.onnx.roles import bits_of
 from fxrebasin.running.messages import first_lines
+from fxrebasin.running.outputs import Outputs
 from fxrebasin.symmetry import Symmetry
 
 _SAME = 1e-9
@@ -54,8 +55,9 @@ def find(
 ) -> Found:
     """Analyse a graph.
 
-    Weights that cannot move, and weights that a reference has bit for bit, may be tables; as
-    constants, which are read by their values, they may pin less than as weights, which have to
+    Where the file leaves sizes open, it is run with two choices of them, and the smaller group
+    counts. Weights that cannot move, and weights that a reference has bit for bit, may be tables:
+    as constants, which are read by their values, they may pin less than as weights, which have to
     be right whatever they hold. Where that is so they are constants.
 
     Args:
@@ -69,15 +71,38 @@ def find(
     """
     choices = choices or Choices()
     module = source.module()
-    inputs = _inputs(source, module, example)
-    symmetry = symmetry_of(module, tuple(inputs[0].values()), {}, choices)
-
+    inputs = made_inputs(source, module, example)
+    symmetry = _of_every_size(module, inputs, choices)
     for constants in _tables(source, symmetry, equal):
         other = source.module(constants)
-        better = symmetry_of(other, tuple(inputs[0].values()), {}, choices)
+        better = _of_every_size(other, inputs, choices)
         if better.log10_order() > symmetry.log10_order() + _SAME:
             module, symmetry = other, better
     return Found(symmetry, module, inputs[0], tuple(inputs[1:]))
+
+
+def symmetry_of_file(source: Source, example: Any = None, outputs: Outputs = None) -> Symmetry:
+    """The symmetry of an ONNX file, in its names; see `fxrebasin.analyze`.
+
+    Args:
+        source: the path of a file, or a model in memory.
+        example: inputs, by name or in the order of the file; made up if left out.
+        outputs: that have to stay as they are; all when left out.
+
+    Raises:
+        InputError: the graph is quantised, has operators that are not known, or does not run.
+        CheckpointError: the file is missing or cannot be read.
+    """
+    own = read(source)
+    return find(own, example, choices_for(own.module(), outputs=outputs)).symmetry
+
+
+def _of_every_size(
+    module: OnnxModule, inputs: Sequence[Mapping[str, Tensor]], choices: Choices
+) -> Symmetry:
+    """The symmetry on inputs of several sizes: where they differ, the smaller one."""
+    found = [symmetry_of(module, tuple(item.values()), {}, choices) for item in inputs]
+    return min(found, key=lambda item: item.log10_order())
 
 
 def _tables(
@@ -108,8 +133,17 @@ def repeats_itself(tensor: Tensor) -> bool:
     return bool(bits_of(tensor).unique().numel() < tensor.numel())
 
 
-def _inputs(source: OnnxSource, module: OnnxModule, example: Any) -> list[dict[str, Tensor]]:
-    """Inputs that the graph takes: the user's, or made up ones, in two sizes if there are."""
+def made_inputs(source: OnnxSource, module: OnnxModule, example: Any) -> list[dict[str, Tensor]]:
+    """Inputs that a graph takes: the user's, or made up ones, in two sizes if there are.
+
+    Args:
+        source: the model.
+        module: its graph.
+        example: what the user gave.
+
+    Raises:
+        InputError: they do not fit, or the graph runs on none that could be made up.
+    """
     if example is not None:
         return [given_inputs(source.parsed, example)]
     faults: list[str] = []

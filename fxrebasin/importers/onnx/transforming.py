@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,12 +16,12 @@ from fxrebasin.choices import Choices, choices_for
 from fxrebasin.errors import EquivalenceError
 from fxrebasin.exporters.verify.equivalence import compare_onnxruntime, compare_states
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
-from fxrebasin.exporters.verify.references import References, reference_runs
-from fxrebasin.exporters.verify.runs import Subject
+from fxrebasin.exporters.verify.references import References
 from fxrebasin.importers.onnx.correspondence import partners
 from fxrebasin.importers.onnx.finding import Found, find
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.roles import bits_of
+from fxrebasin.importers.onnx.running import check_interpreter
 from fxrebasin.importers.onnx.tensors import bytes_of
 from fxrebasin.importers.onnx.writing import changed, draft
 from fxrebasin.passes.match.methods import MatchResult, check_method, match_states
@@ -103,9 +102,8 @@ def onnx_transform(
         matched = _match(own, other, pairs, found, method, seed, options)
     with clock("rewrite"):
         moved = _moved(found, matched, own.parsed.tensors)
-    with clock("verify"), _on_disk(own) as path:
-        references = _references(found, path)
-        notes = _agrees(path, references, own.label)
+    with clock("verify"):
+        references = check_interpreter(own, found.module, found.arguments)
     folder = None if own.path is None else own.path.parent
     with ExitStack() as stack:
         with clock("write"):
@@ -114,7 +112,7 @@ def onnx_transform(
             written = stack.enter_context(file)
         with clock("verify"):
             report = _prove(own, found, written, moved, references)
-    return _report(matched, found, report, method, clock.seconds, notes)
+    return _report(matched, found, report, method, clock.seconds)
 
 
 def _has_path(source: Source) -> bool:
@@ -208,41 +206,6 @@ def _moved(found: Found, matched: MatchResult, state: Mapping[str, Tensor]) -> d
     return {names[key]: moved[key] for key in given}
 
 
-@contextmanager
-def _on_disk(source: OnnxSource) -> Iterator[Path]:
-    """The path of a model, which is written for the while if it was given in memory."""
-    if source.path is not None:
-        yield source.path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        path.write_bytes(source.proto.SerializeToString())
-        yield path
-
-
-def _references(found: Found, path: Path) -> References:
-    """What the graph returns in float64, on the inputs and on others."""
-    session = OnnxModel(path, optimized=False)
-    dynamic = session.batch_is_dynamic(found.module, found.arguments, {})
-    return reference_runs(Subject(found.module), found.arguments, {}, any_batch=dynamic)
-
-
-def _agrees(path: Path, references: References, label: str) -> tuple[str, ...]:
-    """Make sure that the interpreter computes what onnxruntime does, before anything rests on it.
-
-    Raises:
-        EquivalenceError: it does not.
-    """
-    report = compare_onnxruntime(OnnxModel(path, label, optimized=False), references)
-    if not report.passed:
-        raise EquivalenceError(
-            f"the interpreter of ONNX graphs computes something else of {label} than onnxruntime: "
-            f"{report}\n{report.table()}\nNothing was written. This is a fault of fxrebasin; "
-            "please report it with the file."
-        )
-    return report.notes
-
-
 def _prove(
     own: OnnxSource,
     found: Found,
@@ -283,7 +246,6 @@ def _report(
     equivalence: EquivalenceReport,
     method: str,
     seconds: Mapping[str, float],
-    notes: tuple[str, ...],
 ) -> RebasinReport:
     symmetry = found.symmetry
     return RebasinReport(
@@ -295,7 +257,7 @@ def _report(
         sweeps=matched.sweeps,
         seconds=dict(seconds),
         tracer="onnx",
-        notes=tuple(dict.fromkeys((*symmetry.notes, *matched.notes, *notes))),
+        notes=tuple(dict.fromkeys((*symmetry.notes, *matched.notes, *equivalence.notes))),
         equivalence=equivalence,
         certificate=matched.permutation,
         log10_order=symmetry.log10_order(),

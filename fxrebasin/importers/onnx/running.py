@@ -1,0 +1,71 @@
+"""The interpreter held against onnxruntime, before anything rests on it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from fxrebasin.errors import EquivalenceError
+from fxrebasin.exporters.verify.equivalence import compare_onnxruntime
+from fxrebasin.exporters.verify.onnx_session import OnnxModel
+from fxrebasin.exporters.verify.references import References, reference_runs
+from fxrebasin.exporters.verify.runs import Subject
+from fxrebasin.importers.onnx.loading import OnnxSource
+from fxrebasin.importers.onnx.module import OnnxModule
+
+
+@contextmanager
+def on_disk(source: OnnxSource) -> Iterator[Path]:
+    """The path of a model, which is written for the while if it was given in memory."""
+    if source.path is not None:
+        yield source.path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(source.proto.SerializeToString())
+        yield path
+
+
+def dynamic_batch(source: OnnxSource, module: OnnxModule, args: Sequence[Tensor]) -> bool:
+    """Whether a file takes batches of any size.
+
+    Args:
+        source: the file.
+        module: its graph.
+        args: inputs in the order of the file.
+    """
+    with on_disk(source) as path:
+        return OnnxModel(path, source.label, optimized=False).batch_is_dynamic(module, args, {})
+
+
+def check_interpreter(source: OnnxSource, module: OnnxModule, args: Sequence[Tensor]) -> References:
+    """Make sure that the interpreter computes what onnxruntime does, up to rounding.
+
+    Args:
+        source: the file.
+        module: its graph.
+        args: inputs in the order of the file.
+
+    Returns:
+        What the graph returns in float64, on the inputs and on others.
+
+    Raises:
+        EquivalenceError: it does not.
+        ExportError: onnxruntime cannot run the file.
+    """
+    with on_disk(source) as path:
+        session = OnnxModel(path, source.label, optimized=False)
+        dynamic = session.batch_is_dynamic(module, args, {})
+        references = reference_runs(Subject(module), tuple(args), {}, any_batch=dynamic)
+        report = compare_onnxruntime(session, references)
+    if not report.passed:
+        raise EquivalenceError(
+            f"the interpreter of ONNX graphs computes something else of {source.label} than "
+            f"onnxruntime: {report}\n{report.table()}\nNothing was written. This is a fault of "
+            "fxrebasin; please report it with the file."
+        )
+    return references
