@@ -129,7 +129,7 @@ def _units_of_parameters(found: Finding, name: str) -> dict[str, float]:
 
 
 def _best_effort(run: Any, constants: Collection[str], every: Collection[str]) -> Finding:
-    """With candidates as state; as constants, if the model cannot be followed so."""
+    """With candidates as state; as constants, if the model cannot be analysed like that."""
     try:
         found: Finding = run(constants)
     except FxRebasinError:

@@ -32,7 +32,7 @@ from fxrebasin.storage.files import replacing
 from fxrebasin.wording import spoken
 
 _OLDEST_OPSET = 18  # what torch's exporter writes natively
-_TRACED_BATCH = 2  # torch.export takes an axis of size 1 for a constant
+_TRACED_BATCH = 2  # torch.export treats an axis of size 1 as a constant
 _CONSTANTS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
 
 
@@ -59,8 +59,8 @@ def export_onnx(
     file.
 
     The batch axis (the first axis of the first input, and that of every input of the same length)
-    is dynamic, which is checked by running a second batch size. If the model cannot be exported
-    so, because its graph is fixed to one size, the batch is fixed and `report.notes` says why.
+    is dynamic, which is checked by running a second batch size. If the model's graph works for one
+    size only, the batch is fixed and `report.notes` says why.
 
     Args:
         model: any module or GraphModule; it is exported in eval mode and left as it was.

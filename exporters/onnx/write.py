@@ -79,7 +79,7 @@ def write_onnx(
     axis = torch.export.Dim(BATCH_NAME)
     shapes = [{0: axis} if batch and is_batched(tensor, batch) else {} for tensor in tensors]
     try:
-        # what `preserve` watches writes with knows no loops, and export writes to fake tensors
+        # the mode that watches writes for `preserve` knows no loops; export writes to fake tensors
         with preserve(model), _disable_current_modes(), trusted_distributions(), _quiet():
             program = torch.onnx.export(
                 flat,
@@ -123,7 +123,7 @@ class _Flat(nn.Module):
         self._wanted, self._record = wanted, record
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """The inputs; copies, since torch.export takes one tensor passed twice for one input."""
+        """The inputs, each a copy: torch.export takes a tensor that comes twice as one input."""
         return tuple(leaf.clone() for leaf in self._leaves if isinstance(leaf, torch.Tensor))
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -189,7 +189,7 @@ class _Mute:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's prints, warnings and log lines from the user's terminal."""
+    """Keep the exporter's prints, warnings and log lines off the user's terminal."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     try:

@@ -57,9 +57,9 @@ def verify(
     """Compare what `model` computes with what another model, or an ONNX file, computes.
 
     Both are run on the example inputs, on a set with other values and another batch size, and on
-    one of many rows with values far apart; on more if the model chooses its way by values and has
-    parameters that were not read yet (see `fxrebasin.exporters.verify.references`). What the model
-    does not take is left out; `report.notes` says so, and which parameters no run read.
+    one of many rows with values far apart; on more if the model branches on values and has
+    parameters that were not read yet (see `fxrebasin.exporters.verify.references`). Inputs that
+    the model refuses are left out; `report.notes` says so, and which parameters no run read.
 
     Another module is compared in float64 with the tolerance `FLOAT64_TOLERANCE`. An ONNX file is
     run on onnxruntime's CPU provider and compared with PyTorch in the model's own precision; the

@@ -26,7 +26,7 @@ WIDENED: Mapping[torch.dtype, torch.dtype] = {
     torch.complex64: torch.complex128,
 }
 
-# An operator whose dtype argument reinterprets bits: to widen it would change the function.
+# An operator whose dtype argument reinterprets bits: widening it would change the function.
 _BIT_CASTS = frozenset({"aten::view.dtype"})
 
 

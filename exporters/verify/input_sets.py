@@ -71,7 +71,7 @@ def other_sets(example: InputSet, *, any_batch: bool = True) -> Iterator[InputSe
 
 
 def wide_sets(example: InputSet, like: InputSet, rows: int, count: int) -> Iterator[InputSet]:
-    """Sets of many rows with values far apart, for a model that may take one of several ways.
+    """Sets of many rows with values far apart, for a model that may take one of several paths.
 
     Args:
         example: the inputs that were given.

@@ -18,7 +18,7 @@ from fxrebasin.exporters.verify.runs import (
 from fxrebasin.exporters.verify.state_reads import StateReads
 from fxrebasin.wording import listed
 
-_MOST_WIDE = 4  # sets for a model that may take one of several ways
+_MOST_WIDE = 4  # sets for a model that may take one of several paths
 _ROWS = 16  # of such a set
 _ROWS_TO_FIND_WAYS = 64  # if the model is known to choose
 _SHOWN = 5  # names in a note
@@ -58,7 +58,7 @@ def reference_runs(
 
     Besides the example there is one set with other values and, if the model takes it, another
     number of rows. A model that looks at what it computed, or that has parameters which were not
-    read, may take other ways for other inputs: it is run on further sets of many rows with values
+    read, may take other paths for other inputs: it is run on further sets of many rows with values
     far apart, as long as these read something new.
 
     Args:

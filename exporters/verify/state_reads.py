@@ -39,7 +39,7 @@ class StateReads(OperatorMode):
         self._seen: dict[int, set[tuple[Any, ...]]] = {}
         self.looked = False
         """Whether the values of what was computed from these tensors or from real inputs were
-        asked for: the run may take another way for other inputs."""
+        asked for: the run may take another path for other inputs."""
 
     def count_as_computed(self, value: Any) -> Any:
         """Count a floating-point input as something computed; other values are left alone."""

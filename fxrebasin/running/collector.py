@@ -12,7 +12,7 @@ def collector_paused() -> Iterator[None]:
     """Nothing is collected inside; afterwards the collector is as it was.
 
     An analysis makes many small objects and little garbage in cycles, while each collection walks
-    all of torch's objects: a third of the time otherwise.
+    all of torch's objects: that would be a third of the time.
 
     Example:
         >>> with collector_paused():

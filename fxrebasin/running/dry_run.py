@@ -53,7 +53,7 @@ class DryRun:
 def dry_run(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], wanted: Wanted = None
 ) -> DryRun:
-    """Run `model` on meta tensors: shapes and operators, at a fraction of the cost of numbers.
+    """Run `model` on meta tensors: shapes and operators, much cheaper than with numbers.
 
     Whatever depends on a parameter or on a floating-point input is a meta tensor. The rest
     (buffers, tables, masks, positions, token ids) is computed, so that its values can be asked
@@ -74,7 +74,7 @@ def dry_run(
 
 
 class _Recorder(OperatorMode):
-    """Executes what depends on parameters or float inputs on meta tensors; writes the program.
+    """Executes what depends on parameters or float inputs on meta tensors; records the program.
 
     Tensors have a key that says where they come from: the state, by name; an input or the result
     of a recorded operator, by number; a constant, by its content. Operators on constants alone

@@ -33,7 +33,7 @@ def sees_flex_attention(mode: _Mode) -> _Mode:
 
 @contextmanager
 def flex_attention_written_out() -> Iterator[None]:
-    """Within, `flex_attention` compiles nothing, if the model has it."""
+    """Inside, `flex_attention` compiles nothing, should the model use it."""
     called, module = sys.modules.get(_CALLED), sys.modules.get(_OPERATOR)
     if called is None or module is None or not hasattr(called, _WITHOUT_COMPILING):
         yield

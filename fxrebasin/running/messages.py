@@ -73,7 +73,7 @@ def has_tensor(value: Any) -> bool:
 
 
 def attempt(call: Callable[[], object]) -> Exception | None:
-    """What the call raises, or None: for code of the user's, which may raise anything."""
+    """What a call raises, or None: for the user's code, which may raise anything."""
     try:
         call()
     except Exception as error:  # noqa: BLE001 - the one place where this is meant

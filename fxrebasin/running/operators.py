@@ -85,7 +85,7 @@ def name_of(func: Any) -> str:
 
 
 def strides_of(tensor: Tensor) -> tuple[int, ...]:
-    """The strides of a tensor; none of one that has another layout."""
+    """The strides of a tensor; empty if its layout has none."""
     return tensor.stride() if tensor.layout is torch.strided else ()
 
 

@@ -6,7 +6,7 @@ import torch
 
 
 def has_own_operators(kind: type) -> bool:
-    """Whether a class of tensors says itself what operators do to its instances."""
+    """Whether a class of tensors defines what operators do to its instances."""
     own = getattr(kind, "__torch_dispatch__", None)
     return own is not torch._C._disabled_torch_dispatch_impl
 

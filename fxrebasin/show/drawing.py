@@ -119,7 +119,7 @@ class _Drawing:
         yield f'  node [fontname="{_FONTS}", fontsize=12, shape=box, style=filled,'
         yield '        color="#404040", penwidth=0.8, height=0.3, margin="0.1,0.06"];'
         yield "  edge [penwidth=3, arrowsize=0.6];"
-        # Graphviz takes frames before other nodes; inside one, the model comes before the legend.
+        # Graphviz places frames before other nodes; inside one, the model comes before the legend.
         yield '  subgraph "cluster" {'
         yield '    graph [label="", peripheries=0];'
         yield from self._frame("", list(self.sketch.steps), "    ")

@@ -89,7 +89,7 @@ def _coarsen_labels(ledger: Ledger, item: Labels, kept: tuple[int, ...]) -> tupl
 def _blocks(
     ledger: Ledger, rows: Ints, shape: Sequence[int], kept: tuple[int, ...]
 ) -> tuple[Labels, ...]:
-    """Units for rows of units that are all in no other row."""
+    """Units for rows that have no unit in common."""
     if len(rows) == 1:
         return ()
     blocks = ledger.fresh(len(rows))
@@ -101,9 +101,9 @@ def _blocks(
 def _nest(
     ledger: Ledger, units: Ints, blocks: Tensor, repeated: Sequence[npt.NDArray[np.bool_]]
 ) -> None:
-    """Units move inside blocks; where blocks overlap, they still have to stay what they are.
+    """Units move inside blocks; where blocks overlap, permutations still map blocks to blocks.
 
-    That is with how often each of them is in which block: `repeated` tells these apart.
+    How often a unit is in a block stays the same, too: `repeated` has a mask for each count.
     """
     if all_differ(units):
         ledger.nest(units, blocks.numpy())
@@ -119,7 +119,7 @@ def _others(ndim: int, axes: Iterable[int]) -> list[int]:
 
 
 def _sets(rows: Ints) -> tuple[Ints, Ints]:
-    """Rows that are different as multisets, as they come, and the index of that of each row."""
+    """The rows that differ as multisets, in order of appearance, and which of them each is."""
     _, first, row_of = np.unique(multiset_hashes(rows), return_index=True, return_inverse=True)
     order = np.argsort(first)
     return rows[first[order]], np.argsort(order)[row_of.reshape(-1)]
@@ -150,7 +150,7 @@ def _over_rows(labels: Tensor, row_of: Ints, shape: Sequence[int], reason: str) 
 
 
 def _reduced_to(item: Field, kept: Collection[int]) -> Field:
-    """A field that varies along kept axes only; elements are expanded along others at times."""
+    """A field that varies along kept axes only; a view of elements may be expanded along others."""
     if isinstance(item, Labels):
         return item
     view = item.view

@@ -36,13 +36,8 @@ def contract(
 ) -> Value:
     """Apply a factor string to the fields of its operands.
 
-    Args:
-        ledger: where constraints are recorded.
-        pattern: of the operator.
-        values: of the operands.
-        out_shape: of the output.
-        known: sizes of factors that shapes do not tell.
-        reason: why positions cannot move.
+    `known` has the sizes of factors that shapes do not tell, and `reason` says why positions cannot
+    move.
     """
     shapes = (*(value.shape for value in values), tuple(out_shape))
     space = _space(pattern, shapes, tuple((known or {}).items()))
@@ -66,13 +61,13 @@ def contract(
 
 @dataclass(frozen=True)
 class _Space:
-    """What an operator loops over: one axis for each factor, of a size."""
+    """What an operator loops over: an axis for each factor, with its size."""
 
     pattern: Pattern
     sizes: Mapping[str, int]
 
     def places(self, axes: Axes) -> set[int]:
-        """The axes that the factors of a tensor are."""
+        """The axes of the factors that a tensor has."""
         return {self.index[name] for name in factors_of(axes)}
 
     @cached_property
@@ -93,7 +88,7 @@ class _Space:
 def _space(
     pattern: Pattern, shapes: tuple[tuple[int, ...], ...], known: tuple[tuple[str, int], ...]
 ) -> _Space:
-    """What an operator loops over, which is alike in all layers of one form."""
+    """What an operator loops over; remembered, since layers of one form loop over the same."""
     pattern = spelled_out(pattern, tuple(map(len, shapes)))
     sizes = factor_sizes(pattern, shapes, dict(known))
     pattern = merged(pattern, frozenset(name for name, size in sizes.items() if size == 1))

@@ -72,8 +72,8 @@ def view_fields(
 def met(ledger: Ledger, fields: Sequence[Field]) -> tuple[Field, ...]:
     """Fields that came to lie along the same axes: which labels of theirs meet has to be recorded.
 
-    Of positions that were chosen, or brought together, the labels are no longer all pairs that
-    fields on axes of their own have.
+    Once positions were chosen, or brought together, not all pairs of labels occur any more, as they
+    do where fields have axes of their own.
     """
     axes = [axis for item in fields for axis in item.axes]
     return tuple(fields) if len(set(axes)) == len(axes) else join(ledger, fields)

@@ -144,7 +144,7 @@ def _spelled_out(text: str, axes: Axes, rank: int) -> Axes:
 
 
 def merged(found: Pattern, ones: frozenset[str]) -> Pattern:
-    """The pattern without the factors of size 1 of axes that are split: one group is none."""
+    """The pattern without the factors of size 1 in axes that are split, such as a single group."""
     *inputs, output = (
         tuple(tuple(name for name in axis if name not in ones) or axis[:1] for axis in axes)
         for axes in found.tensors

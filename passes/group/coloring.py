@@ -45,12 +45,7 @@ def color(ledger: Ledger, structure: Structure, tags: Hashes, pinned: Ints) -> H
 
 
 def roles(ledger: Ledger, structure: Structure) -> Hashes:
-    """What sets units apart that may have been tied: the colours of units before any tie.
-
-    Args:
-        ledger: all units.
-        structure: what units occur with.
-    """
+    """What sets units apart that may have been tied: the colours of units before any tie."""
     own = marks(ledger)
     known = np.arange(structure.known)
     return _refined(own, known, _stacked(structure.raw), _stacked_edges([]))
@@ -71,11 +66,7 @@ def _refined(
 
 
 def marks(ledger: Ledger) -> Hashes:
-    """What a unit has by itself: how it was made, and the selections that it fell into.
-
-    Args:
-        ledger: all units.
-    """
+    """What a unit has by itself: how it was made, and the selections that it fell into."""
     births = np.array([end - start for start, end in ledger.births], np.int64)
     result = mix(np.repeat(np.arange(births.size), births), 1)
     if ledger.members:

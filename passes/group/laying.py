@@ -22,11 +22,6 @@ def lay_out(
 ) -> dict[str, list[UnnamedGroup]]:
     """Which positions of state tensors which coordinates move.
 
-    Args:
-        shapes: of the tensors.
-        moves: how units move.
-        fields: the labels on the tensors.
-
     Raises:
         IrregularError: two positions that differ would have to move in the same way.
     """
@@ -49,11 +44,7 @@ def _memory(values: Ints) -> tuple[object, ...]:
 
 
 class _LayingOut:
-    """Lays coordinates onto the axes of state tensors.
-
-    Args:
-        moves: how units move.
-    """
+    """Lays coordinates onto the axes of state tensors."""
 
     def __init__(self, moves: Moves) -> None:
         self._motion, self._unit_roles = motion(moves.classes), moves.roles
@@ -61,7 +52,7 @@ class _LayingOut:
         self._known: dict[tuple[bytes, ...], UnnamedGroup | None] = {}
 
     def groups(self, fields: Sequence[StateField], shape: Sequence[int]) -> list[UnnamedGroup]:
-        """Those of one tensor.
+        """The groups of axes of one tensor that move.
 
         Args:
             fields: the labels on the tensor.
@@ -146,13 +137,8 @@ def _columns_on(
 ) -> list[Ints]:
     """A number for what stands at every position of some axes, one flat column for each field.
 
-    A field that varies along other axes as well has a whole row there.
-
-    Args:
-        axes: of the tensor.
-        fields: those of the tensor.
-        found: for each field, what stands in the place of its labels.
-        shape: of the tensor.
+    A field that varies along other axes as well has a whole row there. `found` is, for each field,
+    what stands in the place of its labels.
     """
     columns = []
     for field, values in zip(fields, found, strict=True):

@@ -81,7 +81,7 @@ def with_blocks(ledger: Ledger, columns: Sequence[Ints]) -> list[Ints]:
 
 
 def _tell_apart(columns: Sequence[Ints], like: Ints, axes: Sequence[int]) -> bool:
-    """Whether the fields along nothing but some axes have another tuple at each position."""
+    """Whether the fields that vary along some axes only have another tuple at each position."""
     along = [column for column in columns if set(axes).issuperset(_axes(column))]
     shape = [size if axis in axes else 1 for axis, size in enumerate(like.shape)]
     flat = [np.broadcast_to(column, shape).reshape(-1) for column in along]
@@ -124,7 +124,7 @@ def _told_apart(rigid: Sequence[Ints]) -> set[int]:
 
 
 def _within(columns: Iterable[Ints], other: Ints) -> list[Ints]:
-    """Those that vary along no other axes than one does."""
+    """The columns that vary along no other axes than the given one."""
     axes = set(_axes(other))
     return [column for column in columns if axes.issuperset(_axes(column))]
 
@@ -156,7 +156,7 @@ def _sets(rows: Ints, tags: Ints, count: int) -> Hashes:
 
 
 def _parts(columns: Iterable[Ints], axes: Collection[int]) -> list[list[Ints]]:
-    """Columns that share an axis other than some, directly or through others."""
+    """Columns that share an axis, other than the given ones, directly or through others."""
     parts: list[tuple[set[int], list[Ints]]] = []
     for column in columns:
         own = set(_axes(column)) - set(axes)

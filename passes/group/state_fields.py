@@ -94,11 +94,7 @@ def _whole(view: torch.Tensor) -> bool:
 
 @cache
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides of a contiguous tensor, in elements.
-
-    Args:
-        shape: of the tensor.
-    """
+    """The strides of a contiguous tensor of a shape, in elements."""
     return torch.empty(shape, device="meta").stride()
 
 

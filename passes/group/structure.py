@@ -80,7 +80,7 @@ class _Pairs:
                 self.add(table[:, i], table[:, j])
 
     def add(self, one: Ints, two: Ints) -> bool:
-        """True when these pairs are news."""
+        """True when these pairs are new."""
         both = (one >= 0) & (two >= 0)
         pairs = self._distinct(one[both], two[both])
         key = pairs.tobytes()
@@ -98,7 +98,7 @@ class _Pairs:
         return distinct_rows([one[different], two[different]])
 
     def dirty(self) -> bool:
-        """Some pairs are no longer in terms of representatives."""
+        """Whether some pairs are no longer in terms of representatives."""
         if self.ledger.flat:
             return False
         return any(not np.array_equal(self.ledger.find(t), t) for t in self.tables)

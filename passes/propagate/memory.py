@@ -263,7 +263,7 @@ def _slices(tensor: Tensor, bits: Tensor, axis: int) -> Labels:
     if bits.numel() > _COMPARED_AT_MOST:
         return every
     numbers: dict[bytes, int] = {}
-    with torch._C.DisableTorchFunction():  # the analysis looks, at a copy of its own
+    with torch._C.DisableTorchFunction():  # the analysis itself looks here, at a copy
         rows = bits.movedim(axis, 0).reshape(tensor.shape[axis], -1).cpu().clone().numpy()
     found = [numbers.setdefault(row.tobytes(), len(numbers)) for row in rows]
     if len(numbers) == len(found):

@@ -130,7 +130,7 @@ def _labels(ledger: Ledger, value: Value) -> list[Labels]:
 
 
 def _axis_in(whole: Tensor, view: Tensor, axis: int) -> int:
-    """The axis of the whole that an axis of a view runs along; beyond all if there is none."""
+    """The axis of the whole that an axis of a view runs along; if none, a number beyond all."""
     size, stride = view.shape[axis], view.stride(axis)
     for own in sorted(range(whole.ndim), key=whole.stride, reverse=True):
         step = whole.stride(own)

@@ -3,7 +3,7 @@
 A look is an operator whose answer is a Python number or has a shape that depends on data. What a
 model does next may then differ between inputs. Runs on other inputs, on more rows and with the
 answers of yes-or-no looks turned round reach what they can; state that none of them reads may meet
-everything that is alive at a look or made after it, unless all ways were taken from there.
+everything that is alive at a look or made after it, unless all paths were taken from there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TURNED_AT_MOST = 16
 """How many answers of one look are turned round in a run; few, so that loops end."""
 
 _FOLLOWED = 3
-"""How many looks, the first of a run, are followed both ways: up to two to this power runs."""
+"""How many of a run's first looks are followed both ways, in up to two to this power runs."""
 
 _WIDER = 3
 
@@ -49,7 +49,7 @@ class Looks:
     """The looks of a model at data, over several runs.
 
     The first looks of a run are followed both ways, as long as they ask for yes or no. Whatever the
-    data are, a model comes to the look after these by a way that was taken: only what is alive
+    data are, a model comes to the look after these by a path that was taken: only what is alive
     there, or made later, may meet something that no run has seen.
 
     Attributes:
@@ -121,28 +121,28 @@ class Looks:
         if self._stage >= 0:
             self._stages[self._stage].values += values
 
-    # Ways -------------------------------------------------------------------------------------
+    # Paths ------------------------------------------------------------------------------------
 
-    def other_ways(self) -> list[tuple[bool, ...]]:
+    def other_paths(self) -> list[tuple[bool, ...]]:
         """Answers that lead off the path of this run, each at a look that it was first to reach."""
         taken = self._answers
         return [(*taken[:index], not taken[index]) for index in range(len(self._given), len(taken))]
 
     def follow(
-        self, take: Callable[[tuple[bool, ...]], bool], ways: list[tuple[bool, ...]]
+        self, take: Callable[[tuple[bool, ...]], bool], paths: list[tuple[bool, ...]]
     ) -> None:
-        """Take all ways that the first looks may lead.
+        """Take all paths that start with the first looks.
 
         Args:
-            take: makes a run with given answers; whether it came to the end of the way.
-            ways: those that lead off the way of the first run.
+            take: makes a run with given answers; whether it came to the end of the path.
+            paths: those that lead off that of the first run.
         """
         self._followed = _FOLLOWED
-        while ways:
-            way = ways.pop()
-            if not take(way):
-                self.lose(len(way) - 1)
-            ways += self.other_ways()
+        while paths:
+            path = paths.pop()
+            if not take(path):
+                self.lose(len(path) - 1)
+            paths += self.other_paths()
             self._most = max(self._most, self._stage)
 
     def lose(self, look: int = 0) -> None:
@@ -160,7 +160,7 @@ class Looks:
 
     @property
     def lines(self) -> list[str]:
-        """Lines that look, and of which not all ways were taken."""
+        """Lines that look, and after which not all paths were taken."""
         return list(dict.fromkeys(line for stage in self._doubtful for line in stage.lines))
 
     @property
@@ -185,8 +185,8 @@ class Looks:
         more = f" and {len(others)} more line{'s' * (len(others) > 1)}" if others else ""
         place = f"{first or 'a line that is not known'}{more}"
         found = [
-            f"the model looks at data at {place}: what it does with inputs that take ways which "
-            "none of the tried ones took was not seen"
+            f"the model looks at data at {place}: what it does on paths that none of the "
+            "inputs tried took was not seen"
         ]
         if unread:
             found.append(
@@ -197,7 +197,7 @@ class Looks:
 
 
 def raised_by_python(error: BaseException) -> bool:
-    """Whether a `raise` or an `assert` made an exception: then a way ends there for all data.
+    """Whether a `raise` or an `assert` made an exception: then a path ends there for all data.
 
     What an operator raises may depend on data which do not fit answers that were turned round.
     """

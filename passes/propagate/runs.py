@@ -39,7 +39,7 @@ _NUMBERS_AT_MOST = 4
 """Lines that look at numbers of which larger and smaller ones are tried."""
 
 _IDLE_RUNS = 2
-"""How many runs on other inputs in a row may reach nothing new before these end."""
+"""How many runs on other inputs in a row may find nothing new before no more are made."""
 
 _TWICE = 2
 """By how much rows are multiplied, to see whether there are more looks then."""
@@ -121,21 +121,21 @@ class _Runs:
             returned = reduced(self._model, returned, self._wanted)
         if mode.escapes.refusal is not None:
             raise mode.escapes.refusal
-        # on another way through the model there may be fewer outputs
+        # on another path through the model there may be fewer outputs
         counts = counted(returned, self._wanted, before, strict=not self.outputs)
         found = outputs_found(mode.tensors, mode.recorder, counts)
         self._returned |= states_returned(found, self._states)
         self.outputs += found
 
     def run_otherwise(self, given: Any) -> None:
-        """Take other ways through a model that looks at data; doubt what none of them reads."""
+        """Take other paths through a model that looks at data; doubt what none of them reads."""
         looks, once = self._mode.looks, self._mode.recorder.work
-        ways, few = looks.other_ways(), looks.may_follow()
+        paths, few = looks.other_paths(), looks.may_follow()
         self._run_on_other_inputs(given)
         for marked in with_twos(given) if self._unread() else ():
             self._attempt(partial(self.run, marked))
         if few or self._unread():
-            looks.follow(lambda way: self._attempt(partial(self.run, given, answers=way)), ways)
+            looks.follow(lambda path: self._attempt(partial(self.run, given, answers=path)), paths)
         self._run_on_more_rows(given, once)
         if looks.lines:
             for source in [source for source, yes_or_no in looks.sources.items() if yes_or_no]:
@@ -172,13 +172,14 @@ class _Runs:
         return self._ledger.places() | calls
 
     def _unread(self) -> list[str]:
-        """State of which not all was read, or only in a run that came to no end."""
+        """State that was not read completely, or only by a run that did not finish."""
         found = {*unread_state(self._ledger, self._states), *self._half_read}
         return [name for name in self._states if name in found - self._returned]
 
     def _attempt(self, run: Callable[[], None]) -> bool:
-        """Make a run that may raise, and see whether it ends in a way that does not depend on its
-        data. State that is read only by runs which do not may meet more than was seen.
+        """Make a run that may raise; returns whether its end does not depend on its data.
+
+        State that is read only by runs whose end does may meet more than was seen.
         """
         before = self._unread()
         error = attempt(run)

@@ -41,9 +41,9 @@ def scaled_dot_product_attention(call: Call) -> Sequence[Value]:
 
 
 def _product(call: Call, plain: Pattern, many: Value, few: Value, shape: Sequence[int]) -> Value:
-    """Of each head with its own; of groups of heads with one each, if there are several of these.
+    """Each head meets its own of the other operand, or each group of heads meets one of several.
 
-    A single one is broadcast to all, and so is the batch.
+    A single head is broadcast to all, and so is the batch.
     """
     heads = few.shape[-3]
     if 1 < heads < many.shape[-3]:

@@ -1,4 +1,4 @@
-"""Formulas of derivatives, which models run that take gradients in `forward`."""
+"""Derivatives, for models that take gradients in `forward`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def element_wise(call: Call) -> Sequence[Value]:
 
 @rule("prims::add", "prims::sub", "prims::mul", "prims::div")
 def with_zeros(call: Call) -> Sequence[Value]:
-    """What torch asks for the shape of a tangent that is zero beside another one."""
+    """What torch runs to learn the shape of a tangent that is zero."""
     return pointwise(call)
 
 

@@ -126,7 +126,7 @@ class Call:
 
         Args:
             pattern: the factor string, parsed.
-            operands: what it says of, in order.
+            operands: their values, in order.
             reason: why the positions that it names cannot move.
             shape: of the output, by default the first one.
             known: sizes of factors that shapes do not tell.

@@ -11,7 +11,7 @@ from fxrebasin.passes.rules.registry import rule
 
 @rule("cat", "concat")
 def concatenate(call: Call) -> Sequence[Value]:
-    """Pieces along an axis that they all have; one that is empty is no piece."""
+    """Pieces along an axis that they all have; empty ones are left out."""
     if 0 in call.shape:
         return [Value(call.shape)]
     tensors = [t for t in call.args["tensors"] if not (t.ndim == 1 and t.numel() == 0)]

@@ -14,5 +14,5 @@ _DISTANCES = pattern("... n m, ... r m -> ... n r")
 
 @rule("_cdist_forward")
 def distances(call: Call) -> Sequence[Value]:
-    """Of each row to each, in whatever order the last axes are."""
+    """Of each row to each; the order along the last axes does not matter."""
     return [call.follow(_DISTANCES, call.value("x1"), call.value("x2"))]

@@ -66,7 +66,7 @@ def rows_of_experts(call: Call, value: Value, index: Tensor) -> Value | None:
         index: the numbers of experts; sorted, with all of them in range.
 
     Returns:
-        The value; None where the numbers are none that rows were sorted by.
+        The value; None if rows were not sorted by these numbers.
     """
     grouped = call.lookup(index).grouped
     if grouped is None or grouped.stage is not Stage.NUMBERS or len(value.shape) != 2:
@@ -84,7 +84,7 @@ def rows_of_experts(call: Call, value: Value, index: Tensor) -> Value | None:
 
 @rule("histc")
 def counted_in_groups(call: Call) -> Sequence[Value]:
-    """How many numbers there are in equal parts of a range: one part for each group, at best."""
+    """How many numbers there are in equal parts of a range: one part for each group, if the range fits."""
     value = call.value("self")
     call.pin_axes(value, range(len(value.shape)), "counted by value")
     counts = pinned_value(call.shape, f"counted by value of {call.op}")

@@ -21,7 +21,7 @@ _NAMES = [
 
 @rule(*(name for name in map("_foreach_{}".format, _NAMES) if overloads(name)))
 def each(call: Call) -> Sequence[Value]:
-    """The tensors at one place of all lists meet, and those that are not in lists meet all."""
+    """Tensors at one place in all lists meet; those that are not in lists meet all of them."""
     results = []
     for index, out in enumerate(call.outputs):
         lists = [item for item in call.args.values() if isinstance(item, (list, tuple))]

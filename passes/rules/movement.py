@@ -83,7 +83,7 @@ def real_pairs(call: Call) -> Sequence[Value]:
 
 @rule("view_as_complex")
 def complex_numbers(call: Call) -> Sequence[Value]:
-    """The last axis holds real and imaginary part; one number comes of each pair."""
+    """The last axis holds real and imaginary part; each pair becomes one number."""
     return [call.follow(_OF_PAIRS, call.value("self"), reason="real and imaginary part")]
 
 

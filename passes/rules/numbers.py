@@ -112,7 +112,7 @@ def looked_up(call: Call, value: Value, axis: int, index: Tensor, reason: str) -
         value: of the tensor.
         axis: of the tensor.
         index: the numbers.
-        reason: why the axis is pinned, where they are no names of its units.
+        reason: why the axis is pinned if the numbers do not name its units.
     """
     units = units_on(call.named(index), value.shape[axis])
     if units is None:
@@ -129,7 +129,7 @@ def numbers_in(call: Call, index: Tensor) -> Value:
 def units_on(named: Value | None, size: int) -> Labels | None:
     """The units that numbers name, along an axis of some size; None if they may not fit.
 
-    Positions beyond those that can be named are nobody's.
+    No unit is at positions beyond those that can be named.
     """
     units = None if named is None else named.names
     if units is None or units.values.numel() > size:

@@ -26,7 +26,7 @@ def pad_packed(call: Call) -> Sequence[Value]:
 
 
 def _steps(call: Call, found: Pattern, value: Value, sizes: str) -> list[Value]:
-    """Steps and their sizes, which are made of sizes."""
+    """Steps, and their sizes, which are computed from sizes."""
     steps, other = call.follow(found, value, reason="step"), tuple(call.outputs[1].shape)
     if call.constant(call.args[sizes]) is not None:
         return [steps, Value(other, constant=True)]

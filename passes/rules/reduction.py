@@ -15,7 +15,7 @@ from fxrebasin.passes.rules.registry import block, overloads, rule
 
 
 def _reduced_axes(call: Call, value: Value) -> set[int]:
-    """An empty list of axes stands for all of them, or for none, as the operator likes."""
+    """An empty list of axes stands for all of them, or for none, depending on the operator."""
     ndim, dims = len(value.shape), call.args.get("dim")
     if dims is None or (isinstance(dims, (list, tuple)) and not dims):
         return set() if dims is not None and call.shape == value.shape else set(range(ndim))
@@ -113,9 +113,9 @@ def scan(call: Call) -> Sequence[Value]:
 
 @rule("topk", "sort", "argsort")
 def ranked(call: Call) -> Sequence[Value]:
-    """The values of an axis by rank: they do not depend on order, their indices do.
+    """The values of an axis by rank, which do not depend on their order there, and their indices.
 
-    Nor do the values, unless they come in any order.
+    The indices do depend on it, and so do values that are returned unsorted.
     """
     grouped, value = _groups(call), call.value("self")
     dim, order = call.args["dim"] % max(call.rank, 1), "order-dependent operator"
@@ -138,7 +138,7 @@ _SORTING = frozenset(overloads("sort"))
 
 
 def _groups(call: Call) -> Grouped | None:
-    """Numbers of units that are sorted put what is taken along in groups, one for each unit."""
+    """Sorting numbers that name units puts what moves along into groups, one for each unit."""
     rising = call.op in _SORTING and not call.args["descending"]
     named = call.named(call.args["self"]) if rising else None
     if named is None or named.names is None or len(named.shape) != 1:

@@ -19,7 +19,7 @@ _CHOSEN = "position chosen by index"
 
 @rule("index_add", "index_add_", "index_reduce", "index_reduce_")
 def add_slices(call: Call) -> Sequence[Value]:
-    """Slices of an axis take on what is written to them, beside what they held."""
+    """Slices of an axis take on what is written to them, in addition to what they held."""
     return _slices(call, keeps=True)
 
 
@@ -80,13 +80,13 @@ def _written_at(
 
 @rule("scatter", "scatter_")
 def scatter(call: Call) -> Sequence[Value]:
-    """Elements hold what is written to them; what they held counts where that is reduced."""
+    """Elements hold what is written to them, combined with what they held if `reduce` is given."""
     return _scattered(call, keeps=call.args.get("reduce") is not None)
 
 
 @rule("scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
 def scatter_beside(call: Call) -> Sequence[Value]:
-    """Elements take on what is written to them, beside what they held."""
+    """Elements take on what is written to them, in addition to what they held."""
     return _scattered(call, keeps=True)
 
 

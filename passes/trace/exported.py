@@ -30,9 +30,9 @@ def exported_graph(
     that torch.export adds are left out: they are about sizes that were not tried. The graph
     returns what `finish` makes of what the model returned.
 
-    `torch.export` passes on what it or the model raises.
+    Whatever `torch.export` or the model raises is passed on.
     """
-    # torch.export takes one tensor object passed twice for one input: every input gets its own
+    # torch.export treats a tensor that is passed twice as one input: each input gets its own
     own_args, own_kwargs = tree_map_only(
         torch.Tensor, lambda tensor: tensor.detach().clone(), (tuple(args), dict(kwargs))
     )
@@ -96,7 +96,7 @@ def trusted_distributions() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's log of a failed export from the terminal: the error says the same."""
+    """Keep torch's log of a failed export off the terminal: the error says the same."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

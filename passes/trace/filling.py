@@ -29,7 +29,7 @@ class Filling:
 
     Args:
         tracer: makes the nodes.
-        inputs: the placeholder and the stand-in of every input, by what outputs call the input.
+        inputs: the placeholder and the stand-in of every input, by its name among outputs.
         wanted: which outputs count; see `fxrebasin.running.outputs`.
     """
 
@@ -95,7 +95,7 @@ def _same(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a value is: by what outputs call it, for a graph, and whether in a cache."""
+    """Where a value is: its name among outputs, for a graph, and whether it is in a cache."""
 
     name: str
     read: Read

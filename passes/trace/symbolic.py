@@ -37,7 +37,7 @@ def symbolic_graph(
     returns what `finish` makes of what the model returned, and puts into containers and objects
     among its inputs what the model puts there, as far as that is `wanted`.
 
-    `torch.fx` passes on whatever the model raises on symbolic values.
+    Whatever the model raises on symbolic values is passed on.
     """
     tracer = _CallTracer(model, args, kwargs, finish, wanted)
     graph = copy_graph(tracer.trace(model))
