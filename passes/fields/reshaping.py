@@ -25,7 +25,7 @@ from fxrebasin.passes.fields.rows import distinct_rows
 def reshape_field(
     ledger: Ledger, item: Field, before: Sequence[int], after: Sequence[int]
 ) -> list[Field]:
-    """Reshape one field; several come out when a state tensor's elements cannot be viewed like that."""
+    """Reshape one field; several come out if no view of a state tensor has that shape."""
     if tuple(before) == tuple(after):
         return [item]
     if isinstance(item, Labels):

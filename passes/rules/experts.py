@@ -84,7 +84,7 @@ def rows_of_experts(call: Call, value: Value, index: Tensor) -> Value | None:
 
 @rule("histc")
 def counted_in_groups(call: Call) -> Sequence[Value]:
-    """How many numbers there are in equal parts of a range: one part for each group, if the range fits."""
+    """How many numbers are in each of equal parts of a range, which may be the groups."""
     value = call.value("self")
     call.pin_axes(value, range(len(value.shape)), "counted by value")
     counts = pinned_value(call.shape, f"counted by value of {call.op}")
