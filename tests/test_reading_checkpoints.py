@@ -88,7 +88,7 @@ def test_between_equals_nobody_decides_but_the_user(tmp_path: Path) -> None:
     assert "'state_dict.teacher.net', 'state_dict.student.net'" in str(caught.value)
     for key in ("state_dict.student.net", "state_dict.student"):
         assert same(read_checkpoint(path, Net(), Reading(key=key)).state, student)
-    with pytest.raises(CheckpointError, match=r'no weights of the model at key="best"; it holds'):
+    with pytest.raises(CheckpointError, match=r"no weights of the model at key='best'; it holds"):
         read_checkpoint(path, Net(), Reading(key="best"))
 
 
@@ -224,7 +224,7 @@ def test_extra_tensors_are_an_error_with_a_way_out(tmp_path: Path) -> None:
 def test_a_head_of_another_size_is_ignored_when_asked(tmp_path: Path) -> None:
     other = Net(classes=7)
     path = saved(tmp_path, other.state_dict())
-    with pytest.raises(StateMismatchError, match=r'fits with ignore=\("fc\.\*",\)\.$') as caught:
+    with pytest.raises(StateMismatchError, match=r"fits with ignore=\('fc\.\*',\)\.$") as caught:
         read_checkpoint(path, Net())
     assert "13 of 15 tensors fit, 2 of another shape or kind" in str(caught.value)
     state = read_checkpoint(path, Net(), Reading(ignore=("fc.*",))).state

@@ -214,7 +214,7 @@ class Remedy:
 
     Example:
         >>> print(Remedy("ignore", ("fc.*",)), Remedy("key", ("ema",)), Remedy("ignore_extra"))
-        ignore=("fc.*",) key="ema" ignore_extra=True
+        ignore=('fc.*',) key='ema' ignore_extra=True
     """
 
     option: str
@@ -224,10 +224,8 @@ class Remedy:
         option = f"--{self.option.replace('_', '-')}"
         if not self.values:
             return spoken(f"{self.option}=True", option)
-        quoted = [f'"{value}"' for value in self.values]
-        several = f"({', '.join(quoted)}{',' if len(quoted) == 1 else ''})"
-        value = several if self.option == "ignore" else quoted[0]
-        return spoken(f"{self.option}={value}", shlex.join([option, ",".join(self.values)]))
+        value = self.values if self.option == "ignore" else self.values[0]
+        return spoken(f"{self.option}={value!r}", shlex.join([option, ",".join(self.values)]))
 
 
 class StateMismatchError(ArchitectureMismatchError):
