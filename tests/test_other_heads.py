@@ -158,8 +158,8 @@ def test_a_reference_without_a_head_is_run_as_it_is(method: str) -> None:
     assert is_part_of(a.state_dict(), found.permute_state_dict(b.state_dict()))
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "activation"])
-def test_weights_without_a_head_are_enough_where_the_reference_is_not_run(method: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_without_a_head_are_enough(method: str) -> None:
     a = unsettled(Classifier(None), 1)
     b = copied(unsettled(Classifier(7), 2), a, IMAGES)
     ref = a.state_dict()
@@ -167,12 +167,40 @@ def test_weights_without_a_head_are_enough_where_the_reference_is_not_run(method
     assert is_part_of(ref, found.permute_state_dict(b.state_dict()))
 
 
-def test_weights_without_a_head_cannot_be_run() -> None:
-    a, b = unsettled(Classifier(None), 1), unsettled(Classifier(7), 2)
-    with pytest.raises(InputError, match=r"cannot be run without fc\.weight, fc\.bias: pass it as"):
-        fxrebasin.match(
-            b, a.state_dict(), IMAGES, method="activation", loader=[IMAGES], ignore=HEAD
-        )
+def test_what_borrowed_tensors_have_a_part_in_is_not_looked_at() -> None:
+    a = unsettled(Classifier(10), 1)
+    b = copied(unsettled(Classifier(7), 2), a, IMAGES)
+    for lacking, seen in (("wide.", ["stem.bias[0]"]), ("stem.", [])):
+        ref = common(a.state_dict(), lacking, "fc.")
+        options: dict[str, Any] = {"method": "activation", "loader": [IMAGES]}
+        g = fxrebasin.transform(b, ref, IMAGES, ignore=[f"{lacking}*", "fc.*"], **options)
+        named = [note for note in g.meta["fxrebasin"].notes if "matched by their weights" in note]
+        assert all(name not in note for note in named for name in seen)
+        assert bool(named) == (lacking == "stem.")
+        moved = g.state_dict()
+        assert is_part_of(common(ref, "wide." if lacking == "stem." else lacking), moved)
+
+
+def test_a_base_model_is_the_reference_of_one_with_a_head() -> None:
+    a = Base(unsettled(Classifier(None), 1))
+    b = Base(copied(unsettled(Classifier(7), 2), a.model, IMAGES))
+    for ref in (a.model, a):
+        for method in ("weight", "activation"):
+            options = METHODS[method]
+            p = fxrebasin.match(b, ref, IMAGES, method=method, ignore=["model.fc.*"], **options)
+            assert is_part_of(a.state_dict(), p.permute_state_dict(b.state_dict()))
+
+
+class Base(nn.Module):
+    """A model under a prefix."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model(image)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Sequence, Sized
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from fxrebasin.errors import InputError
 from fxrebasin.interruption import interruptible
 from fxrebasin.options import check_count
 from fxrebasin.passes.match.problem import MatchingProblem
+from fxrebasin.passes.match.reference_run import ReferenceRun, reference_run
 from fxrebasin.passes.match.representatives import Representative, find_representatives, watching
 from fxrebasin.passes.match.result import MatchResult
 from fxrebasin.permutation import Permutation
@@ -33,11 +33,13 @@ def match_activations(
     Li et al. 2015, arXiv:1511.07543; Git Re-Basin, arXiv:2209.04836, section 3.1, with correlations
     instead of inner products, since a unit stays the same unit at another scale.
 
-    Both models run on the same batches. Where tensors of the reference are ignored, because they
-    are others than the model's, it runs as it is: a module with its own code, and weights without
-    one with the code of the model. The outputs of modules that show the units of a class are
-    found by experiment (see `fxrebasin.passes.match.representatives`); their correlations are
-    summed over all of these modules. Only sums are kept: memory is for one batch of outputs and n²
+    Both models run on the same batches. Where tensors are ignored, because the reference has
+    others, it runs with those: a module by its own code, weights by that of the model. Where it has
+    none it runs with the model's, and outputs that these have a part in do not count.
+
+    The outputs of modules that show the units of a class are found by experiment (see
+    `fxrebasin.passes.match.representatives`); their correlations are summed over all of these
+    modules. Only sums are kept: memory is for one batch of outputs and n²
     numbers for n units. Classes within others are solved together with the outer one. Classes that
     no module's output shows (those inside `nn.MultiheadAttention`) are matched by weights, with the
     others held; the notes of the result name them. On Ctrl-C the batches so far count, with a
@@ -66,7 +68,7 @@ def match_activations(
     finished = False
     with closing(LateBar()) as report:
         with interruptible(), runner(problem.model, problem.seed) as running:
-            with _reference(problem, running) as reference:
+            with reference_run(problem, running) as reference:
                 collector.collect(running, reference, loader, max_batches, report)
             finished = True
         assembled = assemble(problem.symmetry.classes, problem.free, collector.correlations)
@@ -95,13 +97,13 @@ class _Collector:
     def collect(
         self,
         running: Runner,
-        reference: Runner,
+        reference: ReferenceRun,
         loader: Iterable[Any],
         most: int | None,
         report: Report,
     ) -> None:
         """Run both models on the batches of a loader."""
-        a = reference.own(self._state_a(reference))
+        a = reference.runner.own(reference.state)
         b = running.own(self._problem.state_b)
         total = most
         if isinstance(loader, Sized):
@@ -109,16 +111,10 @@ class _Collector:
         for batch in running.batches(loader, most):
             if batch.number == 0:
                 self._prepare(running, reference, batch)
-            self._add((reference, a), (running, b), batch)
+            self._add((reference.runner, a), (running, b), batch)
             report("activations", batch.number + 1, total)
 
-    def _state_a(self, reference: Runner) -> State:
-        """The weights that the reference runs with."""
-        if self._problem.runs_reference:
-            return reference.model.state_dict()
-        return self._problem.state_a
-
-    def _prepare(self, running: Runner, reference: Runner, batch: Batch) -> None:
+    def _prepare(self, running: Runner, reference: ReferenceRun, batch: Batch) -> None:
         """Find out which modules to watch: those of both models that show units."""
         symmetry = self._problem.symmetry
         state = {n: t for n, t in self._problem.state_b.items() if n in symmetry.layout}
@@ -126,8 +122,8 @@ class _Collector:
         everywhere = find_representatives(
             running, symmetry.classes, symmetry.layout, own, batch, self._problem.ignored
         )
-        known = dict(reference.model.named_modules())
-        found = [r for r in everywhere if r.module in known]
+        own_modules = set(reference.own_modules([r.module for r in everywhere], batch))
+        found = [r for r in everywhere if r.module in own_modules]
         self._representatives = {r.module: r for r in found}
         self._by_module = {r.module: Correlation(r.group) for r in found}
 
@@ -148,22 +144,6 @@ class _Collector:
         for (running, state), see in ((a, keep), (b, compare)):
             with watching(running.model, list(self._representatives), see):
                 running.call(state, running.moved(batch))
-
-
-@contextmanager
-def _reference(problem: MatchingProblem, running: Runner) -> Iterator[Runner]:
-    """What runs the reference: the model with other weights, or where these do not fit, itself."""
-    if problem.runs_reference:
-        with runner(problem.reference, problem.seed, "the reference") as reference:
-            yield reference
-        return
-    missing = [name for name in problem.ignored if name not in problem.state_a]
-    if missing:
-        raise InputError(
-            f"the reference cannot be run without {listed(missing, _LISTED)}: pass it as a module, "
-            "which has tensors of its own in their place, or take a method that runs no model"
-        )
-    yield running
 
 
 def _by_weights(

@@ -100,11 +100,6 @@ class MatchingProblem:
         return {name: t for name, t in self.state_a.items() if name not in ignored}
 
     @property
-    def runs_reference(self) -> bool:
-        """Whether the reference is run by its own code, since it has other tensors somewhere."""
-        return bool(self.ignored) and self.reference not in (None, self.model)
-
-    @property
     def weights(self) -> WeightProblem:
         """What the solvers of weight matching work on."""
         compared = set(self.compared)

@@ -73,9 +73,10 @@ def find_representatives(
     looked_at = {name: groups for name, groups in layout.items() if name not in ignored}
     candidates = _candidates(runner.model, looked_at, state)
     permutations = _probes(classes, layout)
-    plain = _outputs(runner, list(candidates), state, batch)
+    plain = outputs_of(runner, list(candidates), state, batch)
     permuted = [
-        _outputs(runner, list(candidates), p.permute_state_dict(state), batch) for p in permutations
+        outputs_of(runner, list(candidates), p.permute_state_dict(state), batch)
+        for p in permutations
     ]
     found = []
     for module, groups in candidates.items():
@@ -148,10 +149,17 @@ def _probes(classes: Sequence[PermutationClass], layout: Layout) -> list[Permuta
     ]
 
 
-def _outputs(
+def outputs_of(
     runner: Runner, names: Sequence[str], state: State, batch: Batch
 ) -> Mapping[str, list[torch.Tensor]]:
-    """Copies of what modules return, call by call."""
+    """Copies of what modules return, call by call.
+
+    Args:
+        runner: of the model.
+        names: of modules.
+        state: to run with.
+        batch: of a loader.
+    """
     outputs: dict[str, list[torch.Tensor]] = {}
     with watching(
         runner.model, names, lambda name, x: outputs.setdefault(name, []).append(x.clone())
