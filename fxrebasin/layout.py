@@ -14,12 +14,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fxrebasin.facts import Brief
+from fxrebasin.wording import listed
+
 IntArray: TypeAlias = npt.NDArray[np.int64]
+_LISTED = 3
+
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
 
-@dataclass(frozen=True)
-class PermutationClass:
+@dataclass(frozen=True, repr=False)
+class PermutationClass(Brief):
     """A set of units that one permutation acts on, possibly in several independent copies.
 
     A *dependent* class has one permutation per index of the classes in `within` (one per head
@@ -32,6 +37,17 @@ class PermutationClass:
     within: tuple[str, ...] = ()
     count: int = 1
     axes: tuple[tuple[str, int], ...] = ()
+
+    def __repr__(self) -> str:
+        copies = f", {self.count} copies" if self.within else ""
+        moved = listed([f"{name}[{axis}]" for name, axis in self.axes], _LISTED)
+        return f"PermutationClass({self.name}: {self.size} units{copies}; moves {moved})"
+
+    def _facts(self) -> list[tuple[str, str]]:
+        within = f", {self.count} copies within {', '.join(self.within)}" if self.within else ""
+        axes = [f"{name}[{axis}]" for name, axis in self.axes]
+        moved = listed(axes, _LISTED)
+        return [("name", self.name), ("units", f"{self.size}{within}"), ("moves", moved)]
 
 
 @dataclass(frozen=True)

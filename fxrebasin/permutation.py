@@ -13,6 +13,7 @@ import torch
 
 from fxrebasin.choices import FoundWith
 from fxrebasin.errors import ArchitectureMismatchError, InputError
+from fxrebasin.facts import Brief, counted
 from fxrebasin.gather import permuted, storage_identity
 from fxrebasin.indexing import (
     Arrays,
@@ -31,7 +32,7 @@ from fxrebasin.wording import listed, spoken
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Permutation:
+class Permutation(Brief):
     """One permutation per class (and per copy of a dependent class), with the layout it acts on.
 
     An array is indexed by the coordinates of the *result* and names where its units come from: the
@@ -319,8 +320,15 @@ class Permutation:
     __hash__ = None  # type: ignore[assignment]  # equality is by value, and arrays have no hash
 
     def __repr__(self) -> str:
-        moved = f"{self.units_moved} of {self.units} units moved"
-        return f"Permutation({len(self.classes)} classes, {moved})"
+        classes = counted(len(self.classes), "class", "classes")
+        return f"Permutation({classes}, {self.units_moved} of {self.units} units moved)"
+
+    def _facts(self) -> list[tuple[str, str]]:
+        return [
+            ("classes", str(len(self.classes))),
+            ("moved", f"{self.units_moved} of {counted(self.units, 'unit')}"),
+            ("SHA-256", self.digest()),
+        ]
 
     def _indices(self, groups: tuple[AxisGroup, ...], tensor: torch.Tensor) -> list[IntArray]:
         """Where the positions of each group come from."""

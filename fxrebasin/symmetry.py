@@ -15,6 +15,7 @@ import numpy as np
 
 from fxrebasin.choices import FoundWith
 from fxrebasin.errors import InputError
+from fxrebasin.facts import Brief, counted
 from fxrebasin.flow import Flow
 from fxrebasin.layout import Layout, PermutationClass
 from fxrebasin.permutation import Permutation
@@ -44,8 +45,8 @@ class PinReason(str):
 _LISTED = 12
 
 
-@dataclass(frozen=True)
-class Symmetry:
+@dataclass(frozen=True, repr=False)
+class Symmetry(Brief):
     """All permutations of a model's state that leave its function unchanged, as far as found.
 
     Attributes:
@@ -95,9 +96,27 @@ class Symmetry:
 
     def coverage(self) -> float:
         """The share of parameter elements, in [0, 1], that lie on at least one free axis."""
-        total = sum(math.prod(self.shapes[name]) for name in self.parameters)
+        total = self._elements()
         covered = sum(self._covered(name) for name in self.parameters)
         return covered / total if total else 0.0
+
+    def _facts(self) -> list[tuple[str, str]]:
+        largest = sorted(self.classes, key=lambda c: -c.size * c.count)
+        sizes = [f"{c.count} × {c.size}" if c.count > 1 else str(c.size) for c in largest]
+        covered = f"{self.coverage():.2%} of {counted(self._elements(), 'parameter element')}"
+        facts = [
+            ("classes", counted(len(self.classes), "class", "classes")),
+            ("units", listed(sizes, 8)),
+            ("log10 of the order", f"{self.log10_order():.3f}"),
+            ("coverage", covered),
+            ("pinned", counted(len(self.pins), "axis", "axes")),
+        ]
+        if self.unknown_operators:
+            facts.append(("no rule for", listed(self.unknown_operators, 5)))
+        return [*facts, *(("note", note) for note in self._notes[:1])]
+
+    def _elements(self) -> int:
+        return sum(math.prod(self.shapes[name]) for name in self.parameters)
 
     def _covered(self, name: str) -> int:
         shape = self.shapes[name]

@@ -562,7 +562,7 @@ def test_all_refusals_are_one_family() -> None:
 # --- repeatability -----------------------------------------------------------------------------
 
 SCRIPT = """
-import hashlib, torch
+import dataclasses, hashlib, torch
 torch.set_num_threads(1)
 import fxrebasin
 from tests.test_api import IMAGES, net
@@ -571,7 +571,7 @@ symmetry = fxrebasin.analyze(net(), IMAGES)
 g = fxrebasin.transform(net(1), ref=net(0), example_inputs=IMAGES)
 digest = hashlib.sha256()
 for c in symmetry.classes:
-    digest.update(repr(c).encode())
+    digest.update(repr(dataclasses.astuple(c)).encode())
 digest.update(repr(sorted(symmetry.pins.items())).encode())
 digest.update(repr(list(symmetry.graph.edges(data=True))).encode())
 digest.update(symmetry.explain("stem.weight", 0).encode())

@@ -97,7 +97,7 @@ def test_inspect_shows_classes_totals_and_pins(folder):
 
 def test_inspect_says_what_a_class_moves_and_what_ties_it(folder):
     text = invoke("inspect", "nets:Net").output
-    assert "embed.weight[0], embed.bias[0], norm.weight[0] and 2 more" in text
+    assert "embed.weight[0] 6×3, embed.bias[0] 6, norm.weight[0] 6 and 2 more" in text
     assert "native_layer_norm ×1" in text
     (units,) = json.loads(invoke("inspect", "nets:Net", "--json").output)["classes"]
     assert set(units["tied_by"]) >= {"aten.addmm.default", "aten.native_layer_norm.default"}

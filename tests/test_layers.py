@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("errors", "layout", "flow", "uniformity", "terminal", "wording"),
+    ("facts", "wording"),
+    ("errors", "layout", "flow", "uniformity", "terminal"),
     ("indexing", "gather", "interruption", "options", "progress", "reliance", "running"),
     ("choices", "ignoring", "models", "solvers"),
     ("storage",),

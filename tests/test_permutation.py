@@ -302,7 +302,7 @@ def test_equality_and_text() -> None:
     assert p != model.identity()
     assert p != other.identity()
     assert p != "p"
-    assert repr(model.identity()) == "Permutation(1 classes, 0 of 5 units moved)"
+    assert repr(model.identity()) == "Permutation(1 class, 0 of 5 units moved)"
     with pytest.raises(TypeError, match="unhashable"):
         hash(p)
 

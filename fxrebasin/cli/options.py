@@ -129,6 +129,8 @@ def _grouped(name: str, kind: type[Any], *options: Callable[[Command], Command])
     """Options that arrive at the command as one argument."""
 
     def decorate(command: Command) -> Command:
+        """Give a command these options."""
+
         @functools.wraps(command)
         def called(**values: Any) -> None:
             own = {item.name: values.pop(item.name) for item in fields(kind)}

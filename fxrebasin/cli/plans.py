@@ -14,7 +14,7 @@ from fxrebasin.cli.headers import Header, header_of
 from fxrebasin.cli.options import Inputs, Talk
 from fxrebasin.cli.talking import show
 from fxrebasin.cli.work import Bench
-from fxrebasin.show.facts import bytes_text, counted
+from fxrebasin.facts import bytes_text, counted
 from fxrebasin.symmetry import Symmetry
 from fxrebasin.wording import listed
 

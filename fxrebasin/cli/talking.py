@@ -36,7 +36,7 @@ def show(talk: Talk, view: Any, document: Mapping[str, Any]) -> None:
     if isinstance(view, str):
         click.echo(view)
         return
-    from fxrebasin.show.facts import facts_text
+    from fxrebasin.facts import facts_text
     from fxrebasin.terminal import output_console
 
     console = output_console()

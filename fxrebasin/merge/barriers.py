@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fxrebasin.errors import InputError
+from fxrebasin.facts import Brief
 from fxrebasin.merge.curves import check_positions
 from fxrebasin.merge.interpolation import interpolate
 from fxrebasin.progress import LateBar
@@ -21,8 +22,8 @@ Evaluate: TypeAlias = Callable[[nn.Module], Any]
 """From a model to its loss, or to its loss and accuracy."""
 
 
-@dataclass(frozen=True)
-class BarrierCurve:
+@dataclass(frozen=True, repr=False)
+class BarrierCurve(Brief):
     """Losses, and accuracies where they were measured, on the way from one model to another.
 
     Args:
@@ -64,6 +65,17 @@ class BarrierCurve:
         """
         middle = min(range(len(self.positions)), key=lambda k: abs(self.positions[k] - 0.5))
         return self.losses[middle], None if self.accuracies is None else self.accuracies[middle]
+
+    def _facts(self) -> list[tuple[str, str]]:
+        facts = [
+            ("models", str(len(self.positions))),
+            ("losses", f"{self.losses[0]:.6g} … {self.losses[-1]:.6g}"),
+            ("half way", f"{self.midpoint[0]:.6g}"),
+            ("barrier", f"{self.barrier:.6g}"),
+        ]
+        if self.accuracies is not None:
+            facts.append(("accuracies", f"{self.accuracies[0]:.2%} … {self.accuracies[-1]:.2%}"))
+        return facts
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import Choices, choices_for
+from fxrebasin.facts import Brief
 from fxrebasin.layout import PermutationClass
 from fxrebasin.merge.barriers import BarrierCurve, Evaluate, barrier
 from fxrebasin.merge.states import is_number, states_of, usable
@@ -49,8 +50,8 @@ class ClassAgreement:
     after: float
 
 
-@dataclass(frozen=True)
-class MergeStats:
+@dataclass(frozen=True, repr=False)
+class MergeStats(Brief):
     """What rebasing a pair did.
 
     Args:
@@ -93,6 +94,15 @@ class MergeStats:
             units = str(c.size) if c.count == 1 else f"{c.count} × {c.size}"
             table.add_row(f"cosine, {c.name}", units, f"{c.before:.4f}", f"{c.after:.4f}")
         return table
+
+    def _facts(self) -> list[tuple[str, str]]:
+        rows = [(name, f"{before} → {after}") for name, before, after in self._barrier_rows()]
+        return [
+            ("distance", f"{self.distance_before:.6g} → {self.distance_after:.6g}"),
+            ("cosine", f"{self.cosine_before:.4f} → {self.cosine_after:.4f}"),
+            ("classes", str(len(self.classes))),
+            *rows,
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""

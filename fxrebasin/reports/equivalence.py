@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fxrebasin.errors import EquivalenceError
+from fxrebasin.facts import Brief
+from fxrebasin.wording import listed
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ class OutputFigures:
         )
 
 
-@dataclass(frozen=True)
-class EquivalenceReport:
+@dataclass(frozen=True, repr=False)
+class EquivalenceReport(Brief):
     """The outcome of comparing a model with another one, or with an ONNX file of it.
 
     Attributes:
@@ -220,6 +222,17 @@ class EquivalenceReport:
             outputs.append({key: _plain(value) for key, value in figures.items()})
         summary = {name: _plain(getattr(self, name)) for name in _SUMMARY}
         return {**summary, "outputs": outputs}
+
+    def _facts(self) -> list[tuple[str, str]]:
+        facts = [
+            ("verdict", "equivalent" if self.passed else "NOT equivalent"),
+            ("run on", self.backend),
+            ("inputs", ", ".join(self.inputs) or "none"),
+            ("outputs", listed([output.name for output in self.outputs], 3) or "none"),
+            ("relative error", f"{self.max_rel:.3g}, tolerance {self.tolerance:.3g}"),
+        ]
+        facts += [("failure", failure) for failure in self.failures[:2]]
+        return [*facts, *(("note", note) for note in self.notes[:1])]
 
     def __str__(self) -> str:
         verdict = "equivalent" if self.passed else "NOT equivalent"

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fxrebasin.facts import Brief, counted
 from fxrebasin.permutation import Permutation
 from fxrebasin.reports.equivalence import EquivalenceReport
 
 
-@dataclass(frozen=True)
-class RebasinReport:
+@dataclass(frozen=True, repr=False)
+class RebasinReport(Brief):
     """The report of one `transform`; its fields can also be read as keys.
 
     Attributes:
@@ -52,6 +53,21 @@ class RebasinReport:
         if key not in self.keys():
             raise KeyError(f"the report has no {key!r}; it has {', '.join(self.keys())}")
         return getattr(self, key)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        permutation = self.certificate
+        facts = [
+            ("method", self.method),
+            (
+                "moved",
+                f"{permutation.units_moved} of {counted(permutation.units, 'unit')}",
+            ),
+            ("distance", f"{self.distance_before:.6g} → {self.distance_after:.6g}"),
+            ("agreement", f"{self.objective_before:.6g} → {self.objective_after:.6g}"),
+            ("proof", "none" if self.equivalence is None else str(self.equivalence)),
+            ("seconds", f"{sum(self.seconds.values()):.2f}"),
+        ]
+        return [*facts, *(("note", note) for note in self.notes[:2])]
 
     def keys(self) -> tuple[str, ...]:
         """The names of the fields."""

@@ -2,43 +2,126 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from fxrebasin.show.facts import counted
+from fxrebasin.facts import counted, facts_text
+from fxrebasin.show.folding import sketch
 
 _LISTED = 3
 
 if TYPE_CHECKING:
+    from fxrebasin.layout import PermutationClass
     from fxrebasin.reports.equivalence import EquivalenceReport
     from fxrebasin.reports.rebasin import RebasinReport
     from fxrebasin.symmetry import Symmetry
 
 
 def symmetry_view(title: str, symmetry: Symmetry, inputs: Sequence[str] = ()) -> RenderableType:
-    """The classes, what they move and what ties it; then totals; then pinned axes by reason."""
+    """The classes, what they move and what ties it; then totals; then pinned axes by reason.
+
+    Classes in the same place of repeated layers are one row, as in the picture.
+
+    Args:
+        title: above the table.
+        symmetry: of a model.
+        inputs: that the model was run on, in words.
+    """
     table = Table(title=escape(title))
     table.add_column("#", justify="right")
     table.add_column("class", overflow="fold")
+    table.add_column("layers", justify="right")
     table.add_column("units", justify="right")
     table.add_column("copies", overflow="fold")
-    table.add_column("parameters and buffers", overflow="fold")
+    table.add_column("parameters", justify="right")
+    table.add_column("moves", overflow="fold")
     table.add_column("tied by", overflow="fold")
-    numbers = {c.name: str(number) for number, c in enumerate(symmetry.classes, start=1)}
-    for c in symmetry.classes:
+    folded = list(_folded(symmetry))
+    numbers = {name: str(k) for k, (_, names) in enumerate(folded, start=1) for name in names}
+    for c, names in folded:
         within = ", ".join(f"#{numbers[name]}" for name in c.within)
         copies = f"{c.count}, inside {within}" if within else str(c.count)
-        axes = _listed([f"{name}[{axis}]" for name, axis in c.axes])
+        axes = _listed([_axis_text(symmetry, name, axis) for name, axis in c.axes])
         tied = ", ".join(f"{_short(o)} ×{n}" for o, n in symmetry.tying_operators(c).items())
-        cells = (c.name, str(c.size), copies, axes, tied or "–")
-        table.add_row(numbers[c.name], *map(escape, cells))
-    notes = [escape(f"note: {note}") for note in symmetry.notes]
-    return Group(table, _totals(symmetry), *notes, _pins(symmetry))
+        layers = str(len(names)) if len(names) > 1 else ""
+        cells = (common_name(names), layers, str(c.size), copies)
+        held = f"{_held(symmetry, names):,}"
+        table.add_row(numbers[c.name], *map(escape, (*cells, held, axes, tied or "–")))
+    totals = facts_text(_totals(symmetry, inputs))
+    return Group(table, Text(totals), _pins(symmetry))
+
+
+def _folded(symmetry: Symmetry) -> Iterator[tuple[PermutationClass, tuple[str, ...]]]:
+    """Classes, each with the names of those in its place in layers that are alike."""
+    alike = dict(sketch(symmetry).alike)
+    for outer, others in list(alike.items()):
+        alike |= _alike_within(symmetry, (outer, *others))
+    shown: set[str] = set()
+    for c in symmetry.classes:
+        if c.name not in shown:
+            names = alike.get(c.name, (c.name,))
+            shown |= {c.name, *names}
+            yield c, names
+
+
+def _alike_within(symmetry: Symmetry, outer: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Classes inside of classes that are alike, such as dimensions within heads.
+
+    Args:
+        symmetry: of the model.
+        outer: names of classes that are alike; the first may come twice.
+    """
+    inner = [
+        [c for c in symmetry.classes if c.within and c.within[0] == name]
+        for name in dict.fromkeys(outer)
+    ]
+    forms = {tuple((c.size, c.count, len(c.axes)) for c in classes) for classes in inner}
+    if len(forms) != 1:
+        return {}
+    rows = zip(*inner, strict=True)
+    return {row[0].name: tuple(c.name for c in row) for row in rows}
+
+
+def common_name(names: Sequence[str]) -> str:
+    """Names of things in repeated layers as one.
+
+    Args:
+        names: at least one.
+
+    Example:
+        >>> common_name(["layers.0.fc.weight[0]", "layers.1.fc.weight[0]", "layers.2.fc.weight[0]"])
+        'layers.{0…2}.fc.weight[0]'
+    """
+    columns = list(zip(*(name.split(".") for name in names), strict=False))
+    if len({name.count(".") for name in names}) > 1:
+        return f"{names[0]} … {names[-1]}"
+    return ".".join(c[0] if len(set(c)) == 1 else _range(c[0], c[-1]) for c in columns)
+
+
+def _range(first: str, last: str) -> str:
+    """Names that are numbered, from the first to the last."""
+    numbered = re.fullmatch(r"(.*?)\d+", first)
+    stem = numbered[1] if numbered is not None and last.startswith(numbered[1]) else ""
+    return f"{stem}{{{first[len(stem) :]}…{last[len(stem) :]}}}"
+
+
+def _axis_text(symmetry: Symmetry, name: str, axis: int) -> str:
+    """An axis of a tensor, with the shape of that."""
+    return f"{name}[{axis}] {'×'.join(map(str, symmetry.shapes[name]))}"
+
+
+def _held(symmetry: Symmetry, names: Sequence[str]) -> int:
+    """The number of parameter elements that some classes move."""
+    held = {n for c in symmetry.classes if c.name in names for n, _ in c.axes}
+    return sum(math.prod(symmetry.shapes[n]) for n in symmetry.parameters if n in held)
 
 
 def _listed(names: list[str]) -> str:
@@ -68,6 +151,8 @@ def symmetry_document(symmetry: Symmetry) -> dict[str, Any]:
     return {
         "log10_order": symmetry.log10_order(),
         "coverage": symmetry.coverage(),
+        "parameters": _parameters(symmetry),
+        "shapes": {name: list(shape) for name, shape in symmetry.shapes.items()},
         "unknown_operators": list(symmetry.unknown_operators),
         "notes": list(symmetry.notes),
         "classes": [
@@ -136,14 +221,20 @@ def percent(share: float) -> str:
     return "< 0.01%" if 0 < share < 0.00005 else f"{share:.2%}"
 
 
-def _totals(symmetry: Symmetry) -> Table:
-    totals = Table.grid(padding=(0, 2))
-    totals.add_row("classes", str(len(symmetry.classes)))
-    totals.add_row("log10 of the order of the group", f"{symmetry.log10_order():.3f}")
-    totals.add_row("coverage", f"{percent(symmetry.coverage())} of parameter elements")
-    unknown = ", ".join(symmetry.unknown_operators) or "none"
-    totals.add_row("operators without a rule", escape(unknown))
-    return totals
+def _parameters(symmetry: Symmetry) -> int:
+    return sum(math.prod(symmetry.shapes[name]) for name in symmetry.parameters)
+
+
+def _totals(symmetry: Symmetry, inputs: Sequence[str]) -> list[tuple[str, str]]:
+    covered = f"{percent(symmetry.coverage())} of {_parameters(symmetry):,} parameter elements"
+    return [
+        *([("inputs", ", ".join(inputs))] if inputs else []),
+        ("classes", str(len(symmetry.classes))),
+        ("log10 of the order of the group", f"{symmetry.log10_order():.3f}"),
+        ("coverage", covered),
+        ("operators without a rule", ", ".join(symmetry.unknown_operators) or "none"),
+        *(("note", note) for note in symmetry.notes),
+    ]
 
 
 def _pins(symmetry: Symmetry) -> Table:

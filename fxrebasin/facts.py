@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import textwrap
 from collections.abc import Sequence
 
 _GAP = 2
 _LEAST = 30
+_MOST, _LONGEST = 8, 90  # facts of an object, and what they say
 _STEP = 1024
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
@@ -58,3 +60,28 @@ def counted(number: int, one: str, many: str | None = None) -> str:
         ('1 class', '2 sweeps')
     """
     return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+class Brief:
+    """Shows itself in a few facts, in a terminal and in a notebook, however large it is."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}\n{textwrap.indent(facts_text(self._shown()), '  ')}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for name, text in self._shown()
+        )
+        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
+
+    def _facts(self) -> Sequence[tuple[str, str]]:
+        """What is shown, the most important first."""
+        return ()
+
+    def _shown(self) -> list[tuple[str, str]]:
+        """As many facts as fit, each on one line."""
+        facts = list(self._facts())
+        return [(name, textwrap.shorten(text, _LONGEST)) for name, text in facts[:_MOST]]
