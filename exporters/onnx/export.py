@@ -17,9 +17,23 @@ from torch.utils._pytree import tree_leaves
 
 from fxrebasin.choices import choices_for
 from fxrebasin.errors import CheckpointError, EquivalenceError, ExportError, InputError
+from fxrebasin.exporters.onnx.axes import (
+    BATCH,
+    Dynamic,
+    batch_axes,
+    chosen_axes,
+    found_axes,
+    labels_of,
+    without,
+)
+from fxrebasin.exporters.onnx.capture import Axes, Captured, capture
+from fxrebasin.exporters.onnx.names import names_in_file
+from fxrebasin.exporters.onnx.sizes import Sizes
+from fxrebasin.exporters.onnx.state import folding_notes, state_of
 from fxrebasin.exporters.onnx.write import EMBEDDED_BYTES, data_name, write_onnx
 from fxrebasin.exporters.verify.equivalence import compare_onnxruntime
-from fxrebasin.exporters.verify.input_sets import InputSet, batch_size, example_set, with_batch
+from fxrebasin.exporters.verify.input_names import named_inputs
+from fxrebasin.exporters.verify.input_sets import InputSet, example_set, with_sizes
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
 from fxrebasin.exporters.verify.references import References, reference_runs
 from fxrebasin.exporters.verify.runs import Subject
@@ -32,7 +46,7 @@ from fxrebasin.storage.files import replacing
 from fxrebasin.wording import spoken
 
 _OLDEST_OPSET = 18  # what torch's exporter writes natively
-_TRACED_BATCH = 2  # torch.export treats an axis of size 1 as a constant
+_LEAST_TRACED = 2  # an axis of size 1 may be one along which values are repeated
 _CONSTANTS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
 
 
@@ -45,7 +59,8 @@ def export_onnx(
     overwrite: bool = False,
     opset: int | None = None,
     dynamic_batch: bool = True,
-    optimize: bool = True,
+    dynamic: Dynamic | None = None,
+    optimize: bool = False,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
 ) -> EquivalenceReport:
@@ -58,9 +73,13 @@ def export_onnx(
     in the `state_dict`. Weights beyond 1.8 GB go to `<path>.data`, which has to stay beside the
     file.
 
-    The batch axis (the first axis of the first input, and that of every input of the same length)
-    is dynamic, which is checked by running a second batch size. If the model's graph works for one
-    size only, the batch is fixed and `report.notes` says why.
+    Every parameter is an initializer under its name, bit for bit, also one that has two names or
+    that no operator reads; buffers that operators read are, too. This is checked on the file. (A
+    parameter with the name of an input gets `_1` after it.)
+
+    Axes that may have another size are dynamic where PyTorch can prove it: the batch, the length of
+    sequences and sounds, the size of images. Each is checked by running other sizes. Where an axis
+    is fixed although the model takes other sizes, `report.notes` says why in PyTorch's words.
 
     Args:
         model: any module or GraphModule; it is exported in eval mode and left as it was.
@@ -69,10 +88,13 @@ def export_onnx(
         example_kwargs: keyword inputs by name. Inputs that are not tensors become constants.
         overwrite: replace a file that exists.
         opset: version of the ONNX operator set; torch's default when left out.
-        dynamic_batch: False fixes the batch size to that of the example inputs.
-        optimize: simplify the graph (onnxscript's optimizer), which folds BatchNorm into the
-            layer before it. False keeps every parameter as it is, and is faster; onnxruntime
-            simplifies at load in either case.
+        dynamic_batch: False fixes the sizes of all axes to those of the example inputs.
+        dynamic: labels of the axes that have to be dynamic, by input: by the place of an axis, or
+            one (or None) for each axis in order. Axes with one label have one size. Found when left
+            out. `parse_dynamic` reads the form of the command line.
+        optimize: run onnxscript's optimizer, which folds parameters into others, such as BatchNorm
+            into the layer before it; `report.notes` says what it folded. It makes no file faster on
+            onnxruntime, which simplifies at load.
         state_buffers: as for `analyze`; checked to exist, and of no effect on a file.
         outputs: as for `analyze`; the file has just these.
 
@@ -81,8 +103,9 @@ def export_onnx(
 
     Raises:
         CheckpointError: the file exists, or cannot be written there; raised before any work.
-        InputError: the model does not run on the example inputs, or the opset does not exist.
-        ExportError: the model cannot be exported, the file checked, or onnxruntime run it.
+        InputError: the model does not run on the example inputs, or there is no such opset or axis.
+        ExportError: the model cannot be exported, with the axes asked for if any are; the file
+            cannot be checked, or onnxruntime cannot run it.
         EquivalenceError: onnxruntime computes something other than PyTorch.
 
     Example:
@@ -99,9 +122,8 @@ def export_onnx(
     check_outputs(model, args, kwargs, wanted)
     try:
         with replacing(target, data_name(target)) as draft:  # the model last: it names its data
-            report = _prove(
-                _Job(model, args, kwargs, draft, opset, optimize, wanted), dynamic_batch
-            )
+            job = _Job(model, args, kwargs, draft, opset, optimize, wanted)
+            report = _prove(job, dynamic, dynamic_batch)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {first_lines(error)}") from error
     return replace(report, path=str(target))
@@ -165,50 +187,93 @@ class _Job:
         """What the file is compared with."""
         return Subject(self.model, wanted=self.wanted)
 
+    @property
+    def example(self) -> InputSet:
+        """The inputs that were given."""
+        return example_set(self.args, self.kwargs)
 
-def _prove(job: _Job, dynamic_batch: bool) -> EquivalenceReport:
-    """Export, check and compare; with a dynamic batch if that is wanted and works."""
-    batch = batch_size(job.args, job.kwargs)
-    if not dynamic_batch or batch is None:
-        return _prove_fixed(job)
-    try:
-        return _prove_dynamic(job, batch)
-    except (EquivalenceError, ExportError, InputError) as error:
-        reason = str(error).splitlines()[0]
-    report = _prove_fixed(job)
-    return replace(report, notes=(*report.notes, f"the batch is fixed at {batch}: {reason}"))
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The inputs of the file."""
+        return named_inputs(self.model, self.args, self.kwargs)
 
 
-def _prove_fixed(job: _Job) -> EquivalenceReport:
-    _write_draft(job, example_set(job.args, job.kwargs), batch=None)
-    references = reference_runs(job.subject, job.args, job.kwargs, any_batch=False)
-    return _compare(_open(job), references)
+def _prove(job: _Job, dynamic: Dynamic | None, dynamic_batch: bool) -> EquivalenceReport:
+    """Export, check and compare, with as many dynamic axes as work or with those asked for."""
+    if dynamic is not None:
+        return _proved(job, chosen_axes(dynamic, job.tensors), as_asked=True)
+    notes: list[str] = []
+    attempts = _attempts(job) if dynamic_batch else [{}]
+    for axes, rest in zip(attempts, [*attempts[1:], None], strict=True):
+        try:
+            report = _proved(job, axes)
+        except (EquivalenceError, ExportError, InputError) as error:
+            if rest is None:
+                raise
+            lost = labels_of(axes).keys() - labels_of(rest).keys()
+            reason = str(error).splitlines()[0]
+            notes += [_fixed(job, axes, label, reason) for label in sorted(lost)]
+        else:
+            break
+    return replace(report, notes=(*report.notes, *notes))
 
 
-def _prove_dynamic(job: _Job, batch: int) -> EquivalenceReport:
-    inputs = example_set(job.args, job.kwargs)
-    if batch < _TRACED_BATCH:
-        inputs = with_batch(inputs, _TRACED_BATCH, required=True)
-    _write_draft(job, inputs, batch=max(batch, _TRACED_BATCH))
-    session = _open(job)
-    if not session.batch_is_dynamic(job.model, job.args, job.kwargs):
-        raise ExportError("the graph of the model is specialised to one batch size")
-    references = reference_runs(job.subject, job.args, job.kwargs)
-    if not references.other_batch:
-        raise InputError("; ".join(references.notes))
-    return _compare(session, references)
+def _attempts(job: _Job) -> list[Axes]:
+    """Axes to be left open: all that a run shows, the batch, none."""
+    found = found_axes(job.model, job.example, job.tensors, job.wanted)
+    batch = batch_axes(job.example, job.tensors)
+    return [found, *([batch] if batch != found else []), *([{}] if batch else [])]
 
 
-def _write_draft(job: _Job, inputs: InputSet, batch: int | None) -> None:
-    write_onnx(
-        job.model,
-        job.draft,
-        inputs,
-        batch=batch,
-        opset=job.opset,
-        optimize=job.optimize,
-        wanted=job.wanted,
+def _fixed(job: _Job, axes: Axes, label: str, reason: str) -> str:
+    name, axis = labels_of(axes)[label][0]
+    what = "the batch" if label == BATCH else f"{label} (axis {axis} of {name})"
+    return f"{what} is fixed at {job.tensors[name].shape[axis]}: {reason}"
+
+
+def _proved(job: _Job, axes: Axes, *, as_asked: bool = False) -> EquivalenceReport:
+    """Export with open axes, check and compare; axes that PyTorch closes are so in the file."""
+    captured, closed = _captured(job, axes)
+    notes = [_fixed(job, axes, label, reason) for label, reason in closed.items()]
+    if notes and as_asked:
+        raise ExportError(f"dynamic: {'; '.join(notes)}")
+    write_onnx(job.model, job.draft, captured, opset=job.opset, optimize=job.optimize)
+    names = names_in_file(state_of(job.model), captured.inputs)
+    if job.optimize:
+        notes += folding_notes(job.draft, job.model, names)
+    sizes = Sizes(job.subject, job.example, without(axes, closed), captured)
+    references = reference_runs(
+        job.subject, job.args, job.kwargs, any_batch=sizes.any_batch, further=sizes.sets()
     )
+    if sizes.any_batch and not references.other_batch:
+        raise InputError("; ".join(references.notes))
+    report = _compare(_open(job), references, sizes)
+    return replace(report, notes=(*report.notes, *notes))
+
+
+def _captured(job: _Job, axes: Axes) -> tuple[Captured, dict[str, str]]:
+    """The program, and labels of axes that PyTorch closed with its reasons.
+
+    An axis of size 1 is traced with a larger size, unless PyTorch closes it then.
+    """
+    sizes = {label: _traced_size(job, axes, label) for label in labels_of(axes)}
+    changed = {label: size for label, size in sizes.items() if size != _size(job, axes, label)}
+    inputs = with_sizes(job.example, job.model, axes, changed) if changed else job.example
+    captured = capture(job.model, inputs, axes, job.wanted)
+    closed = dict(captured.closed)
+    if closed.keys() & changed.keys():
+        captured, more = _captured(job, without(axes, closed))
+        closed.update(more)
+    return captured, closed
+
+
+def _size(job: _Job, axes: Axes, label: str) -> int:
+    name, axis = labels_of(axes)[label][0]
+    return int(job.tensors[name].shape[axis])
+
+
+def _traced_size(job: _Job, axes: Axes, label: str) -> int:
+    return max(_size(job, axes, label), _LEAST_TRACED)
 
 
 def _open(job: _Job) -> OnnxModel:
@@ -218,7 +283,14 @@ def _open(job: _Job) -> OnnxModel:
         raise ExportError(f"onnxruntime refuses what was exported: {error}") from error
 
 
-def _compare(session: OnnxModel, references: References) -> EquivalenceReport:
-    report = compare_onnxruntime(session, references)
-    report.raise_if_failed()
+def _compare(session: OnnxModel, references: References, sizes: Sizes) -> EquivalenceReport:
+    session.check_open(sizes.axes)
+    try:
+        report = compare_onnxruntime(session, references)
+        report.raise_if_failed()
+    except (EquivalenceError, ExportError) as error:
+        if not sizes.objections:
+            raise
+        reasons = "; ".join(dict.fromkeys(sizes.objections))
+        raise type(error)(f"{reasons}; {error}") from error
     return report

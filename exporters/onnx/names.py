@@ -4,36 +4,61 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 import onnx_ir as ir
 
-BATCH_NAME = "batch"
+
+def names_in_file(state: Iterable[str], inputs: Sequence[str]) -> dict[str, str]:
+    """What a file calls the tensors of a state: the same, unless an input has that name.
+
+    Args:
+        state: names of parameters and buffers.
+        inputs: names of the inputs.
+
+    Example:
+        >>> names_in_file(["weight", "x"], inputs=["x"])
+        {'weight': 'weight', 'x': 'x_1'}
+    """
+    names = list(state)
+    used = {*names, *inputs}
+    return {name: _fresh(name, used) if name in inputs else name for name in names}
 
 
 def tidy(
-    model: ir.Model, *, inputs: Sequence[str], outputs: Sequence[str], scope: str, batch: bool
+    model: ir.Model,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    state: Mapping[str, str],
+    axes: Mapping[str, str],
 ) -> None:
     """Give a graph made by torch's exporter its final names, in place.
 
     Args:
         model: the graph; no function bodies.
         inputs: names for its inputs, in order.
-        outputs: names for its outputs, in order. One that an input has gets a suffix.
-        scope: prefix to take off the names of initializers.
-        batch: name the symbolic first axis of the inputs `batch`, wherever its symbol occurs.
+        outputs: names for its outputs, in order. One that an input or a weight has gets a suffix.
+        state: names for initializers, by their present names; others keep theirs.
+        axes: names for the symbols of sizes.
 
     Metadata goes, since it holds source lines and paths of the machine that made the file.
     """
     graph = model.graph
-    initializers = list(graph.initializers.values())
-    names = [str(value.name).removeprefix(scope) for value in initializers]
+    weights = [value for name, value in graph.initializers.items() if name in state]
+    others = [value for name, value in graph.initializers.items() if name not in state]
     wanted = zip(
-        (*graph.inputs, *graph.outputs, *initializers), (*inputs, *outputs, *names), strict=True
+        (*graph.inputs, *weights, *graph.outputs, *others),
+        (
+            *inputs,
+            *(state[str(value.name)] for value in weights),
+            *outputs,
+            *(str(value.name) for value in others),
+        ),
+        strict=True,
     )
     _rename(graph, list(wanted))
-    if batch:
-        _name_batch(graph)
+    _name_axes(graph, axes)
     model.metadata_props.clear()
     graph.metadata_props.clear()
     for node in graph.all_nodes():
@@ -74,17 +99,15 @@ def _fresh(name: str, used: Container[str]) -> str:
     return next(candidate for candidate in candidates if candidate not in used)
 
 
-def _name_batch(graph: ir.Graph) -> None:
-    symbols = {
-        str(value.shape[0].value)
-        for value in graph.inputs
-        if value.shape and isinstance(value.shape[0], ir.SymbolicDim)
-    }
-    if len(symbols) != 1 or symbols == {BATCH_NAME}:
-        return
-    symbol = re.compile(rf"\b{re.escape(symbols.pop())}\b")
+def _name_axes(graph: ir.Graph, axes: Mapping[str, str]) -> None:
+    """Put names in the places of symbols; a size that is known but came as a symbol is a number."""
+    symbols = re.compile(rf"\b({'|'.join(map(re.escape, axes))})\b") if axes else None
     for value in _values(graph):
         shape = value.shape or ir.Shape(())
         for axis, size in enumerate(shape):
-            if isinstance(size, ir.SymbolicDim) and size.value is not None:
-                shape[axis] = symbol.sub(BATCH_NAME, size.value)
+            if not isinstance(size, ir.SymbolicDim) or size.value is None:
+                continue
+            if size.value.isdecimal():
+                shape[axis] = int(size.value)
+            elif symbols is not None:
+                shape[axis] = symbols.sub(lambda found: axes[found.group()], size.value)

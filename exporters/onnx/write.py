@@ -1,37 +1,38 @@
-"""Make an ONNX file with torch's exporter: quiet, named after the model, and well-formed."""
+"""Make an ONNX file of a captured model: named after the model, with its state, and well-formed."""
 
 from __future__ import annotations
 
-import logging
-import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO, cast
 
 import onnx
+import onnx_ir as ir
+import onnxscript.optimizer
 import torch
+from onnx_ir.passes.common import OutputFixPass, RemoveUnusedNodesPass
+from onnx_ir.tensor_adapters import TorchTensor
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fxrebasin.errors import ExportError
-from fxrebasin.exporters.onnx.names import BATCH_NAME, tidy
-from fxrebasin.exporters.verify.input_names import named_inputs
-from fxrebasin.exporters.verify.input_sets import InputSet, is_batched
-from fxrebasin.exporters.verify.runs import call_quietly
-from fxrebasin.passes.trace.exported import trusted_distributions
-from fxrebasin.running.given import Given
+from fxrebasin.exporters.onnx.capture import SCOPE, Captured, root_cause
+from fxrebasin.exporters.onnx.names import names_in_file, tidy
+from fxrebasin.exporters.onnx.quiet import quiet
+from fxrebasin.exporters.onnx.recurrent import whole_recurrent_layers
+from fxrebasin.exporters.onnx.state import add_unread, check_state, state_of
+from fxrebasin.exporters.onnx.wire import (
+    Place,
+    Weight,
+    with_data_elsewhere,
+    write_data,
+    write_embedded,
+)
 from fxrebasin.running.messages import first_lines
-from fxrebasin.running.outputs import Wanted, counted, reduced
-from fxrebasin.running.preserve import preserve
 
 # A protobuf message holds less than 2 GiB, and the graph itself takes some of that.
 EMBEDDED_BYTES = 1_800_000_000
 
-_LOGGERS = ("torch", "onnxscript", "onnx_ir")
+# Weights below this stay in the graph in any case: shapes are among them, which checkers read.
+_SMALL_BYTES = 1024
 
 
 def data_name(path: Path) -> str:
@@ -47,158 +48,138 @@ def data_name(path: Path) -> str:
 def write_onnx(
     model: nn.Module,
     path: Path,
-    inputs: InputSet,
+    captured: Captured,
     *,
-    batch: int | None = None,
     opset: int | None = None,
-    optimize: bool = True,
-    wanted: Wanted = None,
+    optimize: bool = False,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Export with torch's exporter, name everything, write the file and check it; print nothing.
+    """Translate a captured model, name everything, write the file and check it; print nothing.
 
     Args:
-        model: left as it was; exported in eval mode.
+        model: what was captured; left as it was.
         path: where to write; weights beyond `EMBEDDED_BYTES` go to a second file beside it.
-        inputs: the call to export.
-        batch: size, in these inputs, of the axis to be dynamic (the first axis of every tensor
-            that has this size there); None for no dynamic axis.
+        captured: the model as a program.
         opset: version of the operator set; the exporter's default when left out.
-        optimize: run onnxscript's optimizer.
-        wanted: which outputs the file has; see `fxrebasin.running.outputs`.
+        optimize: run onnxscript's optimizer, which folds parameters into others. Otherwise the
+            file has every parameter, and this is checked bit for bit.
+        metadata: entries of the file's `metadata_props`.
 
     Raises:
-        ExportError: the exporter or `onnx.checker` refuses.
+        ExportError: the exporter or `onnx.checker` refuses, or the file has not the model's state.
     """
-    outputs: list[str] = []
+    translated = _translated(model, captured, opset, optimize)
+    graph = translated.graph
+    if (len(graph.inputs), len(graph.outputs)) != (len(captured.inputs), len(captured.outputs)):
+        raise ExportError(
+            f"torch.onnx.export made {len(graph.inputs)} inputs and {len(graph.outputs)} outputs "
+            f"of the inputs {', '.join(captured.inputs)} and the outputs "
+            f"{', '.join(captured.outputs)}"
+        )
+    names = names_in_file(state_of(model), captured.inputs)
+    scoped = {SCOPE + name: new for name, new in names.items()}
+    if not optimize:
+        _simplify(translated, set(scoped))
+    tidy(
+        translated,
+        inputs=captured.inputs,
+        outputs=captured.outputs,
+        state=scoped,
+        axes={str(symbol): label for symbol, label in captured.labels.items()},
+    )
+    if not optimize:
+        add_unread(graph, model, names)
+    translated.metadata_props.update(metadata or {})
+    _check_opset(translated, opset)
+    _save(translated, path, type(model).__name__)
+    if not optimize:
+        check_state(path, model, names)
 
-    def record(names: list[str]) -> None:  # from outside the module: torch.export guards its state
-        outputs[:] = names
 
-    flat = _Flat(model, inputs, wanted, record)
-    tensors = flat.tensors()
-    axis = torch.export.Dim(BATCH_NAME)
-    shapes = [{0: axis} if batch and is_batched(tensor, batch) else {} for tensor in tensors]
+def _translated(
+    model: nn.Module, captured: Captured, opset: int | None, optimize: bool
+) -> ir.Model:
     try:
-        # the mode that watches writes for `preserve` knows no loops; export writes to fake tensors
-        with preserve(model), _disable_current_modes(), trusted_distributions(), _quiet():
+        with torch.no_grad(), whole_recurrent_layers(), quiet():
             program = torch.onnx.export(
-                flat,
-                tensors,
+                captured.program,
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
                 optimize=optimize,
-                dynamic_shapes=(tuple(shapes),) if batch else None,
             )
     except Exception as error:
         raise ExportError(
-            f"torch.onnx.export cannot export {type(model).__name__}: {_root(error)}"
+            f"torch.onnx.export cannot export {type(model).__name__}: {root_cause(error)}"
         ) from error
-    if program is None or not outputs:
-        raise ExportError(f"{type(model).__name__} returns no tensor")
-    names = list(named_inputs(model, inputs.args, inputs.kwargs))
-    _check_ports(program, names, outputs)
-    tidy(program.model, inputs=names, outputs=outputs, scope="model.", batch=batch is not None)
-    _save(program, path, model, opset)
+    if program is None:
+        raise ExportError(f"torch.onnx.export makes nothing of {type(model).__name__}")
+    return program.model
 
 
-class _Flat(nn.Module):
-    """The model as a function from a tuple of tensors to a tuple of tensors.
+def _simplify(model: ir.Model, state: set[str]) -> None:
+    """Compute in advance what depends on nothing, but leave everything alone that is state."""
 
-    Keyword inputs, inputs that are not tensors, and returned dataclasses, caches, numbers and None
-    are each too much for torch's exporter in some combination.
-    """
+    def may_fold(node: ir.Node) -> bool | None:
+        return False if any(one is not None and one.name in state for one in node.inputs) else None
 
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: InputSet,
-        wanted: Wanted,
-        record: Callable[[list[str]], None],
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.training = False  # `eval()` would also be called on the model
-        self._leaves, self._spec = tree_flatten((inputs.args, dict(inputs.kwargs)))
-        self._wanted, self._record = wanted, record
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """The inputs, each a copy: torch.export takes a tensor that comes twice as one input."""
-        return tuple(leaf.clone() for leaf in self._leaves if isinstance(leaf, torch.Tensor))
-
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        inputs = iter(tensors)
-        leaves = [next(inputs) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
-        args, kwargs = tree_unflatten(leaves, self._spec)
-        given = Given(args, kwargs)
-        returned = reduced(self.model, call_quietly(self.model, args, kwargs), self._wanted)
-        outputs = counted(returned, self._wanted, given)
-        self._record(list(outputs))
-        return tuple(outputs.values())
+    with quiet():
+        onnxscript.optimizer.inline(model)
+        onnxscript.optimizer.fold_constants_ir(model, should_fold=may_fold)
+        RemoveUnusedNodesPass()(model)
+        OutputFixPass()(model)  # a weight that is returned keeps its own name
 
 
-def _check_ports(
-    program: torch.onnx.ONNXProgram,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-) -> None:
-    graph = program.model.graph
-    if (len(graph.inputs), len(graph.outputs)) != (len(inputs), len(outputs)):
-        raise ExportError(
-            f"torch.onnx.export made {len(graph.inputs)} inputs and {len(graph.outputs)} outputs "
-            f"of the inputs {', '.join(inputs)} and the outputs {', '.join(outputs)}"
-        )
-
-
-def _save(program: torch.onnx.ONNXProgram, path: Path, model: nn.Module, opset: int | None) -> None:
-    written = program.model.opset_imports.get("")
+def _check_opset(model: ir.Model, opset: int | None) -> None:
+    written = model.opset_imports.get("")
     if opset not in (None, written):
         raise ExportError(f"the model needs opset {written}; opset {opset} was asked for")
-    initializers = program.model.graph.initializers.values()
-    size = sum(value.const_value.nbytes for value in initializers if value.const_value is not None)
-    program.save(path, external_data=size > EMBEDDED_BYTES)
+
+
+def _save(model: ir.Model, path: Path, label: str) -> None:
+    """Write the file, and have a small twin checked that has its weights in that file."""
+    weights = [_weight(value) for value in model.graph.initializers.values()]
+    model.graph.initializers.clear()
+    graph = ir.serde.serialize_model(model)
+    if sum(weight.size for weight in weights) > EMBEDDED_BYTES:
+        large = [weight for weight in weights if weight.size >= _SMALL_BYTES]
+        places = write_data(large, path.with_name(data_name(path)))
+        onnx.save(with_data_elsewhere(graph, weights, places), path)
+        _check(path, label)
+        return
+    places = write_embedded(graph, weights, path)
+    large_places: dict[str, Place] = {
+        name: place for name, place in places.items() if place.size >= _SMALL_BYTES
+    }
+    twin = path.with_name(f"{path.name}.twin")
+    onnx.save(with_data_elsewhere(graph, weights, large_places), twin)
+    _check(twin, label)
+    twin.unlink()
+
+
+def _check(path: Path, label: str) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
-            f"onnx.checker refuses the exported {type(model).__name__}: {first_lines(error)}"
+            f"onnx.checker refuses the exported {label}: {first_lines(error)}"
         ) from error
 
 
-def _root(error: BaseException) -> str:
-    """The first line of the exception behind it; torch wraps that in advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return first_lines(error, 1)
+def _weight(value: ir.Value) -> Weight:
+    tensor = value.const_value
+    if tensor is None:
+        raise ExportError(f"torch.onnx.export left {value.name} without a value")
+    header = onnx.TensorProto(
+        name=value.name, dims=tensor.shape.numpy(), data_type=tensor.dtype.value
+    )
+    data: Callable[[], bytes] = tensor.tobytes
+    return Weight(header, tensor.nbytes, data, _identity(tensor))
 
 
-class _Mute:
-    """Drops what its own thread writes; other threads (a progress bar's) go on writing."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._thread = threading.get_ident()
-
-    def write(self, text: str) -> int:
-        muted = threading.get_ident() == self._thread
-        return len(text) if muted else self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's prints, warnings and log lines off the user's terminal."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        out, err = cast(TextIO, _Mute(sys.stdout)), cast(TextIO, _Mute(sys.stderr))
-        with warnings.catch_warnings(), redirect_stdout(out), redirect_stderr(err):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def _identity(tensor: ir.TensorProtocol) -> object:
+    """Equal for tensors of PyTorch that are the same numbers in memory, else None."""
+    raw = tensor.raw if isinstance(tensor, ir.Tensor | TorchTensor) else None
+    if not isinstance(raw, torch.Tensor) or raw.layout != torch.strided:
+        return None
+    return raw.data_ptr(), raw.dtype, tuple(raw.shape), raw.stride()

@@ -131,6 +131,22 @@ class OnnxModel:
         ]
         return bool(shapes) and not any(isinstance(shape[0], int) for shape in shapes)
 
+    def check_open(self, axes: Mapping[str, Mapping[int, str]]) -> None:
+        """Refuse the file if axes of its inputs are of a fixed size.
+
+        Args:
+            axes: labels by the name of an input and the place of the axis.
+
+        Raises:
+            ExportError: an axis is fixed.
+        """
+        for port in self._session.get_inputs():
+            for axis in axes.get(port.name, {}):
+                if isinstance(port.shape[axis], int):
+                    raise ExportError(
+                        f"axis {axis} of {port.name} came out as fixed to {port.shape[axis]}"
+                    )
+
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, torch.Tensor]:
         """The file's outputs by name.
 

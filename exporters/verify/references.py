@@ -53,6 +53,7 @@ def reference_runs(
     *,
     any_batch: bool = True,
     thorough: bool = False,
+    further: Sequence[InputSet] = (),
 ) -> References:
     """Run the reference of a comparison in float64 on the example and on other inputs.
 
@@ -67,9 +68,10 @@ def reference_runs(
         kwargs: keyword inputs.
         any_batch: False if the candidate is known to take the batch size of the example only.
         thorough: run a set of many rows whatever the model does.
+        further: sets that have to be run as well.
 
     Raises:
-        InputError: the reference does not run on the example.
+        InputError: the reference does not run on the example, or on one of the further sets.
     """
     example = example_set(args, kwargs)
     with in_float64(subject) as run:
@@ -79,6 +81,8 @@ def reference_runs(
         other = explorer.first_taken(example, any_batch)
         if other is not None:
             explorer.explore(example, other, thorough)
+        for one in further:
+            explorer.require(one)
         notes = (*explorer.notes, *_unread_notes(reads))
     return References(subject, tuple(explorer.sets), tuple(explorer.runs), notes)
 

@@ -1,0 +1,255 @@
+"""A model as a program of torch.export, with the axes that it leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import sympy
+import torch
+from torch import nn
+from torch.fx.experimental import _config as tracing
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from fxrebasin.errors import ExportError
+from fxrebasin.exporters.onnx.experts import choose_exportable_experts
+from fxrebasin.exporters.onnx.quiet import quiet
+from fxrebasin.exporters.onnx.recurrent import whole_recurrent_layers
+from fxrebasin.exporters.verify.input_names import named_inputs
+from fxrebasin.exporters.verify.input_sets import InputSet
+from fxrebasin.exporters.verify.runs import call_quietly
+from fxrebasin.passes.trace.exported import trusted_distributions
+from fxrebasin.running.messages import attempt, first_lines
+from fxrebasin.running.outputs import Given, Wanted, counted, reduced
+from fxrebasin.running.preserve import preserve
+
+Axes: TypeAlias = Mapping[str, Mapping[int, str]]
+"""Labels of axes, by the name of an input and the place of the axis there.
+
+Axes with one label have one size.
+"""
+
+SCOPE = "model."
+"""What the names of the state begin with in a captured program."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Something that PyTorch relied on when it traced a model.
+
+    Attributes:
+        condition: of sizes of axes.
+        place: in whose code it was asked for.
+    """
+
+    condition: sympy.Basic
+    place: str
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A model as a program.
+
+    Attributes:
+        program: of torch.export.
+        inputs: names of the tensors that it takes.
+        outputs: names of the tensors that it returns.
+        labels: of open axes, by what stands for their size in the program.
+        guards: what PyTorch relied on about sizes of open axes.
+        closed: labels of the axes that the model fixes, with PyTorch's reason.
+    """
+
+    program: torch.export.ExportedProgram
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    labels: Mapping[sympy.Symbol, str]
+    guards: tuple[Guard, ...]
+    closed: Mapping[str, str]
+
+    def objection(self, sizes: Mapping[str, int]) -> str | None:
+        """PyTorch's reason why a graph may not hold for sizes of its axes; None if it has none.
+
+        Args:
+            sizes: by label.
+        """
+        values = {
+            symbol: sympy.Integer(sizes[label])
+            for symbol, label in self.labels.items()
+            if label in sizes
+        }
+        for guard in self.guards:
+            if guard.condition.xreplace(values) == sympy.false:
+                return _described(guard, self.labels)
+        return None
+
+
+def capture(
+    model: nn.Module, inputs: InputSet, axes: Axes | None = None, wanted: Wanted = None
+) -> Captured:
+    """Trace a model with torch.export; print nothing.
+
+    Args:
+        model: left as it was; traced in eval mode.
+        inputs: the call to trace.
+        axes: those to be left open. Sizes with one label are taken for equal.
+        wanted: which outputs count; see `fxrebasin.running.outputs`.
+
+    Raises:
+        ExportError: torch.export cannot trace it, or it returns no tensor.
+    """
+    names = tuple(named_inputs(model, inputs.args, inputs.kwargs))
+    trace = _Trace([(axes or {}).get(name, {}) for name in names])
+    flat = _Flat(model, inputs, wanted, trace)
+    tensors = flat.tensors()
+    shapes = tuple(dict.fromkeys(places, torch.export.Dim.AUTO) for places in trace.axes)
+    try:
+        # what `preserve` watches writes with knows no loops, and export writes to fake tensors
+        with preserve(model), _disable_current_modes(), trusted_distributions(), quiet():
+            untie(model)
+            choose_exportable_experts(model)
+            program = _exported(flat, tensors, shapes if any(shapes) else None)
+    except Exception as error:
+        raise ExportError(
+            f"torch.export cannot export {type(model).__name__}: {root_cause(error)}"
+        ) from error
+    if not trace.outputs:
+        raise ExportError(f"{type(model).__name__} returns no tensor")
+    return Captured(program, names, tuple(trace.outputs), *trace.findings())
+
+
+def _exported(
+    flat: nn.Module, tensors: tuple[torch.Tensor, ...], shapes: Any
+) -> torch.export.ExportedProgram:
+    """The program; of the tracer that runs Python itself if that works, else of Dynamo."""
+    dynamic = None if shapes is None else (shapes,)
+    programs: list[torch.export.ExportedProgram] = []
+
+    def export(strict: bool) -> None:
+        made = torch.export.export(flat, tensors, dynamic_shapes=dynamic, strict=strict)
+        programs.append(made)
+
+    # as torch.onnx.export does: an axis of size 1 is an axis like others
+    with tracing.patch(backed_size_oblivious=True), whole_recurrent_layers():
+        error = attempt(lambda: export(strict=False))
+        if error is not None and attempt(lambda: export(strict=True)) is not None:
+            raise error  # of the two, it is the one about the user's code
+    return programs[0]
+
+
+def untie(model: nn.Module) -> None:
+    """Give tied parameters an object for each of their names; they go on sharing their numbers.
+
+    torch.export then keeps all names, each where it is used. To be called inside `preserve`.
+    """
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in seen:
+                alias = nn.Parameter(parameter.detach(), parameter.requires_grad)
+                module._parameters[name] = alias
+            seen.add(id(parameter))
+
+
+def root_cause(error: BaseException) -> str:
+    """The first line of the exception behind one of torch's exporters; they wrap it in advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_lines(error, 1)
+
+
+@dataclass
+class _Trace:
+    """What is noted while a model is traced."""
+
+    axes: Sequence[Mapping[int, str]]
+    outputs: list[str] = field(default_factory=list)
+    sizes: list[tuple[str, torch.SymInt]] = field(default_factory=list)
+
+    def note_outputs(self, names: Sequence[str]) -> None:
+        self.outputs[:] = names
+
+    def note_sizes(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Note the sizes of open axes, and tell PyTorch that those with one label are equal."""
+        first: dict[str, Any] = {}
+        self.sizes.clear()
+        for tensor, places in zip(tensors, self.axes, strict=True):
+            for axis, label in places.items():
+                size = tensor.shape[axis]
+                if isinstance(size, torch.SymInt):
+                    self.sizes.append((label, size))
+                    torch._check(size == first.setdefault(label, size))
+
+    def findings(self) -> tuple[dict[sympy.Symbol, str], tuple[Guard, ...], dict[str, str]]:
+        """Labels by symbol, guards, and why axes were closed."""
+        if not self.sizes:
+            return {}, (), {label: "" for places in self.axes for label in places.values()}
+        own = {size.node._expr: label for label, size in self.sizes}
+        environment = self.sizes[0][1].node.shape_env
+        guards = [Guard(guard.expr, str(guard.sloc).strip("()")) for guard in environment.guards]
+        labels: dict[sympy.Symbol, str] = {}
+        closed: dict[str, str] = {}
+        for symbol, label in own.items():
+            now = environment.replace(symbol)
+            if now.is_number:
+                closed.setdefault(label, _closing(symbol, guards, own))
+            labels.setdefault(symbol, label)
+            if now.is_Symbol:
+                labels.setdefault(now, label)
+        known = set(labels)
+        about = [guard for guard in guards if guard.condition.free_symbols <= known]
+        return labels, tuple(about), closed
+
+
+def _closing(
+    symbol: sympy.Symbol, guards: Sequence[Guard], labels: Mapping[sympy.Symbol, str]
+) -> str:
+    """Why a size was fixed, in words: the guard that says so."""
+    fixing = [
+        guard
+        for guard in guards
+        if guard.condition.free_symbols == {symbol} and isinstance(guard.condition, sympy.Eq)
+    ]
+    about = fixing or [guard for guard in guards if symbol in guard.condition.free_symbols]
+    return _described(about[-1], labels) if about else "PyTorch fixes it"
+
+
+def _described(guard: Guard, labels: Mapping[sympy.Symbol, str]) -> str:
+    """A guard with labels in the places of symbols, as PyTorch writes it otherwise."""
+    named = {symbol: sympy.Symbol(label, integer=True) for symbol, label in labels.items()}
+    return f"PyTorch relies on {guard.condition.xreplace(named)} ({guard.place})"
+
+
+class _Flat(nn.Module):
+    """The model as a function from a tuple of tensors to a tuple of tensors.
+
+    Keyword inputs, inputs that are not tensors, and returned dataclasses, caches, numbers and None
+    are each too much for torch's exporter in some combination.
+    """
+
+    def __init__(self, model: nn.Module, inputs: InputSet, wanted: Wanted, trace: _Trace) -> None:
+        super().__init__()
+        self.model = model
+        self.training = False  # `eval()` would also be called on the model
+        self._leaves, self._spec = tree_flatten((inputs.args, dict(inputs.kwargs)))
+        self._wanted = wanted
+        # from outside the module, since torch.export guards its state
+        self._note_outputs: Callable[[Sequence[str]], None] = trace.note_outputs
+        self._note_sizes: Callable[[Sequence[torch.Tensor]], None] = trace.note_sizes
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """The inputs; copies, since torch.export takes one tensor passed twice for one input."""
+        return tuple(leaf.clone() for leaf in self._leaves if isinstance(leaf, torch.Tensor))
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if not torch.compiler.is_dynamo_compiling():  # Dynamo has no access to symbols
+            self._note_sizes(tensors)
+        inputs = iter(tensors)
+        leaves = [next(inputs) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
+        args, kwargs = tree_unflatten(leaves, self._spec)
+        given = Given(args, kwargs)
+        returned = reduced(self.model, call_quietly(self.model, args, kwargs), self._wanted)
+        outputs = counted(returned, self._wanted, given)
+        self._note_outputs(list(outputs))
+        return tuple(outputs.values())

@@ -1,0 +1,252 @@
+"""ONNX files as bytes: weights are written and read one tensor at a time, never all at once.
+
+`onnx.save` and `onnx.load` hold all weights twice. A protocol buffer is a sequence of fields, each
+with its number and its length: a file can be written in pieces, and searched by skipping.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+
+from fxrebasin.errors import CheckpointError
+
+_GRAPH, _INITIALIZER, _RAW = 7, 5, 9  # numbers of fields: of a model, of a graph, of a tensor
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # how a field is encoded
+_ALIGNED = 64 * 1024  # what an operating system maps into memory begins at multiples of this
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One initializer to be written.
+
+    Attributes:
+        header: name, shape and type; no data.
+        size: number of bytes.
+        data: makes the bytes, little-endian.
+        same: what weights have in common that hold the same numbers.
+    """
+
+    header: onnx.TensorProto
+    size: int
+    data: Callable[[], bytes]
+    same: object = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the bytes of a tensor are."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An initializer as a file has it.
+
+    Attributes:
+        header: name, shape and type; also small data that are not raw bytes.
+        place: of the raw bytes; None if there are none.
+    """
+
+    header: onnx.TensorProto
+    place: Place | None
+
+
+def write_embedded(
+    model: onnx.ModelProto, weights: Sequence[Weight], path: Path
+) -> dict[str, Place]:
+    """Write a model with its weights in one file.
+
+    Args:
+        model: without initializers in its main graph.
+        weights: the initializers.
+        path: of the file.
+
+    Returns:
+        Where the bytes of each weight are.
+    """
+    graph = model.graph.SerializeToString(deterministic=True)
+    rest = onnx.ModelProto()
+    rest.CopyFrom(model)
+    rest.ClearField("graph")
+    fields = [_Field(weight) for weight in weights]
+    places = {}
+    with path.open("wb") as file:
+        file.write(rest.SerializeToString(deterministic=True))
+        file.write(_tag(_GRAPH) + _varint(len(graph) + sum(field.size for field in fields)))
+        file.write(graph)
+        for field in fields:
+            file.write(field.head)
+            weight = field.weight
+            places[weight.header.name] = Place(path, file.tell(), weight.size)
+            file.write(weight.data())
+    return places
+
+
+def write_data(weights: Sequence[Weight], path: Path) -> dict[str, Place]:
+    """Write the bytes of weights one after the other; those with the same numbers once.
+
+    Args:
+        weights: to be written.
+        path: of the file.
+    """
+    places: dict[str, Place] = {}
+    written: dict[object, Place] = {}
+    with path.open("wb") as file:
+        for weight in weights:
+            place = written.get(weight.same)
+            if weight.same is None or place is None:
+                place = _append(weight, file, path)
+                written[weight.same] = place
+            places[weight.header.name] = place
+    return places
+
+
+def _append(weight: Weight, file: BinaryIO, path: Path) -> Place:
+    file.write(bytes(-file.tell() % _ALIGNED))
+    place = Place(path, file.tell(), weight.size)
+    file.write(weight.data())
+    return place
+
+
+def with_data_elsewhere(
+    model: onnx.ModelProto, weights: Sequence[Weight], places: Mapping[str, Place]
+) -> onnx.ModelProto:
+    """A small model whose weights are in other files; those without a place are in the model.
+
+    Args:
+        model: without initializers in its main graph.
+        weights: the initializers.
+        places: by the name of a weight.
+    """
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    for weight in weights:
+        tensor = whole.graph.initializer.add()
+        tensor.CopyFrom(weight.header)
+        place = places.get(tensor.name)
+        if place is None:
+            tensor.raw_data = weight.data()
+            continue
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        values = {"location": place.path.name, "offset": place.offset, "length": place.size}
+        for key, value in values.items():
+            tensor.external_data.add(key=key, value=str(value))
+    return whole
+
+
+def stored_initializers(path: Path) -> Iterator[Stored]:
+    """The initializers of a file's main graph, found without reading their data.
+
+    Args:
+        path: of an ONNX file; other files that it names are looked for beside it.
+
+    Raises:
+        CheckpointError: the file is cut off, or is no ONNX model.
+    """
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            for number, graph in _Span(view, 0, len(view)).fields():
+                if number == _GRAPH:
+                    weights = (tensor for n, tensor in graph.fields() if n == _INITIALIZER)
+                    yield from (_stored(tensor, path) for tensor in weights)
+    except (IndexError, ValueError) as error:  # also of an empty file, which cannot be mapped
+        raise CheckpointError(f"{path} is cut off, or is not an ONNX model: {error}") from error
+
+
+def _stored(tensor: _Span, path: Path) -> Stored:
+    header = onnx.TensorProto()
+    place = None
+    for start, number, span in tensor.pieces():
+        if number == _RAW:
+            place = Place(path, span.start, span.stop - span.start)
+        else:
+            header.MergeFromString(bytes(tensor.view[start : span.stop]))
+    if header.data_location == onnx.TensorProto.EXTERNAL:
+        place = _external(header, path)
+    return Stored(header, place)
+
+
+def _external(header: onnx.TensorProto, path: Path) -> Place:
+    values = {entry.key: entry.value for entry in header.external_data}
+    data = path.with_name(values["location"])
+    offset = int(values.get("offset", 0))
+    return Place(data, offset, int(values.get("length", data.stat().st_size - offset)))
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Bytes that hold a sequence of fields."""
+
+    view: mmap.mmap
+    start: int
+    stop: int
+
+    def fields(self) -> Iterator[tuple[int, _Span]]:
+        """Number and content of each field."""
+        return ((number, span) for _, number, span in self.pieces())
+
+    def pieces(self) -> Iterator[tuple[int, int, _Span]]:
+        """Where a field begins, its number and its content."""
+        position = self.start
+        while position < self.stop:
+            begin = position
+            key, position = self._number(position)
+            size, position = self._size(key & 7, position)
+            if position + size > self.stop:
+                raise ValueError(f"a field at byte {begin} is longer than what holds it")
+            yield begin, key >> 3, _Span(self.view, position, position + size)
+            position += size
+
+    def _size(self, encoding: int, position: int) -> tuple[int, int]:
+        if encoding == _BYTES:
+            return self._number(position)
+        if encoding == _VARINT:
+            return self._number(position)[1] - position, position
+        if encoding in (_FIXED32, _FIXED64):
+            return (4 if encoding == _FIXED32 else 8), position
+        raise ValueError(f"byte {position} asks for the encoding {encoding}, which does not exist")
+
+    def _number(self, position: int) -> tuple[int, int]:
+        value = shift = 0
+        while True:
+            byte = self.view[position]
+            value |= (byte & 0x7F) << shift
+            position, shift = position + 1, shift + 7
+            if not byte & 0x80:
+                return value, position
+
+
+class _Field:
+    """A weight as a field of a graph, all but its data."""
+
+    def __init__(self, weight: Weight) -> None:
+        header = weight.header.SerializeToString(deterministic=True)
+        header += _tag(_RAW) + _varint(weight.size)
+        inner = len(header) + weight.size
+        self.weight = weight
+        self.head = _tag(_INITIALIZER) + _varint(inner) + header
+        self.size = len(self.head) + weight.size
+
+
+def _tag(number: int) -> bytes:
+    return _varint(number << 3 | _BYTES)
+
+
+def _varint(value: int) -> bytes:
+    return bytes(_septets(value))
+
+
+def _septets(value: int) -> Iterable[int]:
+    while value > 0x7F:
+        yield value & 0x7F | 0x80
+        value >>= 7
+    yield value
