@@ -83,9 +83,7 @@ def chosen_axes(dynamic: Dynamic, tensors: Mapping[str, torch.Tensor]) -> Axes:
     return axes
 
 
-def _places(
-    name: str, labels: Mapping[int, str] | Sequence[str | None], tensor: torch.Tensor
-) -> Iterator[tuple[int, str]]:
+def _places(name: str, labels: Any, tensor: torch.Tensor) -> Iterator[tuple[int, str]]:
     if isinstance(labels, str) or not isinstance(labels, Mapping | Sequence):
         raise InputError(
             f"dynamic: {name} has {labels!r}; expected labels by axis, such as "

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import sympy
 import torch
 from torch import nn
-from torch.fx.experimental import _config as tracing
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -21,8 +22,9 @@ from fxrebasin.exporters.verify.input_names import named_inputs
 from fxrebasin.exporters.verify.input_sets import InputSet
 from fxrebasin.exporters.verify.runs import call_quietly
 from fxrebasin.passes.trace.exported import trusted_distributions
+from fxrebasin.running.given import Given
 from fxrebasin.running.messages import attempt, first_lines
-from fxrebasin.running.outputs import Given, Wanted, counted, reduced
+from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
 
 Axes: TypeAlias = Mapping[str, Mapping[int, str]]
@@ -130,12 +132,18 @@ def _exported(
         made = torch.export.export(flat, tensors, dynamic_shapes=dynamic, strict=strict)
         programs.append(made)
 
-    # as torch.onnx.export does: an axis of size 1 is an axis like others
-    with tracing.patch(backed_size_oblivious=True), whole_recurrent_layers():
+    with _sizes_like_others(), whole_recurrent_layers():
         error = attempt(lambda: export(strict=False))
         if error is not None and attempt(lambda: export(strict=True)) is not None:
             raise error  # of the two, it is the one about the user's code
     return programs[0]
+
+
+def _sizes_like_others() -> AbstractContextManager[None]:
+    """Let an axis that may have size 1 be one like others, as torch.onnx.export does."""
+    options: Any = importlib.import_module("torch.fx.experimental._config")
+    patched: AbstractContextManager[None] = options.patch(backed_size_oblivious=True)
+    return patched
 
 
 def untie(model: nn.Module) -> None:
@@ -176,7 +184,7 @@ class _Trace:
         self.sizes.clear()
         for tensor, places in zip(tensors, self.axes, strict=True):
             for axis, label in places.items():
-                size = tensor.shape[axis]
+                size: Any = tensor.shape[axis]
                 if isinstance(size, torch.SymInt):
                     self.sizes.append((label, size))
                     torch._check(size == first.setdefault(label, size))

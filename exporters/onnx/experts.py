@@ -25,4 +25,4 @@ def choose_exportable_experts(model: nn.Module) -> None:
         if getattr(config, _FORM, None) not in (None, _HELD_BY_GRAPHS):
             own = copy.copy(config)
             setattr(own, _FORM, _HELD_BY_GRAPHS)
-            module.config = own
+            vars(module)["config"] = own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from fxrebasin.errors import InputError
@@ -11,6 +11,13 @@ from fxrebasin.exporters.onnx.capture import Axes, Captured
 from fxrebasin.exporters.verify.input_names import named_inputs
 from fxrebasin.exporters.verify.input_sets import InputSet, with_sizes
 from fxrebasin.exporters.verify.runs import Subject, fault_of, run_native
+
+_CHANGES: tuple[Callable[[int], int], ...] = (
+    lambda size: size + 1,
+    lambda size: size - 1,
+    lambda size: 2 * size,
+    lambda size: size // 2,
+)
 
 
 class Sizes:
@@ -71,7 +78,7 @@ class Sizes:
             yield alone
 
     def _first_taken(self, *labels: str) -> InputSet | None:
-        for change in (lambda n: n + 1, lambda n: n - 1, lambda n: 2 * n, lambda n: n // 2):
+        for change in _CHANGES:
             sizes = {label: change(self._known[label]) for label in labels}
             if min(sizes.values()) > 0 and self._objection(sizes) is None:
                 taken = self._taken(sizes)
