@@ -507,3 +507,37 @@ def test_models_between_others_have_the_head_of_one() -> None:
         interpolate(a, b, ignore=HEAD, ignored_from=1)
     curve = fxrebasin.barrier(a, b, lambda m: squared(m(IMAGES), None), steps=3, ignore=HEAD)
     assert len(curve.losses) == 3
+
+
+def test_distances_leave_out_what_is_ignored() -> None:
+    a = unsettled(Classifier(10), 1)
+    b = copied(unsettled(Classifier(7), 2), a, IMAGES)
+    order = fxrebasin.match(b, a, IMAGES, ignore=HEAD)
+    for rebased in (order, fxrebasin.transform(b, a, IMAGES, ignore=HEAD)):
+        stats = fxrebasin.merge_stats(
+            a, b, rebased, evaluate=lambda m: squared(m(IMAGES), None), steps=3, ignore=HEAD
+        )
+        assert stats.distance_after == 0 < stats.distance_before
+        assert stats.barrier_after is not None
+        assert stats.barrier_after.barrier == pytest.approx(0, abs=1e-6)
+    with pytest.raises(StateMismatchError, match="fits with ignore="):
+        fxrebasin.merge_stats(a, b, order)
+
+
+def test_layers_are_repaired_but_those_that_differ() -> None:
+    a = unsettled(Classifier(10), 1)
+    b = unsettled(Classifier(7), 2)
+    middle = [*interpolate(a, b, steps=3, ignore=HEAD)][1]
+    mended = fxrebasin.repair(middle, a, b, [IMAGES], ignore=HEAD)
+    assert torch.equal(mended.fc.weight, a.fc.weight)
+
+    def spread(model: nn.Module) -> Tensor:
+        seen = []
+        handle = model.wide.register_forward_hook(lambda module, args, output: seen.append(output))
+        model(IMAGES)
+        handle.remove()
+        return seen[0].detach().std(dim=0)
+
+    wanted = (spread(a) + spread(b)) / 2
+    torch.testing.assert_close(spread(mended), wanted, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(spread(middle), wanted, rtol=1e-2)

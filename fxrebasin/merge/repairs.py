@@ -17,6 +17,7 @@ from fxrebasin.merge.recalibration import norms_with_statistics, set_statistics,
 from fxrebasin.merge.states import copy_of, states_of, usable
 from fxrebasin.options import check_count
 from fxrebasin.running.batches import State
+from fxrebasin.storage.reference import ignored_in, patterns_that_fit
 
 # Where the units are in what such a layer gives.
 _AXES: Mapping[type[nn.Module], int] = {
@@ -56,6 +57,7 @@ def repair(
     t: float = 0.5,
     *,
     max_batches: int | None = None,
+    ignore: Sequence[str] = (),
 ) -> nn.Module:
     """REPAIR (Jordan et al. 2022, arXiv:2211.08403): a copy whose units are rescaled to the ends'.
 
@@ -91,6 +93,9 @@ def repair(
             or a DataLoader. A shuffling one gives the same order in every pass.
         t: position of the model, from 0 to 1.
         max_batches: the most batches to use; all when left out.
+        ignore: tensors in which the models differ, by name or pattern (`["fc.*"]`); see
+            `interpolate`. Both ends run with those of `model` in their place, and layers that have
+            such tensors are left as they are.
 
     Raises:
         ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors.
@@ -112,8 +117,12 @@ def repair(
         raise InputError(f"t is {t!r}; it has to be a number from 0 (the model a) to 1 (b)")
     data = Data(loader, max_batches)
     result = copy_of(usable(model))
-    ends = states_of(result, [a, b], ["a", "b"])[1:]
-    candidates = _candidates(result)
+    patterns = patterns_that_fit(ignore, result, [a, b])
+    own, *ends = states_of(result, [a, b], ["a", "b"], patterns)
+    heads = {name: own[name] for name in ignored_in(result, patterns)}
+    ends = [{**end, **heads} for end in ends]
+    differing = {name.rpartition(".")[0] for name in heads}
+    candidates = {n: site for n, site in _candidates(result).items() if n not in differing}
     known = survey(result, data, [*candidates.values()])
     kept = [n for n in known.calls if n not in known.normalised or _is_norm(result, n)]
     sites = [candidates[name] for name in kept]

@@ -24,6 +24,7 @@ from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.running.batches import State
 from fxrebasin.running.outputs import Outputs
 from fxrebasin.solvers.pairs import view_of_reals
+from fxrebasin.storage.reference import ignored_in, patterns_that_fit
 
 _Products: TypeAlias = dict[str, tuple[float, float, float, float]]
 """By name of a parameter: inner product, both squared lengths, squared distance."""
@@ -151,6 +152,7 @@ def merge_stats(
     example_kwargs: Mapping[str, Any] | None = None,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
+    ignore: Sequence[str] = (),
 ) -> MergeStats:
     """Distance, agreement and barrier of two models, before and after rebasing.
 
@@ -170,6 +172,8 @@ def merge_stats(
         state_buffers: those that `rebased` was found with, where it does not hold them; see
             `analyze`.
         outputs: the same; see `analyze`.
+        ignore: tensors in which the models differ, by name or pattern (`["fc.*"]`), which do not
+            count; see `match`. Models on the way have those of `a`.
 
     Raises:
         ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors, or
@@ -186,12 +190,18 @@ def merge_stats(
     """
     model = usable(a, "a")
     choices = choices_for(model, state_buffers=state_buffers, outputs=outputs)
+    others = [b] if isinstance(rebased, Permutation) else [b, rebased]
+    patterns = patterns_that_fit(ignore, model, others)
+    states = states_of(model, others, ["b", "rebased b"][: len(others)], patterns)
+    ignored = ignored_in(model, patterns)
+    # Where models differ, all have what the first has.
+    heads = {name: states[0][name] for name in ignored}
+    states = [{**state, **heads} for state in states]
     if isinstance(rebased, Permutation):
-        states = states_of(model, [b], ["b"])
-        states.append(rebased.permute_state_dict(states[1]))
-    else:
-        states = states_of(model, [b, rebased], ["b", "rebased b"])
-    names = [name for name, parameter in model.named_parameters() if is_number(parameter)]
+        moved = rebased.permute_state_dict(states[1])
+        states.append({**moved, **heads})
+    numbers = [name for name, parameter in model.named_parameters() if is_number(parameter)]
+    names = [name for name in numbers if name not in ignored]
     products = [_products(names, states[0], other) for other in states[1:]]
     curves = [
         None if evaluate is None else barrier(model, other, evaluate, steps=steps, prepare=prepare)
