@@ -355,3 +355,12 @@ def test_files_that_exist_are_kept(tmp_path: Path) -> None:
         fxrebasin.onnx_transform(mlp(), ref=mlp(1), out=tmp_path / "out")
     fxrebasin.onnx_transform(mlp(), ref=mlp(1), out=tmp_path / "out", overwrite=True)
     assert onnx.load(tmp_path / "out").graph.node
+
+
+def test_only_some_outputs_have_to_stay(tmp_path: Path) -> None:
+    text = MLP.replace("(float[n,2] y)", "(float[n,2] y, float[n,5] c)")
+    b, a = model(text, MLP_WEIGHTS), model(text, MLP_WEIGHTS, 1)
+    assert fxrebasin.onnx_transform(b, ref=a, out=tmp_path / "all").log10_order == 0
+    report = fxrebasin.onnx_transform(b, ref=a, out=tmp_path / "some", outputs=["y"])
+    assert report.log10_order == pytest.approx(FIVE)
+    assert tensors(tmp_path / "some") != tensors(tmp_path / "all")

@@ -105,7 +105,7 @@ def _compare_files(
     wanted = choices_for(module, outputs=outputs).outputs
     args = tuple(made_inputs(one, module, example)[0].values())
     for source, runs in ((one, module), (two, candidate)):
-        check_interpreter(source, runs, args)
+        check_interpreter(source, runs, args, wanted)
     dynamic = dynamic_batch(one, module, args) and dynamic_batch(two, candidate, args)
     return compare_float64(module, candidate, args, {}, wanted, any_batch=dynamic, thorough=True)
 

@@ -45,6 +45,24 @@ def partners(source: OnnxSource, reference: OnnxSource) -> dict[str, str]:
     )
 
 
+class _Values:
+    """Names of values that nodes make, in both graphs.
+
+    Attributes:
+        partners: theirs by ours.
+        theirs: all of theirs.
+    """
+
+    def __init__(self, around: _Values | None = None) -> None:
+        self.partners: dict[str, str] = {} if around is None else dict(around.partners)
+        self.theirs: set[str] = set() if around is None else set(around.theirs)
+
+    def add(self, own: Sequence[str], other: Sequence[str]) -> None:
+        """More of them."""
+        self.partners.update(zip(own, other, strict=True))
+        self.theirs.update(other)
+
+
 class _Pairing:
     """Names of two graphs that mean the same, as they are met."""
 
@@ -58,7 +76,7 @@ class _Pairing:
         own: Graph,
         other: Graph,
         by_name: bool,
-        known: Mapping[str, str] | None = None,
+        known: _Values | None = None,
         outer: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
     ) -> None:
         """Go through two graphs.
@@ -70,17 +88,17 @@ class _Pairing:
             known: names of values outside, with their partners.
             outer: stored tensors of the graphs around, of both sides.
         """
-        values = dict(known or {})
+        values = _Values(known)
         stored = ({**outer[0], **own.tensors}, {**outer[1], **other.tensors})
         self._ports("inputs", own.inputs, other.inputs)
-        values.update(zip(own.inputs, other.inputs, strict=True))
+        values.add(own.inputs, other.inputs)
         for one, two in self._steps(own.steps, other.steps, by_name):
             self._compare(one, two)
             for mine, theirs in zip(one.inputs, two.inputs, strict=True):
                 self._read(one, mine, theirs, values, stored)
             for name, body in one.graphs.items():
                 self.graphs(body, two.graphs[name], by_name, values, stored)
-            values.update(zip(one.outputs, two.outputs, strict=True))
+            values.add(one.outputs, two.outputs)
         self._ports("outputs", own.outputs, other.outputs)
         for mine, theirs in zip(own.outputs, other.outputs, strict=True):
             self._same_value("an output of the graph", mine, theirs, values, stored)
@@ -134,7 +152,7 @@ class _Pairing:
         step: Step,
         mine: str,
         theirs: str,
-        values: Mapping[str, str],
+        values: _Values,
         stored: tuple[Mapping[str, str], Mapping[str, str]],
     ) -> None:
         if mine:
@@ -145,12 +163,12 @@ class _Pairing:
         place: str,
         mine: str,
         theirs: str,
-        values: Mapping[str, str],
+        values: _Values,
         stored: tuple[Mapping[str, str], Mapping[str, str]],
     ) -> None:
         """Two names are of the same value, or of tensors that are at the same place."""
-        if mine in values or theirs in values.values():
-            if values.get(mine) != theirs:
+        if mine in values.partners or theirs in values.theirs:
+            if values.partners.get(mine) != theirs:
                 raise ArchitectureMismatchError(
                     f"{place} reads {mine!r}, and {theirs!r} in the reference, "
                     "which something else makes"

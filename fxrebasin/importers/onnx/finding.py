@@ -15,7 +15,7 @@ from fxrebasin.errors import InputError
 from fxrebasin.importers.onnx.inputs import attempts, drawn_inputs, given_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.module import OnnxModule
-from fxrebasin.importers.onnx.roles import bits_of
+from fxrebasin.importers.onnx.tensors import bits_of
 from fxrebasin.running.messages import first_lines
 from fxrebasin.running.outputs import Outputs
 from fxrebasin.symmetry import Symmetry

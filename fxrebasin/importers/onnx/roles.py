@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fxrebasin.importers.onnx.graph import Graph, Parsed, Step
+from fxrebasin.importers.onnx.tensors import bits_of
 
 _SHAPES_ONLY = ("Shape", "Size")
 _STATE = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -46,12 +47,6 @@ def is_uniform(tensor: Tensor) -> bool:
     """
     bits = bits_of(tensor).reshape(-1)
     return all(bool((part == bits[0]).all()) for part in (bits[:_FIRST], bits))
-
-
-def bits_of(tensor: Tensor) -> Tensor:
-    """The elements as whole numbers of the same size."""
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.detach().contiguous().view(kinds[tensor.element_size()])
 
 
 class _Scope:

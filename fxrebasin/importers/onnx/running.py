@@ -16,6 +16,7 @@ from fxrebasin.exporters.verify.references import References, reference_runs
 from fxrebasin.exporters.verify.runs import Subject
 from fxrebasin.importers.onnx.loading import OnnxSource
 from fxrebasin.importers.onnx.module import OnnxModule
+from fxrebasin.running.outputs import Wanted
 
 
 @contextmanager
@@ -42,13 +43,16 @@ def dynamic_batch(source: OnnxSource, module: OnnxModule, args: Sequence[Tensor]
         return OnnxModel(path, source.label, optimized=False).batch_is_dynamic(module, args, {})
 
 
-def check_interpreter(source: OnnxSource, module: OnnxModule, args: Sequence[Tensor]) -> References:
+def check_interpreter(
+    source: OnnxSource, module: OnnxModule, args: Sequence[Tensor], wanted: Wanted = None
+) -> References:
     """Make sure that the interpreter computes what onnxruntime does, up to rounding.
 
     Args:
         source: the file.
         module: its graph.
         args: inputs in the order of the file.
+        wanted: which outputs count; see `fxrebasin.running.outputs`.
 
     Returns:
         What the graph returns in float64, on the inputs and on others.
@@ -60,7 +64,8 @@ def check_interpreter(source: OnnxSource, module: OnnxModule, args: Sequence[Ten
     with on_disk(source) as path:
         session = OnnxModel(path, source.label, optimized=False)
         dynamic = session.batch_is_dynamic(module, args, {})
-        references = reference_runs(Subject(module), tuple(args), {}, any_batch=dynamic)
+        subject = Subject(module, label=source.label, wanted=wanted)
+        references = reference_runs(subject, tuple(args), {}, any_batch=dynamic)
         report = compare_onnxruntime(session, references)
     if not report.passed:
         raise EquivalenceError(

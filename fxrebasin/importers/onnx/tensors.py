@@ -65,6 +65,12 @@ def from_array(array: npt.NDArray[np.generic]) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
+def bits_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements as whole numbers of the same size."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.detach().contiguous().view(kinds[tensor.element_size()])
+
+
 def bytes_of(tensor: torch.Tensor) -> bytes:
     """The elements in the order and the bytes in which ONNX stores them."""
     flat = tensor.detach().contiguous().reshape(-1)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 from torch import Tensor
 
-from fxrebasin.choices import Choices, choices_for
+from fxrebasin.choices import choices_for
 from fxrebasin.errors import EquivalenceError
 from fxrebasin.exporters.verify.equivalence import compare_onnxruntime, compare_states
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
@@ -20,9 +21,8 @@ from fxrebasin.exporters.verify.references import References
 from fxrebasin.importers.onnx.correspondence import partners
 from fxrebasin.importers.onnx.finding import Found, find
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
-from fxrebasin.importers.onnx.roles import bits_of
 from fxrebasin.importers.onnx.running import check_interpreter
-from fxrebasin.importers.onnx.tensors import bytes_of
+from fxrebasin.importers.onnx.tensors import bits_of, bytes_of
 from fxrebasin.importers.onnx.writing import changed, draft
 from fxrebasin.passes.match.methods import MatchResult, check_method, match_states
 from fxrebasin.reports.equivalence import EquivalenceReport
@@ -97,13 +97,14 @@ def onnx_transform(
         own, other = read(source, "the model" * (not _has_path(source))), read(ref)
         pairs = partners(own, other)
     with clock("analyze"):
-        found = find(own, example_inputs, _choices(own, outputs), _equal(own, other, pairs))
+        choices = choices_for(own.module(), outputs=outputs)
+        found = find(own, example_inputs, choices, _equal(own, other, pairs))
     with clock("match"):
         matched = _match(own, other, pairs, found, method, seed, options)
     with clock("rewrite"):
         moved = _moved(found, matched, own.parsed.tensors)
     with clock("verify"):
-        references = check_interpreter(own, found.module, found.arguments)
+        references = check_interpreter(own, found.module, found.arguments, choices.outputs)
     folder = None if own.path is None else own.path.parent
     with ExitStack() as stack:
         with clock("write"):
@@ -135,10 +136,6 @@ class _Clock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
 
-def _choices(source: OnnxSource, outputs: Outputs) -> Choices:
-    return choices_for(source.module(), outputs=outputs)
-
-
 def _equal(own: OnnxSource, other: OnnxSource, pairs: Mapping[str, str]) -> set[str]:
     """Names of weights that both files have bit for bit."""
     return {
@@ -149,7 +146,7 @@ def _equal(own: OnnxSource, other: OnnxSource, pairs: Mapping[str, str]) -> set[
 
 
 def _same_bits(mine: Tensor, theirs: Tensor) -> bool:
-    return mine.dtype is theirs.dtype and bool((bits_of(mine) == bits_of(theirs)).all())
+    return mine.dtype is theirs.dtype and torch.equal(bits_of(mine), bits_of(theirs))
 
 
 def _statistics(source: OnnxSource) -> set[str]:
@@ -228,9 +225,10 @@ def _prove(
     names = found.module.file_names
     state = {key: before[name] for key, name in names.items()}
     result = {key: again.parsed.tensors[name] for key, name in names.items()}
+    wanted = references.subject.wanted
     reports = [
-        compare_states(found.module, state, result, tuple(inputs.values()), {}, label=own.label)
-        for inputs in (found.inputs, *found.others)
+        compare_states(found.module, state, result, args, {}, wanted, label=own.label)
+        for args in (tuple(item.values()) for item in (found.inputs, *found.others))
     ]
     for optimized in (False, True):
         session = OnnxModel(written, "the result", optimized=optimized)

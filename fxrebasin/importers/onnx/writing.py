@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 from onnx import ModelProto, TensorProto
 from torch import Tensor
 
 from fxrebasin.errors import InputError
 from fxrebasin.importers.onnx.graph import Parsed, stored_tensors
-from fxrebasin.importers.onnx.tensors import bytes_of, external_path, is_external, place_of
+from fxrebasin.importers.onnx.tensors import bits_of, bytes_of, external_path, is_external, place_of
 from fxrebasin.storage.files import refuse_existing, replacing
 
 _FIELDS: Mapping[int, tuple[str, type[np.generic]]] = {
@@ -35,7 +36,7 @@ def changed(parsed: Parsed, moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         name: tensor
         for name, tensor in moved.items()
-        if bytes_of(tensor) != bytes_of(parsed.tensors[name])
+        if not torch.equal(bits_of(tensor), bits_of(parsed.tensors[name]))
     }
 
 
