@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     )
     from fxrebasin.exporters.onnx.export import export_onnx
     from fxrebasin.importers.onnx.comparing import verify
+    from fxrebasin.importers.onnx.merging import onnx_merge
     from fxrebasin.importers.onnx.transforming import onnx_transform
     from fxrebasin.layout import PermutationClass
     from fxrebasin.merge import (
@@ -63,6 +64,7 @@ __all__ = [
     "match",
     "merge_many",
     "merge_stats",
+    "onnx_merge",
     "onnx_transform",
     "plot_barrier",
     "recalibrate",
@@ -80,6 +82,7 @@ _NAMES_IN = {
         *("FxRebasinError", "InputError", "TraceError"),
     ),
     "fxrebasin.exporters.onnx.export": ("export_onnx",),
+    "fxrebasin.importers.onnx.merging": ("onnx_merge",),
     "fxrebasin.importers.onnx.transforming": ("onnx_transform",),
     "fxrebasin.importers.onnx.comparing": ("verify",),
     "fxrebasin.layout": ("PermutationClass",),

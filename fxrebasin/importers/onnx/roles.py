@@ -26,15 +26,25 @@ def state_of(parsed: Parsed) -> tuple[str, ...]:
     Args:
         parsed: the model.
     """
+    tensors = parsed.tensors
+    return tuple(
+        name
+        for name in weights_of(parsed)
+        if tensors[name].numel() > 1 and not is_uniform(tensors[name])
+    )
+
+
+def weights_of(parsed: Parsed) -> tuple[str, ...]:
+    """Names of all tensors with a fraction that can be written and are not read as numbers.
+
+    Args:
+        parsed: the model.
+    """
     read = _read_as_numbers(parsed.graph)
     return tuple(
         name
         for name, tensor in parsed.tensors.items()
-        if tensor.dtype in _STATE
-        and tensor.numel() > 1
-        and name in parsed.stored
-        and name not in read
-        and not is_uniform(tensor)
+        if tensor.dtype in _STATE and name in parsed.stored and name not in read
     )
 
 

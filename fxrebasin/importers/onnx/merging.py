@@ -1,0 +1,123 @@
+"""Files between files: the weights of several ONNX files of one graph, averaged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fxrebasin.errors import InputError
+from fxrebasin.exporters.verify.onnx_session import OnnxModel
+from fxrebasin.importers.onnx.correspondence import partners
+from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
+from fxrebasin.importers.onnx.roles import weights_of
+from fxrebasin.importers.onnx.writing import changed, draft
+from fxrebasin.storage.files import refuse_existing
+
+_SUM = 1e-6
+
+
+def onnx_merge(
+    sources: Sequence[Source],
+    out: str | PathLike[str],
+    weights: Sequence[float] | None = None,
+    *,
+    overwrite: bool = False,
+) -> tuple[str, ...]:
+    """Write the weighted mean of ONNX files of one graph, which have been re-based before.
+
+    The result is the first file with other numbers. Only weights are averaged, in float64, those
+    that no two files differ in stay as they are bit for bit. With two files and weights of
+    `(1 - t, t)` it is the model at `t` of the way from the first to the second. Averages of
+    running statistics are not those of the averaged model: recalibrate, or compare what it is
+    worth without.
+
+    Args:
+        sources: paths of files, or models in memory; the first is the one that is followed.
+        out: the path of the result.
+        weights: one for each, with the sum 1; equal ones when left out.
+        overwrite: replace a file that exists.
+
+    Returns:
+        The names of the tensors that were averaged.
+
+    Raises:
+        InputError: there are fewer than two files, or weights do not fit.
+        ArchitectureMismatchError: the graphs differ; the first difference is named.
+        CheckpointError: a file is missing or cannot be read.
+        ExportError: onnxruntime does not take the result; then nothing is written.
+
+    Example:
+        >>> import onnx
+        >>> text = '<ir_version: 8, opset_import: [ "" : 17 ]> g (float[2] x) => (float[2] y)'
+        >>> a, b = (
+        ...     onnx.parser.parse_model(text + f"<float[2] w = {{1, {last}}}> {{ y = Mul(x, w) }}")
+        ...     for last in (2, 4)
+        ... )
+        >>> onnx_merge([a, b], "mean.onnx", weights=(0.25, 0.75))
+        ('w',)
+        >>> onnx.numpy_helper.to_array(onnx.load("mean.onnx").graph.initializer[0])
+        array([1. , 3.5], dtype=float32)
+    """
+    shares = _shares(len(sources), weights)
+    place = Path(out)
+    refuse_existing([place], overwrite=overwrite)
+    first, *others = [
+        read(item, f"file {at + 1}" * _unnamed(item)) for at, item in enumerate(sources)
+    ]
+    pairs = [partners(first, other) for other in others]
+    averaged = {}
+    for name in weights_of(first.parsed):
+        mine = first.parsed.tensors[name]
+        stacked = [mine]
+        for other, pair in zip(others, pairs, strict=True):
+            stacked.append(_partner(other, pair.get(name, ""), mine))
+        averaged[name] = _mean(stacked, shares)
+    new = changed(first.parsed, averaged)
+    folder = None if first.path is None else first.path.parent
+    with draft(first.proto, first.parsed, new, place, folder, overwrite=overwrite) as written:
+        OnnxModel(written, "the result")
+    return tuple(new)
+
+
+def _unnamed(source: Source) -> bool:
+    return not isinstance(source, str | PathLike)
+
+
+def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
+    if count < 2:
+        raise InputError(f"{count} files were given; a mean takes two or more")
+    found = [1 / count] * count if weights is None else [float(item) for item in weights]
+    if len(found) != count or not all(map(math.isfinite, found)) or abs(sum(found) - 1) > _SUM:
+        raise InputError(
+            f"weights are {found} for {count} files; pass one number for each, with the sum 1"
+        )
+    return found
+
+
+def _partner(other: OnnxSource, name: str, like: Tensor) -> Tensor:
+    """The tensor of another file; the one that there is, where it has none of the kind."""
+    found = other.parsed.tensors.get(name, like)
+    if found.shape != like.shape or not found.is_floating_point():
+        raise InputError(
+            f"{name} of {other.label} is {found.dtype} of the shape {tuple(found.shape)}, and "
+            f"the first file has {like.dtype} of the shape {tuple(like.shape)}"
+        )
+    return found
+
+
+def _mean(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """The weighted mean; what all share stays as it is, infinities too."""
+    first = values[0]
+    total = torch.zeros(first.shape, dtype=torch.float64)
+    for value, share in zip(values, shares, strict=True):
+        if share:
+            total += share * value.double()
+    alike = torch.ones(first.shape, dtype=torch.bool)
+    for value in values[1:]:
+        alike &= value == first
+    return torch.where(alike, first, total.to(first.dtype))
