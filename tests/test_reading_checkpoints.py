@@ -10,8 +10,10 @@ import fractions
 import io
 import pathlib
 import pickle
+import sys
 import threading
 import uuid
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from torch import nn
 import fxrebasin
 from fxrebasin.errors import ArchitectureMismatchError, CheckpointError
 from fxrebasin.models.checks import Remedy, StateMismatchError
-from fxrebasin.storage.checkpoint import load_state_dict, read_checkpoint
+from fxrebasin.storage.checkpoint import load_state_dict, read_checkpoint, write_checkpoint
 from fxrebasin.storage.pickles import ALLOWED, load_pickle
 from fxrebasin.storage.reading import Reading
 from fxrebasin.storage.reference import reference_state
@@ -382,6 +384,46 @@ def test_threads_may_read_at_once(tmp_path: Path) -> None:
         thread.join()
     assert not faults
     assert set(torch.serialization.get_safe_globals()) == before
+
+
+FAKE = {
+    "__init__": "",
+    "base": "class Metadata: pass\nclass ContainerMetadata(Metadata): pass\n",
+    "dictconfig": """
+from collections.abc import Mapping
+class DictConfig(Mapping):
+    def __getitem__(self, key): raise KeyError(f"{key} is made of other values when it is asked")
+    def __iter__(self): return iter(self._content)
+    def __len__(self): return len(self._content)
+""",
+}
+"""What matters of OmegaConf: values of its mappings may not be there."""
+
+
+def test_configurations_are_kept_and_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "omegaconf").mkdir()
+    for name, text in FAKE.items():
+        (tmp_path / "omegaconf" / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    base, dictconfig = (import_module(f"omegaconf.{name}") for name in ("base", "dictconfig"))
+    config, metadata = dictconfig.DictConfig(), base.ContainerMetadata()
+    metadata.cache = collections.defaultdict(dict)
+    config._content, config._metadata = {"lr": "${oc.env:RATE}"}, metadata
+    path = saved(tmp_path, {"state_dict": net().state_dict(), "hyper_parameters": config})
+    found = read_checkpoint(path, Net())
+    write_checkpoint(tmp_path / "out.pt", found, found.state)
+    again = torch.load(tmp_path / "out.pt", weights_only=False)["hyper_parameters"]
+    assert again._content == config._content
+    assert type(again._metadata.cache) is collections.defaultdict
+    for name in ("omegaconf", "omegaconf.base", "omegaconf.dictconfig"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
+    with pytest.raises(
+        CheckpointError, match=r"omegaconf\.base.*omegaconf\.dictconfig\.DictConfig"
+    ):
+        read_checkpoint(path, Net())
 
 
 def test_every_allowed_type_is_harmless() -> None:

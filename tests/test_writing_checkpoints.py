@@ -266,6 +266,23 @@ def test_optimisers_in_folders_are_left_out(tmp_path: Path, order: Permutation) 
     assert {name for name in names if "model" not in name} == {"epoch", "args"}
 
 
+def test_files_beside_shards_of_processes_stay(tmp_path: Path, order: Permutation) -> None:
+    """Lightning keeps its state in such a file."""
+    path = LAYOUTS["distributed"].save(net(0), net(7), tmp_path)
+    torch.save({"epoch": 3}, path / "meta.pt")
+    path = path.rename(tmp_path / "in.ckpt")
+    rewrite(path, tmp_path / "out.ckpt", order)
+    assert LAYOUTS["distributed"].load(tmp_path / "out.ckpt")
+    assert read(tmp_path / "out.ckpt" / "meta.pt") == {"epoch": 3}
+
+
+def test_tensors_of_other_layouts_stay(tmp_path: Path, order: Permutation) -> None:
+    sparse = torch.eye(3).to_sparse()
+    torch.save({**net().state_dict(), "logvar": sparse}, tmp_path / "a.pt")
+    rewrite(tmp_path / "a.pt", tmp_path / "b.pt", order)
+    assert torch.equal(read(tmp_path / "b.pt")["logvar"].to_dense(), torch.eye(3))
+
+
 def test_a_folder_in_a_folder_is_read_and_written(tmp_path: Path, order: Permutation) -> None:
     """As accelerate writes the state of a model with FSDP."""
     path = LAYOUTS["distributed"].save(net(0), net(7), tmp_path)

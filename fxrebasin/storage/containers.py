@@ -167,7 +167,12 @@ def separate(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def compact(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors that are not parts of larger memory, which torch.save would write whole."""
     made: dict[tuple[object, ...], torch.Tensor] = {}
-    for tensor in state.values():
+
+    def own(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.layout is not torch.strided:
+            return tensor
         whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-        made.setdefault(storage_identity(tensor), tensor if whole else tensor.detach().clone())
-    return {name: made[storage_identity(tensor)] for name, tensor in state.items()}
+        kept = tensor if whole else tensor.detach().clone()
+        return made.setdefault(storage_identity(tensor), kept)
+
+    return {name: own(tensor) for name, tensor in state.items()}

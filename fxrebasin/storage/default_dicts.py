@@ -5,10 +5,11 @@ They are read as plain ones, and become what they were when all is read.
 
 from __future__ import annotations
 
-import argparse
 import collections
-import types
 from typing import Any
+
+import numpy as np
+import torch
 
 
 class DefaultDicts:
@@ -44,6 +45,6 @@ class DefaultDicts:
             made[:] = [self._restored(item, seen) for item in made]
         elif type(made) is tuple:
             made = seen[id(value)] = tuple(self._restored(item, seen) for item in made)
-        elif isinstance(made, argparse.Namespace | types.SimpleNamespace):
+        if hasattr(made, "__dict__") and not isinstance(made, type | torch.Tensor | np.ndarray):
             vars(made).update({n: self._restored(item, seen) for n, item in vars(made).items()})
         return made

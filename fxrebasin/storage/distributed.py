@@ -10,6 +10,7 @@ import importlib
 import io
 import pickle
 import re
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from fxrebasin.running.messages import first_lines
 from fxrebasin.storage import pickles
 from fxrebasin.storage.containers import Content
 from fxrebasin.storage.reading import Kind
-from fxrebasin.storage.tree import Place, optimisers
+from fxrebasin.storage.tree import Place, names_optimiser, optimisers
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
@@ -54,8 +55,13 @@ _DTYPE = re.compile(r"(bfloat|float|complex|int|uint)[0-9a-z_]+|bool")
 
 @dataclass(frozen=True)
 class Distributed:
-    """A folder of torch.distributed.checkpoint."""
+    """A folder of torch.distributed.checkpoint.
 
+    Args:
+        beside: other files in it, as Lightning puts one there.
+    """
+
+    beside: tuple[Path, ...] = ()
     kind = Kind.DISTRIBUTED
     flat = False
 
@@ -65,6 +71,8 @@ class Distributed:
 
         with _alone():
             save(tree, checkpoint_id=draft, no_dist=True)
+        for path in self.beside:
+            shutil.copyfile(path, draft / path.name)
 
 
 @contextmanager
@@ -124,7 +132,10 @@ def read_distributed(path: Path) -> Content:
         raise (own or _damaged(path, causes[0])) from None
     # Enough to be told as an optimiser, so that it is said and left out.
     left: dict[Place, Any] = {place: {"state": {}, "param_groups": []} for place in skipped}
-    return Content(_nested(places, wanted, left), Distributed())
+    own = {METADATA, *(Path(i.relative_path).name for i in metadata.storage_data.values())}
+    beside = [found for found in sorted(path.iterdir()) if found.is_file()]
+    kept = [found for found in beside if found.name not in own and not names_optimiser(found.name)]
+    return Content(_nested(places, wanted, left), Distributed(tuple(kept)))
 
 
 def _nested(

@@ -12,6 +12,7 @@ import collections
 import datetime
 import decimal
 import fractions
+import importlib
 import io
 import pathlib
 import pickle
@@ -19,7 +20,7 @@ import threading
 import types
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,6 +63,23 @@ ALLOWED: Mapping[str, Any] = {
 }  # fmt: skip
 """What may be made while a file is read, by the name in the file: values without a will."""
 
+_OMEGACONF = {
+    "omegaconf.base": ("ContainerMetadata", "Metadata"),
+    "omegaconf.dictconfig": ("DictConfig",),
+    "omegaconf.listconfig": ("ListConfig",),
+    "omegaconf.nodes": (
+        "AnyNode",
+        "BooleanNode",
+        "BytesNode",
+        "FloatNode",
+        "IntegerNode",
+        "PathNode",
+        "StringNode",
+    ),
+    "typing": ("Any",),
+}
+"""Configurations as Hydra's users keep them: values, which are not looked at here."""
+
 _lock = threading.RLock()
 
 
@@ -76,15 +94,19 @@ def load_pickle(path: Path) -> Any:
             f"{path} is a TorchScript archive, a program with its weights. Save the weights of the "
             "model that it was made from: `torch.save(model.state_dict(), path)`."
         )
+    unknown = _unknown_types(path)
+    also = _configurations(unknown)
+    unknown = [name for name in unknown if name not in also]
+    if unknown:
+        raise _refusal(str(path), unknown)
     mapped = zipfile.is_zipfile(path)  # only torch's newer format can be read in place
     try:
-        with allowing() as dicts:
+        with allowing(also) as dicts:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
             return dicts.restored(found)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        unknown = _unknown_types(path)
         # Without the error of torch, which tells people to load the file unrestrictedly.
-        raise (_refusal(str(path), unknown) if unknown else _damaged(path, error)) from None
+        raise _damaged(path, error) from None
     except (TypeError, AttributeError, IndexError, AssertionError) as error:
         raise _damaged(path, error) from error  # arguments that no allowed type takes
 
@@ -111,18 +133,35 @@ def load_bytes(file: io.BytesIO, place: str) -> Any:
 
 
 @contextmanager
-def allowing() -> Iterator[DefaultDicts]:
+def allowing(also: Mapping[str, Any] | None = None) -> Iterator[DefaultDicts]:
     """While this lasts, torch's restricted loader makes the types of `ALLOWED`, too.
 
     What the caller's program allowed itself stays allowed, then and later.
+
+    Args:
+        also: more of them.
     """
     with _lock:
         dicts = DefaultDicts()
-        allowed = {**ALLOWED, "collections.defaultdict": dicts.make}
+        allowed = {**ALLOWED, **(also or {}), "collections.defaultdict": dicts.make}
         mine = {(made, name) for name, made in allowed.items()}
         mine -= set(torch.serialization.get_safe_globals())
         with torch.serialization.safe_globals(list(mine)):
             yield dicts
+
+
+def _configurations(unknown: Sequence[str]) -> dict[str, Any]:
+    """The types of OmegaConf among some names, where it is installed; nothing else is imported."""
+    wanted = [
+        (module, name)
+        for module, names in _OMEGACONF.items()
+        for name in names
+        if f"{module}.{name}" in unknown
+    ]
+    try:
+        return {f"{m}.{n}": getattr(importlib.import_module(m), n) for m, n in wanted}
+    except (ImportError, AttributeError):
+        return {}
 
 
 def _unknown_types(path: Path) -> list[str]:

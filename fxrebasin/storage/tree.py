@@ -51,7 +51,7 @@ def states(
     """
     if place in skipped:
         return
-    if isinstance(tree, Mapping):
+    if isinstance(tree, dict):
         tensors = {k: v for k, v in tree.items() if isinstance(k, str) and is_tensor(v)}
         if tensors:
             yield place, tensors
@@ -116,14 +116,17 @@ def like_mapping(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Any:
 
 
 def _items(tree: Any) -> Sequence[tuple[Any, Any]]:
-    """What is directly in a container, with its keys."""
-    if isinstance(tree, Mapping):
+    """What is directly in a container, with its keys.
+
+    Other mappings than dictionaries, such as configurations, make values when they are asked.
+    """
+    if isinstance(tree, dict):
         return list(tree.items())
     return list(enumerate(tree)) if type(tree) in (list, tuple) else []
 
 
 def _is_optimiser(value: Any) -> bool:
-    return isinstance(value, Mapping) and {"state", "param_groups"} <= value.keys()
+    return isinstance(value, dict) and {"state", "param_groups"} <= value.keys()
 
 
 def _holds_tensors(value: Any) -> bool:

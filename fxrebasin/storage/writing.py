@@ -99,8 +99,10 @@ def place_for(out: Path, like: Checkpoint) -> Container | None:
     Raises:
         CheckpointError: it asks for what was not read.
     """
+    if out.suffix == like.path.suffix and like.kind is not Kind.INDEX:
+        return None  # also for folders, some of which are called .ckpt
     if like.kind is Kind.FILE:
-        return None if out.suffix == like.path.suffix else container_for(out)
+        return container_for(out)
     if out.name.endswith(INDEX) and like.kind is Kind.INDEX:
         return None
     return container_for(out) if out.suffix in FILES or out.name.endswith(INDEX) else None
@@ -231,7 +233,7 @@ class _Edits:
         firsts: dict[tuple[object, ...], torch.Tensor] = {}
         result = {}
         for name, value in new.items():
-            if is_tensor(old[name]):
+            if is_tensor(old[name]) and old[name].layout is torch.strided:
                 made = self._cast(value, old[name].dtype)
                 first = firsts.setdefault(storage_identity(old[name]), made)
                 value = first if first is not made and _equal(first, made) else made

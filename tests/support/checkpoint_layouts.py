@@ -393,6 +393,14 @@ def dtype_in(folder: Path) -> torch.dtype:
     return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
 
 
+def load_accelerate_state(path: Path) -> nn.Module:
+    with quiet():
+        acc = accelerator()
+        made = acc.prepare(Net().to(dtype_in(path)))
+        acc.load_state(str(path))
+    return made.eval()
+
+
 # --- old files
 
 
@@ -452,8 +460,8 @@ LAYOUTS: dict[str, Layout] = {
     "data parallel": Layout(save_wrapped(nn.DataParallel), load_wrapped(nn.DataParallel)),
     "compiled part": Layout(save_compiled_blocks, load_compiled_blocks),
     "distributed": Layout(save_distributed, load_distributed),
-    "accelerate state": Layout(save_accelerate_state(safe=True), load_accelerate),
-    "accelerate pickles": Layout(save_accelerate_state(safe=False), load_accelerate),
+    "accelerate state": Layout(save_accelerate_state(safe=True), load_accelerate_state),
+    "accelerate pickles": Layout(save_accelerate_state(safe=False), load_accelerate_state),
     "accelerate shards": Layout(save_accelerate_shards, load_accelerate),
     "without counts": Layout(save_without_counts, lambda path: loaded_old(read(path))),
     "safetensors": Layout(save_safetensors, load_safetensors),
