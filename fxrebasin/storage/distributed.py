@@ -132,9 +132,9 @@ def read_distributed(path: Path) -> Content:
         raise (own or _damaged(path, causes[0])) from None
     # Enough to be told as an optimiser, so that it is said and left out.
     left: dict[Place, Any] = {place: {"state": {}, "param_groups": []} for place in skipped}
-    own = {METADATA, *(Path(i.relative_path).name for i in metadata.storage_data.values())}
+    used = {METADATA, *(Path(i.relative_path).name for i in metadata.storage_data.values())}
     beside = [found for found in sorted(path.iterdir()) if found.is_file()]
-    kept = [found for found in beside if found.name not in own and not names_optimiser(found.name)]
+    kept = [found for found in beside if found.name not in used and not names_optimiser(found.name)]
     return Content(_nested(places, wanted, left), Distributed(tuple(kept)))
 
 
