@@ -27,6 +27,11 @@ def varying_axes_of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(axis for axis in axes if not bool((bits == bits.narrow(axis, 0, 1)).all()))
 
 
+def has_bits(tensor: Tensor) -> bool:
+    """Whether the values of a tensor can be looked at bit by bit."""
+    return tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
+
+
 def bits_of(tensor: Tensor) -> Tensor:
     """The values of a tensor as integers, which are equal where the bits are.
 

@@ -252,8 +252,8 @@ def untied(text: str) -> registry.Rule:
     return apply
 
 
-def without_segments(sizes: Sequence[int], ndim: int, dim: int) -> Labels:
-    return Labels(torch.full((1,) * ndim, -2), (), False, True, "segment")
+def without_segments(sizes: Sequence[int], ndim: int, dim: int) -> list[Labels]:
+    return []
 
 
 WRONG_RULES = {

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from fxrebasin.passes.fields.fields import Field, Labels, Value, free_labels
+from fxrebasin.passes.fields.fields import Field, Labels, Value, free_labels, onto_axes
 from fxrebasin.passes.fields.joining import join
 from fxrebasin.passes.fields.labels import NONE, rigid_labels
 from fxrebasin.passes.fields.ledger import Ledger
@@ -32,7 +32,7 @@ def concatenate_values(
         fields.append(_concatenate_row(ledger, row, values, dim))
     sizes = [value.shape[dim] for value in values]
     if not any(isinstance(f, Labels) and f.axes == (dim,) and f.injective for f in fields):
-        fields.append(_segments(sizes, len(shape), dim))
+        fields += _segments(sizes, len(shape), dim)
     return Value(tuple(shape), join(ledger, fields))
 
 
@@ -102,11 +102,8 @@ def _concatenate_row(
     return replace(result, rigid=rigid, reason=reason, routing=routing)
 
 
-def _segments(sizes: Sequence[int], ndim: int, dim: int) -> Labels:
+def _segments(sizes: Sequence[int], ndim: int, dim: int) -> list[Field]:
     """Which piece a position of a concatenated axis comes from."""
     index = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    shape = [1] * ndim
-    shape[dim] = int(index.numel())
-    return Labels(
-        rigid_labels(index).view(shape), (dim,), len(sizes) == index.numel(), True, "segment"
-    )
+    labels = Labels(rigid_labels(index), (0,), len(sizes) == index.numel(), True, "segment")
+    return onto_axes([labels], [dim], ndim)

@@ -6,12 +6,14 @@ import math
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fxrebasin.passes.fields.fields import Elements, Field, Labels, elements_of
 from fxrebasin.passes.fields.labels import part_label
 from fxrebasin.passes.fields.ledger import Ledger
+from fxrebasin.passes.fields.rows import Ints
 
 MATERIALISE_AT_MOST = 1 << 16
 """Elements of a state tensor that may become units of their own."""
@@ -30,6 +32,14 @@ def elements_field(state: str, shape: Sequence[int]) -> tuple[Field, ...]:
 def _addresses(shape: tuple[int, ...]) -> Tensor:
     """A tensor whose strides address the elements of a contiguous one."""
     return torch.empty(shape, dtype=torch.int8, device="meta")
+
+
+def addresses_of(view: Tensor) -> Ints:
+    """Where in memory the elements of a tensor are, in order, counted in elements."""
+    found = np.array(view.storage_offset(), dtype=np.int64)
+    for size, stride in zip(view.shape, view.stride(), strict=True):
+        found = np.add.outer(found, np.arange(size) * stride)
+    return found.reshape(-1)
 
 
 def materialise(ledger: Ledger, elements: Elements) -> Labels:

@@ -9,7 +9,7 @@ import torch
 
 from fxrebasin.passes.fields.coarsening import coarsen
 from fxrebasin.passes.fields.elements import are_few, materialise
-from fxrebasin.passes.fields.fields import Elements, Field, Labels
+from fxrebasin.passes.fields.fields import Elements, Field, Labels, Value, pinned_value
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.rows import all_differ, count_rows, distinct
 
@@ -40,6 +40,19 @@ def join(ledger: Ledger, fields: Iterable[Field]) -> tuple[Field, ...]:
     result: list[Field] = [*kept]
     result += _join_elements(ledger, elements, kept, told_apart)
     return tuple(result)
+
+
+def give_up(ledger: Ledger, value: Value, reason: str) -> Value:
+    """Give up all freedom of a tensor; returns the value that says so."""
+    pinned = pinned_value(value.shape, reason)
+    join(ledger, [*pinned.fields, *value.fields])
+    return pinned
+
+
+def pinned_too(ledger: Ledger, value: Value, reason: str) -> Value:
+    """A value after all its freedom was given up; what was rigid keeps its own reason."""
+    pinned = pinned_value(value.shape, reason)
+    return Value(value.shape, join(ledger, [*value.fields, *pinned.fields]))
 
 
 def axes_told_apart(labels: Sequence[Labels]) -> set[int]:

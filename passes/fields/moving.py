@@ -19,6 +19,7 @@ from fxrebasin.passes.fields.fields import (
     elements_of,
     free_labels,
     labels_of,
+    onto_axes,
     squeeze_constant,
 )
 from fxrebasin.passes.fields.joining import join, pin_routed
@@ -199,7 +200,5 @@ def part_of_axis(shape: Sequence[int], axis: int, places: Tensor, reason: str) -
     """Tells places along an axis from the rest; nothing where there is no rest."""
     if places.numel() in (0, shape[axis]):
         return []
-    size = [1] * len(shape)
-    size[axis] = shape[axis]
-    values = torch.full((shape[axis],), OUTSIDE).index_fill(0, places, INSIDE).view(size)
-    return [Labels(values, (axis,), False, True, reason)]
+    values = torch.full((shape[axis],), OUTSIDE).index_fill(0, places, INSIDE)
+    return onto_axes([Labels(values, (0,), False, True, reason)], [axis], len(shape))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fxrebasin.passes.fields.constraints import Imposition
+from fxrebasin.passes.fields.elements import addresses_of
 from fxrebasin.passes.fields.fields import positions
 from fxrebasin.passes.fields.labels import NONE
 from fxrebasin.passes.fields.ledger import Ledger
@@ -218,11 +219,8 @@ def _values_on(footprint: _Footprint, sizes: Sequence[int], labels: Ints) -> Int
 
 def _scattered(shape: Sequence[int], item: Imposition) -> StateField:
     """The general case: a view axis that runs across several axes of the tensor."""
-    address = np.array(item.view.storage_offset(), dtype=np.int64)
-    for size, stride in zip(item.view.shape, item.view.stride(), strict=True):
-        address = np.add.outer(address, np.arange(size) * stride)
     values = np.full(int(np.prod(shape)), NONE, dtype=np.int64)
-    values[address.reshape(-1)] = item.values.expand(item.view.shape).reshape(-1).numpy()
+    values[addresses_of(item.view)] = item.values.expand(item.view.shape).reshape(-1).numpy()
     return squeezed(
         StateField(tuple(range(len(shape))), values.reshape(shape), (), item.reason, item.origin)
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fxrebasin.errors import InputError, TraceError
 from fxrebasin.passes.fields.fields import pinned_value
-from fxrebasin.passes.fields.joining import join
+from fxrebasin.passes.fields.joining import give_up
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.propagate.call_site import CallSite
 from fxrebasin.passes.propagate.memory import Memory
@@ -82,10 +82,7 @@ class Escapes:
         """Give up all freedom of what a memory holds now and later."""
         self._ledger.origins.append(self._site.describe(reason))
         for track in self.memory.sharing(tensor):
-            value = refresh(track, self._ledger)
-            pinned = pinned_value(value.shape, reason)
-            join(self._ledger, [*pinned.fields, *value.fields])
-            track.value = pinned
+            track.value = give_up(self._ledger, refresh(track, self._ledger), reason)
             track.is_state = False
         self.memory.expose(tensor)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxrebasin.passes.fields.fields import Labels, Value
+from fxrebasin.passes.fields.fields import Labels, Value, onto_axes
 from fxrebasin.passes.fields.ledger import Ledger
-from fxrebasin.uniformity import bits_of
+from fxrebasin.uniformity import bits_of, has_bits
 
 
 def with_square_units(ledger: Ledger, tensor: Tensor, value: Value) -> Value:
@@ -21,19 +21,15 @@ def with_square_units(ledger: Ledger, tensor: Tensor, value: Value) -> Value:
     axes = [item.axes[0] for item in value.fields if len(item.axes) == 1]
     if len(axes) != 2 or len(value.fields) != 2 or not _has_one_diagonal(tensor, axes):
         return value
-    units = ledger.fresh(tensor.shape[axes[0]])
-    fields = []
-    for axis in axes:
-        shape = [-1 if other == axis else 1 for other in range(tensor.ndim)]
-        fields.append(Labels(units.view(shape), (axis,), injective=True))
+    units = [Labels(ledger.fresh(tensor.shape[axes[0]]), (0,), injective=True)]
+    fields = [item for axis in axes for item in onto_axes(units, [axis], tensor.ndim)]
     return Value(value.shape, tuple(fields))
 
 
 def _has_one_diagonal(tensor: Tensor, axes: list[int]) -> bool:
     """Whether a matrix holds one number on its diagonal and one everywhere else."""
     rows, columns = (tensor.shape[axis] for axis in axes)
-    plain = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
-    if rows != columns or not plain or tensor.is_complex():
+    if rows != columns or not has_bits(tensor) or tensor.is_complex():
         return False
     bits = bits_of(tensor).permute(*axes, *(a for a in range(tensor.ndim) if a not in axes))
     matrix = bits.reshape(rows, columns, -1)[:, :, 0]

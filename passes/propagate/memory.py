@@ -21,7 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from fxrebasin.passes.fields.fields import Labels, Value, pinned_value, positions
 from fxrebasin.passes.fields.labels import rigid_labels
 from fxrebasin.passes.propagate.tracks import Replay, Track
-from fxrebasin.uniformity import bits_of, varying_axes_of
+from fxrebasin.uniformity import bits_of, has_bits, varying_axes_of
 
 _ViewKey: TypeAlias = tuple[Any, ...]
 
@@ -91,11 +91,11 @@ class Memory:
 
     def _by_place(self, tensor: Tensor, known: dict[_ViewKey, Track]) -> Track:
         """What is known of memory, for an object that no operator made."""
-        found = known.get(_view_key(tensor))
+        found = known.get(view_key(tensor))
         if found is None:
             self._other_view(tensor)
             found = Track(pinned_value(tensor.shape, "another view of memory that is tracked"))
-            known[_view_key(tensor)] = found
+            known[view_key(tensor)] = found
         return found
 
     def set(self, tensor: Tensor, track: Track) -> None:
@@ -111,12 +111,12 @@ class Memory:
     def _place_at(self, address: int, tensor: Tensor, track: Track) -> None:
         if address:
             self._keep(tensor, address)
-            self._tracks.setdefault(address, {})[_view_key(tensor)] = track
+            self._tracks.setdefault(address, {})[view_key(tensor)] = track
 
     def moved(self, tensor: Tensor, track: Track) -> None:
         """A tensor was written to, and may look at its memory in a different way than before."""
         known = self._tracks.get(address_of(tensor), {})
-        if known.get(_view_key(tensor)) is not track:
+        if known.get(view_key(tensor)) is not track:
             for key in [key for key, item in known.items() if item is track]:
                 del known[key]
             self.set(tensor, track)
@@ -196,13 +196,13 @@ class Memory:
         """A constant pins the axes along which it is not uniform."""
         if tensor.numel() <= 1:
             return Value(tuple(tensor.shape))
-        if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
+        if not has_bits(tensor):
             return pinned_value(tensor.shape, "constant")
         if self.is_exposed(tensor):
             return _looked_at(tensor)
         address = address_of(tensor)
         version = 0 if tensor.is_inference() else tensor._version
-        stamp = (self._run, self._writes[address], version, address, *_view_key(tensor))
+        stamp = (self._run, self._writes[address], version, address, *view_key(tensor))
         known: tuple[_ViewKey, Value] | None = getattr(tensor, _LOOKED_AT, None)
         if known is None or known[0] != stamp:
             known = (stamp, _looked_at(tensor))
@@ -237,7 +237,8 @@ def address_of(tensor: Tensor) -> int:
     return found
 
 
-def _view_key(tensor: Tensor) -> _ViewKey:
+def view_key(tensor: Tensor) -> _ViewKey:
+    """Equal for tensors that look at one storage in the same way."""
     return (tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 

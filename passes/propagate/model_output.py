@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fxrebasin.passes.fields.fields import Value, pinned_value
-from fxrebasin.passes.fields.joining import join
+from fxrebasin.passes.fields.fields import Value
+from fxrebasin.passes.fields.joining import give_up
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.origin import Origin
 from fxrebasin.passes.propagate.record import Entry
@@ -24,9 +24,7 @@ class ModelOutput:
     def pin(self, ledger: Ledger) -> Value:
         """None of its axes may move; returns the value that says so."""
         ledger.origins.append(Origin("output", self.name, is_output=True))
-        pinned = pinned_value(self.value.shape, "model output")
-        join(ledger, [*pinned.fields, *self.value.fields])
-        return pinned
+        return give_up(ledger, self.value, "model output")
 
     def names(self) -> set[str]:
         """Under which names operators read it, or what it is a view of."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fxrebasin.passes.fields.fields import Value, pinned_value
-from fxrebasin.passes.fields.joining import join
+from fxrebasin.passes.fields.fields import Value
+from fxrebasin.passes.fields.joining import pinned_too
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.propagate.escapes import Escapes
 from fxrebasin.passes.propagate.tracks import (
@@ -55,8 +55,7 @@ class Outcomes:
         steps = zip(tensor.shape, strides_of(tensor), strict=False)
         if any(size > 1 and not step for size, step in steps):
             # several values for one place: torch leaves open which of them stays
-            pinned = pinned_value(value.shape, "written to one place several times").fields
-            value = Value(value.shape, join(self._ledger, [*value.fields, *pinned]))
+            value = pinned_too(self._ledger, value, "written to one place several times")
         if tuple(value.shape) == tuple(track.value.shape):
             write_through(track, value, self._ledger)
         else:
@@ -69,13 +68,8 @@ class Outcomes:
         ledger, reason = self._ledger, "memory of a tensor that was resized"
         others = [item for item in self._memory.sharing(tensor) if item is not track]
         for other in others:
-            known = refresh(other, ledger)
-            pinned = pinned_value(known.shape, reason).fields
-            other.stand_alone(Value(known.shape, join(ledger, [*known.fields, *pinned])))
-        if others:
-            pinned = pinned_value(value.shape, reason).fields
-            value = Value(value.shape, join(ledger, [*value.fields, *pinned]))
-        track.stand_alone(value)
+            other.stand_alone(pinned_too(ledger, refresh(other, ledger), reason))
+        track.stand_alone(pinned_too(ledger, value, reason) if others else value)
 
     def reshape(self, func: Any, bound: Mapping[str, Any]) -> Tensor:
         """A tensor becomes a view of what it was; nothing is written."""

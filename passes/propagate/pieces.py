@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxrebasin.passes.fields.elements import labelled
+from fxrebasin.passes.fields.elements import addresses_of, labelled
 from fxrebasin.passes.fields.fields import Labels, Value, field_of
 from fxrebasin.passes.fields.joining import join
 from fxrebasin.passes.fields.labels import NONE, rigid_labels
@@ -115,14 +115,6 @@ class Pieces:
             position[part.addresses[mine]] = start + np.flatnonzero(mine)
             start += part.addresses.size
         return position[places]
-
-
-def addresses_of(view: Tensor) -> Ints:
-    """Where in memory the elements of a tensor are, in order, counted in elements."""
-    found = np.array(view.storage_offset(), dtype=np.int64)
-    for size, stride in zip(view.shape, view.stride(), strict=True):
-        found = np.add.outer(found, np.arange(size) * stride)
-    return found.reshape(-1)
 
 
 def _labels(ledger: Ledger, value: Value) -> list[Labels]:

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fxrebasin.passes.fields.fields import Labels, Value
-from fxrebasin.passes.propagate.memory import address_of
+from fxrebasin.passes.propagate.memory import address_of, view_key
 from fxrebasin.passes.propagate.model_state import Held
 from fxrebasin.passes.rules.registry import overloads
-from fxrebasin.uniformity import varying_axes_of
+from fxrebasin.uniformity import has_bits, varying_axes_of
 
 _VARYING = "_fxrebasin_varying"
 
@@ -68,7 +68,7 @@ class Relied:
         names = frozenset([item.name])
         self._remember(item.tensor, names)
         self._remember(stand_in, names)
-        if stand_in.layout is torch.strided and not (stand_in.is_meta or stand_in.is_quantized):
+        if has_bits(stand_in):
             setattr(stand_in, _VARYING, _NOT_LOOKED_AT)
 
     def hand_on(self, func: Any, operands: Sequence[Tensor], results: Sequence[Tensor]) -> None:
@@ -161,7 +161,7 @@ def place_of(tensor: Tensor) -> object:
     address = address_of(tensor)
     if not address:
         return id(tensor)
-    return (address, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    return (address, *view_key(tensor))
 
 
 def _varying(

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxrebasin.errors import FxRebasinError
-from fxrebasin.passes.fields.fields import Value, pinned_value
-from fxrebasin.passes.fields.joining import join
+from fxrebasin.passes.fields.fields import Value
+from fxrebasin.passes.fields.joining import give_up
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.origin import Origin
 from fxrebasin.passes.propagate.tracks import Track, refresh
@@ -174,8 +174,7 @@ class Looks:
         for item in (item for stage in self._doubtful for item in stage.values):
             value = refresh(item, ledger) if isinstance(item, Track) else item
             value = value if value.when_read is None else value.when_read()
-            pinned = pinned_value(value.shape, reason)
-            join(ledger, [*pinned.fields, *value.fields])
+            give_up(ledger, value, reason)
 
     def notes(self, unread: Sequence[str]) -> list[str]:
         """What there is to say about a model that looks at data."""

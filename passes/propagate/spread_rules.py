@@ -9,7 +9,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from fxrebasin.passes.propagate.spreads import Along, Later, Spread, Zero, along_all, unknown
+from fxrebasin.passes.propagate.spreads import (
+    Along,
+    Later,
+    Spread,
+    Zero,
+    along_all,
+    sources_of,
+    unknown,
+)
 from fxrebasin.passes.rules.registry import overloads
 
 
@@ -80,10 +88,7 @@ def _spread_of(
             return replace(found, axes=(*before, *axes))
         return Spread((Along.SAME,) * len(shape), Zero.NEVER if value else Zero.MAY)
 
-    sources = 0
-    for item in operands:
-        sources |= item.sources
-    return replace(rule(bound, named, shape), sources=sources)
+    return replace(rule(bound, named, shape), sources=sources_of(operands))
 
 
 def _plain(along: Along) -> Along:

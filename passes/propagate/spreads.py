@@ -8,7 +8,9 @@ are equal by accident only; those that were clipped, rounded or compared are not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, auto
 
@@ -112,10 +114,13 @@ def unknown(
 ) -> Spread:
     """What an operator makes that no table lists."""
     clipped = pointwise or any(item.zero is Zero.CLIPPED for item in operands)
-    sources = 0
-    for item in operands:
-        sources |= item.sources
-    return Spread(along_all(Along.FLAT, shape), Zero.CLIPPED if clipped else Zero.MAY, sources)
+    zero = Zero.CLIPPED if clipped else Zero.MAY
+    return Spread(along_all(Along.FLAT, shape), zero, sources_of(operands))
+
+
+def sources_of(operands: Iterable[Spread]) -> int:
+    """The parameters that some numbers are computed from."""
+    return functools.reduce(operator.or_, (item.sources for item in operands), 0)
 
 
 def along_all(along: Along, shape: Sequence[int]) -> tuple[Along, ...]:

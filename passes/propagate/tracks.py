@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 
 import fxrebasin.passes.rules  # noqa: F401  (importing it fills the registry)
 from fxrebasin.passes.fields.fields import Labels, Value, pinned_value
-from fxrebasin.passes.fields.joining import join
+from fxrebasin.passes.fields.joining import pinned_too
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.moving import view_fields
 from fxrebasin.passes.propagate.pieces import Pieces
@@ -237,7 +237,7 @@ def write_through(track: Track, value: Value, ledger: Ledger) -> None:
     if placed is None:
         reason = "written to as elements of another type"
         for item in (value, refresh(root, ledger)):
-            join(ledger, [*item.fields, *pinned_value(item.shape, reason).fields])
+            pinned_too(ledger, item, reason)
         root.value = pinned_value(root.value.shape, reason)
         return
     if root.pieces is None:
