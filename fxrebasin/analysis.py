@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from fxrebasin.choices import Choices
-from fxrebasin.layout import PermutationClass
+from fxrebasin.kinds import Kinds
+from fxrebasin.layout import PermutationClass, UnitClass
 from fxrebasin.models.example_inputs import wrong_inputs
 from fxrebasin.passes.explain.data_flow import data_flow
 from fxrebasin.passes.explain.tie_graph import tie_graph
@@ -34,8 +35,16 @@ def symmetry_of(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     choices: Choices = _NO_CHOICES,
+    kinds: Kinds = Kinds.PERMUTATION,
 ) -> Symmetry:
     """The symmetry of one call of a model; see `fxrebasin.analyze`.
+
+    Args:
+        model: any module.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        choices: of the user.
+        kinds: which groups are looked for.
 
     Raises:
         InputError: the model does not run on the inputs, or has no such outputs.
@@ -51,7 +60,7 @@ def symmetry_of(
     names = {item.name: item.names for item in propagation.held}
     parameters = [name for name, _ in model.named_parameters()]
     kept = set(model.state_dict(keep_vars=True)) | {n for n, _ in model.named_parameters()}
-    return Symmetry(
+    found_symmetry = Symmetry(
         classes=tuple(_with_all_names(c, names) for c in grouping.classes),
         layout={
             alias: groups
@@ -77,6 +86,34 @@ def symmetry_of(
         _flow=partial(data_flow, propagation, grouping.fields, grouping.classes, grouping.layout),
         _about_passing=partial(_about_passing, propagation.passing, log10_order(grouping.classes)),
     )
+    if kinds is Kinds.PERMUTATION:
+        return found_symmetry
+    return _with_groups(found_symmetry, model, (args, kwargs), choices, kinds)
+
+
+def _with_groups(
+    symmetry: Symmetry,
+    model: nn.Module,
+    inputs: tuple[Sequence[Any], Mapping[str, Any]],
+    choices: Choices,
+    kinds: Kinds,
+) -> Symmetry:
+    """The symmetry, with the groups beyond permutations."""
+    from fxrebasin.passes.kinds.find import kinds_of
+    from fxrebasin.passes.kinds.functional import functional_graph
+
+    graph = functional_graph(model, *inputs, choices.outputs)
+    if isinstance(graph, str):
+        note = f"only permutations were looked for, since operators cannot be listed: {graph}"
+        return replace(symmetry, _notes=(*symmetry._notes, note))
+    groups = kinds_of(graph, symmetry.classes, symmetry.layout, symmetry.parameters)
+    if kinds is Kinds.SIGNED:
+        groups = groups.signed()
+    classes = tuple(
+        UnitClass(c.name, c.size, c.within, c.count, c.axes, groups.kinds[c.name].kind)
+        for c in (*symmetry.classes, *groups.turned)
+    )
+    return replace(symmetry, classes=classes, groups=groups)
 
 
 def _about_choice(choices: Choices) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from torch import fx, nn
 
 from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import Choices, choices_for
-from fxrebasin.errors import ArchitectureMismatchError
+from fxrebasin.errors import ArchitectureMismatchError, InputError
+from fxrebasin.kinds import Kinds
 from fxrebasin.models.checks import check_usable, first_graph_difference, unwrap
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.passes.match.methods import MatchResult, check_method, match_states
@@ -45,6 +46,7 @@ def analyze(
     *,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
+    symmetry: str = "permutation",
 ) -> Symmetry:
     """Find the permutations of a model's units that leave its function unchanged.
 
@@ -67,10 +69,13 @@ def analyze(
             patterns of names (`["logits"]`); or a function of what the model returns, that returns
             what counts. All but caches of keys and values when left out; see
             `fxrebasin.running.outputs`.
+        symmetry: `"permutation"`; `"signed"` for signs of units as well; or `"all"` for the largest
+            group of each class, from permutations to all invertible matrices, and for all numbers
+            that may be chosen freely: see `kind` of the classes, `dimension` and `gauges`.
 
     Raises:
         InputError: the model or its inputs cannot be used, what it returns cannot be looked into,
-            or a name or pattern fits no buffer or output.
+            a name or pattern fits no buffer or output, or there is no such symmetry.
         CheckpointError: an ONNX file is missing or cannot be read.
 
     Example:
@@ -78,16 +83,29 @@ def analyze(
         >>> round(analyze(net).log10_order(), 3)  # log10 of 5!
         2.079
     """
+    kinds = _kinds(symmetry)
     if not isinstance(model, nn.Module) and _is_onnx(model):
         from fxrebasin.importers.onnx.finding import symmetry_of_file
 
+        if kinds is not Kinds.PERMUTATION:
+            raise InputError(
+                f"symmetry={symmetry!r}: of ONNX files only permutations are found; pass the "
+                "module that the file was made from"
+            )
         given = example_kwargs if example_inputs is None else example_inputs
         return symmetry_of_file(model, given, outputs)
     module = unwrap(model)
     check_usable(module, needs_weights=False)
     choices = choices_for(module, state_buffers=state_buffers, outputs=outputs)
     args, kwargs = normalise_inputs(module, example_inputs, example_kwargs, check=False)
-    return symmetry_of(module, args, kwargs, choices)
+    return symmetry_of(module, args, kwargs, choices, kinds)
+
+
+def _kinds(symmetry: str) -> Kinds:
+    known = [kind.value for kind in Kinds]
+    if symmetry not in known:
+        raise InputError(f"symmetry={symmetry!r} is none of {', '.join(map(repr, known))}")
+    return Kinds(symmetry)
 
 
 def _is_onnx(model: object) -> TypeGuard[ModelProto | str | PathLike[str]]:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxrebasin.facts import Brief
+from fxrebasin.kinds import GroupKind
 from fxrebasin.wording import listed
 
 IntArray: TypeAlias = npt.NDArray[np.int64]
@@ -38,6 +39,11 @@ class PermutationClass(Brief):
     count: int = 1
     axes: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def kind(self) -> GroupKind:
+        """The group that is known to act on the units."""
+        return GroupKind.PERMUTATION
+
     def __repr__(self) -> str:
         copies = f", {self.count} copies" if self.within else ""
         moved = listed([f"{name}[{axis}]" for name, axis in self.axes], _LISTED)
@@ -48,6 +54,16 @@ class PermutationClass(Brief):
         axes = [f"{name}[{axis}]" for name, axis in self.axes]
         moved = listed(axes, _LISTED)
         return [("name", self.name), ("units", f"{self.size}{within}"), ("moves", moved)]
+
+
+@dataclass(frozen=True, repr=False)
+class UnitClass(PermutationClass):
+    """A class with the largest group that acts on its units; see `fxrebasin.kinds`."""
+
+    kind: GroupKind = GroupKind.PERMUTATION
+
+    def _facts(self) -> list[tuple[str, str]]:
+        return [*super()._facts(), ("group", self.kind.value)]
 
 
 @dataclass(frozen=True)

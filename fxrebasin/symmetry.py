@@ -17,6 +17,8 @@ from fxrebasin.choices import FoundWith
 from fxrebasin.errors import InputError
 from fxrebasin.facts import Brief, counted
 from fxrebasin.flow import Flow
+from fxrebasin.groups import Gauge, Groups
+from fxrebasin.kinds import GroupKind
 from fxrebasin.layout import Layout, PermutationClass
 from fxrebasin.permutation import Permutation
 from fxrebasin.reliance import Relied
@@ -43,6 +45,7 @@ class PinReason(str):
 
 
 _LISTED = 12
+_LIMITS = 2
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,6 +62,7 @@ class Symmetry(Brief):
         operators: how often each ATen operator was called.
         relies_on: constants of the state that was analysed, without which it may not hold.
         found_with: the outputs that stay as they are, and buffers that were declared to be state.
+        groups: what acts on units beyond permutations, if that was asked for.
 
     Example:
         >>> import torch, fxrebasin
@@ -81,6 +85,7 @@ class Symmetry(Brief):
     _graph: Callable[[], nx.Graph[AxisName]] = field(repr=False, compare=False)
     _flow: Callable[[], Flow] = field(repr=False, compare=False)
     _about_passing: Callable[[], tuple[str, ...]] = field(repr=False, compare=False)
+    groups: Groups | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -91,8 +96,25 @@ class Symmetry(Brief):
         return (*self._notes, *self._about_passing())
 
     def log10_order(self) -> float:
-        """The decimal logarithm of the number of elements of the group."""
-        return log10_order(self.classes)
+        """The decimal logarithm of the number of permutations of the group."""
+        return log10_order(self.permuted)
+
+    @property
+    def permuted(self) -> tuple[PermutationClass, ...]:
+        """The classes whose units may be permuted: all but those of complex pairs."""
+        return tuple(c for c in self.classes if c.kind is not GroupKind.COMPLEX_PAIRS)
+
+    def dimension(self) -> int:
+        """The dimension of the continuous part of the group, gauges included.
+
+        It is 0 unless `analyze` was asked for `symmetry="all"`.
+        """
+        return 0 if self.groups is None else self.groups.dimension
+
+    @property
+    def gauges(self) -> tuple[Gauge, ...]:
+        """Numbers that may be chosen freely, since other parameters make up for them."""
+        return () if self.groups is None else self.groups.gauges
 
     def coverage(self) -> float:
         """The share of parameter elements, in [0, 1], that lie on at least one free axis."""
@@ -131,12 +153,12 @@ class Symmetry(Brief):
 
     def identity(self) -> Permutation:
         """The permutation that moves nothing."""
-        still = Permutation.identity(self.classes, self.layout)
+        still = Permutation.identity(self.permuted, self.layout)
         return still.relying_on(self.relies_on, self.found_with)
 
     def random(self, seed: int) -> Permutation:
         """A permutation drawn uniformly from the group."""
-        drawn = Permutation.random(self.classes, self.layout, seed)
+        drawn = Permutation.random(self.permuted, self.layout, seed)
         return drawn.relying_on(self.relies_on, self.found_with)
 
     @cached_property
@@ -188,7 +210,7 @@ class Symmetry(Brief):
         copies = (
             f", in {c.count} copies, one per index of {', '.join(c.within)}" if c.within else ""
         )
-        lines = [f"  Class {c.name}: {c.size} units{copies}."]
+        lines = [f"  Class {c.name}: {c.size} units{copies}.", *self._about_group(c)]
         others = [f"{name}[{i}]" for name, i in c.axes if (name, i) != (tensor, axis)]
         if others:
             lines.append(f"    With it move: {listed(others, _LISTED)}.")
@@ -196,6 +218,16 @@ class Symmetry(Brief):
         else:
             lines.append("    No other axis moves with it.")
         return "\n".join(lines)
+
+    def _about_group(self, c: PermutationClass) -> list[str]:
+        """The group that acts on a class, and what allows no larger one."""
+        if self.groups is None:
+            return []
+        limits = self.groups.kinds[c.name].limits[:_LIMITS]
+        return [
+            f"    Group: {c.kind.value}.",
+            *(f"      No larger one: {limit}." for limit in limits),
+        ]
 
     def tying_operators(self, c: PermutationClass) -> Mapping[str, int]:
         """The operators that tie the axes of a class, with their number, most frequent first.

@@ -10,9 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("facts", "wording"),
+    ("facts", "kinds", "wording"),
     ("errors", "layout", "flow", "uniformity", "terminal"),
-    ("indexing", "gather", "interruption", "options", "progress", "reliance", "running"),
+    ("groups", "indexing", "places", "gather", "interruption", "options", "progress"),
+    ("reliance", "running"),
     ("choices", "ignoring", "models", "solvers"),
     ("storage",),
     ("permutation",),
@@ -20,7 +21,7 @@ LAYERS = (
     ("passes.fields", "show"),
     ("passes.rules",),
     ("passes.propagate",),
-    ("passes.group", "passes.trace", "passes.match"),
+    ("passes.group", "passes.kinds", "passes.trace", "passes.match"),
     ("passes.explain", "passes.recognition", "passes.rewrite"),
     ("exporters.verify",),
     ("exporters.onnx", "proof"),

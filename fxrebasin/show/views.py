@@ -41,6 +41,8 @@ def symmetry_view(title: str, symmetry: Symmetry, inputs: Sequence[str] = ()) ->
     table.add_column("layers", justify="right")
     table.add_column("units", justify="right")
     table.add_column("copies", overflow="fold")
+    if symmetry.groups is not None:
+        table.add_column("group", overflow="fold")
     table.add_column("parameters", justify="right")
     table.add_column("moves", overflow="fold")
     table.add_column("tied by", overflow="fold")
@@ -52,7 +54,7 @@ def symmetry_view(title: str, symmetry: Symmetry, inputs: Sequence[str] = ()) ->
         axes = _listed([_axis_text(symmetry, name, axis) for name, axis in c.axes])
         tied = ", ".join(f"{_short(o)} ×{n}" for o, n in symmetry.tying_operators(c).items())
         layers = str(len(names)) if len(names) > 1 else ""
-        cells = (common_name(names), layers, str(c.size), copies)
+        cells = (common_name(names), layers, str(c.size), copies, *_groups(symmetry, names))
         held = f"{_held(symmetry, names):,}"
         table.add_row(numbers[c.name], *map(escape, (*cells, held, axes, tied or "–")))
     totals = facts_text(_totals(symmetry, inputs))
@@ -124,6 +126,14 @@ def _held(symmetry: Symmetry, names: Sequence[str]) -> int:
     return sum(math.prod(symmetry.shapes[n]) for n in symmetry.parameters if n in held)
 
 
+def _groups(symmetry: Symmetry, names: Sequence[str]) -> tuple[str, ...]:
+    """The groups that act on some classes, if these were looked for."""
+    if symmetry.groups is None:
+        return ()
+    kinds = dict.fromkeys(c.kind.value for c in symmetry.classes if c.name in names)
+    return (", ".join(kinds),)
+
+
 def _listed(names: list[str]) -> str:
     """The first names, with the modules that they share named once.
 
@@ -163,6 +173,7 @@ def symmetry_document(symmetry: Symmetry) -> dict[str, Any]:
                 "within": list(c.within),
                 "axes": [list(axis) for axis in c.axes],
                 "tied_by": symmetry.tying_operators(c),
+                **({} if symmetry.groups is None else {"kind": c.kind.value}),
             }
             for c in symmetry.classes
         ],

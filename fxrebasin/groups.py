@@ -1,0 +1,99 @@
+"""What is known of the groups that act on a model, beyond permutations of its units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from fxrebasin.kinds import ClassKind, GroupKind, Place
+from fxrebasin.layout import Layout, PermutationClass
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A parameter to which anything may be added, since others take it back.
+
+    Attributes:
+        parameter: its name; of an embedding, the same is added to all rows.
+        takers: names of those that take it back; a softmax may not see it at all.
+        dimension: how many numbers may be chosen.
+    """
+
+    parameter: str
+    takers: frozenset[str]
+    dimension: int
+
+
+@dataclass(frozen=True)
+class Centring:
+    """What norms that take the mean off leave open.
+
+    Attributes:
+        readers: parts that read centred values; any multiple of ones may be added to their rows.
+        writers: parts whose mean over the units nothing sees.
+        shifts: shifts of norms that readers without a bias can take back for this reason.
+    """
+
+    readers: tuple[Place, ...] = ()
+    writers: tuple[Place, ...] = ()
+    shifts: tuple[Place, ...] = ()
+
+
+class GaugeKind(Enum):
+    """What may be chosen freely, since other parameters make up for it."""
+
+    SCALE = "a factor for each unit, which what reads them divides by"
+    SHIFT = "anything may be added, and others take it back"
+    MEAN_READ = "how the mean of units that have none is read"
+    MEAN_WRITTEN = "a mean over units that is taken off before they are read"
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Numbers of a model that may be chosen freely, since others make up for them.
+
+    Attributes:
+        kind: of which sort they are.
+        parameters: the first is the one that is chosen; the others make up for it.
+        dimension: how many numbers there are.
+    """
+
+    kind: GaugeKind
+    parameters: tuple[str, ...]
+    dimension: int
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The groups that act on a model's state and leave its function as it is.
+
+    Attributes:
+        kinds: by the name of the class.
+        layout: where the units of permutation classes are.
+        turned: classes of units that rotary embeddings keep in place.
+        turned_layout: where these are.
+        centring: what centred norms leave open, by the name of the class.
+        shifts: parameters to which anything may be added.
+        gauges: all that may be chosen freely.
+        dimension: of the continuous part of all of it.
+    """
+
+    kinds: Mapping[str, ClassKind]
+    layout: Layout
+    turned: tuple[PermutationClass, ...] = ()
+    turned_layout: Layout = field(default_factory=dict)
+    centring: Mapping[str, Centring] = field(default_factory=dict)
+    shifts: tuple[Shift, ...] = ()
+    gauges: tuple[Gauge, ...] = ()
+    dimension: int = 0
+
+    def signed(self) -> Groups:
+        """Permutations and signs only."""
+        return Groups({name: _signed(kind) for name, kind in self.kinds.items()}, self.layout)
+
+
+def _signed(own: ClassKind) -> ClassKind:
+    kind = own.kind.meet(GroupKind.SIGNED)
+    signs = dict.fromkeys(own.parts, 1) if own.kind.has_matrices else own.signs
+    return replace(own, kind=kind, parts={}, scales={}, signs=signs, factors=())

@@ -1,0 +1,1 @@
+"""Which group acts on each class of units: a second abstract pass over the model's operators."""

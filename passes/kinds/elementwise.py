@@ -1,0 +1,51 @@
+"""Operators that work element by element on units of a class, and those that are like them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from fxrebasin.passes.kinds.marks import (
+    Value,
+)
+from fxrebasin.passes.kinds.walk import Step, handles, name_of
+
+
+@handles("_softmax", "_log_softmax", "_safe_softmax")
+def _softmax(step: Step) -> list[Value]:
+    return step.stay()
+
+
+@handles("add", "sub")
+def _add(step: Step) -> list[Value]:
+    analysis = step.analysis
+    one, two = step.args["self"], step.args["other"]
+    beside = analysis.centred if _is_mean_of(two, one, step) else analysis.beside
+    return [step.meet(one, two, analysis.joined, beside)]
+
+
+def _is_mean_of(item: Any, value: Any, step: Step) -> bool:
+    """Whether the mean of a tensor, over the axis of its units, is taken off it."""
+    if name_of(step.node) != "sub" or not isinstance(item, fx.Node) or item.op != "call_function":
+        return False
+    source = item
+    if name_of(item).endswith("getitem>"):
+        if item.args[1] != 1:
+            return False
+        source = item.all_input_nodes[0]
+    return name_of(source) in ("mean", "var_mean") and source.args[0] is value
+
+
+@handles("mul")
+def _mul(step: Step) -> list[Value]:
+    analysis = step.analysis
+    return [step.meet(step.args["self"], step.args["other"], analysis.multiplied, analysis.carried)]
+
+
+@handles("div")
+def _div(step: Step) -> list[Value]:
+    analysis = step.analysis
+    if step.value(step.args["other"]) or step.args.get("rounding_mode") is not None:
+        return step.stay()
+    return [step.meet(step.args["self"], step.args["other"], analysis.multiplied, analysis.carried)]

@@ -1,0 +1,197 @@
+"""The kind of each class of a symmetry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+import fxrebasin.passes.kinds.elementwise
+import fxrebasin.passes.kinds.movements
+import fxrebasin.passes.kinds.products  # noqa: F401  (importing these fills the table of operators)
+from fxrebasin.groups import Centring, Gauge, GaugeKind, Groups
+from fxrebasin.kinds import ClassKind, GroupKind, Place
+from fxrebasin.layout import AxisGroup, Layout, PermutationClass
+from fxrebasin.passes.kinds.analysis import Analysis, LimitError
+from fxrebasin.passes.kinds.functional import FunctionalGraph
+from fxrebasin.passes.kinds.gauges import centring_of, shifts_of
+from fxrebasin.passes.kinds.marks import Mark, placed
+from fxrebasin.passes.kinds.matrices import Linear, Matrices
+from fxrebasin.passes.kinds.pairs import Pairs, Term
+from fxrebasin.passes.kinds.scales import Scales, of_place
+from fxrebasin.passes.kinds.turned import turned_in
+from fxrebasin.passes.kinds.walk import Walk, shape_of
+from fxrebasin.places import parts_of
+
+
+def kinds_of(
+    graph: FunctionalGraph,
+    classes: Sequence[PermutationClass],
+    layout: Layout,
+    parameters: Sequence[str],
+) -> Groups:
+    """The kind of each class, classes of units that are turned in pairs, and gauges.
+
+    Args:
+        graph: of the model.
+        classes: of its symmetry.
+        layout: where their units are.
+        parameters: the names of the state that may be shifted.
+    """
+    sizes = {c.name: c.size for c in classes}
+    outer = {name for c in classes for name in c.within}
+    kinds: dict[str, ClassKind] = {}
+    centring: dict[str, Centring] = {}
+    turned: list[PermutationClass] = []
+    own: dict[str, tuple[AxisGroup, ...]] = {}
+    for c in classes:
+        pairs = None if c.within else turned_in(layout, c)
+        found = None if pairs is None else _pairs_of(graph, *pairs, sizes, layout)
+        if pairs is not None and found is not None:
+            turned.append(pairs[0])
+            own |= pairs[1]
+            outer.add(c.name)
+            kinds[pairs[0].name] = found
+    for c in classes:
+        if c.name in outer:
+            kinds[c.name] = ClassKind(GroupKind.PERMUTATION, {}, {}, limits=(_OUTER,))
+        else:
+            kinds[c.name], centring[c.name] = _kind_of(graph, c, layout, sizes)
+    groups = Groups(kinds, layout, tuple(turned), own, centring, shifts_of(graph, parameters))
+    gauges = gauges_of(groups, classes, graph)
+    whole = sum(c.count * kinds[c.name].kind.dimension(c.size) for c in (*classes, *turned))
+    dimension = whole + sum(gauge.dimension for gauge in gauges)
+    return replace(groups, gauges=gauges, dimension=dimension)
+
+
+def _pairs_of(
+    graph: FunctionalGraph,
+    c: PermutationClass,
+    own: Layout,
+    sizes: Mapping[str, int],
+    layout: Layout,
+) -> ClassKind | None:
+    """How complex numbers act on units that are turned in pairs; None if they are not."""
+    shapes = {name: shape_of(node) for name, node in graph.state.items()}
+    places = dict(placed(own, c, sizes, shapes))
+    pairs = Pairs(c.size, graph, frozenset(layout))
+    try:
+        _walk(graph, pairs, places, Term)
+        parts = pairs.found()
+    except LimitError:
+        return None
+    if pairs.partner is None or parts.keys() != places.keys():
+        return None
+    partner = tuple(int(unit) for unit in pairs.partner)
+    return ClassKind(GroupKind.COMPLEX_PAIRS, parts, {}, partner=partner)
+
+
+_OUTER = "other classes are within it, and it only permutes their copies"
+
+
+def _kind_of(
+    graph: FunctionalGraph, c: PermutationClass, layout: Layout, sizes: Mapping[str, int]
+) -> tuple[ClassKind, Centring]:
+    shapes = {name: shape_of(node) for name, node in graph.state.items()}
+    places = dict(placed(layout, c, sizes, shapes))
+    units = c.size * math.prod(sizes[name] for name in c.within)
+    vectors = {place for place in places if math.prod(shapes[place.state]) == units}
+    matrices = Matrices(c.size, vectors)
+    try:
+        walk = _walk(graph, matrices, places, lambda place: Linear(place, 1))
+    except LimitError as error:
+        return _scales_of(graph, c, places, vectors, error.reason), Centring()
+    found = ClassKind(
+        matrices.kind(),
+        matrices.found(),
+        {},
+        factors=tuple({place: 1} for place in matrices.factors()),
+        limits=tuple(matrices.reasons),
+    )
+    return found, centring_of(walk, matrices)
+
+
+def _scales_of(
+    graph: FunctionalGraph,
+    c: PermutationClass,
+    places: Mapping[Place, torch.Tensor],
+    vectors: set[Place],
+    limit: str,
+) -> ClassKind:
+    scales = Scales(c.size, vectors)
+    _walk(graph, scales, places, of_place)
+    found = scales.solved(sorted(places))
+    signs = [dict.fromkeys(sorted(places), 1) for places in found.signs]
+    return ClassKind(
+        found.kind,
+        {},
+        (*found.scales, {})[0],
+        (*signs, {})[0],
+        (*found.scales[1:], *found.factors),
+        tuple(dict.fromkeys((limit, *scales.reasons))),
+    )
+
+
+def _walk(
+    graph: FunctionalGraph,
+    analysis: Analysis,
+    places: Mapping[Place, torch.Tensor],
+    form: Callable[[Place], object],
+) -> Walk:
+    walk = Walk(graph, analysis)
+    for place, units in places.items():
+        node = graph.state[place.state]
+        marks = walk.values.setdefault(node, [()])
+        marks[0] = (*marks[0], Mark(units, form(place), place))
+    walk.run()
+    return walk
+
+
+def gauges_of(
+    groups: Groups, classes: Sequence[PermutationClass], graph: FunctionalGraph
+) -> tuple[Gauge, ...]:
+    """All numbers of a model that may be chosen freely, each counted once.
+
+    Args:
+        groups: what was found.
+        classes: of the symmetry.
+        graph: of the model.
+    """
+    found = [
+        Gauge(GaugeKind.SHIFT, (shift.parameter, *sorted(shift.takers)), shift.dimension)
+        for shift in groups.shifts
+    ]
+    for c in classes:
+        for factor in groups.kinds[c.name].factors:
+            names = tuple(dict.fromkeys(place.state for place in factor))
+            found.append(Gauge(GaugeKind.SCALE, names, c.size * c.count))
+        found += _of_centring(groups, c, graph)
+    return tuple(found)
+
+
+def _of_centring(groups: Groups, c: PermutationClass, graph: FunctionalGraph) -> list[Gauge]:
+    own = groups.centring.get(c.name, Centring())
+    found = [Gauge(GaugeKind.SHIFT, (place.state,), c.size) for place in own.shifts]
+    rows = {place: _rows(groups, graph, place, c.size) for place in (*own.readers, *own.writers)}
+    if own.readers:
+        names = tuple(place.state for place in own.readers)
+        count = sum(rows[place] for place in own.readers)
+        found.append(Gauge(GaugeKind.MEAN_READ, names, count))
+    if own.writers:
+        names = tuple(dict.fromkeys(place.state for place in own.writers))
+        doubly = [s for s in groups.shifts if s.takers and {s.parameter, *s.takers} <= {*names}]
+        count = sum(rows[place] for place in own.writers)
+        count -= sum(shift.dimension // c.size for shift in doubly)
+        found.append(Gauge(GaugeKind.MEAN_WRITTEN, names, count))
+    return found
+
+
+def _rows(groups: Groups, graph: FunctionalGraph, place: Place, size: int) -> int:
+    """How many vectors of units there are in a part of a state tensor."""
+    group = groups.layout[place.state][place.group]
+    piece = group.pieces[place.piece]
+    shape = shape_of(graph.state[place.state])
+    others = math.prod(n for axis, n in enumerate(shape) if axis not in group.axes)
+    return piece.positions[parts_of(piece)[place.part]].size * others // size

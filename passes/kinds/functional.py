@@ -1,0 +1,139 @@
+"""A model as a graph of operators without views and writes, with its state as inputs.
+
+What the second pass says of a tensor is then said once: nothing changes it later.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._decomp import get_decompositions
+from torch.func import functional_call, functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from fxrebasin.running.messages import first_lines, out_of_memory
+from fxrebasin.running.outputs import Wanted, counted, reduced
+from fxrebasin.running.preserve import preserve
+
+_aten = torch.ops.aten
+
+_TAKEN_APART = (
+    *(_aten.addmm, _aten.addmv, _aten.baddbmm, _aten.linear, _aten.addcmul, _aten.rsub),
+    *(_aten.native_layer_norm, _aten._fused_rms_norm, _aten.t),
+    *(_aten.native_batch_norm, _aten._native_batch_norm_legit_no_training),
+)
+"""Operators that are seen as those that they are made of."""
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionalGraph:
+    """Operators of one call of a model.
+
+    Attributes:
+        nodes: in the order in which they run.
+        state: the node of each parameter and buffer, by name; tied ones once.
+        outputs: the nodes of the outputs that count.
+        from_inputs: the nodes that depend on inputs of the model.
+        values: of state tensors and of constants, by node.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    state: Mapping[str, fx.Node]
+    outputs: tuple[fx.Node, ...]
+    from_inputs: frozenset[fx.Node]
+    values: Mapping[fx.Node, Tensor]
+
+
+def functional_graph(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], wanted: Wanted
+) -> FunctionalGraph | str:
+    """The graph of one call of a model in eval mode, or why there is none, in words.
+
+    Args:
+        model: it is left as it was.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        wanted: which outputs count.
+    """
+    try:
+        with preserve(model), _quiet(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            return _traced(model, args, kwargs, wanted)
+    except Exception as error:  # whatever a model raises that looks at its data
+        if out_of_memory(error):
+            raise
+        return first_lines(error)
+
+
+def _traced(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], wanted: Wanted
+) -> FunctionalGraph:
+    state = {
+        name: tensor.detach()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+    leaves, form = tree_flatten((tuple(args), dict(kwargs)))
+    places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def call(held: dict[str, Tensor], *given: Tensor) -> list[Tensor]:
+        own = list(leaves)
+        for place, tensor in zip(places, given, strict=True):
+            own[place] = tensor
+        positional, named = tree_unflatten(own, form)
+        returned = functional_call(model, held, positional, named)
+        return list(counted(reduced(model, returned, wanted), wanted).values())
+
+    inputs = [leaves[place].detach() for place in places]
+    table: Any = get_decompositions(_TAKEN_APART)
+    module = make_fx(
+        functionalize(call, remove="mutations_and_views"),
+        decomposition_table=table,
+        tracing_mode="fake",
+        _allow_non_fake_inputs=True,
+    )(state, *inputs)
+    module.graph.eliminate_dead_code()
+    nodes = tuple(module.graph.nodes)
+    given = [node for node in nodes if node.op == "placeholder"]
+    names = dict(zip(state, given, strict=False))
+    [returned] = [node for node in nodes if node.op == "output"]
+    outputs = tuple(item for item in _flat(returned.args) if isinstance(item, fx.Node))
+    values = {node: state[name] for name, node in names.items()}
+    for node in nodes:
+        if node.op == "get_attr" and isinstance(held := getattr(module, str(node.target)), Tensor):
+            values[node] = held
+    return FunctionalGraph(nodes, names, outputs, _reached(nodes, given[len(state) :]), values)
+
+
+def _flat(found: Any) -> list[Any]:
+    flat, _ = tree_flatten(found)
+    return flat
+
+
+def _reached(nodes: Sequence[fx.Node], start: Sequence[fx.Node]) -> frozenset[fx.Node]:
+    found = set(start)
+    for node in nodes:
+        if found & set(node.all_input_nodes):
+            found.add(node)
+    return frozenset(found)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch logs and warns of while it traces."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

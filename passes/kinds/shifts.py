@@ -1,0 +1,459 @@
+"""Numbers that may be added to a parameter because others take them back.
+
+What is added to a parameter is followed through the operators, as a tensor that has size 1 along
+axes where it is the same everywhere. A bias or an embedding further on can take it back; a softmax
+does not see what is the same along its axis; an average with weights that sum to one hands on what
+is the same for all that it averages. Anything else that meets it shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxrebasin.errors import FxRebasinError
+from fxrebasin.passes.kinds.functional import FunctionalGraph
+from fxrebasin.passes.kinds.marks import raised, reshaped
+from fxrebasin.passes.kinds.walk import name_of, shape_of
+from fxrebasin.running.operators import bind
+
+
+class ShownError(FxRebasinError):
+    """Something depends on what was added."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is added to the tensor of a node.
+
+    Attributes:
+        added: broadcast to the tensor, as far as it is known.
+        known: whether it is; else it depends on the input, and only the axes matter along which
+            it is the same.
+        origin: equal for what is the same number, where that is not known.
+    """
+
+    added: Tensor
+    known: bool = True
+    origin: object = None
+
+
+_NOTHING = -1e38
+"""A score below this gets no weight at all."""
+
+_MOVES = frozenset(
+    {
+        *("view", "_unsafe_view", "reshape", "transpose", "t", "permute", "expand", "unsqueeze"),
+        *("squeeze", "slice", "clone", "detach", "alias", "_to_copy", "select"),
+    }
+)
+
+
+@dataclass
+class Shifts:
+    """Follows what is added to one parameter.
+
+    Attributes:
+        graph: of the model.
+        state: values by name; meta tensors where it is only asked who can take back what.
+        taken: what others take back, by the name of the parameter: to be added to it.
+    """
+
+    graph: FunctionalGraph
+    state: Mapping[str, Tensor]
+    taken: dict[str, Tensor] = field(default_factory=dict)
+    _names: dict[fx.Node, str] = field(default_factory=dict)
+    _values: dict[fx.Node, Tensor] = field(default_factory=dict)
+    _synthetic: bool = False
+    _changes: dict[fx.Node, Change] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._names = {node: name for name, node in self.graph.state.items()}
+        self._synthetic = any(value.is_meta for value in self.state.values())
+
+    def follow(self, start: Mapping[fx.Node, Change]) -> dict[str, Tensor]:
+        """What has to be added to other parameters so that the model's function stays.
+
+        Args:
+            start: what is added to which nodes' tensors.
+
+        Raises:
+            ShownError: nothing can make up for it.
+        """
+        self._changes.update(start)
+        for node in self.graph.nodes:
+            met = [item for item in node.all_input_nodes if item in self._changes]
+            if node.op == "call_function" and met and node not in start:
+                change = self._step(node)
+                if change is not None:
+                    self._changes[node] = change
+        if any(node in self._changes for node in self.graph.outputs):
+            raise ShownError
+        return self.taken
+
+    # Operators --------------------------------------------------------------------------------
+
+    def _step(self, node: fx.Node) -> Change | None:
+        name = name_of(node)
+        if name.endswith("getitem>"):
+            # of the variance and the mean of what is the same along the axes of these
+            return self._changes[node.all_input_nodes[0]] if node.args[1] == 1 else None
+        args = bind(node.target, node.args, node.kwargs)
+        if name in _MOVES:
+            change = self._changes[args["self"]]
+            return replace(change, added=self._moved(node, args, change.added))
+        step = {
+            "add": self._sum,
+            "sub": self._sum,
+            "mul": self._product,
+            "div": self._product,
+            "masked_fill": self._masked,
+            "mm": self._matrix,
+            "bmm": self._batched,
+            "cat": self._cat,
+            "mean": self._mean,
+            "var_mean": self._mean,
+            "_softmax": self._softmax,
+            "_safe_softmax": self._softmax,
+            "convolution": self._convolution,
+        }.get(name)
+        if step is None:
+            raise ShownError
+        return step(node, args)
+
+    def _moved(self, node: fx.Node, args: Mapping[str, Any], added: Tensor) -> Tensor:
+        before, after, name = shape_of(args["self"]), shape_of(node), name_of(node)
+        if name in ("view", "_unsafe_view", "reshape"):
+            return reshaped(added, before, after)
+        if name == "expand":
+            return raised(added, len(after))
+        if name in ("clone", "detach", "alias", "_to_copy"):
+            return added
+        if name in ("slice", "select"):
+            dim = args["dim"]
+            if added.shape[dim] == 1:
+                return added if name == "slice" else added.squeeze(dim)
+        if name == "squeeze":
+            gone = [k for k in range(len(before)) if before[k] == 1 and len(before) != len(after)]
+            if len(before) - len(gone) != len(after):
+                raise ShownError
+            return added.squeeze(tuple(gone)) if gone else added
+        others = {key: value for key, value in args.items() if key != "self"}
+        overload: Any = node.target
+        plain = getattr(torch.ops.aten, name)
+        found: Tensor = getattr(plain, overload._overloadname)(added, **others)
+        return found
+
+    def _sum(self, node: fx.Node, args: Mapping[str, Any]) -> Change | None:
+        if args.get("alpha", 1) != 1:
+            raise ShownError
+        one, two = args["self"], args["other"]
+        rank = len(shape_of(node))
+        sign = -1 if name_of(node) == "sub" else 1
+        left, right = (self._raised(item, rank) for item in (one, two))
+        if left is not None and right is not None:
+            same = left.added.shape == right.added.shape and left.origin is right.origin
+            if same and left.origin is not None and sign == -1:
+                return None
+            if not (left.known and right.known):
+                raise ShownError
+            return Change(left.added + sign * right.added)
+        change, other = (left, two) if left is not None else (right, one)
+        if change is None:
+            return None
+        if sign == 1 and change.known and self._take(other, change.added, node):
+            return None
+        if left is None and sign == -1:
+            return Change(-change.added, change.known)
+        return change
+
+    def _raised(self, item: Any, rank: int) -> Change | None:
+        change = self._changes.get(item) if isinstance(item, fx.Node) else None
+        return None if change is None else replace(change, added=raised(change.added, rank))
+
+    def _mean(self, node: fx.Node, args: Mapping[str, Any]) -> Change:
+        """Averages over axes along which the same was added."""
+        change = self._changes[args["self"]]
+        rank = len(shape_of(args["self"]))
+        dims = sorted((dim % rank for dim in args.get("dim") or range(rank)), reverse=True)
+        if any(change.added.shape[dim] > 1 for dim in dims):
+            raise ShownError
+        added = change.added
+        for dim in [] if args.get("keepdim") else dims:
+            added = added.squeeze(dim)
+        return replace(change, added=added)
+
+    def _product(self, node: fx.Node, args: Mapping[str, Any]) -> Change:
+        one, two = args["self"], args["other"]
+        if one in self._changes and isinstance(two, fx.Node) and two in self._changes:
+            raise ShownError
+        left = one in self._changes
+        change, other = (self._changes[one], two) if left else (self._changes[two], one)
+        divides = name_of(node) == "div"
+        if divides and not left:
+            raise ShownError
+        if not isinstance(other, fx.Node):
+            return replace(change, added=change.added / other if divides else change.added * other)
+        rank = len(shape_of(node))
+        if other in self.graph.from_inputs or not change.known:
+            raise ShownError
+        factor = raised(self._value(other), rank)
+        return Change(raised(change.added, rank) * (1 / factor if divides else factor))
+
+    def _masked(self, node: fx.Node, args: Mapping[str, Any]) -> Change:
+        """Scores that a softmax turns into zeros, whatever was added to them."""
+        change = self._changes.get(args["self"])
+        value = args["value"]
+        if change is None or isinstance(value, fx.Node) or value > _NOTHING:
+            raise ShownError
+        softmax = {name_of(user) for user in node.users}
+        if not softmax <= {"_softmax", "_safe_softmax"}:
+            raise ShownError
+        return change
+
+    def _matrix(self, node: fx.Node, args: Mapping[str, Any]) -> Change:
+        one, two = args["self"], args["mat2"]
+        change = self._changes.get(one)
+        if change is None or two in self._changes or two in self.graph.from_inputs:
+            raise ShownError
+        if not change.known:
+            raise ShownError
+        inner, columns = shape_of(two)
+        rows = change.added.expand(change.added.shape[0], inner)
+        if self._synthetic:  # a product with one column and one row is as good as any
+            return Change((rows @ _some(inner))[:, None] * _some(columns))
+        return Change(rows @ self._value(two))
+
+    def _batched(self, node: fx.Node, args: Mapping[str, Any]) -> Change:
+        one, two = args["self"], args["mat2"]
+        if one in self._changes and two in self._changes:
+            raise ShownError
+        if two in self._changes and self._changes[two].known:
+            added = self._changes[two].added
+            if added.shape[1] == 1 and _sums_to_one(one, self.graph):
+                return Change(added)
+            if added.shape[2] == 1:  # the same for all columns of the result, whatever it is
+                return Change(added.new_zeros(shape_of(node)).narrow(2, 0, 1), known=False)
+        raise ShownError
+
+    def _cat(self, node: fx.Node, args: Mapping[str, Any]) -> Change:
+        shape = shape_of(node)
+        parts = [item for item in args["tensors"] if shape_of(item) != (0,)]
+        dim = args["dim"] % len(shape)
+        changes = [self._changes.get(item) for item in parts]
+        if len(parts) == 1 and changes[0] is not None:
+            return changes[0]
+        if any(change is not None and not change.known for change in changes):
+            raise ShownError
+        form = next(change.added for change in changes if change is not None)
+        sizes = [max(c.added.shape[k] for c in changes if c is not None) for k in range(len(shape))]
+        pieces = []
+        for item, change in zip(parts, changes, strict=True):
+            sizes[dim] = shape_of(item)[dim]
+            pieces.append(form.new_zeros(sizes) if change is None else change.added.expand(sizes))
+        return Change(torch.cat(pieces, dim))
+
+    def _softmax(self, node: fx.Node, args: Mapping[str, Any]) -> Change | None:
+        if self._changes[args["self"]].added.shape[args["dim"]] != 1:
+            raise ShownError
+        return None
+
+    def _convolution(self, node: fx.Node, args: Mapping[str, Any]) -> Change:
+        change = self._changes.get(args["bias"]) if args["bias"] is not None else None
+        if change is None or args["input"] in self._changes or args["weight"] in self._changes:
+            raise ShownError
+        space = len(shape_of(args["weight"])) - 2
+        batch = len(shape_of(node)) - space - 1
+        return Change(change.added.reshape([1] * batch + [-1] + [1] * space), change.known)
+
+    # Parameters -------------------------------------------------------------------------------
+
+    def _take(self, other: Any, added: Tensor, node: fx.Node) -> bool:
+        """Let a parameter that is added take back what was added; whether it can."""
+        found = _added_parameter(other, self._names)
+        if found is None:
+            return False
+        name, rows = found
+        shape = tuple(self.state[name].shape)
+        if rows:
+            if any(size > 1 for size in added.shape[:-1]) or added.shape[-1] not in (1, shape[-1]):
+                return False
+            change = -added.reshape(1, -1).expand(shape)
+        else:
+            wide = raised_shape(shape_of(other), len(shape_of(node)))
+            if any(size > 1 and size != own for size, own in zip(added.shape, wide, strict=True)):
+                return False
+            change = -added.expand(wide).reshape(shape)
+        if name in self.taken:
+            return False
+        self.taken[name] = change
+        return True
+
+    def _value(self, node: fx.Node) -> Tensor:
+        """The value of a node that depends on no input."""
+        if node not in self._values:
+            self._values[node] = self._computed(node)
+        return self._values[node]
+
+    def _computed(self, node: fx.Node) -> Tensor:
+        if node in self._names:
+            own = self.state[self._names[node]]
+            return _some(*own.shape) if own.is_meta else own
+        if node.op != "call_function":
+            return self.graph.values[node]
+        if self._synthetic:
+            return _some(*shape_of(node))
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value)
+        result = node.target(*args, **kwargs)  # type: ignore[operator]
+        if not isinstance(result, Tensor):
+            raise ShownError
+        return result
+
+
+def raised_shape(shape: Iterable[int], rank: int) -> list[int]:
+    """A shape with axes of size 1 in front."""
+    own = list(shape)
+    return [1] * (rank - len(own)) + own
+
+
+def _some(*shape: int) -> Tensor:
+    """Numbers that are all different, the same ones for a shape."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def _added_parameter(node: Any, names: Mapping[fx.Node, str]) -> tuple[str, bool] | None:
+    """The parameter that a node is, or the rows of which it looks up; None if it is neither.
+
+    It is used nowhere else, and nothing but its shape is changed.
+    """
+    while isinstance(node, fx.Node):
+        if len(node.users) != 1:
+            return None
+        if node in names:
+            return names[node], False
+        name = name_of(node) if node.op == "call_function" else ""
+        if name == "embedding":
+            weight = node.args[0]
+            single = isinstance(weight, fx.Node) and weight in names and len(weight.users) == 1
+            return (names[weight], True) if single else None  # type: ignore[index]
+        if name == "mul" and node.args[1] == 1:
+            node = node.args[0]
+        elif name in ("view", "unsqueeze", "clone", "_to_copy", "slice"):
+            source = node.all_input_nodes[0]
+            if shape_of(source) != shape_of(node) and name == "slice":
+                return None
+            node = source
+        else:
+            return None
+    return None
+
+
+def _sums_to_one(node: Any, graph: FunctionalGraph) -> bool:
+    """Whether the last axis of a tensor holds weights of an average."""
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        name = name_of(node)
+        if name in ("_softmax", "_safe_softmax"):
+            last = len(shape_of(node)) - 1
+            if node.args[1] not in (-1, last):
+                return False
+            return name == "_softmax" or not _may_mask_all(node.args[0], graph)
+        source = node.all_input_nodes[0]
+        if name not in ("expand", "view", "clone", "_unsafe_view", "reshape", "_to_copy"):
+            return False
+        if shape_of(source)[-1] != shape_of(node)[-1]:
+            return False
+        node = source
+    return False
+
+
+def _may_mask_all(node: Any, graph: FunctionalGraph) -> bool:
+    """Whether an input of the model may leave a row of scores without any."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return True
+    if name_of(node) in ("bmm", "view", "_unsafe_view", "mul"):
+        return False
+    if name_of(node) == "add":
+        products = [item for item in node.all_input_nodes if not _may_mask_all(item, graph)]
+        others = [item for item in node.all_input_nodes if item not in products]
+        return not products or any(item in graph.from_inputs for item in others)
+    return True
+
+
+def absorbers(graph: FunctionalGraph, name: str) -> frozenset[str] | None:
+    """The parameters that can take back whatever is added to one; None if they cannot.
+
+    To an embedding, the same is added in all rows.
+
+    Args:
+        graph: of the model.
+        name: of the parameter.
+    """
+    shapes = {key: torch.empty(shape_of(node), device="meta") for key, node in graph.state.items()}
+    try:
+        return frozenset(
+            Shifts(graph, shapes).follow(changed(graph, name, _some(*shapes[name].shape)))
+        )
+    except ShownError:
+        return None
+
+
+def changed(graph: FunctionalGraph, name: str, added: Tensor) -> dict[fx.Node, Change]:
+    """What an addition to a parameter adds where it is read.
+
+    Args:
+        graph: of the model.
+        name: of the parameter.
+        added: of its shape; for an embedding, only the first row is looked at.
+
+    Raises:
+        ShownError: it is not read in a way that can be followed.
+    """
+    node = graph.state[name]
+    found: dict[fx.Node, Change] = {}
+    for user in node.users:
+        if name_of(user) == "embedding" and user.args[0] is node:
+            found[user] = Change(added[0].reshape([1] * (len(shape_of(user)) - 1) + [-1]))
+    if found and len(found) != len(node.users):
+        raise ShownError
+    return found or {node: Change(added)}
+
+
+def taken_back(graph: FunctionalGraph, node: fx.Node) -> bool:
+    """Whether parameters can take back what is added to the rows of a product.
+
+    Args:
+        graph: of the model.
+        node: that makes the product, whose last axis is that of its rows of weights.
+    """
+    shapes = {k: torch.empty(shape_of(n), device="meta") for k, n in graph.state.items()}
+    shape = shape_of(node)
+    axis = 1 if name_of(node) == "convolution" else len(shape) - 1
+    added = _some(*(size if k == axis else 1 for k, size in enumerate(shape)))
+    try:
+        Shifts(graph, shapes).follow({node: Change(added)})
+    except ShownError:
+        return False
+    return True
+
+
+def invisible_ones(graph: FunctionalGraph, node: fx.Node, axis: int) -> bool:
+    """Whether nothing depends on what is added to all units of a tensor alike.
+
+    Args:
+        graph: of the model.
+        node: that makes the tensor.
+        axis: of the units.
+    """
+    shape = list(shape_of(node))
+    shape[axis] = 1
+    try:
+        added = _some(*shape)
+        shapes = {k: torch.empty(shape_of(n), device="meta") for k, n in graph.state.items()}
+        taken = Shifts(graph, shapes).follow({node: Change(added, known=False, origin=object())})
+    except ShownError:
+        return False
+    return not taken
