@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxrebasin
+from fxrebasin.cli import main
 from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.merge import align_many, interpolate, merge_many
 from fxrebasin.models.checks import StateMismatchError
-from fxrebasin.storage.checkpoint import save_state_dict
+from fxrebasin.storage.checkpoint import load_state_dict, save_state_dict
 from tests.support.small_nets import unsettled
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "matching.md"
@@ -541,3 +543,41 @@ def test_layers_are_repaired_but_those_that_differ() -> None:
     wanted = (spread(a) + spread(b)) / 2
     torch.testing.assert_close(spread(mended), wanted, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(spread(middle), wanted, rtol=1e-2)
+
+
+def pooled(classes: int = 7, size: int = 1) -> nn.Module:
+    """A net whose head sees so many positions of an image."""
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(size)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * size * size, classes))
+
+
+def ran(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_commands_ignore_tensors(tmp_path: Path) -> None:
+    a, image = unsettled(pooled(10), 1), torch.randn(2, 3, 6, 6)
+    b = copied(unsettled(pooled(7), 2), a, image)
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "c.safetensors"]
+    for path, model in zip(paths, (a, b, unsettled(pooled(7, size=2), 3)), strict=True):
+        save_state_dict(path, model.state_dict())
+    name = f"{__name__}:pooled"
+    inputs = ("--input-shape", "2,3,6,6", "--ignore", "5.*")
+    out = tmp_path / "out.safetensors"
+    told = ran("transform", name, "--model-b", paths[1], "--ref", paths[0], "--out", out, *inputs)
+    assert told.exit_code == 0, told.output
+    moved = load_state_dict(out)
+    assert is_part_of(common(a.state_dict(), "5."), moved)
+    b.load_state_dict(moved)
+    for first, model in ((0, a), (1, b)):
+        merged = tmp_path / f"merged{first}.safetensors"
+        pair = (paths[0], out) if first == 0 else (out, paths[0])
+        told = ran("merge", name, *pair, "--out", merged, *inputs)
+        assert told.exit_code == 0, told.output
+        assert is_part_of(model.state_dict(), load_state_dict(merged))
+    # Where the head has units cannot be seen: it is not of the model's shape.
+    wrong = tmp_path / "wrong.safetensors"
+    told = ran("transform", name, "--model-b", paths[2], "--ref", paths[0], "--out", wrong, *inputs)
+    assert told.exit_code == 2
+    assert "nothing shows where" in told.output
+    assert not wrong.exists()

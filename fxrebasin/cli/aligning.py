@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,10 @@ from fxrebasin.cli.options import AS_THEY_ARE, JOINT, HowToMatch, Inputs
 from fxrebasin.cli.user_objects import batches, function
 from fxrebasin.cli.work import Bench
 from fxrebasin.errors import InputError
+from fxrebasin.ignoring import fits
 from fxrebasin.merge.many import ALIGNERS
+from fxrebasin.merge.own_tensors import by_shapes
+from fxrebasin.merge.states import own_state
 from fxrebasin.passes.match.methods import METHODS
 from fxrebasin.permutation import Permutation
 from fxrebasin.reports.rebasin import RebasinReport
@@ -125,8 +128,26 @@ def align(
         )
         for checkpoint in checkpoints[1:]
     ]
+    reports = [
+        replace(report, certificate=_for_file(bench, checkpoint, report))
+        for checkpoint, report in zip(checkpoints[1:], reports, strict=True)
+    ]
     bench.lay(checkpoints[0])
     return Aligned(method, (None, *(r.certificate for r in reports)), (None, *reports))
+
+
+def _for_file(bench: Bench, checkpoint: Checkpoint, report: RebasinReport) -> Permutation:
+    """The permutation for the tensors of a file, which may differ from the model's if ignored."""
+    if not bench.reading.ignore:
+        return report.certificate
+    return by_shapes(
+        report.certificate,
+        checkpoint.state,
+        own_state(bench.module),
+        report.ignored,
+        str(checkpoint.path),
+        [name for name in checkpoint.extra if fits(name, bench.reading.ignore)],
+    )
 
 
 def default_method(count: int) -> str:

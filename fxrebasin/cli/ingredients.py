@@ -14,6 +14,7 @@ from fxrebasin.merge.states import is_number, tied_names
 from fxrebasin.merge.views import StateView
 from fxrebasin.running.batches import State
 from fxrebasin.storage.reading import Checkpoint
+from fxrebasin.storage.reference import ignored_in
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,17 @@ class Ingredients:
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Tensors that are those of the first checkpoint, because another has none like it."""
+        """Tensors that are those of the first checkpoint: ignored, or another has none like it."""
         first, *others = (checkpoint.state for checkpoint in self.everything)
+        ignored = set(ignored_in(self.bench.module, self.bench.reading.ignore))
         return tuple(
             name
             for name, tensor in first.items()
             if is_number(tensor)
-            and any(name not in state or state[name].shape != tensor.shape for state in others)
+            and (
+                name in ignored
+                or any(name not in state or state[name].shape != tensor.shape for state in others)
+            )
         )
 
     def combined(

@@ -54,7 +54,13 @@ class Bench:
         Args:
             checkpoint: that was read for the model.
         """
-        self.module.load_state_dict(dict(checkpoint.state), strict=False)
+        own = self.module.state_dict()
+        fitting = {
+            name: tensor
+            for name, tensor in checkpoint.state.items()
+            if tensor.shape == own[name].shape
+        }
+        self.module.load_state_dict(fitting, strict=False)
         return self.module
 
     def shapes(self) -> tuple[str, ...]:

@@ -244,11 +244,19 @@ class _Alignment:
 
     def _for_one(self, index: int, permutation: Permutation) -> Permutation:
         """The same for a model with tensors of its own, proved with these if it runs."""
-        module = self._sources.module(index)
+        sources = self._sources
+        module = sources.module(index)
         own = None if module is None else symmetry_alone(module, self._analysed)
         if module is None or own is None:
-            return by_shapes(self._sources, index, permutation)
-        result = in_own_group(own, permutation, self._sources.common, f"models[{index}]")
+            return by_shapes(
+                permutation,
+                sources.state(index),
+                own_state(sources.model),
+                sources.ignored,
+                f"models[{index}]",
+                sources.strangers(index),
+            )
+        result = in_own_group(own, permutation, sources.common, f"models[{index}]")
         self._prove(module, named_state(module), result, index)
         return result
 

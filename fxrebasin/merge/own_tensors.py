@@ -10,13 +10,12 @@ from torch import nn
 
 from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.indexing import identity_arrays
-from fxrebasin.layout import Layout, names_in
+from fxrebasin.layout import names_in
 from fxrebasin.merge.holding import has_group_of
-from fxrebasin.merge.sources import Sources
-from fxrebasin.merge.states import own_state
 from fxrebasin.permutation import Permutation
+from fxrebasin.running.batches import State
 from fxrebasin.symmetry import Symmetry
-from fxrebasin.wording import listed
+from fxrebasin.wording import listed, spoken
 
 _LISTED = 8
 
@@ -60,30 +59,34 @@ def in_own_group(
     return Permutation(own.classes, arrays, own.layout, own.relies_on, own.found_with)
 
 
-def by_shapes(sources: Sources, index: int, permutation: Permutation) -> Permutation:
+def by_shapes(
+    permutation: Permutation,
+    state: State,
+    ours: State,
+    ignored: Sequence[str],
+    label: str,
+    strangers: Sequence[str] = (),
+) -> Permutation:
     """A permutation for weights of which nothing but the shapes is known.
 
     Where they differ from those of the architecture, they have to have as many units along the same
-    axes, or units that do not move.
+    axes, or units that do not move. What they lack is left out.
 
     Args:
-        sources: the models.
-        index: of the model.
-        permutation: of that model with the tensors of the architecture.
+        permutation: of the model with the tensors of the architecture.
+        state: the weights.
+        ours: those of the architecture.
+        ignored: names of the tensors in which they may differ.
+        label: what a message calls the model.
+        strangers: names of tensors that are ignored, and that the architecture does not have.
 
     Raises:
         ArchitectureMismatchError: nothing shows where tensors have units.
     """
-    return replace(permutation, layout=_layout_of(sources, index, permutation))
-
-
-def _layout_of(sources: Sources, index: int, permutation: Permutation) -> Layout:
-    """Where the units are in a model whose ignored tensors nothing but their shapes is known of."""
-    state, ours = sources.state(index), own_state(sources.model)
     still = {n for n, a in permutation.arrays.items() if (a == np.arange(a.shape[-1])).all()}
-    faults = sources.strangers(index)
+    faults = list(strangers)
     layout = dict(permutation.layout)
-    for name in (name for name in sources.ignored if name in layout):
+    for name in (name for name in ignored if name in layout):
         groups = layout.pop(name)
         if name not in state:
             continue
@@ -95,12 +98,15 @@ def _layout_of(sources: Sources, index: int, permutation: Permutation) -> Layout
         else:
             faults.append(name)
     if faults:
-        raise ArchitectureMismatchError(
-            f"nothing shows where models[{index}] has units in {listed(faults, _LISTED)}, which "
-            "the architecture does not have or has in another shape: pass that model as a module "
-            "that runs on these inputs"
+        advice = spoken(
+            "pass that model as a module that runs on these inputs",
+            "name a MODEL that has such tensors",
         )
-    return layout
+        raise ArchitectureMismatchError(
+            f"nothing shows where {label} has units in {listed(faults, _LISTED)}, which the "
+            f"architecture does not have or has in another shape: {advice}"
+        )
+    return replace(permutation, layout=layout)
 
 
 def _length(shape: Sequence[int], axis: int) -> int:
