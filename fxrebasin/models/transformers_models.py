@@ -8,7 +8,6 @@ transformers itself brings, which computes the same.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +38,20 @@ def from_transformers(folder: ModelFolder, keywords: Keywords, *, trusted: bool)
     """
     config = read_configuration(folder, keywords, trusted=trusted)
     kind = model_class(folder, config, trusted=trusted)
-    return partial(built, kind, config, folder, quiet(import_library("transformers")))
+    silence = quiet(import_library("transformers"))
+    return lambda: _with_constants(built(kind, config, folder, silence))
+
+
+def _with_constants(module: Any) -> object:
+    """The module, in which what is never stored, as it is computed anew, is no parameter."""
+    for name in getattr(module, "_keys_to_ignore_on_save", None) or ():
+        place, _, attribute = name.rpartition(".")
+        owner = module.get_submodule(place)
+        parameter = owner._parameters.get(attribute)
+        if parameter is not None and not parameter.requires_grad:
+            del owner._parameters[attribute]
+            owner.register_buffer(attribute, parameter.detach())
+    return module
 
 
 def read_configuration(

@@ -38,7 +38,13 @@ from fxrebasin.storage.folder_files import (
 )
 from fxrebasin.storage.folder_weights import FolderWeights
 from fxrebasin.storage.libraries import binding, of_a_library
-from fxrebasin.storage.library_weights import LibraryWeights, as_stored, in_files, plain_content
+from fxrebasin.storage.library_weights import (
+    LibraryWeights,
+    as_stored,
+    check_written,
+    in_files,
+    plain_content,
+)
 from fxrebasin.storage.reading import Checkpoint, Kind, Reading
 from fxrebasin.wording import listed
 
@@ -52,10 +58,12 @@ class FolderSource:
     Args:
         folder: that was read.
         weights: that were in it.
+        reading: how it was read.
     """
 
     folder: ModelFolder
     weights: LibraryWeights
+    reading: Reading
 
 
 def is_model_folder(path: Path, model: nn.Module) -> bool:
@@ -100,7 +108,7 @@ def read_folder(path: Path, model: nn.Module, reading: Reading) -> Checkpoint:
         for inside in left
     )
     notes = (*found.notes, *notes_on(loaded, str(folder.path)))
-    source = FolderSource(folder, weights)
+    source = FolderSource(folder, weights, reading)
     return Checkpoint(path, Kind.MODEL_FOLDER, found.state, loaded.unused, notes, left_out, source)
 
 
@@ -168,6 +176,8 @@ def write_folder(
             _write_configuration(source, dtype, draft)
             if card is not None:
                 _write_card(card, draft / CARD)
+            again = read_folder(draft, weights.loaded.module, source.reading)
+            check_written(state, again.state, out)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{out} cannot be written: {first_lines(error)}") from error
     return (out,)

@@ -142,6 +142,31 @@ def in_files(
             yield saved, _shared_out(weights, saved)
 
 
+def check_written(state: Tree, again: Tree, out: Path) -> None:
+    """Refuse what would load as other weights than were to be written.
+
+    A library may compute what it does not store; then nothing else can be in its place.
+
+    Args:
+        state: the weights by name of the model.
+        again: what the library makes of the files.
+        out: what is written, for the message.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    wrong = [
+        name
+        for name, tensor in state.items()
+        if name not in again or not again[name].equal(tensor.detach().to("cpu", again[name].dtype))
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{out} is not written: the library would load other weights from it than those of "
+            f"{listed(wrong, _SHOWN)}, which it computes and does not store"
+        )
+
+
 def _tied(state: Tree, loaded: FolderWeights) -> dict[str, torch.Tensor]:
     """The state with one tensor where the module has one under several names."""
     result: dict[str, torch.Tensor] = {}

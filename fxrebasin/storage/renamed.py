@@ -6,6 +6,7 @@ What `save_pretrained` writes is not always what `state_dict` has; the library k
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,13 @@ from fxrebasin.storage.containers import compact
 from fxrebasin.storage.files import refuse_existing
 from fxrebasin.storage.finding import find
 from fxrebasin.storage.folders import FolderSource, notes_on
-from fxrebasin.storage.library_weights import LibraryWeights, as_stored, in_files, plain_content
+from fxrebasin.storage.library_weights import (
+    LibraryWeights,
+    as_stored,
+    check_written,
+    in_files,
+    plain_content,
+)
 from fxrebasin.storage.reading import Checkpoint, Reading
 from fxrebasin.storage.transformers_weights import Transformers
 from fxrebasin.storage.writing import place_for, write
@@ -89,6 +96,10 @@ def write_file(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with in_files(weights, state, dtype, out.parent) as (tree, container):
+            if weights.library is Library.TRANSFORMERS:
+                again = Transformers().load_alone(out, tree, weights.loaded.module)
+                dtypes = {name: tensor.dtype for name, tensor in tree.items()}
+                check_written(state, as_stored(replace(weights, dtypes=dtypes, loaded=again)), out)
             made = (tree, container) if asked is None else (compact(tree), asked)
             return write(out, like, made, overwrite=overwrite)
     except OSError as error:

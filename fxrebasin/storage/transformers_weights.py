@@ -103,9 +103,14 @@ class Transformers:
         """Parameters that the class says nothing about when they are missing, and that are."""
         patterns = [re.compile(pattern) for pattern in module._keys_to_ignore_on_load_missing or ()]
         base = f"{module.base_model_prefix}."
+        computed = module._keys_to_ignore_on_save or ()  # never stored
         for name, _ in module.named_parameters(remove_duplicate=False):
             silent = any(pattern.search(name) for pattern in patterns)
-            if silent and not {name, base + name, name.removeprefix(base)} & tree.keys():
+            if (
+                silent
+                and name not in computed
+                and not {name, base + name, name.removeprefix(base)} & tree.keys()
+            ):
                 yield name
 
     def save(self, loaded: FolderWeights, state: Tree, scratch: Path) -> dict[str, torch.Tensor]:
