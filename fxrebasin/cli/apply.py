@@ -59,7 +59,7 @@ def apply(
     from fxrebasin.permutation import Permutation
 
     path = weights_or_folder(model, weights, "--weights")
-    refuse_target(target)
+    refuse_target(target, inputs=[path, certificate])
     permutation = Permutation.load(certificate)
     if inverse:
         permutation = permutation.inverse()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import click
@@ -15,6 +17,8 @@ from fxrebasin.permutation import Permutation
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.storage.reading import Checkpoint
 
+_LIBRARIES = ("transformers", "diffusers", "timm", "torchvision")
+
 
 def command_line() -> str:
     """The command as it was written."""
@@ -23,8 +27,9 @@ def command_line() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides about the result."""
-    return {"fxrebasin": fxrebasin.__version__, "torch": str(torch.__version__)}
+    """Of what decides about the result: libraries that models come from where they are used."""
+    found = {"fxrebasin": fxrebasin.__version__, "torch": str(torch.__version__)}
+    return found | {name: version(name) for name in _LIBRARIES if name in sys.modules}
 
 
 def command_document(command: str) -> dict[str, Any]:

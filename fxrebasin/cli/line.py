@@ -80,8 +80,9 @@ def run_interpolate(
         talk: what is printed.
     """
     targets = {t: Target(path, target.dtype, target.overwrite) for t, path in places.items()}
+    _, paths = split_models(arguments)
     for item in targets.values():
-        refuse_target(item)
+        refuse_target(item, inputs=paths)
     made_of = _between_two(arguments, how, talk, "interpolate", target.out)
     if made_of is None:
         return

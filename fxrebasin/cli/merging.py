@@ -159,7 +159,7 @@ def run_merge(
     matching, reading, inputs = how
     model, paths = split_models(task.arguments)
     reports = _report_places(task, target)
-    refuse_target(target, task.picture)
+    refuse_target(target, task.picture, inputs=paths)
     refuse_existing([p for p in reports if p.parent != target.out], overwrite=target.overwrite)
     task.check(len(paths))
     task.combination(len(paths), matching.seed, Aligned(AS_THEY_ARE, (), ()))

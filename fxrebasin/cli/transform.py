@@ -68,7 +68,7 @@ def transform(
     from fxrebasin.show.views import report_facts
 
     path = weights_or_folder(model, model_b, "--model-b")
-    refuse_target(target, onnx, certificate)
+    refuse_target(target, onnx, certificate, inputs=[path, ref])
     bench = open_bench(model, inputs, reading)
     if talk.dry_run:
         show_plan(bench, [ref, path], inputs, talk, "transform", target.out)

@@ -13,11 +13,14 @@ from fxrebasin.cli.options import HowToRead, Inputs, Target
 from fxrebasin.errors import InputError
 from fxrebasin.models.by_name import build_model
 from fxrebasin.models.example_inputs import normalise_inputs
+from fxrebasin.models.folders import folder_of
 from fxrebasin.models.input_shapes import ExampleInputs, draw_inputs, parse_shape
 from fxrebasin.progress import waiting
 from fxrebasin.storage.checkpoint import read_checkpoint, write_checkpoint
 from fxrebasin.storage.files import refuse_existing
+from fxrebasin.storage.folder_files import refuse_inputs
 from fxrebasin.storage.reading import Checkpoint, Move, Reading
+from fxrebasin.storage.writing import refuse_full_folder
 
 _NOTHING = HowToRead(key=None, prefix=None, ignore=(), ignore_extra=False)
 _FOLDER = "hf:"
@@ -94,8 +97,7 @@ def folder_of_weights(model: str) -> Path | None:
     Args:
         model: its name.
     """
-    path = Path(model.removeprefix(_FOLDER))
-    return path if path.is_dir() else None
+    return folder_of(Path(model.removeprefix(_FOLDER)))
 
 
 def weights_or_folder(model: str, weights: Path | None, option: str) -> Path:
@@ -143,21 +145,26 @@ def split_models(arguments: Sequence[str]) -> tuple[str, tuple[Path, ...]]:
     return model, paths
 
 
-def refuse_target(target: Target, *others: Path | None) -> None:
-    """Refuse results that exist, or two in one place, before any work.
+def refuse_target(target: Target, *others: Path | None, inputs: Sequence[Path] = ()) -> None:
+    """Refuse results that exist, two in one place, or one in place of what is read.
 
     Args:
         target: of the weights.
         *others: of further files.
+        inputs: what is read.
 
     Raises:
-        InputError: one exists, or two are the same.
+        InputError: one exists, or two are the same, or one is, holds or lies in an input.
     """
     files = [target.out, *(path for path in others if path is not None)]
     twice = [str(path) for index, path in enumerate(files) if path in files[:index]]
     if twice:
         raise InputError(f"{', '.join(twice)} is to be written twice; give each file its own name")
-    folder = target.out.is_dir() and target.overwrite
+    for file in files:
+        refuse_inputs(file, inputs)
+    folder = target.out.is_dir()
+    if folder:
+        refuse_full_folder(target.out, overwrite=target.overwrite)
     refuse_existing(files[1:] if folder else files, overwrite=target.overwrite)
 
 

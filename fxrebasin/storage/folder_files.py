@@ -117,17 +117,33 @@ def refuse_folder(out: Path, inputs: Sequence[Path], *, overwrite: bool) -> None
     Example:
         >>> refuse_folder(Path("no-such-folder"), [Path("model")], overwrite=False)
     """
-    place = out.resolve()
-    for path in inputs:
-        used = path.resolve()
-        if place == used or used in place.parents or place in used.parents:
-            raise InputError(f"{out} cannot be written: {path} is read; choose another place")
+    refuse_inputs(out, inputs)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite or not out.is_dir():
         raise InputError(f"{out} exists already; choose another place, or ask to overwrite")
     if not is_hugging_face(out):
         raise InputError(f"{out} exists and is not the folder of a model; choose another place")
+
+
+def refuse_inputs(out: Path, inputs: Sequence[Path]) -> None:
+    """Check that nothing is written into, or in place of, what is read.
+
+    Args:
+        out: a file or folder.
+        inputs: files and folders that are read.
+
+    Raises:
+        InputError: it is one of them, holds one, or lies in one.
+
+    Example:
+        >>> refuse_inputs(Path("merged"), [Path("a.safetensors"), Path("b.safetensors")])
+    """
+    place = out.resolve()
+    for path in inputs:
+        used = path.resolve()
+        if place == used or used in place.parents or place in used.parents:
+            raise InputError(f"{out} cannot be written: {path} is read; choose another place")
 
 
 @contextmanager
