@@ -1,4 +1,4 @@
-"""Folders of transformers' architectures: saved, aligned, written, loaded; the same outputs."""
+"""Folders of transformers' architectures: saved, aligned by the command, loaded; same outputs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ pytest.importorskip("transformers")
 import transformers
 from safetensors import safe_open
 
-import fxrebasin
-from fxrebasin.models.by_name import build_model
-from fxrebasin.storage.checkpoint import read_checkpoint, write_checkpoint
+from fxrebasin.permutation import Permutation
+from tests.support.commands import invoke
 from tests.support.randomise import difference, outputs, randomise
 from tests.support.text_models import TEXT
 from tests.support.vision_models import VISION
@@ -42,7 +41,14 @@ LONG = (
     "gemma3",
     "dinov2 with gates",
 )
+NEED_SHAPES = ("clip", "siglip", "whisper")  # of inputs that cannot be inferred
 FLOAT32 = 1e-4
+
+
+def shape(name: str, value: torch.Tensor) -> str:
+    """An input as --input-shape has it."""
+    dtype = str(value.dtype).removeprefix("torch.")
+    return f"{name}={','.join(map(str, value.shape))}:{dtype}"
 
 
 def tensors(folder: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -64,23 +70,24 @@ def test_what_is_written_is_what_was_read_with_units_in_another_order(name: str,
         models[letter].save_pretrained(tmp_path / letter)
     kind: Any = type(built)
 
-    module = build_model(str(tmp_path / "b"))
-    checkpoint = read_checkpoint(tmp_path / "b", module)
-    module.load_state_dict(dict(checkpoint.state))
-    permutation = fxrebasin.match(module, ref=tmp_path / "a", example_kwargs=inputs)
-    out = tmp_path / "out"
-    write_checkpoint(out, checkpoint, permutation.permute_state_dict(checkpoint.state))
+    out, certificate = tmp_path / "out", tmp_path / "certificate.safetensors"
+    shapes = [f"--input-shape={shape(key, value)}" for key, value in inputs.items()]
+    invoke(
+        *("transform", tmp_path / "b", "--ref", tmp_path / "a", "--out", out),
+        *("--certificate", certificate, *(shapes if name in NEED_SHAPES else ())),
+    )
+    permutation = Permutation.load(certificate)
 
     back, loading = kind.from_pretrained(out, output_loading_info=True)
     assert not any(loading.values())
-    assert type(module) is kind
     assert difference(compared(models["b"], inputs), compared(back, inputs)) < FLOAT32
     own = models["b"].state_dict()
     expected = permutation.permute_state_dict(own)
     assert all(tensor.equal(expected[key]) for key, tensor in back.state_dict().items())
     assert any(not tensor.equal(own[key]) for key, tensor in expected.items())
     assert tensors(out) == tensors(tmp_path / "b")
-    assert {p.name for p in out.iterdir()} == {p.name for p in (tmp_path / "b").iterdir()}
+    written = {p.name for p in (tmp_path / "b").iterdir()} | {"README.md"}
+    assert {p.name for p in out.iterdir()} == written
     for file in ("config.json", "generation_config.json"):
         if (out / file).exists():
             assert (out / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
