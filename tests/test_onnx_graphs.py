@@ -211,3 +211,52 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
     with pytest.raises(fxrebasin.InputError, match="2 example inputs"):
         find(source, (torch.zeros(2, 3), torch.zeros(2)))
     assert find(source, np.zeros((2, 3), np.float32)).symmetry.log10_order() > 0
+
+
+@pytest.mark.parametrize("name", ["seq", "past", "total_length", "height"])
+def test_a_size_is_the_same_wherever_it_is_named(name: str) -> None:
+    text = f""" g (int64[batch,{name}] tokens, float[batch,2,{name},4] keys) => (float[a,b,2] y) {{
+        e = Gather(table, tokens)  h = MatMul(e, w1)  y = MatMul(h, w2) }}"""
+    found = find(read(model(text, {"table": (4, 6), "w1": (6, 3), "w2": (3, 2)})))
+    for inputs in (found.inputs, *found.others):
+        assert inputs["tokens"].shape[1] == inputs["keys"].shape[2]
+        assert inputs["tokens"].shape[0] == inputs["keys"].shape[0]
+
+
+def test_channels_are_those_of_the_first_layer() -> None:
+    text = """ g (float[batch,num_channels,height,width] x) => (float[a,b,c,d] y) {
+        h = Conv(x, w1)  r = Relu(h)  y = Conv(r, w2) }"""
+    found = find(read(model(text, {"w1": (6, 5, 3, 3), "w2": (2, 6, 1, 1)})))
+    assert found.inputs["x"].shape == (2, 5, 64, 64)
+    assert found.others[0]["x"].shape == (3, 5, 96, 96)
+    assert found.symmetry.log10_order() == pytest.approx(log(6))
+
+
+def test_sounds_are_long_enough() -> None:
+    text = """ g (float[batch,1,samples] x) => (float[a,b,c] y) {
+        h = Conv<strides = [40]>(x, w1)  r = Relu(h)  y = Conv(r, w2) }"""
+    found = find(read(model(text, {"w1": (6, 1, 200), "w2": (2, 6, 1)})))
+    assert found.symmetry.log10_order() == pytest.approx(log(6))
+
+
+def test_functions_of_the_file_are_followed(tmp_path: Path) -> None:
+    head = '<ir_version: 8, opset_import: [ "" : 17, "own" : 1 ]>'
+    text = """ g (float[n,3] x) => (float[n,2] y) {
+            a = own.layer(x, w1)  y = MatMul(a, w2) }
+        <domain: "own", opset_import: [ "" : 17 ]> layer (x, w) => (y) {
+            half = Constant<value = float[2] {0.5, 0.25}>()
+            part = ReduceMean<keepdims = 0>(half)
+            h = MatMul(x, w)  s = Mul(h, part)  y = Relu(s) }"""
+    made = onnx.parser.parse_model(head + text)
+    generator = np.random.default_rng(1)
+    for name, shape in {"w1": (3, 8), "w2": (8, 2)}.items():
+        value = generator.standard_normal(shape).astype(np.float32)
+        made.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    onnx.save(made, tmp_path / "b.onnx")
+    found = planted(tmp_path / "b.onnx", tmp_path / "a.onnx")
+    assert found.symmetry.log10_order() == pytest.approx(log(8))
+    report = fxrebasin.onnx_transform(
+        tmp_path / "b.onnx", ref=tmp_path / "a.onnx", out=tmp_path / "out.onnx"
+    )
+    assert report.distance_after == 0 < report.distance_before
+    assert onnx.load(tmp_path / "out.onnx").functions == made.functions

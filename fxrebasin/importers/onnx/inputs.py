@@ -22,6 +22,8 @@ _SIZES = (
     {"": 8, "rows": 4, "image": 224},
     {"": 16, "rows": 1, "image": 128},
     {"": 1, "rows": 1, "image": 32},
+    {"": 480, "rows": 2, "image": 384},
+    {"": 16000, "rows": 1, "image": 512},
 )
 """Sizes of dimensions that have a name only, in the order in which they are tried."""
 
@@ -119,12 +121,13 @@ def drawn_inputs(parsed: Parsed, attempt: int = 0) -> dict[str, Tensor]:
         InputError: the file does not say enough about an input.
     """
     ports = ports_of(parsed)
-    chosen = dict(_fixed_by_weights(parsed, ports))
+    fixed = dict(_fixed_by_weights(parsed, ports))
+    named = _named_sizes(ports, _SIZES[attempt])
     generator = torch.Generator().manual_seed(attempt)
     found = {}
     for port in ports:
         sizes = [
-            chosen.get((port.name, at)) or _size(dim, at, port, _SIZES[attempt])
+            fixed.get((port.name, at)) or _size(dim, at, named, _SIZES[attempt])
             for at, dim in enumerate(port.dims)
         ]
         rows = _rows_looked_up(parsed, port.name)
@@ -138,40 +141,58 @@ def attempts(parsed: Parsed) -> int:
     return len(_SIZES) if named else 1
 
 
-def _size(dim: int | str, at: int, port: Port, sizes: Mapping[str, int]) -> int:
+def _size(dim: int | str, at: int, named: Mapping[str, int], sizes: Mapping[str, int]) -> int:
     """The size of a dimension; of a sum of names, the sum of their sizes."""
     if isinstance(dim, int):
         return dim
+    if not dim.strip():
+        return sizes["" if at else "rows"]
     first, *rest = _PARTS.split(dim.strip())
-    total = _single(first, at, port, sizes)
+    total = _single(first, named)
     for sign, part in zip(rest[::2], rest[1::2], strict=False):
-        other = _single(part, at, port, sizes)
+        other = _single(part, named)
         total = total * other if sign == "*" else total + other if sign == "+" else total - other
     return max(total, 1)
 
 
-def _single(name: str, at: int, port: Port, sizes: Mapping[str, int]) -> int:
-    """The size of one name, which is the same wherever it is met."""
-    if name.isdigit():
-        return int(name)
+def _single(name: str, named: Mapping[str, int]) -> int:
+    return int(name) if name.isdigit() else named[name]
+
+
+def _named_sizes(ports: Sequence[Port], sizes: Mapping[str, int]) -> dict[str, int]:
+    """A size for each name, which is the same wherever the name is met."""
+    places: dict[str, list[tuple[Port, int]]] = {}
+    for port in ports:
+        for at, dim in enumerate(port.dims):
+            for part in _PARTS.split(dim.strip())[::2] if isinstance(dim, str) else ():
+                places.setdefault(part, []).append((port, at))
+    images = all(port.dtype.is_floating_point for port in ports)
+    return {name: _size_of_name(name, met, images, sizes) for name, met in places.items()}
+
+
+def _size_of_name(
+    name: str, met: Sequence[tuple[Port, int]], images: bool, sizes: Mapping[str, int]
+) -> int:
+    """The size of one name.
+
+    Args:
+        name: of the size.
+        met: inputs, and at which of their axes they have it.
+        images: whether no input is one of tokens.
+        sizes: those that are tried.
+    """
     lowered = name.lower()
-    if "batch" in lowered or (not name and at == 0) or lowered in ("n", "bs"):
+    first = all(at == 0 for _, at in met)
+    side = any(word in lowered for word in ("height", "width", "image")) or lowered in ("h", "w")
+    if "batch" in lowered or lowered in ("n", "bs"):
         return sizes["rows"]
-    if port.dtype.is_floating_point and len(port.dims) == _IMAGE_NDIM and _is_side(lowered, at):
+    if side or (images and all(len(port.dims) == _IMAGE_NDIM and at >= 2 for port, at in met)):
         return sizes["image"]
     if "past" in lowered or "cache" in lowered:
         return max(sizes[""] - 4, 1)
     if "encoder" in lowered:
         return max(sizes[""] - 2, 1)
-    if at == 0 and not any("batch" in str(dim).lower() for dim in port.dims):
-        return sizes["rows"]
-    return sizes[""]
-
-
-def _is_side(name: str, at: int) -> bool:
-    """Whether a dimension is the height or width of an image."""
-    spelled = any(word in name for word in ("height", "width", "image", "size"))
-    return spelled or name in ("h", "w") or (at >= 2 and not any(c in name for c in "_ "))
+    return sizes["rows" if first else ""]
 
 
 def _readers(graph: Graph, name: str) -> Iterator[tuple[Graph, Step, int]]:

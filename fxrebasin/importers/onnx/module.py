@@ -111,9 +111,9 @@ class OnnxModule(_Holder):
         self._graph = parsed.graph
         self._slots: dict[str, tuple[dict[str, Any], str]] = {}
         self.file_names: dict[str, str] = {}
+        self._nodes: dict[str, str] = {}
         for name, tensor in parsed.tensors.items():
             self._hold(name, tensor, name in state)
-        self._nodes: dict[str, str] = {}
         for _, step in parsed.graph.all_steps():
             self._add_node(step)
         self.eval()
