@@ -28,6 +28,7 @@ from fxrebasin.reliance import contradictions, refusal
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.running.outputs import Outputs
+from fxrebasin.storage.digests import INPUTS_KEY, state_digest
 from fxrebasin.storage.reading import Reading
 from fxrebasin.storage.reference import ignored_in, patterns_that_fit, reference_weights
 from fxrebasin.symmetry import Symmetry
@@ -390,6 +391,10 @@ def transform(
                 request.choices.outputs,
             )
     result.meta["fxrebasin"] = _reported(request, symmetry, found, seconds, equivalence, traced)
+    result.meta[INPUTS_KEY] = {
+        "model": state_digest(dict(request.model.state_dict())),
+        "reference": state_digest(request.state_a),
+    }
     return result
 
 

@@ -27,7 +27,9 @@ from fxrebasin.exporters.onnx.axes import (
     without,
 )
 from fxrebasin.exporters.onnx.capture import Axes, Captured, capture
+from fxrebasin.exporters.onnx.metadata import origin_of
 from fxrebasin.exporters.onnx.names import names_in_file
+from fxrebasin.exporters.onnx.past import with_cache
 from fxrebasin.exporters.onnx.sizes import Sizes
 from fxrebasin.exporters.onnx.state import folding_notes, state_of
 from fxrebasin.exporters.onnx.write import EMBEDDED_BYTES, data_name, write_onnx
@@ -60,6 +62,7 @@ def export_onnx(
     opset: int | None = None,
     dynamic_batch: bool = True,
     dynamic: Dynamic | None = None,
+    with_past: bool = False,
     optimize: bool = False,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
@@ -92,6 +95,8 @@ def export_onnx(
         dynamic: labels of the axes that have to be dynamic, by input: by the place of an axis, or
             one (or None) for each axis in order. Axes with one label have one size. Found when left
             out. `parse_dynamic` reads the form of the command line.
+        with_past: for a decoder of transformers: its cache of keys and values is an input and an
+            output, under the names that optimum writes, so that onnxruntime generates text.
         optimize: run onnxscript's optimizer, which folds parameters into others, such as BatchNorm
             into the layer before it; `report.notes` says what it folded. It makes no file faster on
             onnxruntime, which simplifies at load.
@@ -119,10 +124,17 @@ def export_onnx(
     wanted = choices_for(model, state_buffers=state_buffers, outputs=outputs).outputs
     args, kwargs = normalise_inputs(model, example_inputs, example_kwargs)
     _check_inputs(model, args, kwargs)
+    further: tuple[InputSet, ...] = ()
+    if with_past:
+        if dynamic is not None:
+            raise InputError("with_past says itself which axes are dynamic; leave out dynamic=")
+        decoder = with_cache(model, named_inputs(model, args, kwargs))
+        model, args, kwargs = decoder.model, (), dict(decoder.kwargs)
+        dynamic, further = decoder.axes, decoder.further
     check_outputs(model, args, kwargs, wanted)
     try:
         with replacing(target, data_name(target)) as draft:  # the model last: it names its data
-            job = _Job(model, args, kwargs, draft, opset, optimize, wanted)
+            job = _Job(model, args, kwargs, draft, opset, optimize, wanted, further)
             report = _prove(job, dynamic, dynamic_batch)
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {first_lines(error)}") from error
@@ -181,6 +193,7 @@ class _Job:
     opset: int | None
     optimize: bool
     wanted: Wanted
+    further: tuple[InputSet, ...]
 
     @property
     def subject(self) -> Subject:
@@ -237,18 +250,39 @@ def _proved(job: _Job, axes: Axes, *, as_asked: bool = False) -> EquivalenceRepo
     notes = [_fixed(job, axes, label, reason) for label, reason in closed.items()]
     if notes and as_asked:
         raise ExportError(f"dynamic: {'; '.join(notes)}")
-    write_onnx(job.model, job.draft, captured, opset=job.opset, optimize=job.optimize)
+    open_axes = without(axes, closed)
+    write_onnx(
+        job.model,
+        job.draft,
+        captured,
+        opset=job.opset,
+        optimize=job.optimize,
+        metadata=_origin(job, open_axes),
+    )
     names = names_in_file(state_of(job.model), captured.inputs)
     if job.optimize:
         notes += folding_notes(job.draft, job.model, names)
-    sizes = Sizes(job.subject, job.example, without(axes, closed), captured)
+    sizes = Sizes(job.subject, job.example, open_axes, captured)
+    further = [replace(one, required=True) for one in job.further or sizes.sets()]
     references = reference_runs(
-        job.subject, job.args, job.kwargs, any_batch=sizes.any_batch, further=sizes.sets()
+        job.subject, job.args, job.kwargs, any_batch=sizes.any_batch, further=further
     )
     if sizes.any_batch and not references.other_batch:
         raise InputError("; ".join(references.notes))
     report = _compare(_open(job), references, sizes)
     return replace(report, notes=(*report.notes, *notes))
+
+
+def _origin(job: _Job, axes: Axes) -> dict[str, str]:
+    chosen = "function" if callable(job.wanted) else job.wanted
+    options = {
+        "dynamic": {name: dict(places) for name, places in axes.items()},
+        "opset": job.opset,
+        "optimize": job.optimize,
+        "outputs": chosen,
+        "with_past": bool(job.further),
+    }
+    return origin_of(job.model, options)
 
 
 def _captured(job: _Job, axes: Axes) -> tuple[Captured, dict[str, str]]:

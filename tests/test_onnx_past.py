@@ -1,0 +1,122 @@
+"""A decoder's file with its cache as inputs and outputs generates the text that the model does."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+from fxrebasin.errors import InputError
+from fxrebasin.exporters.onnx.export import export_onnx
+from tests.support.small_nets import Attention, unsettled
+
+IDS = torch.tensor([[5, 9, 12, 7], [8, 3, 20, 11]])
+
+
+def gpt2() -> nn.Module:
+    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 64}
+    return hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=50, bos_token_id=1, eos_token_id=2, **sizes))
+
+
+def llama(**more) -> nn.Module:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=50, **sizes, **heads, **more))
+
+
+def greedy(path, prompt: torch.Tensor, mask: torch.Tensor, steps: int) -> torch.Tensor:
+    """Tokens that onnxruntime chooses, from an empty cache on."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    cache = {
+        port.name: np.zeros((len(prompt), port.shape[1], 0, port.shape[3]), np.float32)
+        for port in session.get_inputs()
+        if port.name.startswith("past_key_values.")
+    }
+    names = [port.name for port in session.get_outputs()]
+    ids, mask, new = prompt.numpy(), mask.numpy(), prompt.numpy()
+    for _ in range(steps):
+        positions = np.maximum(mask.cumsum(1) - 1, 0)[:, -new.shape[1] :]
+        feeds = {"input_ids": new, "attention_mask": mask, "position_ids": positions, **cache}
+        values = dict(zip(names, session.run(None, feeds), strict=True))
+        cache = {
+            name.replace("present", "past_key_values"): value
+            for name, value in values.items()
+            if name.startswith("present.")
+        }
+        new = values["logits"][:, -1].argmax(-1)[:, None]
+        ids, mask = np.hstack([ids, new]), np.hstack([mask, np.ones_like(new)])
+    return torch.from_numpy(ids)
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_greedy_text_of_onnxruntime_is_that_of_generate(make, tmp_path):
+    torch.manual_seed(0)
+    model = unsettled(make())
+    report = export_onnx(model, tmp_path / "m.onnx", IDS, with_past=True)
+    assert report.notes == ()
+    assert "2 x 5 steps after 0" in report.inputs
+    for prompt in (IDS, IDS[:1, :1], IDS.repeat(2, 2)):
+        for padding in (0, 1):
+            mask = torch.ones_like(prompt)
+            mask[0, : padding * (prompt.shape[1] // 2)] = 0
+            expected = model.generate(
+                prompt, attention_mask=mask, max_new_tokens=12, do_sample=False, eos_token_id=None,
+                pad_token_id=0,
+            )  # fmt: skip
+            assert torch.equal(greedy(tmp_path / "m.onnx", prompt, mask, 12), expected)
+
+
+def test_names_and_axes_are_those_that_optimum_writes(tmp_path):
+    model = unsettled(llama())
+    export_onnx(model, tmp_path / "m.onnx", example_kwargs={"input_ids": IDS}, with_past=True)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    inputs = {port.name: port.shape for port in session.get_inputs()}
+    cache = [f"past_key_values.{layer}.{kind}" for layer in (0, 1) for kind in ("key", "value")]
+    assert list(inputs) == ["input_ids", "attention_mask", "position_ids", *cache]
+    assert inputs["input_ids"] == ["batch_size", "sequence_length"]
+    assert inputs[cache[0]] == ["batch_size", 2, "past_sequence_length", 8]
+    present = [name.replace("past_key_values", "present") for name in cache]
+    assert [port.name for port in session.get_outputs()] == ["logits", *present]
+    held = {one.name for one in onnx.load(tmp_path / "m.onnx").graph.initializer}
+    assert {name for name, _ in model.named_parameters()} <= held
+
+
+def test_a_decoder_is_left_as_it_was(tmp_path):
+    model = unsettled(gpt2()).train()
+    before = {name: id(value) for name, value in vars(model).items()}
+    export_onnx(model, tmp_path / "m.onnx", IDS, with_past=True)
+    assert model.training
+    assert {name: id(value) for name, value in vars(model).items()} == before
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_models_without_such_a_cache_are_refused(tmp_path):
+    with pytest.raises(InputError, match="Attention is not a decoder of transformers"):
+        export_onnx(unsettled(Attention()), tmp_path / "m.onnx", IDS % 20, with_past=True)
+    with pytest.raises(InputError, match="leave out dynamic="):
+        export_onnx(
+            gpt2(), tmp_path / "m.onnx", IDS, with_past=True, dynamic={"input_ids": {0: "rows"}}
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_experts_are_exported_and_the_model_keeps_its_own_form(tmp_path):
+    config = hf.MixtralConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=24, vocab_size=50, num_local_experts=4,
+    )  # fmt: skip
+    model = unsettled(hf.MixtralForCausalLM(config))
+    before = model.config._experts_implementation
+    assert before != "batched_mm"
+    report = export_onnx(
+        model, tmp_path / "m.onnx", IDS, {"use_cache": False}, dynamic={"input_ids": ("b", "s")}
+    )
+    assert report.passed
+    assert model.config._experts_implementation == before
+    assert all(
+        module.config is model.config for module in model.modules() if "config" in vars(module)
+    )
