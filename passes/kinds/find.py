@@ -107,7 +107,7 @@ def _kind_of(
         matrices.kind(),
         matrices.found(),
         {},
-        factors=tuple({place: 1} for place in matrices.factors()),
+        factors=matrices.factors(),
         limits=tuple(matrices.reasons),
     )
     return found, centring_of(walk, matrices)

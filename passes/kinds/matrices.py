@@ -83,9 +83,19 @@ class Matrices(Analysis):
             result[place] = replace(linear[place], variance=1 if self.orthogonal else turned)
         return result
 
-    def factors(self) -> tuple[Place, ...]:
-        """Places that scale units between a norm and its readers."""
-        return tuple(sorted(place for place, part in self.parts.items() if not part.variance))
+    def factors(self) -> tuple[dict[Place, int], ...]:
+        """By which powers places change with a factor between a norm and its readers, it first."""
+        return tuple(
+            {
+                factor: 1,
+                **{
+                    place: -1 if part.reads else 1
+                    for place, part in sorted(self.parts.items())
+                    if factor in part.factors
+                },
+            }
+            for factor in sorted(place for place, part in self.parts.items() if not part.variance)
+        )
 
     # Operators --------------------------------------------------------------------------------
 

@@ -1,0 +1,93 @@
+"""Elements of the groups that act on a model's state: the function stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fxrebasin.groups import Groups
+from fxrebasin.kinds import Behind, GroupKind, Place
+from fxrebasin.layout import PermutationClass
+from fxrebasin.places import positions_of, rows_of, with_rows
+
+
+def acted(
+    state: Mapping[str, Tensor],
+    groups: Groups,
+    classes: Sequence[PermutationClass],
+    elements: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """The state after elements of the groups of some classes acted on it.
+
+    Factors of norms stay; an element acts on what they scale once they are moved into what reads
+    it, and they are moved back after that.
+
+    Args:
+        state: in double precision; left as it is.
+        groups: that act on it.
+        classes: of its symmetry, with those that are turned in pairs.
+        elements: by the name of the class, of shape (copies, units, units) where matrices act, else
+            numbers that are not zero, of shape (copies, units).
+    """
+    found = dict(state)
+    sizes = {c.name: c.size for c in classes}
+    for c in (c for c in classes if c.name in elements):
+        own, element = groups.kinds[c.name], elements[c.name]
+        turned = own.kind is GroupKind.COMPLEX_PAIRS
+        layout = groups.turned_layout if turned else groups.layout
+        powers = {**own.signs, **own.scales}
+        for place in own.parts if own.kind.has_matrices else powers:
+            group = layout[place.state][place.group]
+            positions = positions_of(layout, place, c, sizes)
+            rows = rows_of(found[place.state], group, positions)
+            if own.kind.has_matrices:
+                part = own.parts[place]
+                scale = _scale(state, groups, part, c, sizes)
+                rows = _mixed(rows * scale, element, part.variance) / scale
+            else:
+                rows = rows * (element ** powers[place])[:, :, None, None]
+            found[place.state] = with_rows(found[place.state], group, positions, rows)
+    return found
+
+
+def _mixed(rows: Tensor, element: Tensor, variance: int) -> Tensor:
+    """Rows of units, mixed in each copy by a matrix, or by the transpose of its inverse."""
+    matrix = element if variance > 0 else torch.linalg.inv(element).mT
+    return torch.einsum("cij,cjpr->cipr", matrix, rows)
+
+
+def _scale(
+    state: Mapping[str, Tensor],
+    groups: Groups,
+    part: Behind,
+    c: PermutationClass,
+    sizes: Mapping[str, int],
+) -> Tensor:
+    """By what a part is multiplied when the factors in front of it become ones."""
+    found = torch.ones(1, c.size, 1, 1, dtype=torch.float64)
+    for factor in part.factors:
+        found = found * numbers_of(state, groups, factor, c, sizes)[:, :, None, None]
+    return found if part.reads else 1 / found
+
+
+def numbers_of(
+    state: Mapping[str, Tensor],
+    groups: Groups,
+    place: Place,
+    c: PermutationClass,
+    sizes: Mapping[str, int],
+) -> Tensor:
+    """What a vector holds for each unit of a class, of shape (copies, units).
+
+    Args:
+        state: of the model.
+        groups: that act on it.
+        place: the vector.
+        c: the class.
+        sizes: of all classes that it is within.
+    """
+    group = groups.layout[place.state][place.group]
+    positions = positions_of(groups.layout, place, c, sizes)
+    return rows_of(state[place.state].double(), group, positions)[:, :, 0, 0]

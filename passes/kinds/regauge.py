@@ -1,0 +1,146 @@
+"""Other choices of the numbers that a model leaves free: its function stays exactly as it is.
+
+Each function takes a state in double precision and returns another one; none is written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fxrebasin.errors import InputError
+from fxrebasin.groups import Centring, Groups
+from fxrebasin.kinds import Place
+from fxrebasin.layout import PermutationClass
+from fxrebasin.passes.kinds.acting import numbers_of
+from fxrebasin.passes.kinds.functional import FunctionalGraph
+from fxrebasin.passes.kinds.shifts import Shifts, changed
+from fxrebasin.places import positions_of, rows_of, with_rows
+
+State = Mapping[str, Tensor]
+
+
+def with_factors(
+    state: State, groups: Groups, classes: Sequence[PermutationClass], reference: State | None
+) -> dict[str, Tensor]:
+    """The state with the factors of a reference, or with ones, which what reads them makes up for.
+
+    Args:
+        state: of the model.
+        groups: that act on it.
+        classes: of its symmetry.
+        reference: of another model of the same architecture; None for ones.
+
+    Raises:
+        InputError: a factor is zero, so that nothing can be divided by it.
+    """
+    found = dict(state)
+    sizes = {c.name: c.size for c in classes}
+    for c in classes:
+        for factor in groups.kinds[c.name].factors:
+            chosen = next(iter(factor))
+            own = numbers_of(found, groups, chosen, c, sizes)
+            wanted = torch.ones_like(own)
+            if reference is not None:
+                wanted = numbers_of(reference, groups, chosen, c, sizes)
+            if not bool((own != 0).all() and (wanted != 0).all()):
+                raise InputError(f"{chosen.state} holds zeros: nothing can be divided by it")
+            found = _scaled(found, groups, factor, (c, sizes), wanted / own)
+    return found
+
+
+def _scaled(
+    state: State,
+    groups: Groups,
+    factor: Mapping[Place, int],
+    class_with_sizes: tuple[PermutationClass, Mapping[str, int]],
+    numbers: Tensor,
+) -> dict[str, Tensor]:
+    """Units at each place, multiplied by numbers to the power that is given for it."""
+    found = dict(state)
+    for place, power in factor.items():
+        group = groups.layout[place.state][place.group]
+        positions = positions_of(groups.layout, place, *class_with_sizes)
+        rows = rows_of(found[place.state], group, positions)
+        scaled = rows * (numbers**power)[:, :, None, None]
+        found[place.state] = with_rows(found[place.state], group, positions, scaled)
+    return found
+
+
+def with_shifts(
+    state: State, graph: FunctionalGraph, groups: Groups, reference: State | None
+) -> dict[str, Tensor]:
+    """The state with the biases of a reference, or with zeros, which others make up for.
+
+    Embeddings, which have no bias of their own, are left as they are.
+
+    Args:
+        state: of the model.
+        graph: of the model.
+        groups: that act on it.
+        reference: of another model of the same architecture; None for zeros.
+    """
+    found = dict(state)
+    ordered = sorted(groups.shifts, key=lambda shift: _depth(graph, shift.parameter))
+    for shift in ordered:
+        own = found[shift.parameter]
+        if shift.dimension != own.numel():
+            continue
+        wanted = torch.zeros_like(own)
+        if reference is not None:
+            wanted = reference[shift.parameter].to(own)
+        taken = Shifts(graph, found).follow(changed(graph, shift.parameter, wanted - own))
+        found[shift.parameter] = wanted
+        for name, change in taken.items():
+            found[name] = found[name] + change
+    return found
+
+
+def _depth(graph: FunctionalGraph, name: str) -> int:
+    """How far down in the model a parameter is read first: what takes it back comes later."""
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    return min(order[user] for user in graph.state[name].users)
+
+
+def centred(state: State, groups: Groups, classes: Sequence[PermutationClass]) -> dict[str, Tensor]:
+    """The state without means that nothing sees: of what writes, and of what reads centred values.
+
+    Readers whose norm has a shift are left as they are, since they read the mean of that.
+
+    Args:
+        state: of the model.
+        groups: that act on it.
+        classes: of its symmetry.
+    """
+    found = dict(state)
+    sizes = {c.name: c.size for c in classes}
+    for c in classes:
+        own = groups.centring.get(c.name, Centring())
+        for place in (*own.writers, *own.readers):
+            group = groups.layout[place.state][place.group]
+            positions = positions_of(groups.layout, place, c, sizes)
+            rows = rows_of(found[place.state], group, positions)
+            scale = torch.ones_like(rows[:, :, :1, :1])
+            part = groups.kinds[c.name].parts[place]
+            shifted = place in own.readers and _is_shifted(found, groups, c, part.factors)
+            if shifted:
+                continue
+            for factor in part.factors if place in own.readers else ():
+                scale = scale * numbers_of(found, groups, factor, c, sizes)[:, :, None, None]
+            centre = (rows * scale).mean(1, keepdim=True)
+            without = rows - centre / scale
+            found[place.state] = with_rows(found[place.state], group, positions, without)
+    return found
+
+
+def _is_shifted(
+    state: State, groups: Groups, c: PermutationClass, factors: tuple[Place, ...]
+) -> bool:
+    """Whether something is added behind factors that is not zero."""
+    return any(
+        part.factors == factors and not part.reads and bool(state[place.state].any())
+        for place, part in groups.kinds[c.name].parts.items()
+        if factors
+    )

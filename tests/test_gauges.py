@@ -1,0 +1,176 @@
+"""What a model leaves free may be chosen in another way, and nothing else changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import fxrebasin
+from fxrebasin.groups import Groups
+from fxrebasin.kinds import GroupKind
+from fxrebasin.passes.kinds.acting import acted
+from fxrebasin.passes.kinds.functional import FunctionalGraph, functional_graph
+from fxrebasin.passes.kinds.regauge import centred, with_factors, with_shifts
+from fxrebasin.symmetry import Symmetry
+from tests.support.tiny_transformers import Form, Transformer, drawn
+
+FORMS = {
+    "GPT": Form(layers=2),
+    "no biases": Form(biases=False),
+    "RMSNorm, gate, rotary": Form(width=8, centred=False, biases=False, rotary=True, gate=True),
+    "rotary with biases": Form(width=8, rotary=True),
+    "ViT": Form(length=9, inputs=4, outputs=4, patches=True),
+}
+OTHERS = {"ReLU": Form(relu=True)}
+Found = tuple[Transformer, Symmetry, Groups, FunctionalGraph, dict[str, Tensor], dict[str, Tensor]]
+
+
+def found(name: str) -> Found:
+    """A model, what acts on it, its state, and that of another one."""
+    form = {**FORMS, **OTHERS}[name]
+    net, other = drawn(form, 1), drawn(form, 2)
+    inputs = net.batch(2, 0)
+    symmetry = fxrebasin.analyze(net, inputs, symmetry="all")
+    graph = functional_graph(net, (inputs,), {}, None)
+    assert symmetry.groups is not None
+    assert not isinstance(graph, str)
+    states = ({key: value.detach() for key, value in n.state_dict().items()} for n in (net, other))
+    return net, symmetry, symmetry.groups, graph, *states
+
+
+def same_function(net: Transformer, state: dict[str, Tensor]) -> bool:
+    """Whether a state computes what the model's own does."""
+    inputs = net.batch(20, 3)
+    copy = Transformer(net.form).double().eval()
+    copy.load_state_dict(state)
+    before, after = net(inputs), copy(inputs)
+    return bool((before - after).abs().max() <= 1e-12 * before.abs().max())
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("to_reference", [False, True])
+def test_factors_of_norms_move_into_what_reads_them(name: str, to_reference: bool) -> None:
+    net, symmetry, groups, _, state, other = found(name)
+    moved = with_factors(state, groups, symmetry.classes, other if to_reference else None)
+    norms = [
+        key for key in state if key.endswith(("before.weight", "between.weight", "norm.weight"))
+    ]
+    for key in norms:
+        wanted = other[key] if to_reference else torch.ones_like(state[key])
+        torch.testing.assert_close(moved[key], wanted, rtol=1e-14, atol=0)
+        assert not torch.allclose(state[key], wanted)
+    assert same_function(net, moved)
+
+
+@pytest.mark.parametrize("name", ["GPT", "rotary with biases", "ViT"])
+@pytest.mark.parametrize("to_reference", [False, True])
+def test_biases_move_into_later_ones(name: str, to_reference: bool) -> None:
+    net, _, groups, graph, state, other = found(name)
+    moved = with_shifts(state, graph, groups, other if to_reference else None)
+    free = [key for key in state if key.endswith(("value.bias", "before.bias", "between.bias"))]
+    free += [] if FORMS[name].rotary else [key for key in state if key.endswith("key.bias")]
+    if FORMS[name].rotary:
+        free = [key for key in free if not key.endswith("before.bias")]
+        assert any(key.endswith("key.bias") for key in state)
+    for key in free:
+        wanted = other[key] if to_reference else torch.zeros_like(state[key])
+        assert torch.equal(moved[key], wanted)
+        assert not torch.allclose(state[key], wanted)
+    assert same_function(net, moved)
+
+
+def test_biases_of_keys_behind_rotary_embeddings_stay() -> None:
+    _, _, groups, graph, state, _ = found("rotary with biases")
+    moved = with_shifts(state, graph, groups, None)
+    assert all(shift.parameter != "blocks.0.key.bias" for shift in groups.shifts)
+    assert bool(moved["blocks.0.key.bias"].any())
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_means_that_nothing_sees_are_taken_away(name: str) -> None:
+    net, symmetry, groups, graph, state, _ = found(name)
+    plain = with_shifts(state, graph, groups, None)
+    moved = centred(plain, groups, symmetry.classes)
+    assert same_function(net, moved)
+    if FORMS[name].centred:
+        for key in ("enter.weight", "blocks.0.out.weight", "blocks.0.down.weight"):
+            axis = 1 if key == "enter.weight" and not FORMS[name].patches else 0
+            assert moved[key].mean(axis).abs().max() < 1e-14
+            assert state[key].mean(axis).abs().max() > 1e-3
+        folded = moved["blocks.0.up.weight"] * moved["blocks.0.between.weight"]
+        assert folded.mean(1).abs().max() < 1e-14
+    else:
+        assert all(torch.equal(moved[key], plain[key]) for key in plain)
+
+
+def test_all_choices_one_after_the_other() -> None:
+    net, symmetry, groups, graph, state, other = found("GPT")
+    state = with_factors(state, groups, symmetry.classes, None)
+    state = centred(with_shifts(state, graph, groups, None), groups, symmetry.classes)
+    assert same_function(net, state)
+    back = with_shifts(with_factors(state, groups, symmetry.classes, other), graph, groups, other)
+    assert same_function(net, back)
+
+
+def _elements(symmetry: Symmetry, groups: Groups) -> dict[str, Tensor]:
+    """An element of each group that is more than permutations, another one in each copy."""
+    gen = torch.Generator().manual_seed(5)
+    chosen: dict[str, Tensor] = {}
+    for c in symmetry.classes:
+        if c.kind is GroupKind.PERMUTATION:
+            continue
+        if not c.kind.has_matrices:
+            numbers = torch.rand(c.count, c.size, generator=gen, dtype=torch.float64) + 0.5
+            odd = torch.arange(c.size) % 2 == 1
+            odd = odd & bool(groups.kinds[c.name].signs)
+            chosen[c.name] = torch.where(odd, -numbers, numbers)
+            continue
+        drawn = torch.randn(c.count, c.size, c.size, generator=gen, dtype=torch.float64) / 2
+        if c.kind is GroupKind.COMPLEX_PAIRS:
+            partner = torch.tensor(groups.kinds[c.name].partner)
+            turn = torch.zeros_like(drawn)
+            units, low = torch.arange(c.size), torch.minimum(torch.arange(c.size), partner)
+            turn[:, units, units] = drawn[:, low, 0]
+            turn[:, units, partner] = drawn[:, low, 1] * torch.where(units == low, 1.0, -1.0)
+            drawn = turn
+        elif c.kind is not GroupKind.GENERAL_LINEAR:
+            drawn = drawn - drawn.mT
+        if c.kind is GroupKind.ORTHOGONAL_FIXING_ONES:
+            centre = torch.eye(c.size, dtype=torch.float64) - 1 / c.size
+            drawn = centre @ drawn @ centre
+        chosen[c.name] = torch.linalg.matrix_exp(drawn)
+    return chosen
+
+
+@pytest.mark.parametrize("name", [*FORMS, "ReLU"])
+def test_an_element_of_the_whole_group_leaves_the_function(name: str) -> None:
+    net, symmetry, groups, _, state, _ = found(name)
+    elements = _elements(symmetry, groups)
+    assert len(elements) >= 3
+    moved = acted(state, groups, symmetry.classes, elements)
+    norms = [key for key in state if key.endswith("before.weight")]
+    assert all(torch.equal(moved[key], state[key]) for key in norms)
+    changed = [key for key in state if not torch.allclose(moved[key], state[key])]
+    assert {"head.weight", "enter.weight", "blocks.0.out.weight"} <= {*changed}
+    assert same_function(net, moved)
+
+
+def test_an_element_and_its_inverse() -> None:
+    _, symmetry, groups, _, state, _ = found("RMSNorm, gate, rotary")
+    elements = _elements(symmetry, groups)
+    inverse = {
+        key: torch.linalg.inv(value) if value.dim() == 3 else 1 / value
+        for key, value in elements.items()
+    }
+    there = acted(state, groups, symmetry.classes, elements)
+    back = acted(there, groups, symmetry.classes, inverse)
+    for key, value in state.items():
+        torch.testing.assert_close(back[key], value, rtol=1e-11, atol=1e-11)
+
+
+def test_a_factor_of_zero_is_refused() -> None:
+    _, symmetry, groups, _, state, other = found("GPT")
+    other["norm.weight"][2] = 0
+    with pytest.raises(fxrebasin.errors.InputError, match=r"norm\.weight holds zeros"):
+        with_factors(state, groups, symmetry.classes, other)
