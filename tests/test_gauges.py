@@ -8,11 +8,11 @@ from torch import Tensor
 
 import fxrebasin
 from fxrebasin.groups import Groups
-from fxrebasin.kinds import GroupKind
 from fxrebasin.passes.kinds.acting import acted
 from fxrebasin.passes.kinds.functional import FunctionalGraph, functional_graph
 from fxrebasin.passes.kinds.regauge import centred, with_factors, with_shifts
 from fxrebasin.symmetry import Symmetry
+from tests.support.elements import elements_of
 from tests.support.tiny_transformers import Form, Transformer, drawn
 
 FORMS = {
@@ -113,40 +113,10 @@ def test_all_choices_one_after_the_other() -> None:
     assert same_function(net, back)
 
 
-def _elements(symmetry: Symmetry, groups: Groups) -> dict[str, Tensor]:
-    """An element of each group that is more than permutations, another one in each copy."""
-    gen = torch.Generator().manual_seed(5)
-    chosen: dict[str, Tensor] = {}
-    for c in symmetry.classes:
-        if c.kind is GroupKind.PERMUTATION:
-            continue
-        if not c.kind.has_matrices:
-            numbers = torch.rand(c.count, c.size, generator=gen, dtype=torch.float64) + 0.5
-            odd = torch.arange(c.size) % 2 == 1
-            odd = odd & bool(groups.kinds[c.name].signs)
-            chosen[c.name] = torch.where(odd, -numbers, numbers)
-            continue
-        drawn = torch.randn(c.count, c.size, c.size, generator=gen, dtype=torch.float64) / 2
-        if c.kind is GroupKind.COMPLEX_PAIRS:
-            partner = torch.tensor(groups.kinds[c.name].partner)
-            turn = torch.zeros_like(drawn)
-            units, low = torch.arange(c.size), torch.minimum(torch.arange(c.size), partner)
-            turn[:, units, units] = drawn[:, low, 0]
-            turn[:, units, partner] = drawn[:, low, 1] * torch.where(units == low, 1.0, -1.0)
-            drawn = turn
-        elif c.kind is not GroupKind.GENERAL_LINEAR:
-            drawn = drawn - drawn.mT
-        if c.kind is GroupKind.ORTHOGONAL_FIXING_ONES:
-            centre = torch.eye(c.size, dtype=torch.float64) - 1 / c.size
-            drawn = centre @ drawn @ centre
-        chosen[c.name] = torch.linalg.matrix_exp(drawn)
-    return chosen
-
-
 @pytest.mark.parametrize("name", [*FORMS, "ReLU"])
 def test_an_element_of_the_whole_group_leaves_the_function(name: str) -> None:
     net, symmetry, groups, _, state, _ = found(name)
-    elements = _elements(symmetry, groups)
+    elements = elements_of(symmetry)
     assert len(elements) >= 3
     moved = acted(state, groups, symmetry.classes, elements)
     norms = [key for key in state if key.endswith("before.weight")]
@@ -158,7 +128,7 @@ def test_an_element_of_the_whole_group_leaves_the_function(name: str) -> None:
 
 def test_an_element_and_its_inverse() -> None:
     _, symmetry, groups, _, state, _ = found("RMSNorm, gate, rotary")
-    elements = _elements(symmetry, groups)
+    elements = elements_of(symmetry)
     inverse = {
         key: torch.linalg.inv(value) if value.dim() == 3 else 1 / value
         for key, value in elements.items()

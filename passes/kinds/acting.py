@@ -37,17 +37,18 @@ def acted(
         own, element = groups.kinds[c.name], elements[c.name]
         turned = own.kind is GroupKind.COMPLEX_PAIRS
         layout = groups.turned_layout if turned else groups.layout
-        powers = {**own.signs, **own.scales}
-        for place in own.parts if own.kind.has_matrices else powers:
+        for place in own.parts or dict.fromkeys((*own.signs, *own.scales)):
             group = layout[place.state][place.group]
             positions = positions_of(layout, place, c, sizes)
             rows = rows_of(found[place.state], group, positions)
-            if own.kind.has_matrices:
+            if own.parts:
                 part = own.parts[place]
                 scale = _scale(state, groups, part, c, sizes)
                 rows = _mixed(rows * scale, element, part.variance) / scale
             else:
-                rows = rows * (element ** powers[place])[:, :, None, None]
+                size = element.abs() ** own.scales.get(place, 0)
+                sign = element.sign() ** own.signs.get(place, 0)
+                rows = rows * (size * sign)[:, :, None, None]
             found[place.state] = with_rows(found[place.state], group, positions, rows)
     return found
 

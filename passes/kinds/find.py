@@ -96,8 +96,12 @@ def _kind_of(
 ) -> tuple[ClassKind, Centring]:
     shapes = {name: shape_of(node) for name, node in graph.state.items()}
     places = dict(placed(layout, c, sizes, shapes))
-    units = c.size * math.prod(sizes[name] for name in c.within)
-    vectors = {place for place in places if math.prod(shapes[place.state]) == units}
+    vectors = {
+        place
+        for place, units in places.items()
+        if math.prod(shapes[place.state]) == units.numel()
+        and (units >= 0).sum() == (units[units >= 0]).unique().numel()
+    }
     matrices = Matrices(c.size, vectors)
     try:
         walk = _walk(graph, matrices, places, lambda place: Linear(place, 1))

@@ -31,7 +31,7 @@ def shifts_of(graph: FunctionalGraph, parameters: Sequence[str]) -> tuple[Shift,
     found: dict[frozenset[str], Shift] = {}
     for name in parameters:
         node = graph.state.get(name)
-        if node is None or not _may_shift(node):
+        if node is None or not node.users or not _may_shift(node):
             continue
         takers = absorbers(graph, name)
         if takers is not None:

@@ -27,6 +27,8 @@ def with_factors(
 ) -> dict[str, Tensor]:
     """The state with the factors of a reference, or with ones, which what reads them makes up for.
 
+    Where an operator sees the sign of what is scaled, factors keep theirs.
+
     Args:
         state: of the model.
         groups: that act on it.
@@ -47,7 +49,8 @@ def with_factors(
                 wanted = numbers_of(reference, groups, chosen, c, sizes)
             if not bool((own != 0).all() and (wanted != 0).all()):
                 raise InputError(f"{chosen.state} holds zeros: nothing can be divided by it")
-            found = _scaled(found, groups, factor, (c, sizes), wanted / own)
+            ratio = wanted / own if groups.kinds[c.name].parts else (wanted / own).abs()
+            found = _scaled(found, groups, factor, (c, sizes), ratio)
     return found
 
 
@@ -60,11 +63,12 @@ def _scaled(
 ) -> dict[str, Tensor]:
     """Units at each place, multiplied by numbers to the power that is given for it."""
     found = dict(state)
+    unit = next(iter(factor.values()))
     for place, power in factor.items():
         group = groups.layout[place.state][place.group]
         positions = positions_of(groups.layout, place, *class_with_sizes)
         rows = rows_of(found[place.state], group, positions)
-        scaled = rows * (numbers**power)[:, :, None, None]
+        scaled = rows * (numbers ** (power / unit))[:, :, None, None]
         found[place.state] = with_rows(found[place.state], group, positions, scaled)
     return found
 

@@ -67,7 +67,7 @@ class Shifts:
     state: Mapping[str, Tensor]
     taken: dict[str, Tensor] = field(default_factory=dict)
     _names: dict[fx.Node, str] = field(default_factory=dict)
-    _values: dict[fx.Node, Tensor] = field(default_factory=dict)
+    _values: dict[fx.Node, Any] = field(default_factory=dict)
     _synthetic: bool = False
     _changes: dict[fx.Node, Change] = field(default_factory=dict)
 
@@ -293,25 +293,25 @@ class Shifts:
         self.taken[name] = change
         return True
 
-    def _value(self, node: fx.Node) -> Tensor:
-        """The value of a node that depends on no input."""
+    def _value(self, node: fx.Node) -> Any:
+        """The value of a node that depends on no input: a tensor, or several."""
         if node not in self._values:
             self._values[node] = self._computed(node)
         return self._values[node]
 
-    def _computed(self, node: fx.Node) -> Tensor:
+    def _computed(self, node: fx.Node) -> Any:
         if node in self._names:
             own = self.state[self._names[node]]
             return _some(*own.shape) if own.is_meta else own
         if node.op != "call_function":
             return self.graph.values[node]
         if self._synthetic:
-            return _some(*shape_of(node))
+            several = not isinstance(node.meta["val"], Tensor)
+            return None if several else _some(*shape_of(node))
+        if name_of(node) == "_to_copy":
+            return self._value(node.all_input_nodes[0])  # in the precision of the state
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value)
-        result = node.target(*args, **kwargs)  # type: ignore[operator]
-        if not isinstance(result, Tensor):
-            raise ShownError
-        return result
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def raised_shape(shape: Iterable[int], rank: int) -> list[int]:
