@@ -14,11 +14,15 @@ from typing import BinaryIO
 
 import onnx
 
-from fxrebasin.errors import CheckpointError
+from fxrebasin.errors import CheckpointError, FxRebasinError
 
 _GRAPH, _INITIALIZER, _RAW = 7, 5, 9  # numbers of fields: of a model, of a graph, of a tensor
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # how a field is encoded
 _ALIGNED = 64 * 1024  # what an operating system maps into memory begins at multiples of this
+
+
+class _DamagedError(FxRebasinError):
+    """Bytes that are no sequence of fields; who knows the file says which one it is."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def stored_initializers(path: Path) -> Iterator[Stored]:
                 if number == _GRAPH:
                     weights = (tensor for n, tensor in graph.fields() if n == _INITIALIZER)
                     yield from (_stored(tensor, path) for tensor in weights)
-    except (IndexError, ValueError) as error:  # also of an empty file, which cannot be mapped
+    except (IndexError, ValueError, _DamagedError) as error:  # an empty file cannot be mapped
         raise CheckpointError(f"{path} is cut off, or is not an ONNX model: {error}") from error
 
 
@@ -202,7 +206,7 @@ class _Span:
             key, position = self._number(position)
             size, position = self._size(key & 7, position)
             if position + size > self.stop:
-                raise ValueError(f"a field at byte {begin} is longer than what holds it")
+                raise _DamagedError(f"a field at byte {begin} is longer than what holds it")
             yield begin, key >> 3, _Span(self.view, position, position + size)
             position += size
 
@@ -213,7 +217,7 @@ class _Span:
             return self._number(position)[1] - position, position
         if encoding in (_FIXED32, _FIXED64):
             return (4 if encoding == _FIXED32 else 8), position
-        raise ValueError(f"byte {position} asks for the encoding {encoding}, which does not exist")
+        raise _DamagedError(f"byte {position} asks for encoding {encoding}, which does not exist")
 
     def _number(self, position: int) -> tuple[int, int]:
         value = shift = 0
