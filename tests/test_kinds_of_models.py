@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fxrebasin
 from fxrebasin.kinds import GroupKind
 from fxrebasin.layout import PermutationClass
+from fxrebasin.passes.kinds.regauge import with_factors
 from fxrebasin.symmetry import Symmetry
 from tests.support.lie import (
     GENERATORS,
@@ -21,9 +22,6 @@ from tests.support.lie import (
     multiplied,
     outputs_of,
 )
-from tests.support.torchvision_shim import ensure_torchvision
-
-ensure_torchvision()
 
 IDS = {"input_ids": torch.randint(0, 23, (10, 6), generator=torch.Generator().manual_seed(0))}
 IMAGES = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -131,8 +129,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Tensor], list[GroupKi
 QUICK = ("llama", "timm vit", "convolutions")
 
 
-def _folded(model: nn.Module) -> nn.Module:
-    """At parameters with nothing special about them, but for norms that neither scale nor shift."""
+def _drawn(model: nn.Module) -> nn.Module:
+    """At parameters that have nothing special about them."""
     gen = torch.Generator().manual_seed(1)
     model = model.double().eval()
     with torch.no_grad():
@@ -140,13 +138,14 @@ def _folded(model: nn.Module) -> nn.Module:
             if tensor.is_floating_point():
                 noise = torch.randn(tensor.shape, generator=gen, dtype=torch.float64) * 0.4
                 tensor.copy_(noise.abs() + 0.5 if name.endswith("var") else noise)
-        for module in model.modules():
-            kind = type(module).__name__
-            if kind.endswith(("LayerNorm", "RMSNorm")) or kind == "LayerNorm":
-                module.weight.fill_(1.0)
-                if getattr(module, "bias", None) is not None:
-                    module.bias.zero_()
     return model
+
+
+def _fold(model: nn.Module, symmetry: Symmetry) -> None:
+    """Move factors of norms into what reads them, where that is possible."""
+    assert symmetry.groups is not None
+    state = {key: tensor.detach() for key, tensor in model.state_dict().items()}
+    model.load_state_dict(with_factors(state, symmetry.groups, symmetry.classes, None))
 
 
 def _of_interest(symmetry: Symmetry) -> list[PermutationClass]:
@@ -163,11 +162,12 @@ def _of_interest(symmetry: Symmetry) -> list[PermutationClass]:
 def test_kinds_are_the_largest_groups_that_leave_the_function(name: str) -> None:
     build, given, expected = MODELS[name]
     torch.manual_seed(0)
-    model = _folded(build())
+    model = _drawn(build())
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             module.running_mean.zero_()  # derivatives are taken along parameters alone
     symmetry = fxrebasin.analyze(model, example_kwargs=given, symmetry="all")
+    _fold(model, symmetry)
     classes = _of_interest(symmetry)
     assert [c.kind for c in classes] == expected
     for c in classes:
@@ -194,9 +194,10 @@ def _element(c: PermutationClass, partner: tuple[int, ...]) -> Tensor:
 def test_variances_say_how_each_part_of_the_state_answers(name: str) -> None:
     build, given, _ = MODELS[name]
     torch.manual_seed(0)
-    model = _folded(build())
+    model = _drawn(build())
     symmetry = fxrebasin.analyze(model, example_kwargs=given, symmetry="all")
     assert symmetry.groups is not None
+    _fold(model, symmetry)
     state = {key: tensor.detach() for key, tensor in model.state_dict().items()}
     before = outputs_of(model, state, given)
     for c in symmetry.classes:
