@@ -211,6 +211,24 @@ def test_names_that_the_model_itself_translates_are_taken(tmp_path: Path) -> Non
 # --- extras and mismatches
 
 
+def test_counters_may_have_been_converted_with_the_rest(tmp_path: Path) -> None:
+    state = {name: tensor.half() for name, tensor in net().state_dict().items()}
+    path = saved(tmp_path, state)
+    assert read_checkpoint(path, Net()).state["norm.num_batches_tracked"].dtype is torch.float16
+    wrong = saved(tmp_path, {**state, "fc.bias": torch.ones(4, dtype=torch.int64)})
+    with pytest.raises(StateMismatchError, match=r"fc\.bias +float32\[4\] +int64\[4\]"):
+        read_checkpoint(wrong, Net())
+
+
+def test_what_is_inside_itself_is_refused(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"state_dict": net().state_dict(), "twice": [1]}
+    content["again"] = content["twice"]
+    assert same(read_checkpoint(saved(tmp_path, content), Net()).state, net())
+    content["self"] = {"inner": [content]}
+    with pytest.raises(CheckpointError, match="inside itself"):
+        read_checkpoint(saved(tmp_path, content), Net())
+
+
 def test_extra_tensors_are_an_error_with_a_way_out(tmp_path: Path) -> None:
     path = saved(tmp_path, net().state_dict() | {"fc.scale": torch.ones(2)})
     with pytest.raises(StateMismatchError, match=r"fc\.scale +missing +float32\[2\]") as caught:

@@ -113,7 +113,8 @@ def test_averages_that_cannot_follow_are_left_out(tmp_path: Path, order: Permuta
     for name, key in (("timm", "state_dict_ema"), ("basicsr", "params_ema")):
         path = LAYOUTS[name].save(net(0), net(7), tmp_path)
         out = tmp_path / "out" / path.name
-        rewrite(path, out, order)
+        found = rewrite(path, out, order)
+        assert f"({key}) cannot follow and stay behind" in found.stays_behind[0]
         assert read(out).keys() == read(path).keys() - {key, "optimizer"}
         assert LAYOUTS[name].load(out) if name == "basicsr" else True
     path = LAYOUTS["ldm"].save(net(0), net(7), tmp_path)
@@ -121,6 +122,16 @@ def test_averages_that_cannot_follow_are_left_out(tmp_path: Path, order: Permuta
     names = read(tmp_path / "out.ckpt")["state_dict"].keys()
     assert not any(name.startswith("model_ema") for name in names)
     assert {"betas", "first_stage_model.weight"} <= names
+
+
+def test_an_average_with_another_head_is_left_out(tmp_path: Path, order: Permutation) -> None:
+    other = Net(classes=7).state_dict()
+    torch.save({"model": net().state_dict(), "ema": other}, tmp_path / "a.pt")
+    found = read_checkpoint(tmp_path / "a.pt", Net(), Reading(ignore=("fc.*",)))
+    assert found.state["fc.weight"].shape == (4, 6)
+    state = order.permute_state_dict(found.state)
+    write_checkpoint(tmp_path / "b.pt", found, state, others=order.permute_tensor)
+    assert read(tmp_path / "b.pt").keys() == {"model"}
 
 
 def test_an_average_of_some_weights_follows(tmp_path: Path, order: Permutation) -> None:

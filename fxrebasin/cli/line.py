@@ -175,7 +175,7 @@ def _between_two(
 
 def _facts(made_of: Ingredients) -> list[tuple[str, str]]:
     a, b = made_of.checkpoints
-    notes = [*a.notes, *b.notes, *a.left_out]
+    notes = [*a.notes, *b.notes, *a.left_out, *a.stays_behind]
     facts = [("from", str(a.path)), ("to", str(b.path))]
     for report in made_of.aligned.found:
         return facts + report_facts(report, notes)

@@ -339,7 +339,8 @@ def _notes(made_of: Ingredients) -> list[str]:
         for checkpoint in made_of.everything
         for note in (*checkpoint.notes, *checkpoint.left_out)
     ]
-    return list(dict.fromkeys((*read, *made_of.aligned.notes)))
+    behind = made_of.everything[0].stays_behind
+    return list(dict.fromkeys((*read, *behind, *made_of.aligned.notes)))
 
 
 def _written(files: Sequence[Path], out: Path) -> list[str]:

@@ -9,20 +9,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fxrebasin.errors import ArchitectureMismatchError
+from fxrebasin.errors import ArchitectureMismatchError, CheckpointError
 from fxrebasin.storage.containers import FILES, INDEX, Content, container_for, read_file
 from fxrebasin.storage.copies import Copy, Wanted, copies, decided
 from fxrebasin.storage.distributed import is_distributed, read_distributed
-from fxrebasin.storage.finding import find, no_tensors
+from fxrebasin.storage.finding import Found, find, no_tensors
 from fxrebasin.storage.folders import FolderSource, is_model_folder, read_folder, write_folder
 from fxrebasin.storage.library_weights import LibraryWeights
 from fxrebasin.storage.names import Naming
 from fxrebasin.storage.reading import Checkpoint, Kind, Move, Reading
 from fxrebasin.storage.renamed import read_renamed, write_file
 from fxrebasin.storage.shards import read_shards
-from fxrebasin.storage.tree import optimisers, states
+from fxrebasin.storage.tree import holds_itself, optimisers, states
 from fxrebasin.storage.weights_folder import read_weights_folder
 from fxrebasin.storage.writing import Source, place_for, rewritten, write
+from fxrebasin.wording import listed
 
 
 def read_checkpoint(
@@ -60,7 +61,17 @@ def read_checkpoint(
     )
     source = Source(content, found)
     kind = content.container.kind
-    return Checkpoint(path, kind, found.state, found.extra, found.notes, left_out, source)
+    behind = _stays_behind(path, found)
+    return Checkpoint(path, kind, found.state, found.extra, found.notes, left_out, source, behind)
+
+
+def _stays_behind(path: Path, found: Found) -> tuple[str, ...]:
+    lists = (".".join(map(str, place)) for place in found.nameless)
+    names = [*(copy.label for copy in found.others), *lists]
+    if not names:
+        return ()
+    what = "Another copy" if len(names) == 1 else "Other copies"
+    return (f"{what} of the weights in {path} ({listed(names, 5)}) cannot follow and stay behind.",)
 
 
 def write_checkpoint(
@@ -130,8 +141,12 @@ def read_content(path: Path) -> Content:
         CheckpointError: it is missing, damaged, or of another kind.
     """
     if path.is_dir():
-        return read_distributed(path) if is_distributed(path) else read_weights_folder(path)
-    return read_shards(path) if path.name.endswith(INDEX) else read_file(path)
+        content = read_distributed(path) if is_distributed(path) else read_weights_folder(path)
+    else:
+        content = read_shards(path) if path.name.endswith(INDEX) else read_file(path)
+    if holds_itself(content.tree):
+        raise CheckpointError(f"{path} holds a dictionary or list that is inside itself.")
+    return content
 
 
 def load_state_dict(

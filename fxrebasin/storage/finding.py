@@ -256,6 +256,9 @@ def _check(
     model, reading, label = context
     own = _tensors(model)
     compared = {n: t for n, t in own.items() if n in state and not wanted.ignored(n)}
+    # Counters that were converted with all the rest are no weights; torch loads them as well.
+    counts = {n for n in compared if n in wanted.buffers and compared[n].ndim == state[n].ndim == 0}
+    compared = {n: t for n, t in compared.items() if n not in counts}
     theirs = {n: state[n] for n in compared} | ({} if reading.ignore_extra else dict(inside))
     differences = differences_of(compared, theirs)
     if differences:

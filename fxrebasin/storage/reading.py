@@ -65,6 +65,8 @@ class Checkpoint:
         left_out: what is not written back, because it would not fit other weights (optimisers);
             a sentence each.
         source: of the reader that made this.
+        stays_behind: what is not written back either where nothing brings it along: other copies
+            of the weights; a sentence.
     """
 
     path: Path
@@ -74,3 +76,4 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     source: object = None
+    stays_behind: tuple[str, ...] = ()

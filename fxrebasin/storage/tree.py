@@ -20,6 +20,25 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
+def holds_itself(tree: Any) -> bool:
+    """Whether a container is inside itself, so that there is no end to what is in it."""
+    above: set[int] = set()
+    done: set[int] = set()
+
+    def enter(value: Any) -> bool:
+        if id(value) in done:
+            return False
+        if id(value) in above:
+            return True
+        above.add(id(value))
+        found = any(enter(inner) for _, inner in _items(value) if not is_tensor(inner))
+        above.discard(id(value))
+        done.add(id(value))
+        return found
+
+    return enter(tree)
+
+
 def names_optimiser(name: str) -> bool:
     """Whether a key or the name of a file says that it is an optimiser's."""
     return _OPTIMISER.search(name) is not None

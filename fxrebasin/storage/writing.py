@@ -128,7 +128,8 @@ def rewritten(
         InputError: `state` lacks tensors that are in the checkpoint.
     """
     found = source.found
-    edits = _Edits(source.content.tree, dtype)
+    shapes = {name: tensor.shape for name, tensor in found.state.items()}
+    edits = _Edits(source.content.tree, dtype, shapes)
     edits.take(found.taken, _needed(state, found.taken))
     for copy in found.others:
         edits.others(copy, others)
@@ -188,6 +189,7 @@ class _Edits:
 
     root: Any
     dtype: Dtype
+    shapes: Mapping[str, torch.Size]
     made: dict[Place, dict[str, Any]] = field(default_factory=dict)
     gone: set[Place] = field(default_factory=set)
 
@@ -198,8 +200,8 @@ class _Edits:
     def others(self, copy: Copy, move: Move | None) -> None:
         """Bring another copy into the new order, or leave it out."""
         inside = self._at(copy.place)
-        if move is not None:
-            names = copy.naming.names.items()
+        names = copy.naming.names.items()
+        if move is not None and all(self.shapes.get(n) == copy.tensors[t].shape for n, t in names):
             inside.update({there: move(name, copy.tensors[there]) for name, there in names})
             return
         for name in copy.tensors:
