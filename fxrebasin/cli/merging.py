@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -193,8 +192,9 @@ def run_merge(
         content = text if place.suffix == ".md" else json.dumps(finite(document), indent=2)
         publish(place, f"{content.rstrip()}\n".encode(), overwrite=True)
     show(talk, facts, document)
-    for line in _written([*files, *reports], target.out):
-        say(talk, f"wrote {line}")
+    for path in (*files, *reports):
+        if path.parent != target.out:  # what is in the folder belongs to it
+            say(talk, f"wrote {path}")
 
 
 def _report_places(task: Merge, target: Target) -> list[Path]:
@@ -306,7 +306,12 @@ def _facts(
     facts += [("merged", _moved(made_of, index)) for index in range(len(names))]
     if made_of.base is not None:
         facts.append(("base", _moved(made_of, len(names))))
-    facts += [("matched by", aligned.method), ("combined by", combination.described())]
+    facts.append(("matched by", aligned.method))
+    proofs = [report.equivalence for report in aligned.found if report.equivalence is not None]
+    if proofs:
+        worst = max(proof.max_rel for proof in proofs)
+        facts.append(("proof", f"permuted models compute the same: relative error {worst:.3g}"))
+    facts.append(("combined by", combination.described()))
     if made_of.kept:
         facts.append(("from the first", f"{listed(made_of.kept, _SHOWN)}: others differ in shape"))
     mending = {"recalibrated on": task.recalibrate, "repaired on": task.repair}
@@ -341,10 +346,3 @@ def _notes(made_of: Ingredients) -> list[str]:
     ]
     behind = made_of.everything[0].stays_behind
     return list(dict.fromkeys((*read, *behind, *made_of.aligned.notes)))
-
-
-def _written(files: Sequence[Path], out: Path) -> list[str]:
-    """Files, those in a folder counted."""
-    inside = [path for path in files if path.parent == out]
-    others = [str(path) for path in files if path not in inside]
-    return [*([f"{out} ({len(inside)} files)"] if inside else []), *others]

@@ -133,6 +133,8 @@ def split_models(arguments: Sequence[str]) -> tuple[str, tuple[Path, ...]]:
     model, *others = arguments
     if len(others) == 1 and folder_of_weights(model) is not None:
         others = [model.removeprefix(_FOLDER), *others]
+    if ":" not in model and not Path(model).exists():
+        raise InputError(f"there is no folder {model}, and it names no model otherwise")
     if len(others) < 2:
         raise InputError(
             "two or more checkpoints are needed behind MODEL, or two folders of Hugging Face "
