@@ -26,6 +26,18 @@ from fxrebasin.cli.talking import say, show
     "--weights", type=CHECKPOINT, help="Weights of MODEL; those of its folder when left out."
 )
 @output_option("--out", ".onnx", required=True, help="File to write.")
+@click.option(
+    "--dynamic",
+    multiple=True,
+    metavar="INPUT=LABEL[,LABEL]",
+    help="Labels of the axes of an input that may have any size, such as "
+    "input_ids=batch,sequence; an axis without a label is fixed. Found when left out.",
+)
+@click.option(
+    "--with-past",
+    is_flag=True,
+    help="Of a decoder of transformers: its cache of keys and values is an input and an output.",
+)
 @overwrite_option
 @reading_options
 @input_options
@@ -34,6 +46,8 @@ def export(
     model: str,
     weights: Path | None,
     out: Path,
+    dynamic: tuple[str, ...],
+    with_past: bool,
     overwrite: bool,
     as_json: bool,
     reading: HowToRead,
@@ -42,9 +56,11 @@ def export(
     """Export MODEL to ONNX; the file appears only after it was checked and run on onnxruntime."""
     import fxrebasin
     from fxrebasin.cli.work import open_bench, weights_or_folder
+    from fxrebasin.exporters.onnx.axes import parse_dynamic
     from fxrebasin.progress import waiting
     from fxrebasin.storage.files import refuse_existing
 
+    axes = parse_dynamic(dynamic) if dynamic else None
     path = weights_or_folder(model, weights, "--weights")
     refuse_existing([out], overwrite=overwrite)
     bench = open_bench(model, inputs, reading)
@@ -57,6 +73,8 @@ def export(
             bench.example.args,
             bench.example.kwargs,
             overwrite=overwrite,
+            dynamic=axes,
+            with_past=with_past,
             **inputs.choices,
         )
     talk = Talk(as_json, dry_run=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from fxrebasin.cli.onnx_files import is_onnx_file, reading_given, refuse_options
 from fxrebasin.cli.options import (
     CHECKPOINT,
     HowToRead,
@@ -18,6 +20,9 @@ from fxrebasin.cli.options import (
     reading_options,
 )
 from fxrebasin.cli.talking import say, show
+
+if TYPE_CHECKING:
+    from fxrebasin.symmetry import Symmetry
 
 
 @click.command()
@@ -44,9 +49,10 @@ def inspect(
     inputs: Inputs,
     as_json: bool,
 ) -> None:
-    """Show the permutation classes of MODEL, its coverage, and what is pinned and why."""
-    import fxrebasin
-    from fxrebasin.cli.work import open_bench
+    """Show the permutation classes of MODEL, its coverage, and what is pinned and why.
+
+    MODEL may be an ONNX file.
+    """
     from fxrebasin.progress import waiting
     from fxrebasin.show.drawing import dot_source, render_svg
     from fxrebasin.show.views import symmetry_document, symmetry_view
@@ -54,22 +60,37 @@ def inspect(
 
     if svg is not None:
         refuse_existing([svg], overwrite=overwrite)
-    bench = open_bench(model, inputs, reading)
-    if weights is not None:
-        bench.lay(bench.read(weights))
-    with waiting("analysing"):
-        symmetry = fxrebasin.analyze(
-            bench.module, bench.example.args, bench.example.kwargs, **inputs.choices
-        )
+    symmetry, shapes = _symmetry(model, weights, reading, inputs)
     talk = Talk(as_json, dry_run=False)
     if explain is not None:
         text = symmetry.explain(*explain)
         show(talk, text, {"explanation": text})
     else:
-        shapes = bench.shapes()
         document = {"model": model, "inputs": list(shapes), **symmetry_document(symmetry)}
         show(talk, symmetry_view(model, symmetry, shapes), document)
     if svg is not None:
         with waiting("drawing"):
             publish(svg, render_svg(dot_source(symmetry, model)), overwrite=overwrite)
         say(talk, f"wrote {svg}")
+
+
+def _symmetry(
+    model: str, weights: Path | None, reading: HowToRead, inputs: Inputs
+) -> tuple[Symmetry, tuple[str, ...]]:
+    """The symmetry of a model, and the inputs that it was run on, in words."""
+    import fxrebasin
+    from fxrebasin.cli.work import open_bench
+    from fxrebasin.progress import waiting
+
+    if is_onnx_file(model):
+        refuse_options({"--weights": weights, **reading_given(reading, inputs)})
+        with waiting("analysing"):
+            return fxrebasin.analyze(model, outputs=inputs.outputs), ()
+    bench = open_bench(model, inputs, reading)
+    if weights is not None:
+        bench.lay(bench.read(weights))
+    with waiting("analysing"):
+        found = fxrebasin.analyze(
+            bench.module, bench.example.args, bench.example.kwargs, **inputs.choices
+        )
+    return found, bench.shapes()

@@ -284,12 +284,26 @@ class _Method(click.ParamType[str]):
         return [CompletionItem(name) for name in self._methods if name.startswith(incomplete)]
 
 
-def target_options(what: str) -> Decorator:
+def target_options(what: str, also: tuple[str, ...] = ()) -> Decorator:
     """Where the result goes.
 
     Args:
         what: the result is, in words.
+        also: suffixes of other files that the command writes in the place of weights.
     """
+    shown = " ".join((*WEIGHTS_SUFFIXES, *also))
+
+    def check(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+        """Refuse a suffix that belongs to something else, before any work."""
+        if path is not None and path.suffix in _OTHER_SUFFIXES and path.suffix not in also:
+            raise click.BadParameter(
+                f"{path} has to end in one of {shown.replace(' ', ', ')}, or be the name of a "
+                "folder",
+                ctx,
+                parameter,
+            )
+        return path
+
     return _grouped(
         "target",
         Target,
@@ -297,9 +311,9 @@ def target_options(what: str) -> Decorator:
             "--out",
             type=click.Path(path_type=Path),
             required=True,
-            callback=_checkpoint_place,
+            callback=check,
             metavar="PATH",
-            help=f"{what}: a file ({' '.join(WEIGHTS_SUFFIXES)}), or a folder like the one read.",
+            help=f"{what}: a file ({shown}), or a folder like the one read.",
         ),
         click.option(
             "--dtype",
@@ -308,18 +322,6 @@ def target_options(what: str) -> Decorator:
         ),
         overwrite_option,
     )
-
-
-def _checkpoint_place(
-    ctx: click.Context, parameter: click.Parameter, path: Path | None
-) -> Path | None:
-    """Refuse a suffix that belongs to something else, before any work."""
-    if path is not None and path.suffix in _OTHER_SUFFIXES:
-        known = ", ".join(WEIGHTS_SUFFIXES)
-        raise click.BadParameter(
-            f"{path} has to end in one of {known}, or be the name of a folder", ctx, parameter
-        )
-    return path
 
 
 talk_options = _grouped(

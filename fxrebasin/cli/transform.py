@@ -6,6 +6,12 @@ from pathlib import Path
 
 import click
 
+from fxrebasin.cli.onnx_files import (
+    is_onnx_file,
+    reading_given,
+    refuse_options,
+    transform_file,
+)
 from fxrebasin.cli.options import (
     CHECKPOINT,
     PAIRWISE,
@@ -30,7 +36,7 @@ from fxrebasin.cli.talking import say, show
     "--model-b", type=CHECKPOINT, help="Weights to permute; those of MODEL if it is a folder."
 )
 @click.option("--ref", type=CHECKPOINT, required=True, help="Weights to align them with.")
-@target_options("Permuted weights")
+@target_options("Permuted weights", also=(".onnx",))
 @output_option("--onnx", ".onnx", help="Also export the permuted model.")
 @output_option("--certificate", ".safetensors", help="Also write the permutation.")
 @matching_options(PAIRWISE, "weight")
@@ -52,7 +58,8 @@ def transform(
     """Permute the weights of one checkpoint of MODEL towards another's, and prove the result.
 
     What is written is the file or folder of --model-b with its units in another order: names,
-    dtypes and everything else in it stay as they are.
+    dtypes and everything else in it stay as they are. MODEL and --ref may be ONNX files, and
+    --out is one then.
     """
     import fxrebasin
     from fxrebasin.cli.aligning import align, default_method, moved
@@ -67,6 +74,14 @@ def transform(
     from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write
     from fxrebasin.show.views import report_facts
 
+    if is_onnx_file(model):
+        about = {"--model-b": model_b, "--onnx": onnx, "--dtype": target.dtype}
+        run = {"--data": matching.data, "--loss": matching.loss, "--dry-run": talk.dry_run}
+        refuse_options({**about, **run, **reading_given(reading, inputs)})
+        transform_file(Path(model), ref, certificate, target, matching, inputs, talk)
+        return
+    if is_onnx_file(target.out):
+        raise click.UsageError("--out is an ONNX file only where MODEL is one; see --onnx")
     path = weights_or_folder(model, model_b, "--model-b")
     refuse_target(target, onnx, certificate, inputs=[path, ref])
     bench = open_bench(model, inputs, reading)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fxrebasin.cli.group import CHECK_FAILED
+from fxrebasin.cli.onnx_files import is_onnx_file, reading_given, refuse_options
 from fxrebasin.cli.options import (
     CHECKPOINT,
     HowToRead,
@@ -17,6 +19,9 @@ from fxrebasin.cli.options import (
     reading_options,
 )
 from fxrebasin.cli.talking import show
+
+if TYPE_CHECKING:
+    from fxrebasin.reports.equivalence import EquivalenceReport
 
 
 @click.command()
@@ -40,21 +45,36 @@ def verify(
     reading: HowToRead,
     inputs: Inputs,
 ) -> None:
-    """Compare MODEL with OTHER: an .onnx file of it, or another checkpoint for it."""
+    """Compare MODEL with OTHER: an .onnx file of it, or another checkpoint for it.
+
+    MODEL may be an ONNX file if OTHER is one.
+    """
+    report = _report(model, other, weights, reading, inputs)
+    show(Talk(as_json, dry_run=False), f"{report}\n{report.table()}", report.to_dict())
+    if not report.passed:
+        ctx.exit(CHECK_FAILED)
+
+
+def _report(
+    model: str, other: Path, weights: Path | None, reading: HowToRead, inputs: Inputs
+) -> EquivalenceReport:
     import fxrebasin
     from fxrebasin.cli.work import folder_of_weights, open_bench
     from fxrebasin.progress import waiting
 
+    if is_onnx_file(model):
+        refuse_options({"--weights": weights, **reading_given(reading, inputs)})
+        if not is_onnx_file(other):
+            raise click.UsageError(f"OTHER has to be an .onnx file as MODEL is; found {other}")
+        with waiting("comparing"):
+            return fxrebasin.verify(model, other, outputs=inputs.outputs)
     bench = open_bench(model, inputs, reading)
     weights = weights or folder_of_weights(model)
     if weights is not None:
         bench.lay(bench.read(weights))
-    second = bench if other.suffix == ".onnx" else open_bench(model, inputs, reading)
+    second = bench if is_onnx_file(other) else open_bench(model, inputs, reading)
     candidate = other if second is bench else second.lay(second.read(other))
     with waiting("comparing"):
-        report = fxrebasin.verify(
+        return fxrebasin.verify(
             bench.module, candidate, bench.example.args, bench.example.kwargs, **inputs.choices
         )
-    show(Talk(as_json, dry_run=False), f"{report}\n{report.table()}", report.to_dict())
-    if not report.passed:
-        ctx.exit(CHECK_FAILED)

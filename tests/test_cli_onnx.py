@@ -1,0 +1,114 @@
+"""ONNX files on the command line: in the place of a model and its weights, and as a result."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import fxrebasin
+from fxrebasin.cli import main
+
+UNITS = 6
+
+
+def invoke(*arguments, code=0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def weights(seed):
+    rng = np.random.default_rng(seed)
+    shapes = {"w1": (4, UNITS), "b1": (UNITS,), "w2": (UNITS, 3), "b2": (3,)}
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def write(path, tensors):
+    """Two layers, with a batch of any size."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["y"]),
+    ]
+    taken = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])
+    given = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
+    held = [numpy_helper.from_array(value, name) for name, value in tensors.items()]
+    graph = helper.make_graph(nodes, "net", [taken], [given], held)
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+
+
+def read(path):
+    return {item.name: numpy_helper.to_array(item) for item in onnx.load(path).graph.initializer}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """`a.onnx`, and `b.onnx` that is a in another order."""
+    monkeypatch.chdir(tmp_path)
+    a, order = weights(0), np.random.default_rng(1).permutation(UNITS)
+    write("a.onnx", a)
+    moved = {"w1": a["w1"][:, order], "b1": a["b1"][order], "w2": a["w2"][order], "b2": a["b2"]}
+    write("b.onnx", moved)
+    return a
+
+
+def test_one_file_is_rebased_towards_another(files):
+    arguments = ("transform", "b.onnx", "--ref", "a.onnx", "--out", "out.onnx")
+    result = invoke(*arguments, "--certificate", "p.safetensors")
+    assert "wrote out.onnx" in result.output
+    for name, value in read("out.onnx").items():
+        assert value.tobytes() == files[name].tobytes(), name
+    assert fxrebasin.Permutation.load("p.safetensors").units == UNITS
+    document = json.loads(invoke(*arguments, "--overwrite", "--json").stdout)
+    assert document["distance_after"] == 0
+    assert document["files"] == ["out.onnx"]
+
+
+def test_what_exists_and_what_is_read_stay(files):
+    before = read("a.onnx")
+    refused = ("transform", "b.onnx", "--ref", "a.onnx", "--out", "a.onnx", "--overwrite")
+    assert "a.onnx" in invoke(*refused, code=2).output
+    assert all(np.array_equal(value, before[name]) for name, value in read("a.onnx").items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("b.onnx", "--ref", "a.onnx", "--out", "out.pt"), "--out has to be an .onnx file"),
+        (("b.onnx", "--ref", "a.onnx", "--out", "o.onnx", "--model-b", "a.onnx"), "--model-b"),
+        (("b.onnx", "--ref", "a.onnx", "--out", "o.onnx", "--dtype", "float16"), "--dtype"),
+        (("torch.nn:Identity", "--ref", "a.onnx", "--out", "o.onnx"), "see --onnx"),
+    ],
+)
+def test_what_does_not_fit_an_onnx_file_is_refused(files, arguments, words):
+    assert words in invoke("transform", *arguments, code=2).output
+
+
+def test_a_file_is_inspected_and_compared(files):
+    document = json.loads(invoke("inspect", "b.onnx", "--json").stdout)
+    assert [item["units"] for item in document["classes"]] == [UNITS]
+    assert "w1" in invoke("inspect", "b.onnx").output
+    assert "w1[1]" in invoke("inspect", "b.onnx", "--explain", "w1", 1).output
+    invoke("verify", "a.onnx", "b.onnx")
+    write("c.onnx", weights(3))
+    invoke("verify", "a.onnx", "c.onnx", code=1)
+
+
+def test_axes_that_may_have_any_size_are_chosen(files, tmp_path):
+    (tmp_path / "nets_of_axes.py").write_text(
+        "from torch import nn\n\n\n"
+        "def net():\n    return nn.Sequential(nn.Linear(4, 3), nn.ReLU())\n"
+    )
+    torch.save(nn.Sequential(nn.Linear(4, 3), nn.ReLU()).state_dict(), "w.pt")
+    export = ("export", "nets_of_axes:net", "--weights", "w.pt", "--input-shape", "2,5,4")
+    invoke(*export, "--out", "net.onnx", "--dynamic", "input=rows,length")
+    (held,) = onnx.load("net.onnx").graph.input
+    sizes = [dim.dim_param or dim.dim_value for dim in held.type.tensor_type.shape.dim]
+    assert sizes == ["rows", "length", 4]
+    assert "rows" in invoke(*export, "--out", "x.onnx", "--dynamic", "rows", code=2).output
