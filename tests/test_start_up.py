@@ -69,7 +69,7 @@ assert fxrebasin.passes.__name__ == "fxrebasin.passes"
 assert fxrebasin.exporters.__name__ == "fxrebasin.exporters"
 assert not hasattr(fxrebasin, "nothing_of_this_name")
 from fxrebasin import *
-assert transform is fxrebasin.transform and verify.__module__.startswith("fxrebasin.exporters")
+assert transform is fxrebasin.transform and verify.__module__.startswith("fxrebasin.importers")
 """
     loaded_by("-c", code)
 
