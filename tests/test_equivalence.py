@@ -20,6 +20,7 @@ from fxrebasin.exporters.verify.float64 import TrueFloat64, float64_copy, widene
 from fxrebasin.exporters.verify.input_sets import example_set, other_sets, with_batch
 from fxrebasin.exporters.verify.outputs import compare_tensors, relative_error
 from fxrebasin.exporters.verify.runs import Subject, run_native
+from fxrebasin.importers.onnx import comparing
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.running.given import remade
 from fxrebasin.running.outputs import counted
@@ -500,4 +501,4 @@ def test_widened_copies_and_keeps_what_is_no_tensor():
 
 
 def test_verify_is_public():
-    assert fxrebasin.verify is verify
+    assert fxrebasin.verify is comparing.verify
