@@ -287,7 +287,7 @@ class Permutation(Brief):
         Raises:
             CheckpointError: the file exists, or cannot be written.
         """
-        certificate.write(Path(path), self._contents(), overwrite)
+        certificate.write_permutation(Path(path), self._contents(), overwrite)
 
     def digest(self) -> str:
         """SHA-256, in hexadecimal digits, of the file that `save` writes."""
@@ -308,7 +308,7 @@ class Permutation(Brief):
                 it holds is not a permutation.
         """
         with certificate.naming(Path(path)):
-            return cls(*certificate.read(Path(path)))
+            return cls(*certificate.read_permutation(Path(path)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Permutation):

@@ -238,7 +238,7 @@ def test_narrow_tensors_of_one_class_are_matched_together() -> None:
     pairs = joined(make_pairs(symmetry.layout, state, state, names))
     assert [pair.name for pair in pairs] == ["0.weight, 0.bias, 1.weight, 1.bias, 2.weight"]
     constant = ["1.bias"]
-    assert pairs[0].telling == pairs[0].a.shape[1] - len(constant)
+    assert pairs[0].telling_columns == pairs[0].a.shape[1] - len(constant)
 
 
 def test_a_model_and_itself_are_left_alone_even_if_units_are_alike() -> None:

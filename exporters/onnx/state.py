@@ -12,7 +12,7 @@ from onnx_ir.tensor_adapters import TorchTensor
 from torch import nn
 
 from fxrebasin.errors import ExportError
-from fxrebasin.exporters.onnx.wire import Place, Stored, stored_initializers
+from fxrebasin.exporters.onnx.wire import Extent, Stored, stored_initializers
 from fxrebasin.wording import listed
 
 _CHUNK = 1 << 24  # bytes that are compared at once
@@ -128,7 +128,7 @@ def _same_bits(stored: Stored, tensor: torch.Tensor) -> bool:
     )
 
 
-def _chunks(place: Place) -> Iterator[tuple[int, bytes]]:
+def _chunks(place: Extent) -> Iterator[tuple[int, bytes]]:
     """Pieces of the data, with their distance from its begin."""
     with place.path.open("rb") as file:
         file.seek(place.offset)

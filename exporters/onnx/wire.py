@@ -43,7 +43,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Place:
+class Extent:
     """Where the bytes of a tensor are."""
 
     path: Path
@@ -61,12 +61,12 @@ class Stored:
     """
 
     header: onnx.TensorProto
-    place: Place | None
+    place: Extent | None
 
 
 def write_embedded(
     model: onnx.ModelProto, weights: Sequence[Weight], path: Path
-) -> dict[str, Place]:
+) -> dict[str, Extent]:
     """Write a model with its weights in one file.
 
     Args:
@@ -90,20 +90,20 @@ def write_embedded(
         for field in fields:
             file.write(field.head)
             weight = field.weight
-            places[weight.header.name] = Place(path, file.tell(), weight.size)
+            places[weight.header.name] = Extent(path, file.tell(), weight.size)
             file.write(weight.data())
     return places
 
 
-def write_data(weights: Sequence[Weight], path: Path) -> dict[str, Place]:
+def write_data(weights: Sequence[Weight], path: Path) -> dict[str, Extent]:
     """Write the bytes of weights one after the other; those with the same numbers once.
 
     Args:
         weights: to be written.
         path: of the file.
     """
-    places: dict[str, Place] = {}
-    written: dict[object, Place] = {}
+    places: dict[str, Extent] = {}
+    written: dict[object, Extent] = {}
     with path.open("wb") as file:
         for weight in weights:
             place = written.get(weight.same)
@@ -114,15 +114,15 @@ def write_data(weights: Sequence[Weight], path: Path) -> dict[str, Place]:
     return places
 
 
-def _append(weight: Weight, file: BinaryIO, path: Path) -> Place:
+def _append(weight: Weight, file: BinaryIO, path: Path) -> Extent:
     file.write(bytes(-file.tell() % _ALIGNED))
-    place = Place(path, file.tell(), weight.size)
+    place = Extent(path, file.tell(), weight.size)
     file.write(weight.data())
     return place
 
 
 def with_data_elsewhere(
-    model: onnx.ModelProto, weights: Sequence[Weight], places: Mapping[str, Place]
+    model: onnx.ModelProto, weights: Sequence[Weight], places: Mapping[str, Extent]
 ) -> onnx.ModelProto:
     """A small model whose weights are in other files; those without a place are in the model.
 
@@ -171,7 +171,7 @@ def _stored(tensor: _Span, path: Path) -> Stored:
     place = None
     for start, number, span in tensor.pieces():
         if number == _RAW:
-            place = Place(path, span.start, span.stop - span.start)
+            place = Extent(path, span.start, span.stop - span.start)
         else:
             header.MergeFromString(bytes(tensor.view[start : span.stop]))
     if header.data_location == onnx.TensorProto.EXTERNAL:
@@ -179,11 +179,11 @@ def _stored(tensor: _Span, path: Path) -> Stored:
     return Stored(header, place)
 
 
-def _external(header: onnx.TensorProto, path: Path) -> Place:
+def _external(header: onnx.TensorProto, path: Path) -> Extent:
     values = {entry.key: entry.value for entry in header.external_data}
     data = path.with_name(values["location"])
     offset = int(values.get("offset", 0))
-    return Place(data, offset, int(values.get("length", data.stat().st_size - offset)))
+    return Extent(data, offset, int(values.get("length", data.stat().st_size - offset)))
 
 
 @dataclass(frozen=True)

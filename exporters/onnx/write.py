@@ -20,7 +20,7 @@ from fxrebasin.exporters.onnx.quiet import quiet
 from fxrebasin.exporters.onnx.recurrent import whole_recurrent_layers
 from fxrebasin.exporters.onnx.state import add_unread, check_state, state_of
 from fxrebasin.exporters.onnx.wire import (
-    Place,
+    Extent,
     Weight,
     with_data_elsewhere,
     write_data,
@@ -148,7 +148,7 @@ def _save(model: ir.Model, path: Path, label: str) -> None:
         _check(path, label)
         return
     places = write_embedded(graph, weights, path)
-    large_places: dict[str, Place] = {
+    large_places: dict[str, Extent] = {
         name: place for name, place in places.items() if place.size >= _SMALL_BYTES
     }
     twin = path.with_name(f"{path.name}.twin")

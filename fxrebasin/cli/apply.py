@@ -55,7 +55,7 @@ def apply(
         permutation_document,
     )
     from fxrebasin.cli.holding import proved_on
-    from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write
+    from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write_weights
     from fxrebasin.permutation import Permutation
 
     path = weights_or_folder(model, weights, "--weights")
@@ -76,7 +76,7 @@ def apply(
         *(("note", note) for note in (*checkpoint.notes, *checkpoint.left_out)),
     ]
     text = card(target.out.stem, [*facts, *digest_facts(path, permutation)])
-    files = write(
+    files = write_weights(
         target, checkpoint, moved(checkpoint, permutation), text, permutation.permute_tensor
     )
     document = {

@@ -22,7 +22,7 @@ from fxrebasin.cli.options import HowToMatch, HowToRead, Inputs, Talk, Target
 from fxrebasin.cli.plans import show_plan
 from fxrebasin.cli.talking import say, show
 from fxrebasin.cli.user_objects import batches, function
-from fxrebasin.cli.work import open_bench, refuse_target, split_models, write
+from fxrebasin.cli.work import open_bench, refuse_target, split_models, write_weights
 from fxrebasin.errors import InputError
 from fxrebasin.merge.by_pattern import ByPattern
 from fxrebasin.merge.combinations import Combination
@@ -98,7 +98,7 @@ def run_interpolate(
             mended = own_state(fxrebasin.recalibrate(bench.module, loader))
             state = {name: mended[name].to(tensor.dtype) for name, tensor in state.items()}
         text = card(item.out.stem, [("position", f"{t:g}"), *facts, *digest], ["merge"])
-        files += write(item, first, state, text)
+        files += write_weights(item, first, state, text)
     document = _document("interpolate", made_of) | {
         "positions": list(targets),
         "recalibrate": recalibrate,

@@ -35,7 +35,7 @@ from fxrebasin.cli.options import (
 from fxrebasin.cli.plans import show_plan
 from fxrebasin.cli.talking import finite, say, show
 from fxrebasin.cli.user_objects import batches, function
-from fxrebasin.cli.work import open_bench, refuse_target, split_models, write
+from fxrebasin.cli.work import open_bench, refuse_target, split_models, write_weights
 from fxrebasin.errors import InputError
 from fxrebasin.merge.by_pattern import ByPattern
 from fxrebasin.merge.combinations import Combination, Formula
@@ -184,7 +184,7 @@ def run_merge(
     document = _document(model, made_of, combination, (task, matching), measured)
     facts = _facts(model, made_of, combination, task, measured)
     text = card(target.out.stem, [*facts, *_digests(made_of)], ["merge"])
-    files = [*write(target, checkpoints[0], merged, text)]
+    files = [*write_weights(target, checkpoints[0], merged, text)]
     if task.picture is not None and measured is not None:
         files.append(measured.draw(task.picture, target.overwrite))
     document["files"] = [str(path) for path in (*files, *reports)]

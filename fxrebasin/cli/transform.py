@@ -71,7 +71,7 @@ def transform(
         matching_document,
     )
     from fxrebasin.cli.plans import show_plan
-    from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write
+    from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write_weights
     from fxrebasin.show.views import report_facts
 
     if is_onnx_file(model):
@@ -114,7 +114,7 @@ def transform(
     what = [("permuted", str(path)), ("towards", str(ref)), ("seed", str(matching.seed))]
     text = card(target.out.stem, [*what, *facts, *digest_facts(path, permutation)])
     state = moved(checkpoint, permutation)
-    files += write(target, checkpoint, state, text, permutation.permute_tensor)
+    files += write_weights(target, checkpoint, state, text, permutation.permute_tensor)
     if certificate is not None:
         permutation.save(certificate, overwrite=target.overwrite)
         files.append(certificate)

@@ -170,7 +170,7 @@ def refuse_target(target: Target, *others: Path | None, inputs: Sequence[Path] =
     refuse_existing(files[1:] if folder else files, overwrite=target.overwrite)
 
 
-def write(
+def write_weights(
     target: Target,
     like: Checkpoint,
     state: dict[str, torch.Tensor],

@@ -17,7 +17,7 @@ from fxrebasin.reliance import contradictions, refusal
 from fxrebasin.running.batches import State
 from fxrebasin.running.preserve import tensors_of
 from fxrebasin.symmetry import Symmetry
-from fxrebasin.uniformity import digest_of
+from fxrebasin.uniformity import digest_of, has_bits
 
 
 def shared_symmetry(sources: Sources, analyse: Callable[[nn.Module], Symmetry]) -> list[Symmetry]:
@@ -109,12 +109,8 @@ def _outside(module: nn.Module) -> list[str]:
     return [
         digest_of(tensor)
         for tensor in tensors_of(module)
-        if id(tensor) not in inside | gradients and _is_plain(tensor)
+        if id(tensor) not in inside | gradients and has_bits(tensor)
     ]
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
 
 
 def loaded(model: nn.Module, state: State) -> nn.Module:

@@ -47,7 +47,7 @@ class Occurrence:
         Args:
             placement: what is decided.
         """
-        elements = self.piece.positions.size * self.pair.telling
+        elements = self.piece.positions.size * self.pair.telling_columns
         for dim, axis in enumerate(self.pair.axes):
             if dim != self.dim:
                 axis.source(placement)

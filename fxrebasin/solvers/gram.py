@@ -171,7 +171,7 @@ class Gram:
     @cached_property
     def _fixed_elements(self) -> int:
         """Elements of a row that tell it from others whatever is decided."""
-        return sum(o.pair.telling for o in self._fixed)
+        return sum(o.pair.telling_columns for o in self._fixed)
 
     def decided(self, placement: Placement) -> int:
         """Elements of all rows that tell rows apart and whose place is decided.
@@ -181,7 +181,7 @@ class Gram:
         """
         total = self._fixed_elements
         for operand in self._moving:
-            elements = operand.pair.telling
+            elements = operand.pair.telling_columns
             for axis in operand.axes:
                 axis.source(placement)
                 elements *= axis.included
@@ -258,7 +258,7 @@ class Gram:
         total = self._zeros()
         for operand in self._moving:
             sources = [axis.source(placement) for axis in operand.axes]
-            if not operand.pair.telling or all((source >= 0).all() for source in sources):
+            if not operand.pair.telling_columns or all((source >= 0).all() for source in sources):
                 continue
             picks = [np.flatnonzero(s < 0) if (s < 0).any() else np.arange(len(s)) for s in sources]
             a, b = (

@@ -54,7 +54,7 @@ class Pair:
         return None
 
     @cached_property
-    def telling(self) -> int:
+    def telling_columns(self) -> int:
         """Positions along the last axis at which neither side is the same everywhere."""
         # Usually the ends differ, which is quick to see, and quickest by counting in numpy.
         first, last = (0,) * len(self.axes), (-1,) * len(self.axes)

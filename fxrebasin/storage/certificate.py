@@ -37,7 +37,7 @@ Contents = tuple[tuple[PermutationClass, ...], dict[str, IntArray], Layout, Reli
 """Classes, arrays by class name, layout by state tensor name, what is relied on, and choices."""
 
 
-def write(path: Path, contents: Contents, overwrite: bool) -> None:
+def write_permutation(path: Path, contents: Contents, overwrite: bool) -> None:
     """Write a certificate beside its place, then move it there.
 
     Args:
@@ -75,7 +75,7 @@ def payload(contents: Contents) -> bytes:
     return settled(safetensors.numpy.save(tensors, metadata))
 
 
-def read(path: Path) -> Contents:
+def read_permutation(path: Path) -> Contents:
     """Read and check a certificate. Call it inside `naming`, which words what is wrong.
 
     Args:

@@ -22,7 +22,7 @@ from fxrebasin.storage.renamed import read_renamed, write_file
 from fxrebasin.storage.shards import read_shards
 from fxrebasin.storage.tree import holds_itself, optimisers, states
 from fxrebasin.storage.weights_folder import read_weights_folder
-from fxrebasin.storage.writing import Source, place_for, rewritten, write
+from fxrebasin.storage.writing import Source, place_for, rewritten, write_tree
 from fxrebasin.wording import listed
 
 
@@ -120,7 +120,7 @@ def write_checkpoint(
         made = rewritten(like.source, state, dtype, others, asked)
     else:
         made = _plain(like, state, dtype), asked or container_for(out)
-    return (write(out, like, made, overwrite=overwrite),)
+    return (write_tree(out, like, made, overwrite=overwrite),)
 
 
 def _plain(
@@ -236,6 +236,6 @@ def save_state_dict(
     path = Path(path)
     container = container_for(path)
     tensors = {name: tensor.detach() for name, tensor in state.items()}
-    write(
+    write_tree(
         path, Checkpoint(path, container.kind, tensors), (tensors, container), overwrite=overwrite
     )

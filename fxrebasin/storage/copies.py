@@ -12,7 +12,7 @@ from torch import nn
 
 from fxrebasin.errors import CheckpointError
 from fxrebasin.storage.names import WRAPPERS, Naming, Shapes, namings, stem, steps
-from fxrebasin.storage.tree import Place, states
+from fxrebasin.storage.tree import KeyPath, states
 from fxrebasin.wording import listed, spoken
 
 _AVERAGE = re.compile(r"(^|[_.-])(ema|swa|averaged?|shadow)\d*([_.-]|$)", re.IGNORECASE)
@@ -59,7 +59,7 @@ class Copy:
         naming: which of them are the model's.
     """
 
-    place: Place
+    place: KeyPath
     tensors: Mapping[str, torch.Tensor]
     naming: Naming
 
@@ -110,7 +110,7 @@ class Copy:
 
 
 def copies(
-    tree: object, wanted: Wanted, skipped: Sequence[Place], prefix: str | None = None
+    tree: object, wanted: Wanted, skipped: Sequence[KeyPath], prefix: str | None = None
 ) -> list[Copy]:
     """All that could be the model's weights, those of which the most fits first."""
     found = []
@@ -186,7 +186,7 @@ def beside(taken: Copy, found: Sequence[Copy], wanted: Wanted) -> list[Copy]:
     return result
 
 
-def belongs_to(copy: Copy, place: Place, name: str) -> bool:
+def belongs_to(copy: Copy, place: KeyPath, name: str) -> bool:
     """Whether a tensor is one of a copy, or lies beside its tensors under the same name."""
     if place != copy.place:
         return False

@@ -25,7 +25,7 @@ from fxrebasin.running.messages import first_lines
 from fxrebasin.storage import pickles
 from fxrebasin.storage.containers import Content
 from fxrebasin.storage.reading import Kind
-from fxrebasin.storage.tree import Place, names_optimiser, optimisers
+from fxrebasin.storage.tree import KeyPath, names_optimiser, optimisers
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
@@ -131,7 +131,7 @@ def read_distributed(path: Path) -> Content:
         own = next((cause for cause in causes if isinstance(cause, CheckpointError)), None)
         raise (own or _damaged(path, causes[0])) from None
     # Enough to be told as an optimiser, so that it is said and left out.
-    left: dict[Place, Any] = {place: {"state": {}, "param_groups": []} for place in skipped}
+    left: dict[KeyPath, Any] = {place: {"state": {}, "param_groups": []} for place in skipped}
     used = {METADATA, *(Path(i.relative_path).name for i in metadata.storage_data.values())}
     beside = [found for found in sorted(path.iterdir()) if found.is_file()]
     kept = [found for found in beside if found.name not in used and not names_optimiser(found.name)]
@@ -139,7 +139,9 @@ def read_distributed(path: Path) -> Content:
 
 
 def _nested(
-    places: Mapping[str, Place], values: Mapping[str, Any], also: Mapping[Place, Any] | None = None
+    places: Mapping[str, KeyPath],
+    values: Mapping[str, Any],
+    also: Mapping[KeyPath, Any] | None = None,
 ) -> dict[Any, Any]:
     """The tree that was flattened when it was written; lists come back as lists."""
     root: dict[Any, Any] = {}

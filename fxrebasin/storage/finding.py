@@ -24,7 +24,7 @@ from fxrebasin.storage.copies import (
 from fxrebasin.storage.loader import loaded
 from fxrebasin.storage.names import Naming, outside
 from fxrebasin.storage.reading import Reading
-from fxrebasin.storage.tree import Place, optimisers, sequences, states
+from fxrebasin.storage.tree import KeyPath, optimisers, sequences, states
 from fxrebasin.wording import listed, spoken
 
 _TOP = "the top of the file"
@@ -68,8 +68,8 @@ class Found:
 
     taken: Copy
     others: tuple[Copy, ...]
-    optimisers: tuple[Place, ...]
-    nameless: Mapping[Place, Sequence[str]]
+    optimisers: tuple[KeyPath, ...]
+    nameless: Mapping[KeyPath, Sequence[str]]
     state: Mapping[str, torch.Tensor]
     filled: frozenset[str]
     extra: tuple[str, ...]
@@ -116,7 +116,9 @@ def find(tree: Any, model: nn.Module, reading: Reading, label: str) -> Found:
     return Found(taken, others, skipped, lists, state, frozenset(filled), extra, notes)
 
 
-def _nameless(tree: Any, skipped: Sequence[Place], model: nn.Module) -> dict[Place, Sequence[str]]:
+def _nameless(
+    tree: Any, skipped: Sequence[KeyPath], model: nn.Module
+) -> dict[KeyPath, Sequence[str]]:
     """Lists of weights in the order of the parameters, as some averages are kept."""
     every = dict(model.named_parameters())
     trained = {name: p for name, p in every.items() if p.requires_grad}

@@ -29,7 +29,7 @@ from fxrebasin.storage.library_weights import (
 )
 from fxrebasin.storage.reading import Checkpoint, Reading
 from fxrebasin.storage.transformers_weights import Transformers
-from fxrebasin.storage.writing import place_for, write
+from fxrebasin.storage.writing import place_for, write_tree
 
 
 def read_renamed(
@@ -101,6 +101,6 @@ def write_file(
                 dtypes = {name: tensor.dtype for name, tensor in tree.items()}
                 check_written(state, as_stored(replace(weights, dtypes=dtypes, loaded=again)), out)
             made = (tree, container) if asked is None else (compact(tree), asked)
-            return write(out, like, made, overwrite=overwrite)
+            return write_tree(out, like, made, overwrite=overwrite)
     except OSError as error:
         raise CheckpointError(f"{out} cannot be written: {first_lines(error)}") from error

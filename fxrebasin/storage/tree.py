@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-Place: TypeAlias = tuple[Any, ...]
+KeyPath: TypeAlias = tuple[Any, ...]
 """Keys and indices, from the outside to the inside."""
 
 _OPTIMISER = re.compile(r"optim", re.IGNORECASE)
@@ -44,7 +44,7 @@ def names_optimiser(name: str) -> bool:
     return _OPTIMISER.search(name) is not None
 
 
-def optimisers(tree: Any, place: Place = ()) -> Iterator[Place]:
+def optimisers(tree: Any, place: KeyPath = ()) -> Iterator[KeyPath]:
     """Where the states of optimisers are: moments of weights, not weights.
 
     They are told by what torch's optimisers write, or by their name; lists of them count as one.
@@ -59,8 +59,8 @@ def optimisers(tree: Any, place: Place = ()) -> Iterator[Place]:
 
 
 def states(
-    tree: Any, skipped: Collection[Place] = (), place: Place = ()
-) -> Iterator[tuple[Place, dict[str, torch.Tensor]]]:
+    tree: Any, skipped: Collection[KeyPath] = (), place: KeyPath = ()
+) -> Iterator[tuple[KeyPath, dict[str, torch.Tensor]]]:
     """Every dictionary with tensors in it, and where it is.
 
     Args:
@@ -79,8 +79,8 @@ def states(
 
 
 def sequences(
-    tree: Any, skipped: Collection[Place], place: Place = ()
-) -> Iterator[tuple[Place, Sequence[torch.Tensor]]]:
+    tree: Any, skipped: Collection[KeyPath], place: KeyPath = ()
+) -> Iterator[tuple[KeyPath, Sequence[torch.Tensor]]]:
     """Every list of tensors, and where it is.
 
     Args:
@@ -96,14 +96,14 @@ def sequences(
         yield from sequences(value, skipped, (*place, key))
 
 
-def at(tree: Any, place: Place) -> Any:
+def at(tree: Any, place: KeyPath) -> Any:
     """What is at a place."""
     for key in place:
         tree = tree[key]
     return tree
 
 
-def without(tree: Any, places: Collection[Place], here: Place = ()) -> Any:
+def without(tree: Any, places: Collection[KeyPath], here: KeyPath = ()) -> Any:
     """The tree without what is at some places; what is on the way there is copied."""
     if not any(place[: len(here)] == here for place in places):
         return tree
@@ -115,7 +115,7 @@ def without(tree: Any, places: Collection[Place], here: Place = ()) -> Any:
     return type(tree)([value for _, value in kept])
 
 
-def replaced(tree: Any, place: Place, new: Any) -> Any:
+def replaced(tree: Any, place: KeyPath, new: Any) -> Any:
     """The tree with something else at one place; what is on the way there is copied."""
     if not place:
         return new

@@ -27,7 +27,7 @@ from fxrebasin.storage.copies import Copy, belongs_to
 from fxrebasin.storage.files import refuse_existing, replacing_set
 from fxrebasin.storage.finding import Found
 from fxrebasin.storage.reading import Checkpoint, Kind, Move
-from fxrebasin.storage.tree import Place, at, is_tensor, like_mapping, replaced, without
+from fxrebasin.storage.tree import KeyPath, at, is_tensor, like_mapping, replaced, without
 from fxrebasin.wording import spoken
 
 Dtype = torch.dtype | None
@@ -41,7 +41,7 @@ class Source:
     found: Found
 
 
-def write(
+def write_tree(
     out: Path, like: Checkpoint, tree_and_container: tuple[Any, Container], *, overwrite: bool
 ) -> Path:
     """Write a tree at its place, all of it or nothing.
@@ -145,7 +145,7 @@ def rewritten(
     return compact(flat | _ties(found, flat) if isinstance(asked, Pickle) else flat), asked
 
 
-def _single_file(tree: Any, place: Place, container: Container) -> tuple[Any, Place, Container]:
+def _single_file(tree: Any, place: KeyPath, container: Container) -> tuple[Any, KeyPath, Container]:
     """What is in the file that has the weights, where the tree is that of a folder."""
     inner = getattr(container, "containers", None)
     if container.kind is Kind.WEIGHTS_FOLDER and inner is not None:
@@ -190,8 +190,8 @@ class _Edits:
     root: Any
     dtype: Dtype
     shapes: Mapping[str, torch.Size]
-    made: dict[Place, dict[str, Any]] = field(default_factory=dict)
-    gone: set[Place] = field(default_factory=set)
+    made: dict[KeyPath, dict[str, Any]] = field(default_factory=dict)
+    gone: set[KeyPath] = field(default_factory=set)
 
     def take(self, copy: Copy, new: Mapping[str, torch.Tensor]) -> None:
         """Put new tensors in the place of those of a copy."""
@@ -210,7 +210,7 @@ class _Edits:
         if not any(map(is_tensor, inside.values())):
             self.gone.add(copy.place)
 
-    def nameless(self, place: Place, names: Sequence[str], move: Move | None) -> None:
+    def nameless(self, place: KeyPath, names: Sequence[str], move: Move | None) -> None:
         """Bring a list of weights into the new order, or leave it out."""
         if move is None:
             self.gone.add(place)
@@ -227,7 +227,7 @@ class _Edits:
             tree = replaced(tree, place, like_mapping(old, self._as_stored(old, new)))
         return without(tree, self.gone)
 
-    def _at(self, place: Place) -> dict[str, Any]:
+    def _at(self, place: KeyPath) -> dict[str, Any]:
         return self.made.setdefault(place, dict(at(self.root, place)))
 
     def _as_stored(self, old: Mapping[Any, Any], new: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -46,9 +46,9 @@ class Filling:
     def emit(self) -> None:
         """Make the nodes, after the call."""
         for name, placeholder, before in self._inputs:
-            self._visit(_Place(name, partial(_same, placeholder)), before)
+            self._visit(_Spot(name, partial(_same, placeholder)), before)
 
-    def _visit(self, place: _Place, before: _Before) -> None:
+    def _visit(self, place: _Spot, before: _Before) -> None:
         value = before.value
         place = place.of(value)
         now = dict(_entries(value))
@@ -67,7 +67,7 @@ class Filling:
             for key, item in self._counted(place, before.changed(now)):
                 self._make("call_function", store, place.read(), key, item)
 
-    def _refill(self, place: _Place, before: _Before) -> None:
+    def _refill(self, place: _Spot, before: _Before) -> None:
         """Empty a list and put in what it holds now: what it held before, and what is new."""
         value = before.value
         changed = before.changed(dict(enumerate(value)))
@@ -79,7 +79,7 @@ class Filling:
         self._make("call_method", "clear", target)
         self._make("call_method", "extend", target, items)
 
-    def _counted(self, place: _Place, entries: list[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+    def _counted(self, place: _Spot, entries: list[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         for key, item in entries:
             below = place.at(key)
             if counts_when_put(item, below.name, self._wanted, cache=below.cache):
@@ -94,24 +94,24 @@ def _same(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Spot:
     """Where a value is: its name among outputs, for a graph, and whether it is in a cache."""
 
     name: str
     read: Read
     cache: bool = False
 
-    def of(self, value: Any) -> _Place:
+    def of(self, value: Any) -> _Spot:
         """The same, once it is known what is there."""
-        return _Place(self.name, self.read, self.cache or is_cache(value))
+        return _Spot(self.name, self.read, self.cache or is_cache(value))
 
-    def at(self, key: Any, *, attribute: bool = False) -> _Place:
+    def at(self, key: Any, *, attribute: bool = False) -> _Spot:
         """Of an entry."""
 
         def read() -> Any:
             return getattr(self.read(), key) if attribute else self.read()[key]
 
-        return _Place(f"{self.name}.{key}", read, self.cache or is_cache(None, key))
+        return _Spot(f"{self.name}.{key}", read, self.cache or is_cache(None, key))
 
 
 @dataclass(frozen=True)
