@@ -185,13 +185,13 @@ reading_options = _grouped(
     click.option(
         "--key",
         metavar="PATH",
-        help="Which copy of the weights in a checkpoint is taken, such as state_dict_ema; keys of "
-        "its dictionaries with dots between them. Found by rule, and told, when left out.",
+        help="Which copy of the weights is taken in each checkpoint, such as state_dict_ema; keys "
+        "of its dictionaries with dots between them. Found by rule, and told, when left out.",
     ),
     click.option(
         "--prefix",
         metavar="TEXT",
-        help="What is taken off the names in a checkpoint; found, and told, when left out.",
+        help="What is taken off the names in each checkpoint; found, and told, when left out.",
     ),
     click.option(
         "--ignore",
