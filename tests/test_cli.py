@@ -249,3 +249,38 @@ def test_the_demo_from_the_command_line(folder, monkeypatch):
     assert "wrote demo/barrier.png" in text
     assert "demo/mlp.onnx" in invoke("demo", "--out", "demo", code=2).output
     invoke("demo", "--out", "demo", "--overwrite", "--seed", 1)
+
+
+DEEP = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.blocks = nn.Sequential(*(Block() for _ in range(5)))
+
+    def forward(self, x):
+        return self.last(self.blocks(self.first(x)))
+"""
+
+
+def test_inspect_folds_repeated_layers_and_shows_shapes_counts_and_inputs(folder):
+    (folder / "deep_nets.py").write_text(DEEP)
+    shown = invoke("inspect", "deep_nets:Deep").output
+    (row,) = [line for line in shown.splitlines() if "up.weight[0]" in line and "│ 2 │" in line]
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    parameters = 5 * (16 * 8 + 16 + 8 * 16)
+    assert cells[1:6] == ["blocks.{0…4}.up.weight[0]", "5", "16", "1", f"{parameters:,}"]
+    assert "up.weight[0] 16×8" in cells[6]
+    assert "inputs                           2,3\n" in shown
+    assert "classes                          6\n" in shown
