@@ -90,6 +90,19 @@ def test_what_does_not_fit_an_onnx_file_is_refused(files, arguments, words):
     assert words in invoke("transform", *arguments, code=2).output
 
 
+def test_files_between_two_are_written(files):
+    write("c.onnx", {name: value + 0.5 for name, value in files.items()})
+    line = ("interpolate", "a.onnx", "b.onnx", "--t", "0,0.5,1", "--out", "at-{t}.onnx")
+    assert "wrote at-0.5.onnx (t = 0.5)" in invoke(*line).output
+    for t in ("0", "0.5", "1"):
+        for name, value in read(f"at-{t}.onnx").items():
+            assert np.allclose(value, files[name], rtol=1e-6, atol=0), (t, name)
+    invoke("interpolate", "a.onnx", "c.onnx", "--method", "none", "--out", "half.onnx")
+    assert np.allclose(read("half.onnx")["b1"], files["b1"] + 0.25)
+    assert "--dtype" in invoke(*line, "--dtype", "float16", "--overwrite", code=2).output
+    assert ".onnx" in invoke("interpolate", "a.onnx", "b.onnx", "--out", "x.pt", code=2).output
+
+
 def test_a_file_is_inspected_and_compared(files):
     document = json.loads(invoke("inspect", "b.onnx", "--json").stdout)
     assert [item["units"] for item in document["classes"]] == [UNITS]

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from fxrebasin.cli.onnx_files import (
+    interpolate_files,
+    is_onnx_file,
+    reading_given,
+    refuse_options,
+    running_given,
+)
 from fxrebasin.cli.options import (
     AS_THEY_ARE,
     PAIRWISE,
@@ -24,7 +33,9 @@ from fxrebasin.cli.options import (
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="[MODEL] A B")
-@target_options("Weights of the models, with {t} in the name where there are several")
+@target_options(
+    "Weights of the models, with {t} in the name where there are several", also=(".onnx",)
+)
 @click.option(
     "--t",
     "positions",
@@ -51,9 +62,17 @@ def interpolate(
     """Align checkpoint B of MODEL with A, and write models on the line from A to B.
 
     Two folders of Hugging Face models need no MODEL. --out 'half-{t}.safetensors' names one file
-    for each position.
+    for each position. A and B may be ONNX files, without MODEL; what is written are such, too.
     """
     from fxrebasin.cli.line import read_positions, run_interpolate
 
     places = read_positions(positions or ("0.5",), target)
+    if len(models) == 2 and all(map(is_onnx_file, models)):
+        given = {"--recalibrate": recalibrate, **running_given(matching, target, talk)}
+        refuse_options({**given, **reading_given(reading, inputs)})
+        files = [Path(name) for name in models]
+        interpolate_files(files, places, target, matching, inputs, talk)
+        return
+    if is_onnx_file(target.out):
+        raise click.UsageError("--out is an ONNX file only where A and B are such files")
     run_interpolate(models, places, recalibrate, target, (matching, reading, inputs), talk)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fxrebasin.cli.options import HowToMatch, HowToRead, Inputs, Talk, Target
+from fxrebasin.cli.options import AS_THEY_ARE, HowToMatch, HowToRead, Inputs, Talk, Target
 from fxrebasin.cli.talking import say, show
+
+if TYPE_CHECKING:
+    from fxrebasin.reports.rebasin import RebasinReport
 
 _SUFFIX = ".onnx"
 
@@ -38,6 +42,22 @@ def refuse_options(given: Mapping[str, object]) -> None:
             f"{', '.join(useless)} cannot be used where MODEL is an ONNX file, which brings its "
             "own weights, sizes and types"
         )
+
+
+def running_given(matching: HowToMatch, target: Target, talk: Talk) -> dict[str, object]:
+    """Options of methods that run a module, and of what is written or planned of one.
+
+    Args:
+        matching: of a command.
+        target: of a command.
+        talk: of a command.
+    """
+    return {
+        "--data": matching.data,
+        "--loss": matching.loss,
+        "--dtype": target.dtype,
+        "--dry-run": talk.dry_run,
+    }
 
 
 def reading_given(reading: HowToRead, inputs: Inputs) -> dict[str, object]:
@@ -81,7 +101,6 @@ def transform_file(
     Raises:
         UsageError: the reference or the result is no ONNX file.
     """
-    import fxrebasin
     from fxrebasin.cli.documents import command_document, matching_document
     from fxrebasin.cli.work import refuse_target
     from fxrebasin.progress import waiting
@@ -92,18 +111,8 @@ def transform_file(
             raise click.UsageError(f"{option} has to be an .onnx file as MODEL is; found {path}")
     refuse_target(target, certificate, inputs=[model, ref])
     target.out.parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {} if matching.restarts is None else {"restarts": matching.restarts}
     with waiting(f"re-basing {model}"):
-        report = fxrebasin.onnx_transform(
-            model,
-            ref,
-            target.out,
-            method=matching.method or "weight",
-            seed=matching.seed,
-            overwrite=target.overwrite,
-            outputs=inputs.outputs,
-            **options,
-        )
+        report = _rebased(model, ref, target.out, matching, inputs, overwrite=target.overwrite)
     files = [target.out]
     if certificate is not None:
         report.certificate.save(certificate, overwrite=target.overwrite)
@@ -113,3 +122,71 @@ def transform_file(
     show(talk, report_facts(report), {**command_document("transform"), **document, **written})
     for file in files:
         say(talk, f"wrote {file}")
+
+
+def interpolate_files(
+    files: Sequence[Path],
+    places: Mapping[float, Path],
+    target: Target,
+    matching: HowToMatch,
+    inputs: Inputs,
+    talk: Talk,
+) -> None:
+    """Re-base one ONNX file towards another, and write files on the line between the two.
+
+    Args:
+        files: both; the first one stays as it is.
+        places: where the file at each position goes.
+        target: whether files are replaced.
+        matching: how units are matched, if they are.
+        inputs: which outputs count.
+        talk: what is printed.
+
+    Raises:
+        UsageError: what is written, or one of two files, is no ONNX file.
+    """
+    import fxrebasin
+    from fxrebasin.cli.documents import command_document, matching_document
+    from fxrebasin.cli.work import refuse_target
+    from fxrebasin.progress import waiting
+    from fxrebasin.show.views import report_facts
+
+    for path in (*files, *places.values()):
+        if not is_onnx_file(path):
+            raise click.UsageError(f"an .onnx file belongs to another .onnx file; found {path}")
+    for path in places.values():
+        refuse_target(Target(path, None, target.overwrite), inputs=files)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    facts: list[tuple[str, str]] = []
+    document: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="fxrebasin-") as folder:
+        second = files[1]
+        if matching.method != AS_THEY_ARE:
+            second = Path(folder) / "rebased.onnx"
+            with waiting(f"re-basing {files[1]}"):
+                report = _rebased(files[1], files[0], second, matching, inputs, overwrite=False)
+            facts, document = report_facts(report), matching_document(report)
+        for t, path in places.items():
+            fxrebasin.onnx_merge([files[0], second], path, (1 - t, t), overwrite=target.overwrite)
+    written = {"positions": list(places), "files": [str(path) for path in places.values()]}
+    show(talk, facts, {**command_document("interpolate"), **document, **written})
+    for t, path in places.items():
+        say(talk, f"wrote {path} (t = {t:g})")
+
+
+def _rebased(
+    model: Path, ref: Path, out: Path, matching: HowToMatch, inputs: Inputs, *, overwrite: bool
+) -> RebasinReport:
+    import fxrebasin
+
+    options: dict[str, Any] = {} if matching.restarts is None else {"restarts": matching.restarts}
+    return fxrebasin.onnx_transform(
+        model,
+        ref,
+        out,
+        method=matching.method or "weight",
+        seed=matching.seed,
+        overwrite=overwrite,
+        outputs=inputs.outputs,
+        **options,
+    )

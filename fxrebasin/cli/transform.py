@@ -10,6 +10,7 @@ from fxrebasin.cli.onnx_files import (
     is_onnx_file,
     reading_given,
     refuse_options,
+    running_given,
     transform_file,
 )
 from fxrebasin.cli.options import (
@@ -75,9 +76,8 @@ def transform(
     from fxrebasin.show.views import report_facts
 
     if is_onnx_file(model):
-        about = {"--model-b": model_b, "--onnx": onnx, "--dtype": target.dtype}
-        run = {"--data": matching.data, "--loss": matching.loss, "--dry-run": talk.dry_run}
-        refuse_options({**about, **run, **reading_given(reading, inputs)})
+        given = {"--model-b": model_b, "--onnx": onnx, **running_given(matching, target, talk)}
+        refuse_options({**given, **reading_given(reading, inputs)})
         transform_file(Path(model), ref, certificate, target, matching, inputs, talk)
         return
     if is_onnx_file(target.out):
