@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--measure", choices=("ours", "plain"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(_measure(arguments.models[0], arguments.measure)))  # noqa: T201
+        sys.stdout.write(json.dumps(_measure(arguments.models[0], arguments.measure)) + "\n")
         return
     table = Table("", "CPU s", "plain", "of plain's", "memory", "plain's")
     for name in arguments.models:

@@ -290,10 +290,13 @@ def test_references_may_be_in_any_layout(tmp_path: Path, name: str) -> None:
 
 
 class Unsafe:
-    """A type that nobody knows."""
+    """A type that nobody knows, which makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def __reduce__(self) -> Any:
-        return (Path.touch, (Path("/tmp/touched-by-a-checkpoint"),))
+        return (Path.touch, (self.path,))
 
 
 PLAIN = {
@@ -337,7 +340,7 @@ def test_plain_values_are_read_and_written_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("old", [False, True])
 def test_unknown_types_are_named_and_never_made(tmp_path: Path, old: bool) -> None:
-    content = {"state_dict": net().state_dict(), "args": Unsafe()}
+    content = {"state_dict": net().state_dict(), "args": Unsafe(tmp_path / "touched")}
     path = tmp_path / "unsafe.pt"
     torch.save(content, path, _use_new_zipfile_serialization=not old)
     with pytest.raises(CheckpointError, match="objects other than tensors") as caught:
@@ -346,7 +349,7 @@ def test_unknown_types_are_named_and_never_made(tmp_path: Path, old: bool) -> No
     assert "pathlib.Path" in text or "getattr" in text
     assert caught.value.__cause__ is None
     assert not any(word in text for word in ("weights_only", "add_safe_globals", "safe_globals"))
-    assert not Path("/tmp/touched-by-a-checkpoint").exists()
+    assert not (tmp_path / "touched").exists()
 
 
 def test_dtypes_with_anything_but_numbers_are_refused(tmp_path: Path) -> None:

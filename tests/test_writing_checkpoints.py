@@ -419,27 +419,33 @@ def test_a_failed_set_leaves_nothing(
 
 
 class Touch:
-    """Runs something when it is unpickled."""
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def __reduce__(self) -> Any:
-        return Path.touch, (Path("/tmp/touched-by-a-folder"),)
+        return Path.touch, (self.path,)
 
 
 def test_folders_run_no_code(tmp_path: Path) -> None:
     import torch.distributed.checkpoint as dcp
 
     with quiet():
-        dcp.save({"model": net().state_dict(), "args": Touch()}, checkpoint_id=tmp_path / "a")
+        dcp.save(
+            {"model": net().state_dict(), "args": Touch(tmp_path / "touched")},
+            checkpoint_id=tmp_path / "a",
+        )
     with pytest.raises(CheckpointError, match="objects other than tensors"):
         read_checkpoint(tmp_path / "a", Net())
     with quiet():
         dcp.save({"model": net().state_dict()}, checkpoint_id=tmp_path / "b")
     metadata = pickle.loads((tmp_path / "b" / ".metadata").read_bytes())
-    metadata.planner_data["x"] = Touch()
+    metadata.planner_data["x"] = Touch(tmp_path / "touched")
     (tmp_path / "b" / ".metadata").write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match=r"it holds an object of type"):
         read_checkpoint(tmp_path / "b", Net())
-    assert not Path("/tmp/touched-by-a-folder").exists()
+    assert not (tmp_path / "touched").exists()
 
 
 def test_folders_read_no_files_elsewhere(tmp_path: Path) -> None:

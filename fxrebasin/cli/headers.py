@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fxrebasin.errors import CheckpointError
+from fxrebasin.running.messages import attempt
 
 _SAFETENSORS = ".safetensors"
 _DTYPES = {
@@ -81,11 +82,10 @@ def _files(path: Path) -> Sequence[Path]:
 def _tensors(file: Path) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
     if file.suffix == _SAFETENSORS:
         return _in_safetensors(file)
-    try:
-        tree = torch.load(file, map_location="meta", weights_only=True)
-    except Exception:  # noqa: BLE001 - whatever it is, reading it will tell
-        return {}
-    return dict(_walk(tree, ""))
+    trees: list[Any] = []
+    # Whatever is wrong with it, reading it will tell.
+    attempt(lambda: trees.append(torch.load(file, map_location="meta", weights_only=True)))
+    return dict(item for tree in trees for item in _walk(tree, ""))
 
 
 def _in_safetensors(file: Path) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
