@@ -3,9 +3,11 @@
 #   make setup PYTHON=python3.12              another interpreter (before .venv exists)
 #   make setup PIP_FLAGS="--find-links DIR"  anything else that pip should know
 #   make test PYTEST_FLAGS="-k layout"        any pytest option; -m slow runs the long tests
+#   make test TEST_JOBS=0                    in one process, such as for a debugger
 PYTHON ?= python3
 PIP_FLAGS ?=
 PYTEST_FLAGS ?=
+TEST_JOBS ?= auto
 BENCH_FLAGS ?=
 FUZZ_FLAGS ?=
 
@@ -43,8 +45,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## rebasin two small models, verify on onnxruntime, draw the barrier
 	$(BIN)/fxrebasin demo --overwrite
 
+# Tests take one thread each, so there is a process for each core; files stay whole for their fixtures.
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile $(PYTEST_FLAGS)
 
 lint: $(READY) ## check style and format
 	$(BIN)/ruff check .
