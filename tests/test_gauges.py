@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import fxrebasin
+from fxrebasin.acting import acted
 from fxrebasin.groups import Groups
-from fxrebasin.passes.kinds.acting import acted
 from fxrebasin.passes.kinds.functional import FunctionalGraph, functional_graph
 from fxrebasin.passes.kinds.regauge import centred, with_factors, with_shifts
 from fxrebasin.symmetry import Symmetry
@@ -139,8 +139,25 @@ def test_an_element_and_its_inverse() -> None:
         torch.testing.assert_close(back[key], value, rtol=1e-11, atol=1e-11)
 
 
-def test_a_factor_of_zero_is_refused() -> None:
-    _, symmetry, groups, _, state, other = found("GPT")
+def test_where_a_reference_has_a_factor_of_zero_there_is_one_instead() -> None:
+    net, symmetry, groups, _, state, other = found("GPT")
     other["norm.weight"][2] = 0
-    with pytest.raises(fxrebasin.errors.InputError, match=r"norm\.weight holds zeros"):
+    moved = with_factors(state, groups, symmetry.classes, other)
+    wanted = other["norm.weight"].clone()
+    wanted[2] = 1
+    torch.testing.assert_close(moved["norm.weight"], wanted, rtol=1e-14, atol=0)
+    assert same_function(net, moved)
+
+
+def test_a_factor_of_zero_is_folded_once_nothing_is_added_behind_it() -> None:
+    net, symmetry, groups, graph, state, other = found("GPT")
+    state["blocks.1.before.weight"][3] = 0
+    net.load_state_dict(state)
+    with pytest.raises(fxrebasin.errors.InputError, match=r"before\.weight holds zeros where"):
         with_factors(state, groups, symmetry.classes, other)
+    moved = with_shifts(state, graph, groups, None)
+    moved = with_factors(moved, groups, symmetry.classes, other)
+    key = "blocks.1.before.weight"
+    torch.testing.assert_close(moved[key], other[key], rtol=1e-14, atol=0)
+    assert not moved["blocks.1.query.weight"][:, 3].any()
+    assert same_function(net, moved)

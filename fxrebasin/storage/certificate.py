@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
@@ -32,6 +33,8 @@ VERSION = "1"
 
 # A damaged file must not ask for all the memory there is.
 _MOST_POSITIONS = 2**31
+
+Array: TypeAlias = npt.NDArray[Any]
 
 Contents = tuple[tuple[PermutationClass, ...], dict[str, IntArray], Layout, Relied, FoundWith]
 """Classes, arrays by class name, layout by state tensor name, what is relied on, and choices."""
@@ -60,19 +63,63 @@ def payload(contents: Contents) -> bytes:
     Args:
         contents: what it holds.
     """
+    return packed(FORMAT, *described(contents))
+
+
+def described(contents: Contents) -> tuple[dict[str, Array], dict[str, Any]]:
+    """A permutation as tensors and a document, without the format around them.
+
+    Args:
+        contents: what it holds.
+    """
     classes, arrays, layout, relies_on, found_with = contents
-    tensors = {f"array.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
+    tensors: dict[str, Array] = {}
+    tensors |= {f"array.{name}": np.ascontiguousarray(array) for name, array in arrays.items()}
     document = {
-        "classes": [_class_document(c) for c in classes],
-        "layout": {n: [_group_document(g, tensors) for g in gs] for n, gs in layout.items()},
+        "classes": [class_document(c) for c in classes],
+        "layout": layout_document(layout, tensors),
         "relies_on": {
             name: {"digest": item.digest, "uniform": item.uniform}
             for name, item in relies_on.items()
         },
         "found_with": asdict(found_with),
     }
-    metadata = {"format": FORMAT, "version": VERSION, "document": json.dumps(document)}
-    return settled(safetensors.numpy.save(tensors, metadata))
+    return tensors, document
+
+
+def packed(kind: str, tensors: Mapping[str, Array], document: Mapping[str, Any]) -> bytes:
+    """The bytes of a file; the same for the same contents.
+
+    Args:
+        kind: the name of the format.
+        tensors: by name.
+        document: all else.
+    """
+    metadata = {"format": kind, "version": VERSION, "document": json.dumps(document)}
+    return settled(safetensors.numpy.save(dict(tensors), metadata))
+
+
+def unpacked(path: Path, kind: str, spoken: str) -> tuple[dict[str, Array], dict[str, Any]]:
+    """What `packed` put into a file.
+
+    Args:
+        path: of the file.
+        kind: the name of the format.
+        spoken: what is called so, for messages.
+
+    Raises:
+        InputError: it is a safetensors file of another format or version.
+    """
+    with safetensors.safe_open(path, framework="np") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != kind:
+            raise InputError(f"it is a safetensors file, but not {spoken} that was saved here")
+        if metadata.get("version") != VERSION:
+            raise InputError(
+                f"it has version {metadata.get('version')}; this release reads version {VERSION}"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    return tensors, json.loads(metadata["document"])
 
 
 def read_permutation(path: Path) -> Contents:
@@ -84,21 +131,18 @@ def read_permutation(path: Path) -> Contents:
     Returns:
         What it holds.
     """
-    with safetensors.safe_open(path, framework="np") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != FORMAT:
-            raise InputError("it is a safetensors file, but not a permutation that was saved here")
-        if metadata.get("version") != VERSION:
-            raise InputError(
-                f"it has version {metadata.get('version')}; this release reads version {VERSION}"
-            )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    document = json.loads(metadata["document"])
-    classes = tuple(_class(entry) for entry in document["classes"])
-    layout = {
-        name: tuple(_group(group, tensors) for group in groups)
-        for name, groups in document["layout"].items()
-    }
+    return contents_from(*unpacked(path, FORMAT, "a permutation"))
+
+
+def contents_from(tensors: Mapping[str, Array], document: Mapping[str, Any]) -> Contents:
+    """What `described` made tensors and a document of.
+
+    Args:
+        tensors: by name.
+        document: all else.
+    """
+    classes = tuple(class_from(entry) for entry in document["classes"])
+    layout = layout_from(document["layout"], tensors)
     prefix = "array."
     arrays = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     relies_on = {
@@ -109,11 +153,12 @@ def read_permutation(path: Path) -> Contents:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming(path: Path, spoken: str = "permutation") -> Iterator[None]:
     """Turn any fault of a file into a `CheckpointError` that names the file.
 
     Args:
         path: of the file.
+        spoken: what it should hold, for messages.
 
     Raises:
         CheckpointError: instead of the errors of the parsers and checks inside.
@@ -125,10 +170,10 @@ def naming(path: Path) -> Iterator[None]:
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     except InputError as error:
-        raise CheckpointError(f"{path} holds no usable permutation: {error}") from error
+        raise CheckpointError(f"{path} holds no usable {spoken}: {error}") from error
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"{path} holds a damaged permutation: {type(error).__name__} {error}"
+            f"{path} holds a damaged {spoken}: {type(error).__name__} {error}"
         ) from error
 
 
@@ -136,19 +181,24 @@ def _reliance(entry: dict[str, Any]) -> Reliance:
     axes = entry["uniform"]
     if type(entry["digest"]) is not str:
         raise InputError(f"found {entry['digest']!r} where a digest belongs")
-    return Reliance(entry["digest"], None if axes is None else tuple(map(_whole, axes)))
+    return Reliance(entry["digest"], None if axes is None else tuple(map(whole, axes)))
 
 
 def _found_with(entry: dict[str, Any]) -> FoundWith:
     outputs, function = entry["outputs"], entry["function"]
-    chosen = None if outputs is None else tuple(map(_text, outputs))
+    chosen = None if outputs is None else tuple(map(text, outputs))
     if chosen == () or (chosen is not None and function is not None):
         raise InputError(f"found {outputs!r} and {function!r} where chosen outputs belong")
-    buffers = tuple(map(_text, entry["state_buffers"]))
-    return FoundWith(buffers, chosen, None if function is None else _text(function))
+    buffers = tuple(map(text, entry["state_buffers"]))
+    return FoundWith(buffers, chosen, None if function is None else text(function))
 
 
-def _class_document(c: PermutationClass) -> dict[str, Any]:
+def class_document(c: PermutationClass) -> dict[str, Any]:
+    """A class for a JSON document.
+
+    Args:
+        c: the class.
+    """
     return {
         "name": c.name,
         "size": c.size,
@@ -158,17 +208,42 @@ def _class_document(c: PermutationClass) -> dict[str, Any]:
     }
 
 
-def _class(entry: dict[str, Any]) -> PermutationClass:
+def class_from(entry: Mapping[str, Any]) -> PermutationClass:
+    """The class of a JSON document.
+
+    Args:
+        entry: as `class_document` made it.
+    """
     return PermutationClass(
         str(entry["name"]),
-        _whole(entry["size"]),
+        whole(entry["size"]),
         tuple(str(name) for name in entry["within"]),
-        _whole(entry["count"]),
-        tuple((str(name), _whole(axis)) for name, axis in entry["axes"]),
+        whole(entry["count"]),
+        tuple((str(name), whole(axis)) for name, axis in entry["axes"]),
     )
 
 
-def _group_document(group: AxisGroup, tensors: dict[str, IntArray]) -> dict[str, Any]:
+def layout_document(layout: Layout, tensors: dict[str, Array]) -> dict[str, Any]:
+    """A layout for a JSON document.
+
+    Args:
+        layout: by state tensor name.
+        tensors: where positions are put that are not regular.
+    """
+    return {name: [_group_document(g, tensors) for g in groups] for name, groups in layout.items()}
+
+
+def layout_from(entry: Mapping[str, Any], tensors: Mapping[str, Array]) -> Layout:
+    """The layout of a JSON document.
+
+    Args:
+        entry: as `layout_document` made it.
+        tensors: with positions that are not regular.
+    """
+    return {name: tuple(_group(g, tensors) for g in groups) for name, groups in entry.items()}
+
+
+def _group_document(group: AxisGroup, tensors: dict[str, Array]) -> dict[str, Any]:
     return {
         "axes": list(group.axes),
         "pieces": [
@@ -181,12 +256,12 @@ def _group_document(group: AxisGroup, tensors: dict[str, IntArray]) -> dict[str,
     }
 
 
-def _group(entry: dict[str, Any], tensors: Mapping[str, IntArray]) -> AxisGroup:
+def _group(entry: dict[str, Any], tensors: Mapping[str, Array]) -> AxisGroup:
     """One axis group, whose positions must be distinct."""
     pieces = []
     for part in entry["pieces"]:
         slots = tuple(
-            Slot(None if name is None else str(name), _whole(size), tuple(map(_whole, within)))
+            Slot(None if name is None else str(name), whole(size), tuple(map(whole, within)))
             for name, size, within in part["slots"]
         )
         shape = tuple(slot.size for slot in slots)
@@ -196,10 +271,10 @@ def _group(entry: dict[str, Any], tensors: Mapping[str, IntArray]) -> AxisGroup:
     everything = np.concatenate([p.positions.ravel() for p in pieces] or [np.zeros(0, np.int64)])
     if everything.size and (everything.min() < 0 or len(np.unique(everything)) < everything.size):
         raise InputError("two units of the layout share a position, or one is negative")
-    return AxisGroup(tuple(_whole(axis) for axis in entry["axes"]), tuple(pieces))
+    return AxisGroup(tuple(whole(axis) for axis in entry["axes"]), tuple(pieces))
 
 
-def _positions_document(positions: IntArray, tensors: dict[str, IntArray]) -> dict[str, Any]:
+def _positions_document(positions: IntArray, tensors: dict[str, Array]) -> dict[str, Any]:
     """An offset and strides if that is all there is to it, else a reference to a tensor."""
     strides = [
         int(np.take(positions, 1, axis).flat[0] - positions.flat[0]) if size > 1 else 0
@@ -214,14 +289,14 @@ def _positions_document(positions: IntArray, tensors: dict[str, IntArray]) -> di
 
 
 def _positions(
-    entry: dict[str, Any], shape: tuple[int, ...], tensors: Mapping[str, IntArray]
+    entry: dict[str, Any], shape: tuple[int, ...], tensors: Mapping[str, Array]
 ) -> IntArray:
     if "tensor" in entry:
         positions = tensors[entry["tensor"]]
         if positions.dtype != np.int64:
             raise InputError(f"{entry['tensor']} has dtype {positions.dtype} instead of int64")
         return positions
-    return _regular(_whole(entry["offset"]), [_whole(s) for s in entry["strides"]], shape)
+    return _regular(whole(entry["offset"]), [whole(s) for s in entry["strides"]], shape)
 
 
 def _regular(offset: int, strides: Sequence[int], shape: tuple[int, ...]) -> IntArray:
@@ -233,15 +308,29 @@ def _regular(offset: int, strides: Sequence[int], shape: tuple[int, ...]) -> Int
     return total
 
 
-def _text(value: object) -> str:
-    """A string from a JSON document."""
+def text(value: object) -> str:
+    """A string from a JSON document.
+
+    Args:
+        value: of the document.
+
+    Raises:
+        InputError: it is no string.
+    """
     if type(value) is not str:
         raise InputError(f"found {value!r} where a text belongs")
     return value
 
 
-def _whole(value: object) -> int:
-    """An integer from a JSON document; a bool or a float is a fault."""
+def whole(value: object) -> int:
+    """An integer from a JSON document; a bool or a float is a fault.
+
+    Args:
+        value: of the document.
+
+    Raises:
+        InputError: it is no integer.
+    """
     if type(value) is not int:
         raise InputError(f"found {value!r} where a whole number belongs")
     return value

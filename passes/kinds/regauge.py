@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fxrebasin.errors import InputError
+from fxrebasin.acting import factors_of, numbers_of, refactored
 from fxrebasin.groups import Centring, Groups
 from fxrebasin.kinds import Place
 from fxrebasin.layout import PermutationClass
-from fxrebasin.passes.kinds.acting import numbers_of
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.shifts import Shifts, changed
 from fxrebasin.places import positions_of, rows_of, with_rows
@@ -27,7 +26,7 @@ def with_factors(
 ) -> dict[str, Tensor]:
     """The state with the factors of a reference, or with ones, which what reads them makes up for.
 
-    Where an operator sees the sign of what is scaled, factors keep theirs.
+    See `refactored`, also for what is done about zeros.
 
     Args:
         state: of the model.
@@ -36,41 +35,10 @@ def with_factors(
         reference: of another model of the same architecture; None for ones.
 
     Raises:
-        InputError: a factor is zero, so that nothing can be divided by it.
+        InputError: a factor is zero where something is added behind it that nothing can take back.
     """
-    found = dict(state)
-    sizes = {c.name: c.size for c in classes}
-    for c in classes:
-        for factor in groups.kinds[c.name].factors:
-            chosen = next(iter(factor))
-            own = numbers_of(found, groups, chosen, c, sizes)
-            wanted = torch.ones_like(own)
-            if reference is not None:
-                wanted = numbers_of(reference, groups, chosen, c, sizes)
-            if not bool((own != 0).all() and (wanted != 0).all()):
-                raise InputError(f"{chosen.state} holds zeros: nothing can be divided by it")
-            ratio = wanted / own if groups.kinds[c.name].parts else (wanted / own).abs()
-            found = _scaled(found, groups, factor, (c, sizes), ratio)
-    return found
-
-
-def _scaled(
-    state: State,
-    groups: Groups,
-    factor: Mapping[Place, int],
-    class_with_sizes: tuple[PermutationClass, Mapping[str, int]],
-    numbers: Tensor,
-) -> dict[str, Tensor]:
-    """Units at each place, multiplied by numbers to the power that is given for it."""
-    found = dict(state)
-    unit = next(iter(factor.values()))
-    for place, power in factor.items():
-        group = groups.layout[place.state][place.group]
-        positions = positions_of(groups.layout, place, *class_with_sizes)
-        rows = rows_of(found[place.state], group, positions)
-        scaled = rows * (numbers ** (power / unit))[:, :, None, None]
-        found[place.state] = with_rows(found[place.state], group, positions, scaled)
-    return found
+    wanted = {} if reference is None else factors_of(reference, groups, classes)
+    return refactored(state, groups, classes, wanted)
 
 
 def with_shifts(

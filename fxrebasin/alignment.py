@@ -1,0 +1,391 @@
+"""A permutation of units, elements of larger groups, and the gauges between which they act."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fxrebasin.acting import acted, refactored
+from fxrebasin.elements import Elements, after, carried, check_elements, undone
+from fxrebasin.errors import CheckpointError, InputError
+from fxrebasin.facts import Brief, counted
+from fxrebasin.groups import Groups
+from fxrebasin.kinds import GroupKind
+from fxrebasin.layout import PermutationClass
+from fxrebasin.permutation import Permutation
+from fxrebasin.storage import alignment_file, certificate
+from fxrebasin.storage.alignment_file import AlignmentContents, GaugeValues
+from fxrebasin.storage.files import publish
+
+__all__ = ["Alignment", "Certificate", "GaugeValues", "marks_of"]
+
+_SAME = 1e-9
+"""Relative error up to which two gauges are one."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Alignment(Brief):
+    """How a model's state is rewritten by the groups beyond permutations; its function stays.
+
+    The state is brought from its own gauge into the canonical one, in which factors of units are
+    ones and shifts are zeros; there units are permuted, and then elements of the groups act; the
+    result is brought into the target's gauge, which is that of the reference it was aligned with.
+    All of it is computed in float64 and rounded once.
+
+    Args:
+        permutation: of the units, which comes first.
+        groups: of the classes; kinds, and classes that are turned in pairs, are what counts.
+        elements: of the groups, by the name of the class; see `fxrebasin.elements`.
+        source: the gauge of the state that it acts on.
+        target: the gauge of the result.
+        ties: other names of tensors, with the name that `groups` has for each.
+
+    Raises:
+        InputError: an element has no class, or is not of its group.
+
+    Example:
+        >>> import fxrebasin
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+        >>> symmetry = fxrebasin.analyze(net, symmetry="signed")
+        >>> name = symmetry.classes[0].name
+        >>> signs = {name: torch.tensor([[1.0, -1.0, 1.0]], dtype=torch.float64)}
+        >>> flipped = Alignment(symmetry.identity(), symmetry.groups, signs)
+        >>> state = flipped.apply(net.state_dict())
+        >>> bool(torch.equal(state["0.bias"], net[0].bias * torch.tensor([1, -1, 1])))
+        True
+        >>> flipped.compose(flipped.inverse()).is_identity
+        True
+    """
+
+    permutation: Permutation
+    groups: Groups
+    elements: Elements
+    source: GaugeValues = field(default_factory=GaugeValues)
+    target: GaugeValues = field(default_factory=GaugeValues)
+    ties: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        own = self.groups
+        needed = Groups(own.kinds, self.permutation.layout, own.turned, own.turned_layout)
+        object.__setattr__(self, "groups", needed)
+        elements = check_elements(self.elements, needed, self.classes)
+        object.__setattr__(self, "elements", elements)
+
+    @property
+    def classes(self) -> tuple[PermutationClass, ...]:
+        """The classes that elements may be of: permuted ones, and those turned in pairs."""
+        return (*self.permutation.classes, *self.groups.turned)
+
+    @property
+    def kinds(self) -> Mapping[str, GroupKind]:
+        """The group of each class, by its name."""
+        return {name: own.kind for name, own in self.groups.kinds.items()}
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether a state stays as it is, up to its gauge."""
+        return self.permutation.is_identity and all(
+            _same(item, _identity_like(item)) for item in self.elements.values()
+        )
+
+    @property
+    def units(self) -> int:
+        """The number of units, over all classes and copies."""
+        return sum(c.size * c.count for c in self.classes)
+
+    @property
+    def units_moved(self) -> int:
+        """How many units the permutation moves, over all copies."""
+        return self.permutation.units_moved
+
+    @property
+    def at_most_signed(self) -> bool:
+        """Whether no number but its sign changes: what it makes is exact to the bit."""
+        return not (self.source.added or self.target.added or self.source.factors) and all(
+            item.dim() == 2 and bool((item.abs() == 1).all()) for item in self.elements.values()
+        )
+
+    def condition(self) -> float:
+        """The largest condition number of all elements that are matrices; 1.0 without such."""
+        found = [1.0]
+        found += [float(torch.linalg.cond(m).max()) for m in self.elements.values() if m.dim() == 3]
+        return max(found)
+
+    def apply(
+        self, state_dict: Mapping[str, Tensor], *, check_constants: bool = True
+    ) -> dict[str, Tensor]:
+        """The rewritten state; tensors that nothing acts on are permuted bit for bit.
+
+        Args:
+            state_dict: by name; it is not changed. If biases are moved through weights, it has to
+                be the state that the alignment was found on, in whatever precision.
+            check_constants: see `Permutation.permute_state_dict`.
+
+        Returns:
+            A new dict with the keys, dtypes and strides of the old one, in its order.
+
+        Raises:
+            ArchitectureMismatchError: see `Permutation.permute_state_dict`.
+            InputError: the state is another one than the alignment was found on.
+        """
+        permuted = self.permutation.permute_state_dict(state_dict, check_constants=check_constants)
+        result = permuted.copy()  # with what it knows of versions of modules
+        changed = self.in_float64(state_dict)
+        for name, tensor in permuted.items():
+            wanted = changed.get(self.ties.get(name, name))
+            if wanted is None or torch.equal(wanted, tensor.to(torch.float64)):
+                continue
+            first = self.ties.get(name, name)
+            if first != name and first in result and result[first].dtype == tensor.dtype:
+                result[name] = result[first]
+            else:
+                result[name] = torch.empty_like(tensor).copy_(wanted)
+        return result
+
+    def in_float64(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors that something acts on, rewritten in float64 and not rounded.
+
+        Args:
+            state_dict: by name; it is not changed.
+
+        Raises:
+            ArchitectureMismatchError: tensors are missing.
+            InputError: the state is another one than the alignment was found on.
+        """
+        held = {self.ties.get(name, name): tensor for name, tensor in state_dict.items()}
+        names = self._touched()
+        state = {n: held[n].detach().to(torch.float64) for n in sorted(names) if n in held}
+        if self.source.added or self.target.added:
+            _check_marks(self.source, state, held)
+        for name, item in self.source.added.items():
+            state[name] = state[name] + item
+        state = refactored(state, self.groups, self.permutation.classes, {})
+        within = {n: g for n, g in self.permutation.layout.items() if n in state}
+        state = replace(self.permutation, layout=within).permute_state_dict(
+            state, check_constants=False
+        )
+        state = acted(state, self.groups, self.classes, self.elements)
+        state = refactored(state, self.groups, self.permutation.classes, self.target.factors)
+        for name, item in self.target.added.items():
+            state[name] = state[name] - item
+        return state
+
+    def inverse(self) -> Alignment:
+        """The one that undoes this one, and brings the state back into its own gauge.
+
+        Factors that were zero there are ones in what it makes.
+        """
+        back = self.permutation.inverse()
+        return replace(
+            self,
+            permutation=back,
+            elements=carried(undone(self.elements), back, self.classes),
+            source=self.target,
+            target=self.source,
+        )
+
+    def compose(self, other: Alignment) -> Alignment:
+        """The one that acts as `other` first and then as this one.
+
+        Args:
+            other: over the same classes, whose result is in the gauge that this one starts from.
+
+        Raises:
+            InputError: classes, kinds or gauges differ.
+        """
+        permutation = self.permutation.compose(other.permutation)
+        kinds = {name for name in self.kinds if self.kinds[name] != other.kinds.get(name)}
+        if kinds:
+            raise InputError(
+                f"these alignments have other groups for the classes {', '.join(sorted(kinds))}"
+            )
+        difference = _difference(self.source, other.target)
+        if difference:
+            raise InputError(
+                "these alignments do not follow each other: the first one ends in another gauge "
+                f"than the second one starts from. {difference}"
+            )
+        moved = carried(other.elements, self.permutation, self.classes)
+        return replace(
+            self,
+            permutation=permutation,
+            elements=after(self.elements, moved),
+            source=other.source,
+        )
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the alignment to a safetensors file, which appears only when it is complete.
+
+        Args:
+            path: of the file.
+            overwrite: replace a file that exists.
+
+        Raises:
+            CheckpointError: the file exists, or cannot be written.
+        """
+        try:
+            publish(Path(path), alignment_file.payload(self._contents()), overwrite=overwrite)
+        except InputError as error:
+            raise CheckpointError(str(error)) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Alignment:
+        """Read what `save` wrote, and check all of it.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, of another format or version, or what
+                it holds is not an alignment.
+        """
+        with certificate.naming(Path(path), "alignment"):
+            found = alignment_file.read(Path(path))
+            return cls(
+                Permutation(*found.permutation),
+                found.groups,
+                found.elements,
+                found.source,
+                found.target,
+                found.ties,
+            )
+
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal digits, of the file that `save` writes."""
+        return hashlib.sha256(alignment_file.payload(self._contents())).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Alignment):
+            return NotImplemented
+        return (
+            self.permutation == other.permutation
+            and self.groups.kinds == other.groups.kinds
+            and _equal(self.elements, other.elements)
+            and _same_gauge(self.source, other.source)
+            and _same_gauge(self.target, other.target)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # equality is by value, and tensors have no hash
+
+    def __repr__(self) -> str:
+        kinds = dict.fromkeys(self.kinds[name].value for name in self.elements)
+        acting = f"; {', '.join(kinds)}" if kinds else ""
+        classes = counted(len(self.classes), "class", "classes")
+        return f"Alignment({classes}, {self.units_moved} of {self.units} units moved{acting})"
+
+    def _facts(self) -> list[tuple[str, str]]:
+        count: dict[str, int] = {}
+        for c in self.classes:
+            kind = self.kinds.get(c.name, GroupKind.PERMUTATION).value
+            count[kind] = count.get(kind, 0) + 1
+        return [
+            ("classes", str(len(self.classes))),
+            ("groups", ", ".join(f"{number} {kind}" for kind, number in count.items())),
+            ("moved", f"{self.units_moved} of {counted(self.units, 'unit')}"),
+            ("condition", f"{self.condition():.4g}"),
+            ("SHA-256", self.digest()),
+        ]
+
+    def _contents(self) -> AlignmentContents:
+        return AlignmentContents(
+            self.permutation._contents(),
+            self.groups,
+            self.elements,
+            self.source,
+            self.target,
+            self.ties,
+        )
+
+    def _touched(self) -> set[str]:
+        """Names of all tensors that something but the permutation may change."""
+        found = {*self.source.added, *self.target.added}
+        for c in self.classes:
+            own = self.groups.kinds.get(c.name)
+            if own is None:
+                continue
+            if c.name in self.elements:
+                found |= {place.state for place in (*own.parts, *own.scales, *own.signs)}
+                found |= {p.state for part in own.parts.values() for p in part.factors}
+            found |= {place.state for factor in own.factors for place in factor}
+        return found
+
+
+Certificate: TypeAlias = Permutation | Alignment
+"""What may be applied to a state: its function stays."""
+
+
+def marks_of(state: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+    """Two numbers for each tensor, by which a state is known again after rounding.
+
+    Args:
+        state: by name.
+    """
+    found = {}
+    for name, tensor in state.items():
+        flat = tensor.detach().to(torch.float64).reshape(-1)
+        fixed = torch.arange(flat.numel(), dtype=torch.float64, device=flat.device).cos()
+        found[name] = (float(flat.norm()), float(flat @ fixed))
+    return found
+
+
+def _check_marks(
+    gauge: GaugeValues, state: Mapping[str, Tensor], held: Mapping[str, Tensor]
+) -> None:
+    """Refuse a state for which the additions of a gauge were not worked out."""
+    missing = sorted(gauge.marks.keys() - state.keys())
+    own = marks_of({name: state[name] for name in gauge.marks if name in state})
+    other = []
+    for name, found in own.items():
+        precision = max(torch.finfo(held[name].dtype).eps, _SAME)
+        room = precision * state[name].numel() ** 0.5 * max(gauge.marks[name][0], found[0])
+        if any(abs(a - b) > room for a, b in zip(found, gauge.marks[name], strict=True)):
+            other.append(name)
+    if missing or other:
+        names = ", ".join([*missing, *other][:5])
+        raise InputError(
+            "this alignment moves biases through the weights of the model that it was found on, "
+            f"and this is another state: {names} are others. Apply it to that model, or align "
+            "this one anew"
+        )
+
+
+def _identity_like(item: Tensor) -> Tensor:
+    if item.dim() == 2:
+        return torch.ones_like(item)
+    return torch.eye(item.shape[-1], dtype=item.dtype).expand_as(item)
+
+
+def _same(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and torch.allclose(one, two, rtol=_SAME, atol=_SAME)
+
+
+def _equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def _same_gauge(one: GaugeValues, two: GaugeValues) -> bool:
+    factors = one.factors.keys() == two.factors.keys() and all(
+        len(own) == len(two.factors[name]) and all(map(torch.equal, own, two.factors[name]))
+        for name, own in one.factors.items()
+    )
+    return factors and _equal(one.added, two.added) and one.marks == two.marks
+
+
+def _difference(one: GaugeValues, two: GaugeValues) -> str:
+    """How two gauges differ, in words; empty if they are the same up to rounding."""
+    for name in one.factors.keys() | two.factors.keys():
+        mine, theirs = one.factors.get(name, ()), two.factors.get(name, ())
+        if len(mine) != len(theirs) or not all(map(_same, mine, theirs)):
+            return f"The factors of class {name!r} differ."
+    for name in one.added.keys() | two.added.keys():
+        if name not in one.added or name not in two.added:
+            return f"Only one of them adds something to {name!r}."
+        if not _same(one.added[name], two.added[name]):
+            return f"They add other numbers to {name!r}."
+    return ""
