@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev
 
 import fxrebasin
 from fxrebasin.kinds import GroupKind
+from tests.support.nullity import nullity
 from tests.support.tiny_transformers import Form, dimension_of, drawn
 
 FORMS = {
@@ -28,26 +28,6 @@ FORMS = {
 }
 
 
-def nullity(net: nn.Module, inputs: Tensor) -> int:
-    """How many directions of the parameters change no output."""
-    net = net.double().eval()
-    state = {name: parameter.detach() for name, parameter in net.named_parameters()}
-
-    def outputs(given: dict[str, Tensor], x: Tensor) -> Tensor:
-        return functional_call(net, given, (x,)).flatten()
-
-    rows = [
-        torch.cat([part.flatten(1) for part in jacrev(outputs)(state, x).values()], 1)
-        for x in inputs.split(20)
-    ]
-    matrix = torch.cat(rows)
-    sizes = matrix.norm(dim=0)
-    matrix = matrix / torch.where(sizes > 1e-10 * sizes.max(), sizes, sizes.max())
-    found = torch.linalg.svdvals(matrix)
-    assert len(matrix) > matrix.shape[1]
-    return matrix.shape[1] - int((found > 1e-9 * found[0]).sum())
-
-
 @pytest.mark.parametrize("name", FORMS)
 def test_the_dimension_is_the_nullity_of_the_jacobian(name: str) -> None:
     inputs = drawn(FORMS[name]).batch(300 if FORMS[name].patches else 60, 1)
@@ -55,7 +35,7 @@ def test_the_dimension_is_the_nullity_of_the_jacobian(name: str) -> None:
     net = next(net for net in nets if _lively(net, inputs))
     found = fxrebasin.analyze(net, net.batch(2, 0), symmetry="all").dimension()
     assert found == dimension_of(FORMS[name])
-    assert found == nullity(net, inputs)
+    assert found == nullity(net, [inputs])
 
 
 def _mlp(activation: Callable[[], nn.Module]) -> nn.Module:
@@ -122,7 +102,7 @@ def test_the_dimension_of_plain_networks(
             break
     found = fxrebasin.analyze(net, torch.randn(2, *shape).double(), symmetry="all").dimension()
     assert found == expected
-    assert found == nullity(net, inputs)
+    assert found == nullity(net, [inputs])
 
 
 @pytest.mark.parametrize(

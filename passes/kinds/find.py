@@ -11,10 +11,11 @@ import torch
 import fxrebasin.passes.kinds.elementwise
 import fxrebasin.passes.kinds.movements
 import fxrebasin.passes.kinds.products  # noqa: F401  (importing these fills the table of operators)
-from fxrebasin.groups import Centring, Gauge, GaugeKind, Groups
+from fxrebasin.groups import Centring, Groups
 from fxrebasin.kinds import ClassKind, GroupKind, Place
 from fxrebasin.layout import AxisGroup, Layout, PermutationClass
 from fxrebasin.passes.kinds.analysis import Analysis, LimitError
+from fxrebasin.passes.kinds.counting import gauges_of, moving
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.gauges import centring_of, shifts_of
 from fxrebasin.passes.kinds.marks import Mark, placed
@@ -23,7 +24,6 @@ from fxrebasin.passes.kinds.pairs import Pairs, Term
 from fxrebasin.passes.kinds.scales import Scales, of_place
 from fxrebasin.passes.kinds.turned import turned_in
 from fxrebasin.passes.kinds.walk import Walk, shape_of
-from fxrebasin.places import parts_of
 
 
 def kinds_of(
@@ -61,7 +61,7 @@ def kinds_of(
             kinds[c.name], centring[c.name] = _kind_of(graph, c, layout, sizes)
     groups = Groups(kinds, layout, tuple(turned), own, centring, shifts_of(graph, parameters))
     gauges = gauges_of(groups, classes, graph)
-    whole = sum(c.count * kinds[c.name].kind.dimension(c.size) for c in (*classes, *turned))
+    whole = sum(moving(groups, c, graph) for c in (*classes, *turned))
     dimension = whole + sum(gauge.dimension for gauge in gauges)
     return replace(groups, gauges=gauges, dimension=dimension)
 
@@ -151,51 +151,3 @@ def _walk(
         marks[0] = (*marks[0], Mark(units, form(place), place))
     walk.run()
     return walk
-
-
-def gauges_of(
-    groups: Groups, classes: Sequence[PermutationClass], graph: FunctionalGraph
-) -> tuple[Gauge, ...]:
-    """All numbers of a model that may be chosen freely, each counted once.
-
-    Args:
-        groups: what was found.
-        classes: of the symmetry.
-        graph: of the model.
-    """
-    found = [
-        Gauge(GaugeKind.SHIFT, (shift.parameter, *sorted(shift.takers)), shift.dimension)
-        for shift in groups.shifts
-    ]
-    for c in classes:
-        for factor in groups.kinds[c.name].factors:
-            names = tuple(dict.fromkeys(place.state for place in factor))
-            found.append(Gauge(GaugeKind.SCALE, names, c.size * c.count))
-        found += _of_centring(groups, c, graph)
-    return tuple(found)
-
-
-def _of_centring(groups: Groups, c: PermutationClass, graph: FunctionalGraph) -> list[Gauge]:
-    own = groups.centring.get(c.name, Centring())
-    found = [Gauge(GaugeKind.SHIFT, (place.state,), c.size) for place in own.shifts]
-    rows = {place: _rows(groups, graph, place, c.size) for place in (*own.readers, *own.writers)}
-    if own.readers:
-        names = tuple(place.state for place in own.readers)
-        count = sum(rows[place] for place in own.readers)
-        found.append(Gauge(GaugeKind.MEAN_READ, names, count))
-    if own.writers:
-        names = tuple(dict.fromkeys(place.state for place in own.writers))
-        doubly = [s for s in groups.shifts if s.takers and {s.parameter, *s.takers} <= {*names}]
-        count = sum(rows[place] for place in own.writers)
-        count -= sum(shift.dimension // c.size for shift in doubly)
-        found.append(Gauge(GaugeKind.MEAN_WRITTEN, names, count))
-    return found
-
-
-def _rows(groups: Groups, graph: FunctionalGraph, place: Place, size: int) -> int:
-    """How many vectors of units there are in a part of a state tensor."""
-    group = groups.layout[place.state][place.group]
-    piece = group.pieces[place.piece]
-    shape = shape_of(graph.state[place.state])
-    others = math.prod(n for axis, n in enumerate(shape) if axis not in group.axes)
-    return piece.positions[parts_of(piece)[place.part]].size * others // size
