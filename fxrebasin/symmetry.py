@@ -6,7 +6,7 @@ import difflib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -94,6 +94,10 @@ class Symmetry(Brief):
         If outputs that are intermediate states pin something, what they cost is worked out here.
         """
         return (*self._notes, *self._about_passing())
+
+    def with_unknown(self, names: tuple[str, ...], note: str) -> Symmetry:
+        """The same with other names for the operators that had no rule, and a note on them."""
+        return replace(self, unknown_operators=names, _notes=(*self._notes, note))
 
     def log10_order(self) -> float:
         """The decimal logarithm of the number of permutations of the group."""

@@ -60,7 +60,7 @@ def test_an_attribute_that_is_not_known_is_refused() -> None:
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
     model = helper.make_model(helper.make_graph([node], "g", [value], [result]))
-    with pytest.raises(TypeError, match="Relu"):
+    with pytest.raises(UnsupportedError, match="Relu"):
         OnnxModule(parse(model))(torch.zeros(2))
 
 

@@ -310,6 +310,7 @@ def test_a_tensor_that_is_shared_in_one_file_only_is_refused(tmp_path: Path) -> 
     ("text", "said"),
     [
         ("{ q, s, z = DynamicQuantizeLinear(x)  y = DequantizeLinear(q, s, z) }", "quantised"),
+        ("{ c = Constant<value = int4[2] {1, 2}>()  y = Identity(x) }", "quantised .INT4"),
         ("{ y = com.microsoft.nchwc.Conv(x, x) }", "nchwc"),
         ("{ y = Bernoulli(x) }", "Bernoulli"),
     ],

@@ -12,6 +12,7 @@ from torch import Tensor
 from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import Choices, choices_for
 from fxrebasin.errors import InputError
+from fxrebasin.importers.onnx.foreign import CannotRunError, Unknown, onnx_names
 from fxrebasin.importers.onnx.inputs import attempts, drawn_inputs, given_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.module import OnnxModule
@@ -19,8 +20,10 @@ from fxrebasin.importers.onnx.tensors import bits_of
 from fxrebasin.running.messages import first_lines
 from fxrebasin.running.outputs import Outputs
 from fxrebasin.symmetry import Symmetry
+from fxrebasin.wording import listed
 
 _SAME = 1e-9
+_LISTED = 8
 _LOOKED_THROUGH = 1 << 22
 """The largest tensor, in elements, in which equal numbers are looked for."""
 
@@ -72,13 +75,39 @@ def find(
     choices = choices or Choices()
     module = source.module()
     inputs = made_inputs(source, module, example)
-    symmetry = _of_every_size(module, inputs, choices)
+    try:
+        symmetry = _of_every_size(module, inputs, choices)
+    except CannotRunError:
+        module = source.module(unknown=Unknown.GUESSED)
+        symmetry = _of_every_size(module, inputs, choices)
     for constants in _tables(source, symmetry, equal):
         other = source.module(constants)
         better = _of_every_size(other, inputs, choices)
         if better.log10_order() > symmetry.log10_order() + _SAME:
             module, symmetry = other, better
-    return Found(symmetry, module, inputs[0], tuple(inputs[1:]))
+    return Found(_naming_unknown(source, symmetry), module, inputs[0], tuple(inputs[1:]))
+
+
+def _naming_unknown(source: OnnxSource, symmetry: Symmetry) -> Symmetry:
+    """The symmetry, with unknown operators as the file calls them.
+
+    Raises:
+        InputError: these leave nothing that could move.
+    """
+    if not symmetry.unknown_operators:
+        return symmetry
+    names = onnx_names(symmetry.unknown_operators)
+    if not symmetry.classes:
+        raise InputError(
+            f"{source.label} has operators that are not computed here, {listed(names, _LISTED)}, "
+            "and since they pin all that they touch, nothing in it can move"
+        )
+    return symmetry.with_unknown(
+        names,
+        f"{listed(names, _LISTED)}: not computed here, so that all that they touch is pinned; "
+        "where values are needed, onnxruntime computes them, node by node, in float32 where it has "
+        "no float64",
+    )
 
 
 def symmetry_of_file(source: Source, example: Any = None, outputs: Outputs = None) -> Symmetry:
@@ -90,7 +119,8 @@ def symmetry_of_file(source: Source, example: Any = None, outputs: Outputs = Non
         outputs: that have to stay as they are; all when left out.
 
     Raises:
-        InputError: the graph is quantised, has operators that are not known, or does not run.
+        InputError: the graph is quantised, does not run, or has operators that are not known and
+            leave nothing that could move.
         CheckpointError: the file is missing or cannot be read.
     """
     own = read(source)
@@ -171,6 +201,8 @@ def _fault(module: OnnxModule, inputs: Sequence[Tensor]) -> str | None:
     try:
         with torch.no_grad():
             module(*(value.clone() for value in inputs))
+    except CannotRunError:
+        return None  # an analysis may do without values, if the file says enough of its sizes
     except (
         RuntimeError,
         ValueError,

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, inliner
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    TypeProto,
+    inliner,
+)
 
 from fxrebasin.errors import InputError
+from fxrebasin.importers.onnx.foreign import Foreign, foreign
 from fxrebasin.importers.onnx.operators import OPERATORS
 from fxrebasin.importers.onnx.registry import Operator, Site
 from fxrebasin.importers.onnx.tensors import dense, to_torch
@@ -39,12 +49,13 @@ class Step:
         kind: name of its operator.
         domain: of that, empty for the standard's.
         name: of the node, made up where it has none.
-        operator: what computes it; None if nothing does.
+        operator: what computes it; None if the table lacks it.
         site: what functions may ask about it.
         inputs: names, empty for those that are left out.
         outputs: names, empty for those that nobody wants.
         attributes: by name, without graphs.
-        graphs: by the names of their attributes.
+        graphs: by the names of their attributes; none if the table lacks the operator.
+        alone: makes something of the node that onnxruntime computes.
         done: names that are read here for the last time.
     """
 
@@ -57,6 +68,7 @@ class Step:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     graphs: Mapping[str, Graph]
+    alone: Callable[[], Foreign]
     done: tuple[str, ...] = ()
 
 
@@ -235,15 +247,16 @@ class _Reader:
             tensors[item.name] = self._keep(scope, item.name, to_torch(item, self.folder))
         for sparse in graph.sparse_initializer:
             name = sparse.values.name
-            tensors[name] = self._keep(scope, name, dense(sparse))
+            tensors[name] = self._keep(scope, name, dense(sparse, self.folder))
         nodes = in_order(graph)
         for node in nodes:
             if node.op_type == "Constant" and _domain(node.domain) == "":
                 name = node.output[0]
                 tensors[name] = self._keep(scope, name, self._constant(node))
         outputs = tuple(item.name for item in graph.output)
+        types = {item.name: item.type for item in (*graph.value_info, *graph.output)}
         steps = [
-            self._step(node, scope)
+            self._step(node, scope, types)
             for node in nodes
             if node.op_type != "Constant" or _domain(node.domain)
         ]
@@ -265,7 +278,7 @@ class _Reader:
         if attribute.name == "value":
             return to_torch(attribute.t, self.folder)
         if attribute.name == "sparse_value":
-            return dense(attribute.sparse_tensor)
+            return dense(attribute.sparse_tensor, self.folder)
         if attribute.name in ("value_float", "value_floats"):
             values = attribute.f if attribute.name == "value_float" else list(attribute.floats)
             return torch.tensor(values, dtype=torch.float32)
@@ -274,15 +287,20 @@ class _Reader:
             return torch.tensor(numbers, dtype=torch.int64)
         raise InputError(f"the Constant {node.output[0]!r} holds text, which cannot be computed")
 
-    def _step(self, node: NodeProto, scope: str) -> Step:
+    def _step(self, node: NodeProto, scope: str, types: Mapping[str, TypeProto]) -> Step:
         domain = _domain(node.domain)
         outputs = tuple(node.output)
         count = max((at + 1 for at, name in enumerate(outputs) if name), default=0)
         name = self._named(scope + (node.name or f"{node.op_type} of {outputs[0]}"))
-        graphs = {}
-        attributes = {}
+        operator = OPERATORS.get((domain, node.op_type))
+        if operator is not None and not operator.names(item.name for item in node.attribute):
+            operator = None
+        graphs: dict[str, Graph] = {}
+        attributes: dict[str, Any] = {}
         for item in node.attribute:
-            if item.type == AttributeProto.GRAPH:
+            if operator is None:
+                attributes[item.name] = item
+            elif item.type == AttributeProto.GRAPH:
                 graphs[item.name] = self.graph(item.g, _inner(scope, node, item.name))
             else:
                 attributes[item.name] = self._value(item)
@@ -290,12 +308,13 @@ class _Reader:
             node.op_type,
             domain,
             name,
-            OPERATORS.get((domain, node.op_type)),
+            operator,
             Site(self.opsets.get(domain, 1), count),
             tuple(node.input),
             outputs,
             attributes,
             graphs,
+            cache(partial(foreign, node, _reads(node), types, self.opsets)),
         )
 
     def _named(self, name: str) -> str:
@@ -312,7 +331,7 @@ class _Reader:
         if item.type == AttributeProto.TENSOR:
             return to_torch(item.t, self.folder)
         if item.type == AttributeProto.SPARSE_TENSOR:
-            return dense(item.sparse_tensor)
+            return dense(item.sparse_tensor, self.folder)
         if item.type in _PLAIN:
             value = getattr(item, _PLAIN[item.type])
             return list(value) if item.type in _LISTS else value

@@ -12,7 +12,8 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
 
 from fxrebasin.errors import CheckpointError, InputError
-from fxrebasin.importers.onnx.graph import Parsed, parse
+from fxrebasin.importers.onnx.foreign import Unknown, is_random
+from fxrebasin.importers.onnx.graph import Parsed, parse, stored_tensors
 from fxrebasin.importers.onnx.module import OnnxModule
 from fxrebasin.importers.onnx.roles import state_of
 from fxrebasin.wording import listed
@@ -55,13 +56,16 @@ class OnnxSource:
     parsed: Parsed
     state: tuple[str, ...]
 
-    def module(self, constants: tuple[str, ...] = ()) -> OnnxModule:
+    def module(
+        self, constants: tuple[str, ...] = (), unknown: Unknown = Unknown.COMPUTED
+    ) -> OnnxModule:
         """The graph as a module.
 
         Args:
             constants: names of weights that are taken for constants.
+            unknown: what becomes of operators that are not computed here.
         """
-        return OnnxModule(self.parsed, set(self.state) - set(constants))
+        return OnnxModule(self.parsed, set(self.state) - set(constants), unknown)
 
 
 def read(source: Source, label: str = "") -> OnnxSource:
@@ -74,8 +78,8 @@ def read(source: Source, label: str = "") -> OnnxSource:
     Raises:
         CheckpointError: there is no such file, it is no ONNX model or is not complete, or data
             that are in files of their own are missing or lie outside its folder.
-        InputError: the graph is quantised, laid out for one machine, or has operators or types
-            that are not known.
+        InputError: the graph is quantised, laid out for one machine, draws random numbers, or has
+            types that are not known.
     """
     path = None if isinstance(source, ModelProto) else Path(source)
     label = label or (str(path) if path is not None else "the ONNX model")
@@ -84,7 +88,7 @@ def read(source: Source, label: str = "") -> OnnxSource:
         raise CheckpointError(f"{label} holds no graph; it is empty, or not an ONNX model")
     _refuse_kinds(proto, label)
     parsed = parse(proto, None if path is None else path.parent)
-    _refuse_unknown(parsed, label)
+    _refuse_random(parsed, label)
     return OnnxSource(label, path, proto, parsed, state_of(parsed))
 
 
@@ -121,7 +125,7 @@ def _refuse_kinds(proto: ModelProto, label: str) -> None:
                 kinds.setdefault(node.op_type)
             for attribute in node.attribute:
                 graphs += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
-    for tensor in proto.graph.initializer:
+    for _, tensor in stored_tensors(proto.graph):
         if tensor.data_type in _QUANTISED_TYPES:
             kinds.setdefault(TensorProto.DataType.Name(tensor.data_type))
     if kinds:
@@ -131,13 +135,12 @@ def _refuse_kinds(proto: ModelProto, label: str) -> None:
         )
 
 
-def _refuse_unknown(parsed: Parsed, label: str) -> None:
-    unknown: dict[str, None] = {}
-    for _, step in parsed.graph.all_steps():
-        if step.operator is None:
-            unknown.setdefault(f"{step.domain}::{step.kind}" if step.domain else step.kind)
-    if unknown:
+def _refuse_random(parsed: Parsed, label: str) -> None:
+    found = dict.fromkeys(
+        step.kind for _, step in parsed.graph.all_steps() if is_random(step.domain, step.kind)
+    )
+    if found:
         raise InputError(
-            f"{label} has operators that are not known here: {listed(list(unknown), _LISTED)}. "
-            "docs/onnx-operators.md lists those that are."
+            f"{label} draws random numbers ({listed(list(found), _LISTED)}): what it computes "
+            "cannot be compared. Export the model for inference."
         )

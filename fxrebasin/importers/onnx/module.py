@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from onnx import TypeProto
 from torch import Tensor, nn
 
 from fxrebasin.errors import InputError
+from fxrebasin.importers.onnx.foreign import Sizes, Unknown, full_name
 from fxrebasin.importers.onnx.graph import Graph, Parsed, Step
 from fxrebasin.importers.onnx.registry import UnsupportedError
 
@@ -25,8 +27,9 @@ class _Holder(nn.Module):
 class _Scope:
     """Values by name, those of the graph around included."""
 
-    def __init__(self, values: dict[str, Any], around: _Scope | None) -> None:
+    def __init__(self, values: dict[str, Any], around: _Scope | None, sizes: Sizes) -> None:
         self.values = values
+        self.sizes = sizes
         self._around = around
 
     def __getitem__(self, name: str) -> Any:
@@ -47,7 +50,7 @@ class _Body:
 
     def __call__(self, *values: Any) -> list[Any]:
         given = dict(zip(self._graph.inputs, values, strict=True))
-        return self._model.run(self._graph, given, self._scope)
+        return self._model.run(self._graph, given, self._scope, self._scope.sizes)
 
 
 class _Node(nn.Module):
@@ -60,7 +63,10 @@ class _Node(nn.Module):
     def forward(self, model: OnnxModule, scope: _Scope) -> Any:
         step = self.step
         if step.operator is None:
-            raise UnsupportedError(f"the operator {_full_name(step)} is not known")
+            if model.unknown is Unknown.REFUSED:
+                name = full_name(step.domain, step.kind)
+                raise UnsupportedError(f"the operator {name} {step.name!r} is not known")
+            return _alone(step, scope)
         given = [scope[name] if name else None for name in step.inputs]
         options = dict(step.attributes)
         options.update({n: _Body(model, graph, scope) for n, graph in step.graphs.items()})
@@ -68,20 +74,32 @@ class _Node(nn.Module):
             options["site"] = step.site
         try:
             return step.operator.function(*given, **options)
+        except UnsupportedError as error:
+            if step.graphs or model.unknown is Unknown.REFUSED:
+                _say_where(error, step, given)
+                raise
+            return _alone(step, scope)
         except _FAULTS as error:
             _say_where(error, step, given)
             raise
 
 
-def _full_name(step: Step) -> str:
-    return f"{step.domain}::{step.kind}" if step.domain else step.kind
+def _alone(step: Step, scope: _Scope) -> tuple[Tensor | None, ...]:
+    """What onnxruntime makes of a node that is not computed here."""
+    node = step.alone()
+    found = node([scope[name] for name in node.reads], scope.sizes)
+    made = dict(zip(node.makes, found, strict=True))
+    return tuple(made.get(name) for name in step.outputs)
 
 
 def _say_where(error: Exception, step: Step, given: list[Any]) -> None:
     """Put the node into the text of an error, which stays of its kind."""
     if getattr(error, "_fxrebasin_node", None) is None:
         shapes = [tuple(item.shape) if isinstance(item, Tensor) else None for item in given]
-        error.args = (f"{_full_name(step)} {step.name!r} on {shapes}: {error}", *error.args[1:])
+        error.args = (
+            f"{full_name(step.domain, step.kind)} {step.name!r} on {shapes}: {error}",
+            *error.args[1:],
+        )
         error._fxrebasin_node = step.name  # type: ignore[attr-defined]
 
 
@@ -94,6 +112,7 @@ class OnnxModule(_Holder):
     Args:
         parsed: the model.
         state: names of the tensors that are parameters; the others are constants.
+        unknown: what becomes of operators that are not computed here.
 
     Example:
         >>> import torch
@@ -105,9 +124,16 @@ class OnnxModule(_Holder):
         {'y': tensor([0., 2.])}
     """
 
-    def __init__(self, parsed: Parsed, state: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        parsed: Parsed,
+        state: Collection[str] = (),
+        unknown: Unknown = Unknown.REFUSED,
+    ) -> None:
         super().__init__()
         self.inputs = tuple(parsed.types)
+        self._types = parsed.types
+        self.unknown = unknown
         self._graph = parsed.graph
         self._slots: dict[str, tuple[dict[str, Any], str]] = {}
         self.file_names: dict[str, str] = {}
@@ -163,18 +189,26 @@ class OnnxModule(_Holder):
                 f"the file has the inputs {', '.join(self.inputs) or 'none'}; "
                 f"{len(args)} by position and {', '.join(kwargs) or 'none'} by name were given"
             )
-        results = self.run(self._graph, given, None)
+        sizes = Sizes(_named_sizes(self._types, given), self.unknown is Unknown.GUESSED)
+        results = self.run(self._graph, given, None, sizes)
         return dict(zip(self._graph.outputs, results, strict=True))
 
-    def run(self, graph: Graph, given: Mapping[str, Any], around: _Scope | None) -> list[Any]:
+    def run(
+        self,
+        graph: Graph,
+        given: Mapping[str, Any],
+        around: _Scope | None,
+        sizes: Sizes,
+    ) -> list[Any]:
         """Run a graph of the file.
 
         Args:
             graph: the model's own, or a body.
             given: its inputs by name.
             around: names of the graph that it is in.
+            sizes: of results, as far as they are known.
         """
-        scope = _Scope(dict(given), around)
+        scope = _Scope(dict(given), around, sizes)
         values = scope.values
         for local, name in graph.tensors.items():
             holder, key = self._slots[name]
@@ -188,9 +222,20 @@ class OnnxModule(_Holder):
                     values[name] = value
             if len(found) < step.site.outputs:
                 raise UnsupportedError(
-                    f"{_full_name(step)} {step.name!r} is asked for {step.site.outputs} outputs, "
-                    f"of which {len(found)} are computed"
+                    f"{full_name(step.domain, step.kind)} {step.name!r} is asked for "
+                    f"{step.site.outputs} outputs, of which {len(found)} are computed"
                 )
             for name in step.done:
                 values.pop(name, None)
         return [scope[name] for name in graph.outputs]
+
+
+def _named_sizes(types: Mapping[str, TypeProto], given: Mapping[str, Any]) -> dict[str, int]:
+    """Sizes of dimensions that have a name in the file."""
+    return {
+        dim.dim_param: size
+        for name, kind in types.items()
+        if isinstance(given[name], Tensor)
+        for dim, size in zip(kind.tensor_type.shape.dim, given[name].shape, strict=False)
+        if dim.dim_param
+    }

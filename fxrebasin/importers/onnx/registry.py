@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -56,6 +57,10 @@ class Operator:
     asks: bool
     module: str
     reads: tuple[int, ...] = ()
+
+    def names(self, attributes: Iterable[str]) -> bool:
+        """Whether the function takes attributes of these names."""
+        return _parameters(self.function).issuperset(attributes)
 
 
 OPERATORS: dict[tuple[str, str], Operator] = {}
@@ -106,11 +111,17 @@ def _caller() -> str:
     return str(sys._getframe(2).f_globals["__name__"])
 
 
-def _asks(function: Function) -> bool:
+@cache
+def _parameters(function: Function) -> frozenset[str]:
+    """Names of what a function takes."""
     try:
-        return "site" in inspect.signature(function).parameters
-    except ValueError:  # functions of torch that are written in C++ have none
-        return False
+        return frozenset(inspect.signature(function).parameters)
+    except ValueError:  # functions of torch that are written in C++, which take no attributes
+        return frozenset()
+
+
+def _asks(function: Function) -> bool:
+    return "site" in _parameters(function)
 
 
 def whole(tensor: torch.Tensor) -> int:

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from fxrebasin.errors import EquivalenceError
+from fxrebasin.errors import EquivalenceError, InputError
 from fxrebasin.exporters.verify.equivalence import compare_onnxruntime
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
 from fxrebasin.exporters.verify.references import References, reference_runs
 from fxrebasin.exporters.verify.runs import Subject
+from fxrebasin.importers.onnx.foreign import CannotRunError
 from fxrebasin.importers.onnx.loading import OnnxSource
 from fxrebasin.importers.onnx.module import OnnxModule
 from fxrebasin.running.outputs import Wanted
@@ -58,9 +60,11 @@ def check_interpreter(
         What the graph returns in float64, on the inputs and on others.
 
     Raises:
+        InputError: an operator is computed neither here nor by onnxruntime.
         EquivalenceError: it does not.
         ExportError: onnxruntime cannot run the file.
     """
+    _refuse_what_nothing_runs(source, module, args)
     with on_disk(source) as path:
         session = OnnxModel(path, source.label, optimized=False)
         dynamic = session.batch_is_dynamic(module, args, {})
@@ -74,3 +78,15 @@ def check_interpreter(
             "fxrebasin; please report it with the file."
         )
     return references
+
+
+def _refuse_what_nothing_runs(
+    source: OnnxSource, module: OnnxModule, args: Sequence[Tensor]
+) -> None:
+    if all(step.operator is not None for _, step in source.parsed.graph.all_steps()):
+        return
+    try:
+        with torch.no_grad():
+            module(*(value.clone() for value in args))
+    except CannotRunError as error:
+        raise InputError(f"nothing can be proved of {source.label}: {error}") from error

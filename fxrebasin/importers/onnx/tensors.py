@@ -77,10 +77,15 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
-def dense(sparse: SparseTensorProto) -> torch.Tensor:
-    """A sparse tensor with all its zeros."""
-    values = to_torch(sparse.values)
-    places = to_torch(sparse.indices)
+def dense(sparse: SparseTensorProto, folder: Path | None = None) -> torch.Tensor:
+    """A sparse tensor with all its zeros.
+
+    Args:
+        sparse: of a file.
+        folder: where that file is.
+    """
+    values = to_torch(sparse.values, folder)
+    places = to_torch(sparse.indices, folder)
     found = torch.zeros(math.prod(sparse.dims), dtype=values.dtype)
     if places.ndim == 2:
         strides = [math.prod(sparse.dims[at + 1 :]) for at in range(len(sparse.dims))]

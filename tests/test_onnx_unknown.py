@@ -1,0 +1,170 @@
+"""Operators that the importer does not know pin what they touch; onnxruntime computes them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import ModelProto, helper, numpy_helper, parser
+
+import fxrebasin
+from fxrebasin.cli import main
+from fxrebasin.errors import InputError
+from fxrebasin.importers.onnx.loading import read
+from fxrebasin.importers.onnx.tensors import bytes_of
+from tests.support.onnx_graphs import planted
+
+HEAD = """<ir_version: 8,
+    opset_import: ["" : 17, "com.microsoft" : 1, "ai.onnx.ml" : 3, "my.own" : 2]>"""
+BETWEEN = """ g (float[n,3] x) => (float[n,2] y) {
+    a = MatMul(x, w1)  b = Relu(a)  c = MatMul(b, w2)  d = OPERATOR
+    e = MatMul(d, w3)  f = Tanh(e)  y = MatMul(f, w4) }"""
+SHAPES = {"w1": (3, 5), "w2": (5, 6), "w3": (6, 4), "w4": (4, 2)}
+ORDER = math.log10(math.factorial(5) * math.factorial(4))
+"""The units before and after; those that the operator touches stay."""
+
+KNOWN_TO_ONNXRUNTIME = {
+    "ai.onnx.ml::Normalizer": 'ai.onnx.ml.Normalizer<norm = "L2">(c)',
+    "com.microsoft::CDist": 'com.microsoft.CDist<metric = "euclidean">(c, k)',
+}
+
+
+def built(text: str, seed: int = 0, **more: tuple[int, ...]) -> ModelProto:
+    made = parser.parse_model(HEAD + text)
+    rng = np.random.default_rng(seed)
+    read_by = {name for node in made.graph.node for name in node.input}
+    for name, shape in {**SHAPES, **more}.items():
+        if name in read_by:
+            value = rng.standard_normal(shape).astype(np.float32)
+            made.graph.initializer.append(numpy_helper.from_array(value, name))
+    return made
+
+
+def between(operator: str, seed: int = 0) -> ModelProto:
+    text = BETWEEN.replace("OPERATOR", operator)
+    return built(text, seed, k=(6, 6))
+
+
+@pytest.mark.parametrize("name", KNOWN_TO_ONNXRUNTIME)
+def test_what_it_touches_stays_and_the_rest_moves(name: str, tmp_path: Path) -> None:
+    b, a, out = (tmp_path / file for file in ("b.onnx", "a.onnx", "out.onnx"))
+    onnx.save(between(KNOWN_TO_ONNXRUNTIME[name]), b)
+    symmetry = fxrebasin.analyze(b)
+    assert symmetry.unknown_operators == (name,)
+    assert symmetry.log10_order() == pytest.approx(ORDER)
+    assert ("w2", 1) in symmetry.pins
+    assert ("w3", 0) in symmetry.pins
+    assert any(name in note for note in symmetry.notes)
+    planted(b, a)
+    report = fxrebasin.onnx_transform(b, ref=a, out=out)
+    assert report.unknown_operators == (name,)
+    assert any("onnxruntime computes" in note for note in report.notes)
+    found, wanted = (read(path).parsed.tensors for path in (out, a))
+    assert {n: bytes_of(t) for n, t in found.items()} == {n: bytes_of(t) for n, t in wanted.items()}
+    assert fxrebasin.verify(b, out).passed
+
+
+@pytest.mark.parametrize("declared", ["", "<float[n,6] d>"])
+def test_what_nothing_runs_is_analysed_and_nothing_is_written(
+    declared: str, tmp_path: Path
+) -> None:
+    text = BETWEEN.replace("OPERATOR", "my.own.Thing<how = 3>(c)").replace("{", declared + " {", 1)
+    symmetry = fxrebasin.analyze(built(text))
+    assert symmetry.unknown_operators == ("my.own::Thing",)
+    assert symmetry.log10_order() == pytest.approx(ORDER)
+    with pytest.raises(InputError, match=r"my\.own::Thing.*neither here nor to onnxruntime"):
+        fxrebasin.onnx_transform(built(text), ref=built(text, 1), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_lists_them(tmp_path: Path) -> None:
+    path = tmp_path / "b.onnx"
+    onnx.save(between("my.own.Thing(c)"), path)
+    shown = CliRunner().invoke(main, ["inspect", str(path), "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["unknown_operators"] == ["my.own::Thing"]
+    assert "my.own::Thing" in CliRunner().invoke(main, ["inspect", str(path)]).output
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " g (float[n,3] x) => (float[n,5] y) { a = MatMul(x, w1)  y = my.own.Thing(a) }",
+        """ g (float[n,3] x) => (float[n,6] y) {
+            z = my.own.Thing(w1)  a = MatMul(x, z)  b = Relu(a)  y = my.own.Thing(b, w2) }""",
+    ],
+)
+def test_a_file_that_they_cut_off_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"my\.own::Thing.*nothing in it can move"):
+        fxrebasin.analyze(built(text))
+
+
+def test_sums_with_weights_that_it_reads_too(tmp_path: Path) -> None:
+    """A weight that an unknown operator reads stays, wherever else it is read."""
+    text = """ g (float[n,3] x) => (float[n,2] y) {
+        a = MatMul(x, w1)  b = Relu(a)  k = my.own.Thing(w1)  s = ReduceSum<keepdims = 0>(k)
+        c = MatMul(b, w2)  t = Add(c, s)  d = Relu(t)  e = MatMul(d, w3)  f = Tanh(e)
+        y = MatMul(f, w4) }"""
+    symmetry = fxrebasin.analyze(built(text))
+    assert ("w1", 1) in symmetry.pins
+    assert symmetry.log10_order() == pytest.approx(
+        math.log10(math.factorial(6) * math.factorial(4))
+    )
+
+
+def test_an_attribute_that_is_not_known_makes_an_operator_unknown() -> None:
+    """What an attribute changes is not passed over."""
+    b = between("Hardmax(c)")
+    assert fxrebasin.analyze(b).unknown_operators == ()
+    node = next(item for item in b.graph.node if item.op_type == "Hardmax")
+    node.attribute.append(helper.make_attribute("from_tomorrow", 1))
+    symmetry = fxrebasin.analyze(b)
+    assert symmetry.unknown_operators == ("Hardmax",)
+    assert ("w2", 1) in symmetry.pins
+
+
+def test_functions_of_the_file_are_looked_into(tmp_path: Path) -> None:
+    function = helper.make_function(
+        "my.own",
+        "Pair",
+        ["u"],
+        ["v"],
+        [
+            helper.make_node("Relu", ["u"], ["r"]),
+            helper.make_node("Normalizer", ["r"], ["v"], domain="ai.onnx.ml", norm="L1"),
+        ],
+        [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)],
+    )
+    files = [between("my.own.Pair(c)", seed) for seed in (0, 1)]
+    for file in files:
+        file.functions.append(function)
+    report = fxrebasin.onnx_transform(files[0], ref=files[1], out=tmp_path / "out")
+    assert report.unknown_operators == ("ai.onnx.ml::Normalizer",)
+    assert report.log10_order == pytest.approx(ORDER)
+    assert onnx.load(tmp_path / "out").functions == files[0].functions
+
+
+def test_bodies_of_unknown_operators_are_read_too(tmp_path: Path) -> None:
+    """An operator with a body that reads a weight from outside: that weight stays."""
+    b = between("my.own.Loop(c)")
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["inner", "w1"], ["o"])],
+        "body",
+        [helper.make_tensor_value_info("inner", 1, None)],
+        [helper.make_tensor_value_info("o", 1, None)],
+    )
+    b.graph.node[3].attribute.append(helper.make_attribute("body", body))
+    symmetry = fxrebasin.analyze(b)
+    assert symmetry.log10_order() == pytest.approx(math.log10(math.factorial(4)))
+    assert ("w1", 1) in symmetry.pins
+
+
+@pytest.mark.parametrize("kind", ["Bernoulli", "RandomNormalLike", "RandomUniformLike"])
+def test_random_numbers_are_refused(kind: str) -> None:
+    with pytest.raises(InputError, match=f"random numbers .*{kind}"):
+        fxrebasin.analyze(between(f"{kind}(c)"))
