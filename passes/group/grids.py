@@ -115,13 +115,13 @@ def _pieces(
     if where.size == full and (counts == 1).all():
         positions = np.empty(full, np.int64)
         positions[code] = where
-        return [_piece(free, positions.reshape(*sizes, 1))]
+        return [piece_of(free, positions.reshape(*sizes, 1))]
     tag = row_codes(rigid) if rigid else np.zeros(where.size, np.int64)
     if (counts == counts[0]).all():
         order = np.lexsort((tag, code))
         tags = tag[order].reshape(full, -1)
         if (tags == tags[0]).all():
-            return [_piece(free, where[order].reshape(*sizes, int(counts[0])))]
+            return [piece_of(free, where[order].reshape(*sizes, int(counts[0])))]
     pieces = []
     for value in distinct(tag):
         chosen = tag == value
@@ -132,11 +132,12 @@ def _pieces(
             or (np.bincount(code[chosen], minlength=full) != positions.size // full).any()
         ):
             raise IrregularError(np.zeros(0, np.int64), "positions that are not a full grid")
-        pieces.append(_piece(free, positions.reshape(*sizes, positions.size // full)))
+        pieces.append(piece_of(free, positions.reshape(*sizes, positions.size // full)))
     return pieces
 
 
-def _piece(free: tuple[Column, ...], positions: Ints) -> tuple[tuple[Column | None, ...], Ints]:
+def piece_of(free: tuple[Column, ...], positions: Ints) -> tuple[tuple[Column | None, ...], Ints]:
+    """A piece of positions that have a dimension for each column, and one for repetitions."""
     if positions.shape[-1] == 1:
         return free, positions[..., 0]
     return (*free, None), positions

@@ -25,6 +25,7 @@ from fxrebasin.passes.group.laying import lay_out
 from fxrebasin.passes.group.relations import compact, maximal, with_blocks
 from fxrebasin.passes.group.state_fields import StateField, remember_parts, state_fields
 from fxrebasin.passes.group.structure import Structure, derive
+from fxrebasin.passes.group.unread import Reading, with_unread
 from fxrebasin.passes.propagate.propagation import Propagation
 from fxrebasin.symmetry import PinReason
 
@@ -70,9 +71,12 @@ def group(propagation: Propagation) -> Grouping:
     relations += _relations_of_state(ledger, propagation.shapes, fields)
     structure = derive(ledger, relations)
     moves, laid = solve(ledger, structure, lambda moves: lay_out(propagation.shapes, moves, fields))
-    read = _read(ledger, structure, fields, known)
+    used = _read(ledger, structure, fields, known)
     classes = moves.classes
-    return _named(propagation, fields, classes, laid, _classes_of(classes, read))
+    read = _classes_of(classes, used)
+    reading = Reading(_with_pins(ledger, used), frozenset(read))
+    laid = with_unread(laid, propagation.shapes, fields, reading)
+    return _named(propagation, fields, classes, laid, read)
 
 
 def _relations_of_state(
@@ -155,6 +159,15 @@ def _read(
             rows = (used[np.maximum(table, 0)] & free).any(axis=1)
             used[table[rows][free[rows]]] = True
     return used
+
+
+def _with_pins(ledger: Ledger, used: Bools) -> Bools:
+    """For every unit as it was before ties, whether it is read, or has to stay."""
+    roots = ledger.compress()
+    found = used.copy()
+    for pin in ledger.pins:
+        found[roots[pin.units]] = True
+    return found[roots]
 
 
 def _classes_of(classes: Classes, units: Bools) -> set[int]:
