@@ -25,6 +25,27 @@ def listed(items: Sequence[str], most: int, separator: str = ", ") -> str:
     return separator.join(items[:most]) + more
 
 
+_LONG = 200
+
+
+def escaped(text: object, most: int = _LONG) -> str:
+    r"""A text from a file or a foreign error, as it may be shown: of one line and not too long.
+
+    Control characters, by which a terminal could be led to show something else, become escapes.
+
+    Args:
+        text: of anyone.
+        most: characters that are kept.
+
+    Example:
+        >>> print(escaped("a" + chr(27) + "[2Jb"), escaped("long" * 9, 10))
+        a\x1b[2Jb longlonglo… (36 characters)
+    """
+    whole = str(text)
+    kept = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in whole[:most])
+    return kept if len(whole) <= most else f"{kept}… ({len(whole)} characters)"
+
+
 def spoken(python: str, option: str) -> str:
     """Words for whoever reads a message: a program's author, or someone at a command line.
 

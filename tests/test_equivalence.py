@@ -328,7 +328,7 @@ def test_a_report_reads_well_and_travels_as_json():
     assert document["outputs"][0]["name"] == "add"
     assert document["outputs"][0]["smallest_tolerance"] == report.outputs[0].max_rel
     assert document["failures"]
-    assert str(report_of(0.0)).startswith("equivalent (pytorch-float64")
+    assert str(report_of(0.0)).startswith("equivalent on 5 rows (pytorch-float64")
     report_of(0.0).raise_if_failed()
 
 

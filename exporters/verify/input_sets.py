@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +28,7 @@ class InputSet:
         kwargs: keyword inputs.
         required: False if the set may be left out when the reference cannot process it.
         batch: size of the batch axis; None if there is none.
+        manner: how its values were drawn.
     """
 
     label: str
@@ -34,6 +36,12 @@ class InputSet:
     kwargs: Mapping[str, Any]
     required: bool = True
     batch: int | None = None
+    manner: Manner = Manner.USUAL
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are; a call without a batch axis is one."""
+        return self.batch or 1
 
 
 def example_set(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputSet:
@@ -92,6 +100,24 @@ def wide_sets(example: InputSet, like: InputSet, rows: int, count: int) -> Itera
         manner = Manner.BEYOND if number % 2 else Manner.WIDE
         one = _drawn(example, batch, seed=1 + number, manner=manner)
         yield replace(one, label=f"wide{_of_batch(one, example)} #{number}")
+
+
+def further_sets(example: InputSet, batch: int | None, manner: Manner) -> Iterator[InputSet]:
+    """Sets with other values of one kind, without end.
+
+    Args:
+        example: the inputs that were given.
+        batch: number of rows; None if the inputs have no such axis.
+        manner: how far values may be from the given ones.
+
+    Example:
+        >>> sets = further_sets(example_set((torch.ones(2, 3),), {}), 128, Manner.BEYOND)
+        >>> next(sets).label, next(sets).label
+        ('beyond batch of 128 #1', 'beyond batch of 128 #2')
+    """
+    for number in itertools.count(1):
+        one = _drawn(example, batch, seed=1 + number, manner=manner)
+        yield replace(one, label=f"{manner.name.lower()}{_of_batch(one, example)} #{number}")
 
 
 def with_batch(example: InputSet, batch: int, *, required: bool = False) -> InputSet:
@@ -187,7 +213,7 @@ def _drawn(example: InputSet, batch: int | None, *, seed: int, manner: Manner) -
 
     resized = tree_map(resize, (example.args, dict(example.kwargs)))
     args, kwargs = redrawn(resized, seed, manner)
-    one = InputSet("redrawn", args, kwargs, required=False, batch=batch)
+    one = InputSet("redrawn", args, kwargs, required=False, batch=batch, manner=manner)
     return replace(one, label=f"redrawn{_of_batch(one, example)}")
 
 

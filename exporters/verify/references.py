@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fxrebasin.exporters.verify.input_sets import InputSet, example_set, other_sets, wide_sets
+from fxrebasin.exporters.verify.activity import Activity
+from fxrebasin.exporters.verify.effort import Effort, portions
+from fxrebasin.exporters.verify.input_sets import (
+    InputSet,
+    example_set,
+    further_sets,
+    other_sets,
+    wide_sets,
+)
 from fxrebasin.exporters.verify.runs import (
     Float64Run,
     Subject,
@@ -16,11 +24,13 @@ from fxrebasin.exporters.verify.runs import (
     tensors_of,
 )
 from fxrebasin.exporters.verify.state_reads import StateReads
+from fxrebasin.models.redraw import Manner
 from fxrebasin.wording import listed
 
 _MOST_WIDE = 4  # sets for a model that may take one of several paths
 _ROWS = 16  # of such a set
 _ROWS_TO_FIND_WAYS = 64  # if the model is known to choose
+_MANNERS = (Manner.BEYOND, Manner.FAR, Manner.WIDE, Manner.FREE)  # of many rows
 _SHOWN = 5  # names in a note
 
 
@@ -52,7 +62,7 @@ def reference_runs(
     kwargs: Mapping[str, Any],
     *,
     any_batch: bool = True,
-    thorough: bool = False,
+    rows: int = 0,
     further: Sequence[InputSet] = (),
 ) -> References:
     """Run the reference of a comparison in float64 on the example and on other inputs.
@@ -67,7 +77,9 @@ def reference_runs(
         args: positional inputs.
         kwargs: keyword inputs.
         any_batch: False if the candidate is known to take the batch size of the example only.
-        thorough: run a set of many rows whatever the model does.
+        rows: how many rows there are to be in all, for two models whose relation is not known;
+            fewer where a row takes long, and then there is a note. Units that none of them shows
+            are noted, too.
         further: sets that have to be run as well.
 
     Raises:
@@ -76,28 +88,33 @@ def reference_runs(
     example = example_set(args, kwargs)
     with in_float64(subject) as run:
         reads = run.reads()
-        explorer = _Explorer(subject, run, reads)
+        explorer = _Explorer(subject, run, reads, run.activity() if rows else None)
         explorer.require(example)
         other = explorer.first_taken(example, any_batch)
         if other is not None:
-            explorer.explore(example, other, thorough)
+            explorer.explore(example, other)
         for one in further:
             explorer.require(one)
-        notes = (*explorer.notes, *_unread_notes(reads))
+        if other is not None:
+            explorer.fill(example, other, rows)
+        notes = (*explorer.notes, *explorer.unseen())
     return References(subject, tuple(explorer.sets), tuple(explorer.runs), notes)
 
 
 class _Explorer:
     """Collects the sets that a model takes, and notes about those that it does not take."""
 
-    def __init__(self, subject: Subject, run: Float64Run, reads: StateReads) -> None:
-        self._subject, self._run, self._reads = subject, run, reads
+    def __init__(
+        self, subject: Subject, run: Float64Run, reads: StateReads, activity: Activity | None
+    ) -> None:
+        self._subject, self._run, self._reads, self._activity = subject, run, reads, activity
+        self._counted: tuple[Effort, int] | None = None  # work of a call, and its rows
         self.sets: list[InputSet] = []
         self.runs: list[Tensors] = []
         self.notes: list[str] = []
 
     def require(self, one: InputSet) -> None:
-        self._keep(one, tensors_of(self._subject, one, self._run(one, self._reads)))
+        self._keep(one, tensors_of(self._subject, one, self._watched(one)))
 
     def first_taken(self, example: InputSet, any_batch: bool) -> InputSet | None:
         """Keep the first set besides the example that the model takes."""
@@ -113,10 +130,10 @@ class _Explorer:
         self.notes.append(f"only the example inputs were compared: {why}")
         return None
 
-    def explore(self, example: InputSet, like: InputSet, thorough: bool) -> None:
+    def explore(self, example: InputSet, like: InputSet) -> None:
         """Keep further sets, as long as they make the model read what it has not read."""
         chooses = self._reads.looked
-        least = 2 if chooses else int(thorough or bool(self._reads.untouched()))
+        least = 2 if chooses else int(bool(self._reads.untouched()))
         rows = _ROWS_TO_FIND_WAYS if chooses else _ROWS
         known, found_more, refused = len(self.sets), False, 0
         for one in wide_sets(example, like, rows, _MOST_WIDE):
@@ -129,9 +146,47 @@ class _Explorer:
                 self.notes.append(f"inputs left out ({one.label}): {fault}")
             found_more = self._reads.unread() != before
 
+    def fill(self, example: InputSet, like: InputSet, rows: int) -> None:
+        """Keep further sets until there are so many rows, or as many as are affordable."""
+        missing = rows - self._rows()
+        if missing <= 0 or self._counted is None:
+            return
+        free = like.batch != example.batch
+        effort, ran = self._counted
+        plan = portions(effort, ran, missing, of_size=None if free else example.rows)
+        batch = plan.rows if free else example.batch
+        kinds = [
+            further_sets(example, batch, manner)
+            for manner in dict.fromkeys((*_MANNERS, like.manner))
+        ]
+        for _ in range(plan.calls):
+            while kinds and (fault := self._try(one := next(kinds[0]))) is not None:
+                self.notes.append(f"inputs left out ({one.label}): {fault}")
+                del kinds[0]
+            kinds = kinds[1:] + kinds[:1]
+        if self._rows() < rows:
+            self.notes.append(_few(self._rows(), rows, bool(kinds)))
+
+    def unseen(self) -> list[str]:
+        """Notes about what no run has shown."""
+        return _unread_notes(self._reads) + (self._activity.notes() if self._activity else [])
+
+    def _rows(self) -> int:
+        return sum(one.rows for one in self.sets)
+
+    def _watched(self, one: InputSet) -> Tensors | Exception:
+        """A run with all that watches it; the first one's effort is counted."""
+        watching = [] if self._activity is None else [self._activity]
+        if self._activity is None or self._counted is not None:
+            return self._run(one, self._reads, *watching)
+        effort = Effort()
+        run = self._run(one, self._reads, *watching, effort)
+        self._counted = effort, one.rows
+        return run
+
     def _try(self, one: InputSet) -> str | None:
         """Keep a set, or say why the model does not take it."""
-        run = self._run(one, self._reads)
+        run = self._watched(one)
         fault = fault_of(run)
         if fault is None:
             self._keep(one, tensors_of(self._subject, one, run))
@@ -150,6 +205,12 @@ def _refusals(refused: Mapping[str, str], example: InputSet, taken: InputSet) ->
         return [f"inputs left out ({label}): {fault}" for label, fault in refused.items()]
     what = "; ".join(f"{label}: {fault}" for label, fault in refused.items())
     return [f"no other batch size than {example.batch} was compared: the model refuses ({what})"]
+
+
+def _few(rows: int, wanted: int, taken: bool) -> str:
+    if taken:
+        return f"only {rows} rows were compared, not {wanted}: a row of this model takes long"
+    return f"only {rows} rows were compared, not {wanted}: the model refuses others"
 
 
 def _unread_notes(reads: StateReads) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fxrebasin.errors import InputError
+from fxrebasin.exporters.verify.activity import Activity
 from fxrebasin.exporters.verify.float64 import TrueFloat64, float64_copy, widened
 from fxrebasin.exporters.verify.input_sets import InputSet
 from fxrebasin.exporters.verify.state_reads import StateReads
@@ -19,6 +20,7 @@ from fxrebasin.running.given import Given, remade
 from fxrebasin.running.messages import describe_call, first_lines
 from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
+from fxrebasin.running.watching import OperatorMode
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
@@ -57,14 +59,21 @@ class Float64Run:
         """A mode that notes reads of the copy's parameters, to be passed to calls."""
         return StateReads(dict(self._twin.named_parameters()))
 
-    def __call__(self, inputs: InputSet, reads: StateReads | None = None) -> Tensors | Exception:
+    def activity(self) -> Activity:
+        """A mode that notes which units meet the copy's parameters, to be passed to calls."""
+        return Activity(dict(self._twin.named_parameters()))
+
+    def __call__(
+        self, inputs: InputSet, reads: StateReads | None = None, *watching: OperatorMode
+    ) -> Tensors | Exception:
         """The outputs that count, or what was raised.
 
         Args:
             inputs: of the call.
             reads: notes what is read.
+            *watching: further modes.
         """
-        return _attempt(self._subject, self._twin, inputs, widened, reads)
+        return _attempt(self._subject, self._twin, inputs, widened, reads, watching)
 
 
 @contextmanager
@@ -96,6 +105,7 @@ def _attempt(
     inputs: InputSet,
     prepare: Callable[[torch.Tensor], torch.Tensor],
     reads: StateReads | None = None,
+    watching: Sequence[OperatorMode] = (),
 ) -> Tensors | Exception:
     """The outputs that count of a call, or what it raises; the model is as before."""
     wide = prepare is widened
@@ -106,7 +116,13 @@ def _attempt(
     with preserve(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with TrueFloat64() if wide else nullcontext(), reads or nullcontext():
+            with ExitStack() as modes:
+                for mode in (
+                    *([TrueFloat64()] if wide else []),
+                    *watching,
+                    *([reads] if reads else []),
+                ):
+                    modes.enter_context(mode)
                 returned = reduced(model, call_quietly(model, args, kwargs), subject.wanted)
         except Exception as error:  # noqa: BLE001 - a model's forward may raise anything
             return error

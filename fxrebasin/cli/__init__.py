@@ -1,7 +1,8 @@
 """The command line, one file per command.
 
 Exit codes: 0, all is well; 1, a check failed (two models are not equivalent, or an export cannot be
-run); 2, the command or its input cannot be used. What a command needs is imported when it runs.
+run); 2, the command or its input cannot be used, or code of a model or of data raised something; 3,
+a fault of this package; 130, interrupted. What a command needs is imported when it runs.
 """
 
 from fxrebasin.cli.apply import apply

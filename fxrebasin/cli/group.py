@@ -1,21 +1,22 @@
-"""The command `fxrebasin` itself: what it is, and how errors end it."""
+"""The command `fxrebasin` itself: what it is, and how it ends."""
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import click
 
+from fxrebasin.cli.endings import ending, interrupts
 from fxrebasin.cli.options import ARGUMENTS, DEBUG, debug_option
-from fxrebasin.errors import EquivalenceError, ExportError, FxRebasinError
+from fxrebasin.cli.streams import replace_unencodable
 from fxrebasin.wording import speaking_options
 
-CHECK_FAILED = 1
-BAD_INPUT = 2
+_OF_CLICK = (click.ClickException, click.exceptions.Exit, click.Abort)
 
 
 class Commands(click.Group):
-    """Turns the package's errors into a message and an exit code."""
+    """Turns whatever is raised into a message and an exit code."""
 
     def make_context(
         self,
@@ -25,22 +26,28 @@ class Commands(click.Group):
         **extra: Any,
     ) -> click.Context:
         """Keep what was written, for reports."""
+        replace_unencodable()
         written = tuple(args)
         context = super().make_context(info_name, args, parent, **extra)
         context.meta[ARGUMENTS] = written
         return context
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; errors of the package end it without a traceback unless --debug is set."""
-        try:
-            with speaking_options():
-                return super().invoke(ctx)
-        except FxRebasinError as error:
-            if ctx.meta.get(DEBUG):
+        """Run a command; a traceback is shown with --debug only."""
+        with interrupts() as state:
+            try:
+                with speaking_options():
+                    return super().invoke(ctx)
+            except _OF_CLICK:
                 raise
-            click.echo(f"Error: {error}", err=True)
-            failed = isinstance(error, EquivalenceError | ExportError)
-            ctx.exit(CHECK_FAILED if failed else BAD_INPUT)
+            except BaseException as error:
+                end = ending(error, state)
+                if end is None:
+                    raise
+                if ctx.meta.get(DEBUG):
+                    click.echo("".join(traceback.format_exception(error)), err=True)
+                click.echo(end.message, err=True)
+                ctx.exit(end.code)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,5 +57,6 @@ def main() -> None:
     """Find the permutation symmetries of PyTorch models and align models with them.
 
     MODEL is torchvision:NAME, timm:NAME, package.module:callable, or the path of a Hugging Face
-    config.json. Exit codes: 0 fine, 1 a check failed, 2 bad usage or input.
+    config.json. Exit codes: 0 fine, 1 a check failed, 2 bad usage or input, 3 a fault
+    of fxrebasin itself, 130 interrupted.
     """

@@ -14,9 +14,13 @@ from typing import Any, TypeAlias
 
 import click
 
+from fxrebasin.cli.streams import results_apart
+
 DEBUG = "fxrebasin.debug"
 ARGUMENTS = "fxrebasin.arguments"
 """Where a context keeps what was written."""
+RESULTS = "fxrebasin.results"
+"""Where a context keeps the stream of results, if all else that is printed goes elsewhere."""
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 CHECKPOINT = click.Path(exists=True, path_type=Path)
@@ -98,6 +102,12 @@ def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None
     ctx.meta[DEBUG] = ctx.meta.get(DEBUG, False) or value
 
 
+def _keep_results_apart(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+    if value:
+        ctx.meta[RESULTS] = ctx.find_root().with_resource(results_apart())
+    return value
+
+
 # Of the group and of every command, so that nobody has to remember where it belongs.
 debug_option = click.option(
     "--debug",
@@ -107,7 +117,11 @@ debug_option = click.option(
     help="Show the traceback of an error.",
 )
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document, and nothing else."
+    "--json",
+    "as_json",
+    is_flag=True,
+    callback=_keep_results_apart,
+    help="Print one JSON document, and nothing else.",
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 

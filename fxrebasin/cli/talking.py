@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fxrebasin.cli.options import Talk
+from fxrebasin.cli.options import RESULTS, Talk
 
 
 def say(talk: Talk, text: str) -> None:
@@ -31,7 +31,8 @@ def show(talk: Talk, view: Any, document: Mapping[str, Any]) -> None:
         document: for programs.
     """
     if talk.as_json:
-        click.echo(json.dumps(finite(document), indent=2, ensure_ascii=False))
+        results = click.get_current_context().meta.get(RESULTS)
+        click.echo(json.dumps(finite(document), indent=2, ensure_ascii=False), file=results)
         return
     if isinstance(view, str):
         click.echo(view)

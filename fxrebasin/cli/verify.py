@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fxrebasin.cli.group import CHECK_FAILED
+from fxrebasin.cli.endings import CHECK_FAILED
 from fxrebasin.cli.onnx_files import is_onnx_file, reading_given, refuse_options
 from fxrebasin.cli.options import (
     CHECKPOINT,

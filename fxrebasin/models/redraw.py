@@ -16,6 +16,7 @@ class Manner(Enum):
     BEYOND: every row of a floating-point tensor has a centre of its own, anywhere up to the largest
     absolute value and of either sign, and values around it; the rest as for FREE. For models that
     take one of several ways: rows are to fall on both sides of a threshold.
+    FAR: the same three times as far, for units that inputs close to the given ones do not show.
     WIDE: the same within the range of the values, for models that are not defined outside.
     FREE: floating-point tensors hold independent normal values, integers are in another order, and
     masks and flags change as well.
@@ -27,6 +28,7 @@ class Manner(Enum):
     """
 
     BEYOND = auto()
+    FAR = auto()
     WIDE = auto()
     FREE = auto()
     USUAL = auto()
@@ -67,6 +69,10 @@ def _beyond(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return _any_dtype(tensor, generator, _far, _shuffled, _other_flags)
 
 
+def _farther(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return _any_dtype(tensor, generator, _three_times_as_far, _shuffled, _other_flags)
+
+
 def _wide(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return _any_dtype(tensor, generator, _spread, _shuffled, _other_flags)
 
@@ -88,6 +94,7 @@ def _close(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 _Draw = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 _DRAWS: Mapping[Manner, _Draw] = {
     Manner.BEYOND: _beyond,
+    Manner.FAR: _farther,
     Manner.WIDE: _wide,
     Manner.FREE: _free,
     Manner.USUAL: _usual,
@@ -132,6 +139,10 @@ def _far(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     size = values.abs().max()
     size = size if size > 0 else torch.ones_like(size)
     return _around_centres(values, -size, size, generator)
+
+
+def _three_times_as_far(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return _far(3 * values, generator)
 
 
 def _spread(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

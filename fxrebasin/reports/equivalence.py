@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from fxrebasin.errors import EquivalenceError
-from fxrebasin.facts import Brief
+from fxrebasin.facts import Brief, counted
 from fxrebasin.wording import listed
 
 
@@ -93,6 +93,8 @@ class EquivalenceReport(Brief):
         notes: what the reader should know and what is not a failure: a batch size that had to be
             fixed, inputs that were left out.
         path: the ONNX file, if one was compared or written.
+        rows: how many rows of inputs were compared, over all calls; a call without a batch axis
+            counts as one. 0 where nothing was run, and what is stored was compared bit for bit.
 
     Example:
         >>> import torch, fxrebasin
@@ -107,6 +109,7 @@ class EquivalenceReport(Brief):
     structure: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     path: str | None = None
+    rows: int = 0
 
     @property
     def passed(self) -> bool:
@@ -225,7 +228,7 @@ class EquivalenceReport(Brief):
 
     def _facts(self) -> list[tuple[str, str]]:
         facts = [
-            ("verdict", "equivalent" if self.passed else "NOT equivalent"),
+            ("verdict", self._verdict()),
             ("run on", self.backend),
             ("inputs", ", ".join(self.inputs) or "none"),
             ("outputs", listed([output.name for output in self.outputs], 3) or "none"),
@@ -234,16 +237,32 @@ class EquivalenceReport(Brief):
         facts += [("failure", failure) for failure in self.failures[:2]]
         return [*facts, *(("note", note) for note in self.notes[:1])]
 
+    def _verdict(self) -> str:
+        """What was found, and on how much: sampled rows prove nothing about others."""
+        if not self.passed:
+            return "NOT equivalent"
+        return f"equivalent on {counted(self.rows, 'row')}" if self.rows else "equal bits"
+
     def __str__(self) -> str:
-        verdict = "equivalent" if self.passed else "NOT equivalent"
-        text = f"{verdict} ({self.backend}; inputs: {', '.join(self.inputs) or 'none'})"
+        text = f"{self._verdict()} ({self.backend}; inputs: {', '.join(self.inputs) or 'none'})"
         if not self.passed:
             return f"{text}: {'; '.join(self.failures)}"
         return f"{text}: relative error {self.max_rel:.3g}, tolerance {self.tolerance:.3g}"
 
 
 _SUMMARY = (
-    *("passed", "backend", "path", "inputs", "max_abs", "max_rel", "mean_abs", "cosine", "top1"),
+    *(
+        "passed",
+        "backend",
+        "path",
+        "inputs",
+        "rows",
+        "max_abs",
+        "max_rel",
+        "mean_abs",
+        "cosine",
+        "top1",
+    ),
     *("noise_floor", "tolerance", "smallest_tolerance", "structure", "non_finite", "failures"),
     "notes",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto
@@ -13,12 +14,15 @@ from torch import Tensor, nn
 from fxrebasin.choices import choices_for
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.verify import equivalence
-from fxrebasin.exporters.verify.equivalence import compare_float64
+from fxrebasin.exporters.verify.equivalence import ROWS, compare_float64
 from fxrebasin.exporters.verify.outputs import compare_tensors
 from fxrebasin.importers.onnx.finding import made_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, read
 from fxrebasin.importers.onnx.running import check_interpreter, dynamic_batch
+from fxrebasin.importers.onnx.stored import compare_state
 from fxrebasin.importers.onnx.tensors import bytes_of
+from fxrebasin.models.checks import unwrap
+from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.reports.equivalence import EquivalenceReport, OutputFigures
 from fxrebasin.running.outputs import Outputs
 from fxrebasin.wording import listed
@@ -38,9 +42,11 @@ def verify(
     """Compare what a model computes with what another one computes; either may be an ONNX file.
 
     Both are run on the example inputs, on a set with other values and another batch size, and on
-    one of many rows with values far apart; on more if the model chooses its way by values and has
-    parameters that were not read yet (see `fxrebasin.exporters.verify.references`). What the model
-    does not take is left out; `report.notes` says so, and which parameters no run read.
+    others with values far apart until there are 256 rows; fewer where a row takes long, and then
+    `report.notes` says so; `report.rows` has the number. It is on more if the model chooses its way
+    by values and has parameters that were not read yet (see
+    `fxrebasin.exporters.verify.references`). What the model does not take is left out;
+    `report.notes` says so, and which parameters no run read, and which units no row showed.
 
     Two modules are compared in float64 with a tolerance of 1e-10, and so are two ONNX files, by
     an interpreter of their graphs that is held against onnxruntime first. A module and a file are
@@ -81,16 +87,32 @@ def verify(
             raise InputError("other is a state dict; that can be compared with an ONNX file only")
         return _compare_stored(read(model), other)
     options: dict[str, Any] = {"state_buffers": state_buffers, "outputs": outputs}
-    if isinstance(model, nn.Module) and not isinstance(other, ModelProto):
-        return equivalence.verify(model, other, example_inputs, example_kwargs, **options)
-    if isinstance(other, nn.Module) and not isinstance(model, ModelProto | nn.Module):
-        return equivalence.verify(other, model, example_inputs, example_kwargs, **options)
+    given: Any = (example_inputs, example_kwargs)
+    if isinstance(model, nn.Module) and isinstance(other, nn.Module):
+        return equivalence.verify(model, other, *given, **options)
+    if isinstance(model, nn.Module) and isinstance(other, str | PathLike):
+        return _compare_with_file(model, other, given, options)
+    if isinstance(other, nn.Module) and isinstance(model, str | PathLike):
+        return _compare_with_file(other, model, given, options)
     if isinstance(model, nn.Module) or isinstance(other, nn.Module):
         raise InputError(
             "a module is compared with the path of an ONNX file; save the model that is in memory"
         )
     given = example_kwargs if example_inputs is None else example_inputs
     return _compare_files(read(model), read(other), given, outputs)
+
+
+def _compare_with_file(
+    model: nn.Module, file: str | PathLike[str], given: Sequence[Any], options: Mapping[str, Any]
+) -> EquivalenceReport:
+    """What a module and a file compute, and what numbers they are made of."""
+    report = equivalence.verify(model, file, *given, **options)
+    stored = compare_state(Path(file), named_state(unwrap(model)))
+    return replace(
+        report,
+        structure=(*report.structure, *stored.faults),
+        notes=(*report.notes, *stored.notes),
+    )
 
 
 def _compare_files(
@@ -107,7 +129,7 @@ def _compare_files(
     for source, runs in ((one, module), (two, candidate)):
         check_interpreter(source, runs, args, wanted)
     dynamic = dynamic_batch(one, module, args) and dynamic_batch(two, candidate, args)
-    return compare_float64(module, candidate, args, {}, wanted, any_batch=dynamic, thorough=True)
+    return compare_float64(module, candidate, args, {}, wanted, any_batch=dynamic, rows=ROWS)
 
 
 def _compare_stored(source: OnnxSource, state: Mapping[str, Tensor]) -> EquivalenceReport:
