@@ -88,7 +88,7 @@ def verify(
         return _compare_stored(read(model), other)
     options: dict[str, Any] = {"state_buffers": state_buffers, "outputs": outputs}
     given: Any = (example_inputs, example_kwargs)
-    if isinstance(model, nn.Module) and isinstance(other, nn.Module):
+    if isinstance(model, nn.Module) and not isinstance(other, ModelProto | str | PathLike):
         return equivalence.verify(model, other, *given, **options)
     if isinstance(model, nn.Module) and isinstance(other, str | PathLike):
         return _compare_with_file(model, other, given, options)
