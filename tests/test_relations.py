@@ -7,7 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fxrebasin.passes.fields.fields import Labels
 from fxrebasin.passes.fields.ledger import Ledger
+from fxrebasin.passes.fields.reshaping import _tell_apart
+from fxrebasin.passes.fields.rows import thinned
 from fxrebasin.passes.group.relations import compact, with_blocks
 from fxrebasin.running.on_meta import on_meta
 
@@ -46,6 +49,34 @@ def test_compact_relations_allow_the_same_permutations(fields):
     full = [field.reshape(-1) for field in np.broadcast_arrays(*fields)]
     allowed = set.intersection(*(preserved_by(part) for part in compact(fields)))
     assert allowed == preserved_by(full)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(relations())
+def test_thinned_relations_have_the_same_tuples_and_no_two_slices_alike(fields):
+    thin = thinned(fields)
+    assert rows_of(thin) == rows_of(fields)
+    assert [item.shape for item in thinned(thin)] == [item.shape for item in thin]
+
+
+def test_positions_that_all_fields_repeat_go_before_anything_is_broadcast():
+    """Of 48 heads of two images and 4,000 tokens squared, 12 heads remain."""
+    heads = np.tile(np.arange(12), 4).reshape(48, 1, 1)
+    rows = -2 - np.repeat([0, 1], 2000).reshape(1, 4000, 1)
+    thin = thinned([heads, rows, rows.transpose(0, 2, 1)])
+    assert [item.shape for item in thin] == [(12, 1, 1), (1, 2, 1), (1, 1, 2)]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(relations(), st.integers(1, 30))
+def test_positions_are_told_apart_where_no_two_have_the_same_labels(fields, repeats):
+    long = [np.repeat(item, repeats, axis=2) if item.shape[2] > 1 else item for item in fields]
+    if repeats % 2:
+        long.append(-100 - np.arange(2 * repeats).reshape(1, 1, -1))
+    grid = np.broadcast_shapes(*(item.shape for item in long))
+    rigid = [Labels(torch.from_numpy(item), (), injective=False) for item in long]
+    expected = len(rows_of(long)) == np.prod(grid)
+    assert _tell_apart(rigid, [axis for axis in range(3) if grid[axis] > 1], grid) == expected
 
 
 @st.composite

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import networkx as nx
+import numpy as np
 
 from fxrebasin.passes.fields.elements import separate
 from fxrebasin.passes.fields.fields import (
@@ -19,7 +20,9 @@ from fxrebasin.passes.fields.fields import (
 )
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.moving import whole_view
-from fxrebasin.passes.fields.rows import distinct_rows
+from fxrebasin.passes.fields.rows import count_rows, thinned
+
+_CORNER = 16
 
 
 def reshape_field(
@@ -95,10 +98,18 @@ def _with_plain_positions(fields: list[Field], shape: tuple[int, ...]) -> list[F
 
 
 def _tell_apart(fields: Sequence[Labels], axes: Sequence[int], shape: Sequence[int]) -> bool:
-    """Whether no two positions of the axes have the same labels in all fields."""
+    """Whether no two positions of the axes have the same labels in all fields.
+
+    All positions may be many: two that are alike are mostly found along one axis or in a corner.
+    """
     grid = [size if axis in axes else 1 for axis, size in enumerate(shape)]
-    columns = [item.values.expand(grid).reshape(-1).numpy() for item in fields]
-    return len(distinct_rows(columns)) == columns[0].size
+    columns = [item.values.numpy() for item in fields]
+    corner = tuple(slice(_CORNER) for _ in grid)
+    for part in ([item[corner] for item in columns], thinned(columns)):
+        whole = np.broadcast_arrays(*part)
+        if count_rows([item.reshape(-1) for item in whole]) < whole[0].size:
+            return False
+    return list(whole[0].shape) == grid  # else some axis has positions that are alike
 
 
 def _opaque_groups(

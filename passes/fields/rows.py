@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -80,6 +80,38 @@ def distinct(values: npt.NDArray[_Whole]) -> npt.NDArray[_Whole]:
     first = np.ones(ordered.size, dtype=np.bool_)
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
     return ordered[first]
+
+
+def thinned(columns: Sequence[Ints], axes: Collection[int] | None = None) -> list[Ints]:
+    """Labels that meet on a tensor, without positions along an axis at which all are as at others.
+
+    A relation is a set of tuples, so nothing is lost; what is left grows with the different tokens
+    or pixels that there are, and not with the square of all.
+
+    Args:
+        columns: labels over the axes of the tensor, with size 1 where they do not vary.
+        axes: along which positions may go; all if not given.
+    """
+    found = list(columns)
+    for axis in range(found[0].ndim) if axes is None else axes:
+        varying = [column for column in found if column.shape[axis] > 1]
+        if not varying:
+            continue
+        slices = row_codes([_slices(column, axis) for column in varying])
+        first = np.unique(slices, return_index=True)[1]
+        if first.size < slices.size:
+            kept = np.sort(first)
+            found = [item.take(kept, axis) if item.shape[axis] > 1 else item for item in found]
+    return found
+
+
+def _slices(column: Ints, axis: int) -> Ints:
+    """A number for each position along an axis, equal where everything there is equal."""
+    rows = np.ascontiguousarray(np.moveaxis(column, axis, 0)).reshape(column.shape[axis], -1)
+    if rows.shape[1] == 1:
+        return rows[:, 0]
+    whole = rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1])))
+    return np.unique(whole, return_inverse=True)[1].reshape(-1).astype(np.int64, copy=False)
 
 
 def all_differ(values: Ints) -> bool:

@@ -19,6 +19,7 @@ from fxrebasin.passes.fields.rows import (
     distinct_rows,
     mix,
     row_codes,
+    thinned,
 )
 
 _Met = TypeVar("_Met")
@@ -173,9 +174,9 @@ def _summed(columns: Sequence[Ints], axes: Collection[int]) -> tuple[Ints, bool]
     Returns:
         The codes, and whether sets of different codes have nothing in common.
     """
-    full = np.broadcast_arrays(*columns)
+    gone = [axis for axis in range(columns[0].ndim) if axis not in axes]
+    full = np.broadcast_arrays(*thinned(columns, gone))
     kept = [axis for axis in range(full[0].ndim) if axis in axes]
-    gone = [axis for axis in range(full[0].ndim) if axis not in axes]
     shape = [size if axis in axes else 1 for axis, size in enumerate(full[0].shape)]
     tags = row_codes([item.transpose([*kept, *gone]).reshape(-1) for item in full])
     count = math.prod(shape)
@@ -200,4 +201,4 @@ def _axes(column: Ints) -> list[int]:
 
 
 def _flat(columns: Sequence[Ints]) -> list[Ints]:
-    return [column.reshape(-1) for column in np.broadcast_arrays(*columns)]
+    return [column.reshape(-1) for column in np.broadcast_arrays(*thinned(columns))]
