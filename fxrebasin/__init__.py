@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fxrebasin.exporters.onnx.export import export_onnx
     from fxrebasin.importers.onnx.comparing import verify
     from fxrebasin.importers.onnx.merging import onnx_merge
+    from fxrebasin.importers.onnx.permuting import onnx_apply
     from fxrebasin.importers.onnx.transforming import onnx_transform
     from fxrebasin.layout import PermutationClass
     from fxrebasin.merge import (
@@ -64,6 +65,7 @@ __all__ = [
     "match",
     "merge_many",
     "merge_stats",
+    "onnx_apply",
     "onnx_merge",
     "onnx_transform",
     "plot_barrier",
@@ -83,6 +85,7 @@ _NAMES_IN = {
     ),
     "fxrebasin.exporters.onnx.export": ("export_onnx",),
     "fxrebasin.importers.onnx.merging": ("onnx_merge",),
+    "fxrebasin.importers.onnx.permuting": ("onnx_apply",),
     "fxrebasin.importers.onnx.transforming": ("onnx_transform",),
     "fxrebasin.importers.onnx.comparing": ("verify",),
     "fxrebasin.layout": ("PermutationClass",),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast, overload
 
 import torch
 from torch import fx, nn
@@ -40,8 +40,12 @@ Reference: TypeAlias = nn.Module | Mapping[str, torch.Tensor] | str | PathLike[s
 """A module, a state dict, or the path of weights: a file, an index of shards, or a folder."""
 
 
+OnnxOrModule: TypeAlias = "nn.Module | ModelProto | str | PathLike[str]"
+"""A module; or the path of an ONNX file, or such a model in memory."""
+
+
 def analyze(
-    model: nn.Module | ModelProto | str | PathLike[str],
+    model: OnnxOrModule,
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
@@ -93,6 +97,7 @@ def analyze(
                 f"symmetry={symmetry!r}: of ONNX files only permutations are found; pass the "
                 "module that the file was made from"
             )
+        _refuse_buffers(state_buffers)
         given = example_kwargs if example_inputs is None else example_inputs
         return symmetry_of_file(model, given, outputs)
     module = unwrap(model)
@@ -109,14 +114,19 @@ def _kinds(symmetry: str) -> Kinds:
     return Kinds(symmetry)
 
 
+def _refuse_buffers(state_buffers: Sequence[str]) -> None:
+    if state_buffers:
+        raise InputError("state_buffers is for modules; an ONNX file has no buffers")
+
+
 def _is_onnx(model: object) -> TypeGuard[ModelProto | str | PathLike[str]]:
     """Whether a model is an ONNX file, or was read from one; onnx is not loaded to see that."""
     return isinstance(model, str | PathLike) or type(model).__name__ == "ModelProto"
 
 
 def match(
-    model_b: nn.Module,
-    ref: Reference,
+    model_b: OnnxOrModule,
+    ref: Reference | ModelProto,
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
     method: str = "weight",
@@ -135,9 +145,11 @@ def match(
     and a permuted one of its weights; for a model too large for that there is `verify=False`.
 
     Args:
-        model_b: the model to be permuted.
-        ref: the reference: a module of the same architecture, its state dict, or a file of it.
-        example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
+        model_b: the model to be permuted; or the path of an ONNX file, or such a model in memory.
+        ref: the reference: a module of the same architecture, its state dict, or a file of it; for
+            an ONNX file another one of the same graph.
+        example_inputs: a tensor, or a tuple of positional inputs; inferred when left out. Of an
+            ONNX file also a mapping of tensors or arrays by the names of its inputs.
         example_kwargs: keyword inputs by name.
         method: `"weight"` is weight matching (Git Re-Basin, arXiv:2209.04836, algorithm 1);
             `"frank_wolfe"` and `"sinkhorn"` search for more of the same agreement, `"activation"`
@@ -183,8 +195,8 @@ def match(
 
 
 def matched(
-    model_b: nn.Module,
-    ref: Reference,
+    model_b: OnnxOrModule,
+    ref: Reference | ModelProto,
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
     method: str = "weight",
@@ -225,9 +237,26 @@ def matched(
         >>> report.distance_after <= report.distance_before, report.tracer
         (True, None)
     """
+    if not isinstance(model_b, nn.Module) and _is_onnx(model_b):
+        from fxrebasin.importers.onnx.transforming import onnx_match
+
+        _refuse_buffers(state_buffers)
+        return onnx_match(
+            model_b,
+            cast("ModelProto", ref),
+            example_inputs=example_kwargs if example_inputs is None else example_inputs,
+            method=method,
+            seed=seed,
+            verify=verify,
+            outputs=outputs,
+            ignore=ignore,
+            **options,
+        )
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    request = _Request(model_b, ref, inputs, method, options, choices, ignore)
+    request = _Request(
+        unwrap(model_b), cast(Reference, ref), inputs, method, options, choices, ignore
+    )
     seconds: dict[str, float] = {}
     with _timed(seconds, "analyze"):
         symmetry = request.analyze()
@@ -246,6 +275,7 @@ def matched(
     return _reported(request, symmetry, found, seconds, equivalence)
 
 
+@overload
 def apply(
     model_b: nn.Module,
     permutation: Permutation,
@@ -255,14 +285,40 @@ def apply(
     verify: bool = True,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
-) -> fx.GraphModule:
+) -> fx.GraphModule: ...
+
+
+@overload
+def apply(
+    model_b: ModelProto | str | PathLike[str],
+    permutation: Permutation,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    verify: bool = True,
+    state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
+) -> ModelProto: ...
+
+
+def apply(
+    model_b: OnnxOrModule,
+    permutation: Permutation,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    verify: bool = True,
+    state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
+) -> fx.GraphModule | ModelProto:
     """Permute the units of a model; the result owns its weights, and `model_b` is left as it was.
 
     A permutation may come from a file, and have been found on another state: result and model are
     compared in float64, as `transform` does.
 
     Args:
-        model_b: the model; any module or GraphModule.
+        model_b: the model; any module or GraphModule; or the path of an ONNX file, or such a model
+            in memory.
         permutation: from `match`, `Symmetry.random`, or `Permutation.load`.
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
@@ -273,7 +329,8 @@ def apply(
             those that the permutation was found with; a function has to be passed again.
 
     Returns:
-        A GraphModule in eval mode with the same state dict keys, shapes and dtypes.
+        A GraphModule in eval mode with the same state dict keys, shapes and dtypes. Of an ONNX
+        file the same model with its weights moved, in memory; `onnx_apply` writes a file.
 
     Raises:
         ArchitectureMismatchError: the permutation belongs to another architecture, or to the
@@ -289,6 +346,12 @@ def apply(
         >>> torch.allclose(permuted(x), net(x), atol=1e-6)
         True
     """
+    if not isinstance(model_b, nn.Module) and _is_onnx(model_b):
+        from fxrebasin.importers.onnx.permuting import applied
+
+        _refuse_buffers(state_buffers)
+        given = example_kwargs if example_inputs is None else example_inputs
+        return applied(model_b, permutation, given, verify=verify, outputs=outputs)
     module = unwrap(model_b)
     check_usable(module)
     chosen = choices_for(module, state_buffers=state_buffers, outputs=outputs)

@@ -1,6 +1,7 @@
 """ONNX files on the command line: in the place of a model and its weights, and as a result."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -125,3 +126,60 @@ def test_axes_that_may_have_any_size_are_chosen(files, tmp_path):
     sizes = [dim.dim_param or dim.dim_value for dim in held.type.tensor_type.shape.dim]
     assert sizes == ["rows", "length", 4]
     assert "rows" in invoke(*export, "--out", "x.onnx", "--dynamic", "rows", code=2).output
+
+
+def test_a_certificate_is_applied_and_undone(files):
+    transform = ("transform", "b.onnx", "--ref", "a.onnx", "--out", "out.onnx")
+    invoke(*transform, "--certificate", "p.safetensors")
+    apply = ("apply", "b.onnx", "p.safetensors", "--out")
+    assert "wrote moved.onnx" in invoke(*apply, "moved.onnx").output
+    assert Path("moved.onnx").read_bytes() == Path("out.onnx").read_bytes()
+    undone = invoke(
+        "apply", "moved.onnx", "p.safetensors", "--inverse", "--out", "u.onnx", "--json"
+    )
+    assert json.loads(undone.stdout)["equivalence"]["passed"] is True
+    assert Path("u.onnx").read_bytes() == Path("b.onnx").read_bytes()
+    assert ".onnx" in invoke(*apply, "x.pt", code=2).output
+    assert "--weights" in invoke(*apply, "x.onnx", "--weights", "a.onnx", code=2).output
+
+
+def test_several_files_become_one(files):
+    write("c.onnx", {name: value + 0.5 for name, value in files.items()})
+    merge = ("merge", "a.onnx", "b.onnx", "c.onnx", "--out")
+    document = json.loads(invoke(*merge, "mean.onnx", "--json").stdout)
+    assert document == json.loads(Path("mean.json").read_text())
+    assert document["alignments"][1]["distance_after"] == 0
+    for name, value in read("mean.onnx").items():
+        assert np.allclose(value, files[name] + 0.5 / 3, atol=1e-6), name
+    assert "units moved" in Path("mean.md").read_text()
+    invoke(*merge, "w.onnx", "--weights", "0.5,0.25,0.25", "--no-report")
+    assert np.allclose(read("w.onnx")["b1"], files["b1"] + 0.125, atol=1e-6)
+    assert not Path("w.json").exists()
+    invoke("merge", "a.onnx", "c.onnx", "--t", "0.2", "--method", "none", "--out", "t.onnx")
+    assert np.allclose(read("t.onnx")["b1"], files["b1"] + 0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--out", "m.pt"), "found m.pt"),
+        (("--combine", "slerp"), "--combine"),
+        (("--method", "merge_many"), "merge_many"),
+        (("--weights", "w1=0.5,0.5"), "patterns"),
+        (("--weights", "0.5"), "numbers"),
+        (("--weights", "0.5,0.6"), "sum 1"),
+        (("--t", "0.2", "--weights", "0.5,0.5"), "--t"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused(files, arguments, words):
+    out = () if "--out" in arguments else ("--out", "m.onnx")
+    assert words in invoke("merge", "a.onnx", "b.onnx", *arguments, *out, code=2).output
+    assert not any(Path(name).exists() for name in ("m.onnx", "m.json", "m.md"))
+
+
+def test_a_recipe_names_files(files):
+    Path("recipe.yaml").write_text(
+        "command: merge\nmodels: [a.onnx, b.onnx]\nweights: [0.5, 0.5]\nout: half.onnx\n"
+    )
+    invoke("run", "recipe.yaml")
+    assert all(np.array_equal(value, files[name]) for name, value in read("half.onnx").items())

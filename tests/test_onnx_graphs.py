@@ -198,10 +198,10 @@ def test_inputs_are_made_up_of_what_reads_them() -> None:
     made = model(text, {"table": (4, 6), "w1": (6, 3), "w2": (3, 2)})
     made.graph.input[1].type.tensor_type.shape.dim[1].dim_param = "steps + steps"
     found = find(read(made))
-    assert found.inputs["tokens"].max() < 4
-    assert found.inputs["gate"].shape[1] == 2 * found.inputs["tokens"].shape[1]
-    assert len(found.others) == 1
-    assert found.others[0]["tokens"].shape != found.inputs["tokens"].shape
+    assert found.runs.inputs[0]["tokens"].max() < 4
+    assert found.runs.inputs[0]["gate"].shape[1] == 2 * found.runs.inputs[0]["tokens"].shape[1]
+    first, second = found.runs.inputs
+    assert first["tokens"].shape != second["tokens"].shape
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
@@ -218,7 +218,7 @@ def test_a_size_is_the_same_wherever_it_is_named(name: str) -> None:
     text = f""" g (int64[batch,{name}] tokens, float[batch,2,{name},4] keys) => (float[a,b,2] y) {{
         e = Gather(table, tokens)  h = MatMul(e, w1)  y = MatMul(h, w2) }}"""
     found = find(read(model(text, {"table": (4, 6), "w1": (6, 3), "w2": (3, 2)})))
-    for inputs in (found.inputs, *found.others):
+    for inputs in found.runs.inputs:
         assert inputs["tokens"].shape[1] == inputs["keys"].shape[2]
         assert inputs["tokens"].shape[0] == inputs["keys"].shape[0]
 
@@ -227,8 +227,8 @@ def test_channels_are_those_of_the_first_layer() -> None:
     text = """ g (float[batch,num_channels,height,width] x) => (float[a,b,c,d] y) {
         h = Conv(x, w1)  r = Relu(h)  y = Conv(r, w2) }"""
     found = find(read(model(text, {"w1": (6, 5, 3, 3), "w2": (2, 6, 1, 1)})))
-    assert found.inputs["x"].shape == (2, 5, 64, 64)
-    assert found.others[0]["x"].shape == (3, 5, 96, 96)
+    assert found.runs.inputs[0]["x"].shape == (2, 5, 64, 64)
+    assert found.runs.inputs[1]["x"].shape == (3, 5, 96, 96)
     assert found.symmetry.log10_order() == pytest.approx(log(6))
 
 

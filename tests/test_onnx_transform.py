@@ -21,7 +21,7 @@ from fxrebasin.errors import (
     EquivalenceError,
     InputError,
 )
-from fxrebasin.importers.onnx import transforming
+from fxrebasin.importers.onnx import permuting
 from fxrebasin.importers.onnx.loading import read
 from fxrebasin.importers.onnx.tensors import bytes_of
 from tests.support.onnx_graphs import MLP, MLP_WEIGHTS, mlp, model, planted
@@ -331,8 +331,8 @@ def test_a_wrong_permutation_is_not_written(
         found = right(*args)
         return {**found, "w2": found["w2"].flip(0)}
 
-    right = transforming._moved
-    monkeypatch.setattr(transforming, "_moved", wrong)
+    right = permuting._moved
+    monkeypatch.setattr(permuting, "_moved", wrong)
     with pytest.raises(EquivalenceError):
         fxrebasin.onnx_transform(mlp(), ref=mlp(1), out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from fxrebasin.cli.onnx_files import apply_file, is_onnx_file, reading_given, refuse_options
 from fxrebasin.cli.options import (
     CHECKPOINT,
     EXISTING_FILE,
@@ -28,7 +29,7 @@ from fxrebasin.cli.talking import say, show
     "--weights", type=CHECKPOINT, help="Weights to permute; those of MODEL if it is a folder."
 )
 @click.option("--inverse", is_flag=True, help="Undo the permutation.")
-@target_options("Permuted weights")
+@target_options("Permuted weights", also=(".onnx",))
 @reading_options
 @input_options
 @json_option
@@ -44,7 +45,8 @@ def apply(
 ) -> None:
     """Permute a checkpoint of MODEL by CERTIFICATE, which transform wrote, and prove the result.
 
-    With --inverse the permutation is undone: bit for bit what it was.
+    With --inverse the permutation is undone: bit for bit what it was. MODEL may be an ONNX file,
+    and --out is one then.
     """
     from fxrebasin.cli.aligning import moved
     from fxrebasin.cli.documents import (
@@ -58,6 +60,14 @@ def apply(
     from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write_weights
     from fxrebasin.permutation import Permutation
 
+    if is_onnx_file(model):
+        given = {"--weights": weights, "--dtype": target.dtype, **reading_given(reading, inputs)}
+        refuse_options(given)
+        talk = Talk(as_json, dry_run=False)
+        apply_file(Path(model), certificate, inverse, target, inputs, talk)
+        return
+    if is_onnx_file(target.out):
+        raise click.UsageError("--out is an ONNX file only where MODEL is one")
     path = weights_or_folder(model, weights, "--weights")
     refuse_target(target, inputs=[path, certificate])
     permutation = Permutation.load(certificate)

@@ -6,6 +6,12 @@ from pathlib import Path
 
 import click
 
+from fxrebasin.cli.onnx_files import (
+    is_onnx_file,
+    reading_given,
+    refuse_options,
+    running_given,
+)
 from fxrebasin.cli.options import (
     AS_THEY_ARE,
     CHECKPOINT,
@@ -30,7 +36,7 @@ from fxrebasin.cli.options import (
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="[MODEL] A B [C ...]")
-@target_options("The merged weights")
+@target_options("The merged weights", also=(".onnx",))
 @matching_options(
     (*PAIRWISE, *JOINT, AS_THEY_ARE), "weight for two checkpoints, merge_many for more"
 )
@@ -111,8 +117,24 @@ def merge(
 
     Two folders of Hugging Face models need no MODEL: `fxrebasin merge A B --out C`. In front of
     more, MODEL may be any of them. The result is the file or folder of A with other weights: its
-    names, dtypes and everything else stay as they are.
+    names, dtypes and everything else stay as they are. A, B and C may be ONNX files, without MODEL;
+    --out is one then.
     """
+    if all(map(is_onnx_file, models)):
+        from fxrebasin.cli.onnx_merging import FilesToMerge, merge_files
+
+        useless: dict[str, object] = {
+            **{"--combine": combine != COMBINATIONS[0], "--density": density, "--base": base},
+            **{"--scale": scale != 1.0, "--recalibrate": recalibrate, "--repair": repair},
+            **{"--evaluate": evaluate, "--picture": picture},
+        }
+        given = {**running_given(matching, target, talk), **reading_given(reading, inputs)}
+        refuse_options({**useless, **given})
+        files = FilesToMerge(tuple(map(Path, models)), weights, position, report)
+        merge_files(files, target, matching, inputs, talk)
+        return
+    if is_onnx_file(target.out):
+        raise click.UsageError("--out is an ONNX file only where A and B are such files")
     from fxrebasin.cli.merging import Merge, Numbers, run_merge
     from fxrebasin.merge.combinations import Formula
 

@@ -112,7 +112,7 @@ def transform_file(
     refuse_target(target, certificate, inputs=[model, ref])
     target.out.parent.mkdir(parents=True, exist_ok=True)
     with waiting(f"re-basing {model}"):
-        report = _rebased(model, ref, target.out, matching, inputs, overwrite=target.overwrite)
+        report = rebased(model, ref, target.out, matching, inputs, overwrite=target.overwrite)
     files = [target.out]
     if certificate is not None:
         report.certificate.save(certificate, overwrite=target.overwrite)
@@ -122,6 +122,63 @@ def transform_file(
     show(talk, report_facts(report), {**command_document("transform"), **document, **written})
     for file in files:
         say(talk, f"wrote {file}")
+
+
+def apply_file(
+    model: Path,
+    certificate: Path,
+    inverse: bool,
+    target: Target,
+    inputs: Inputs,
+    talk: Talk,
+) -> None:
+    """Permute an ONNX file by a certificate.
+
+    Args:
+        model: the file.
+        certificate: of a permutation.
+        inverse: whether that is undone.
+        target: the file to write.
+        inputs: which outputs count.
+        talk: what is printed.
+
+    Raises:
+        UsageError: the result is no ONNX file.
+    """
+    import fxrebasin
+    from fxrebasin.cli.documents import command_document, permutation_document
+    from fxrebasin.cli.work import refuse_target
+    from fxrebasin.progress import waiting
+
+    if not is_onnx_file(target.out):
+        raise click.UsageError(f"--out has to be an .onnx file as MODEL is; found {target.out}")
+    refuse_target(target, inputs=[model, certificate])
+    permutation = fxrebasin.Permutation.load(certificate)
+    if inverse:
+        permutation = permutation.inverse()
+    target.out.parent.mkdir(parents=True, exist_ok=True)
+    with waiting(f"permuting {model}"):
+        proof = fxrebasin.onnx_apply(
+            model, permutation, target.out, overwrite=target.overwrite, outputs=inputs.outputs
+        )
+    figures = permutation_document(permutation)
+    facts = [
+        ("permuted", str(model)),
+        ("by", f"{certificate}{', undone' if inverse else ''}"),
+        ("moved", f"{figures['units_moved']} of {figures['units']} units"),
+        ("proof", str(proof)),
+    ]
+    document = {
+        **command_document("apply"),
+        "model": str(model),
+        "certificate": str(certificate),
+        "inverse": inverse,
+        **figures,
+        "equivalence": None if proof is None else proof.to_dict(),
+        "files": [str(target.out)],
+    }
+    show(talk, facts, document)
+    say(talk, f"wrote {target.out}")
 
 
 def interpolate_files(
@@ -164,7 +221,7 @@ def interpolate_files(
         if matching.method != AS_THEY_ARE:
             second = Path(folder) / "rebased.onnx"
             with waiting(f"re-basing {files[1]}"):
-                report = _rebased(files[1], files[0], second, matching, inputs, overwrite=False)
+                report = rebased(files[1], files[0], second, matching, inputs, overwrite=False)
             facts, document = report_facts(report), matching_document(report)
         for t, path in places.items():
             fxrebasin.onnx_merge([files[0], second], path, (1 - t, t), overwrite=target.overwrite)
@@ -174,9 +231,19 @@ def interpolate_files(
         say(talk, f"wrote {path} (t = {t:g})")
 
 
-def _rebased(
+def rebased(
     model: Path, ref: Path, out: Path, matching: HowToMatch, inputs: Inputs, *, overwrite: bool
 ) -> RebasinReport:
+    """Re-base a file towards another one.
+
+    Args:
+        model: the file.
+        ref: the other one.
+        out: where the result goes.
+        matching: how units are matched.
+        inputs: which outputs count.
+        overwrite: whether a file that exists is replaced.
+    """
     import fxrebasin
 
     options: dict[str, Any] = {} if matching.restarts is None else {"restarts": matching.restarts}

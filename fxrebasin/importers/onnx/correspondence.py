@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,9 @@ _WHAT_NOW = (
 )
 
 
-def partners(source: OnnxSource, reference: OnnxSource) -> dict[str, str]:
+def partners(
+    source: OnnxSource, reference: OnnxSource, ignored: Collection[str] = ()
+) -> dict[str, str]:
     """For each tensor of a file, the tensor of a reference that its graph reads at its place.
 
     Nodes go together one after the other, which needs no names; where the order differs, those
@@ -27,13 +29,14 @@ def partners(source: OnnxSource, reference: OnnxSource) -> dict[str, str]:
     Args:
         source: a model.
         reference: another one.
+        ignored: names of tensors of the source that may have other shapes there.
 
     Raises:
         ArchitectureMismatchError: the graphs differ; the first difference is named.
     """
     fault = ""
     for by_name in (False, True):
-        found = _Pairing(source, reference)
+        found = _Pairing(source, reference, ignored)
         try:
             found.graphs(source.parsed.graph, reference.parsed.graph, by_name)
         except ArchitectureMismatchError as error:
@@ -66,8 +69,8 @@ class _Values:
 class _Pairing:
     """Names of two graphs that mean the same, as they are met."""
 
-    def __init__(self, source: OnnxSource, reference: OnnxSource) -> None:
-        self._source, self._reference = source, reference
+    def __init__(self, source: OnnxSource, reference: OnnxSource, ignored: Collection[str]) -> None:
+        self._source, self._reference, self._ignored = source, reference, ignored
         self.tensors: dict[str, str] = {}
         self._taken: dict[str, str] = {}
 
@@ -191,7 +194,7 @@ class _Pairing:
             raise ArchitectureMismatchError(
                 f"{place} reads {mine!r}; in the reference it shares {theirs!r} with other nodes"
             )
-        if mine not in self._source.state:
+        if mine not in self._source.state or mine in self._ignored:
             return
         own = self._source.parsed.tensors[mine]
         other = self._reference.parsed.tensors[theirs]

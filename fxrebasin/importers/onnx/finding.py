@@ -29,25 +29,39 @@ _LOOKED_THROUGH = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
+class Runs:
+    """A graph, and what it is run on.
+
+    Args:
+        module: the graph.
+        inputs: by name; of two sizes, if the file allows it.
+    """
+
+    module: OnnxModule
+    inputs: tuple[Mapping[str, Tensor], ...]
+
+    @property
+    def arguments(self) -> tuple[Tensor, ...]:
+        """The first inputs in the order of the file."""
+        return tuple(self.inputs[0].values())
+
+
+@dataclass(frozen=True, eq=False)
 class Found:
     """What was found of a graph.
 
     Args:
         symmetry: with the file's names.
-        module: what was analysed.
-        inputs: on which, by name.
-        others: inputs of other sizes, if the file allows them.
+        runs: what was analysed, and on which inputs.
     """
 
     symmetry: Symmetry
-    module: OnnxModule
-    inputs: Mapping[str, Tensor]
-    others: tuple[Mapping[str, Tensor], ...]
+    runs: Runs
 
     @property
-    def arguments(self) -> tuple[Tensor, ...]:
-        """The inputs in the order of the file."""
-        return tuple(self.inputs.values())
+    def module(self) -> OnnxModule:
+        """What was analysed."""
+        return self.runs.module
 
 
 def find(
@@ -85,7 +99,7 @@ def find(
         better = _of_every_size(other, inputs, choices)
         if better.log10_order() > symmetry.log10_order() + _SAME:
             module, symmetry = other, better
-    return Found(_naming_unknown(source, symmetry), module, inputs[0], tuple(inputs[1:]))
+    return Found(_naming_unknown(source, symmetry), Runs(module, tuple(inputs)))
 
 
 def _naming_unknown(source: OnnxSource, symmetry: Symmetry) -> Symmetry:

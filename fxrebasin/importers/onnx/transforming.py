@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import onnx
-import torch
-from torch import Tensor
-
-from fxrebasin.choices import choices_for
-from fxrebasin.errors import EquivalenceError
-from fxrebasin.exporters.verify.equivalence import compare_onnxruntime, compare_states
-from fxrebasin.exporters.verify.onnx_session import OnnxModel
-from fxrebasin.exporters.verify.references import References
-from fxrebasin.importers.onnx.correspondence import partners
-from fxrebasin.importers.onnx.finding import Found, find
-from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
-from fxrebasin.importers.onnx.running import check_interpreter
-from fxrebasin.importers.onnx.tensors import bits_of, bytes_of
-from fxrebasin.importers.onnx.writing import changed, draft
-from fxrebasin.passes.match.methods import MatchResult, check_method, match_states
+from fxrebasin.importers.onnx.finding import Found
+from fxrebasin.importers.onnx.loading import Source
+from fxrebasin.importers.onnx.matching import paired
+from fxrebasin.importers.onnx.permuting import permuted
+from fxrebasin.passes.match.methods import MatchResult, check_method
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.running.outputs import Outputs
 from fxrebasin.storage.files import refuse_existing
-
-_STATISTICS = {"BatchNormalization": (3, 4)}
-"""Inputs that are permuted and not compared: running statistics."""
 
 
 def onnx_transform(
@@ -44,6 +30,7 @@ def onnx_transform(
     seed: int = 0,
     overwrite: bool = False,
     outputs: Outputs = None,
+    ignore: Sequence[str] = (),
     **options: Any,
 ) -> RebasinReport:
     """Re-base an ONNX file towards another one, without the PyTorch model that either came from.
@@ -68,13 +55,14 @@ def onnx_transform(
         seed: the same seed gives the same file.
         overwrite: replace a file that exists.
         outputs: names or patterns of the outputs that have to stay as they are; all when left out.
+        ignore: tensors that are not compared; see `fxrebasin.match`.
         **options: of the method.
 
     Returns:
         The report of `fxrebasin.transform`; its certificate has the file's names.
 
     Raises:
-        InputError: a graph is quantised, has operators that are not known, or does not run.
+        InputError: a graph is quantised, does not run, or has operators that nothing computes.
         CheckpointError: a file is missing, cut off, or its data lie outside its folder.
         ArchitectureMismatchError: the graphs differ; the first difference is named.
         EquivalenceError: a check failed, and nothing was written.
@@ -94,30 +82,78 @@ def onnx_transform(
     refuse_existing([place], overwrite=overwrite)
     clock = _Clock()
     with clock("read"):
-        own, other = read(source, "the model" * (not _has_path(source))), read(ref)
-        pairs = partners(own, other)
+        pair = paired(source, ref, outputs, ignore)
     with clock("analyze"):
-        choices = choices_for(own.module(), outputs=outputs)
-        found = find(own, example_inputs, choices, _equal(own, other, pairs))
+        found = pair.find(example_inputs)
     with clock("match"):
-        matched = _match(own, other, pairs, found, method, seed, options)
+        matched = pair.match(found, method, seed, options)
     with clock("rewrite"):
-        moved = _moved(found, matched, own.parsed.tensors)
+        result = permuted(pair.own, found.runs, matched.permutation, pair.choices.outputs)
     with clock("verify"):
-        references = check_interpreter(own, found.module, found.arguments, choices.outputs)
-    folder = None if own.path is None else own.path.parent
+        references = result.check_interpreter()
     with ExitStack() as stack:
         with clock("write"):
-            new = changed(own.parsed, moved)
-            file = draft(own.proto, own.parsed, new, place, folder, overwrite=overwrite)
-            written = stack.enter_context(file)
+            written = stack.enter_context(result.drafted(place, overwrite=overwrite))
         with clock("verify"):
-            report = _prove(own, found, written, moved, references)
-    return _report(matched, found, report, method, clock.seconds)
+            report = result.prove_file(written, references)
+    return _report(matched, found, report, method, clock.seconds, pair.ignored)
 
 
-def _has_path(source: Source) -> bool:
-    return not isinstance(source, onnx.ModelProto)
+def onnx_match(
+    source: Source,
+    ref: Source,
+    *,
+    example_inputs: Any = None,
+    method: str = "weight",
+    seed: int = 0,
+    verify: bool = True,
+    outputs: Outputs = None,
+    ignore: Sequence[str] = (),
+    **options: Any,
+) -> RebasinReport:
+    """What `onnx_transform` does, without writing anything; see `fxrebasin.match`.
+
+    Args:
+        source: see `onnx_transform`.
+        ref: see `onnx_transform`.
+        example_inputs: see `onnx_transform`.
+        method: see `onnx_transform`.
+        seed: see `onnx_transform`.
+        verify: run the graph on the weights in both orders.
+        outputs: see `onnx_transform`.
+        ignore: see `onnx_transform`.
+        **options: of the method.
+
+    Raises:
+        InputError: see `onnx_transform`.
+        CheckpointError: see `onnx_transform`.
+        ArchitectureMismatchError: see `onnx_transform`.
+        EquivalenceError: a check failed.
+
+    Example:
+        >>> import onnx
+        >>> text = '<ir_version: 8, opset_import: [ "" : 17 ]> g (float[n,2] x) => (float[n,1] y)'
+        >>> text += '<float[2,3] a = {1,2,3,4,5,6}, float[3,1] b = {7,8,9}>'
+        >>> text += ' { h = MatMul(x, a) i = Relu(h) y = MatMul(i, b) }'
+        >>> model = onnx.parser.parse_model(text)
+        >>> onnx_match(model, ref=model).certificate.is_identity
+        True
+    """
+    check_method(method, options)
+    clock = _Clock()
+    with clock("read"):
+        pair = paired(source, ref, outputs, ignore)
+    with clock("analyze"):
+        found = pair.find(example_inputs)
+    with clock("match"):
+        matched = pair.match(found, method, seed, options)
+    proof = None
+    if verify:
+        with clock("verify"):
+            result = permuted(pair.own, found.runs, matched.permutation, pair.choices.outputs)
+            result.check_interpreter()
+            proof = result.prove()
+    return _report(matched, found, proof, method, clock.seconds, pair.ignored)
 
 
 class _Clock:
@@ -136,116 +172,16 @@ class _Clock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
 
-def _equal(own: OnnxSource, other: OnnxSource, pairs: Mapping[str, str]) -> set[str]:
-    """Names of weights that both files have bit for bit."""
-    return {
-        name
-        for name in own.state
-        if name in pairs and _same_bits(own.parsed.tensors[name], other.parsed.tensors[pairs[name]])
-    }
-
-
-def _same_bits(mine: Tensor, theirs: Tensor) -> bool:
-    return mine.dtype is theirs.dtype and torch.equal(bits_of(mine), bits_of(theirs))
-
-
-def _statistics(source: OnnxSource) -> set[str]:
-    """Names of tensors that normalisations read as running statistics."""
-    return {
-        graph.tensors[step.inputs[at]]
-        for graph, step in source.parsed.graph.all_steps()
-        for at in _STATISTICS.get(step.kind, ())
-        if at < len(step.inputs) and step.inputs[at] in graph.tensors
-    }
-
-
-def _match(
-    own: OnnxSource,
-    other: OnnxSource,
-    pairs: Mapping[str, str],
-    found: Found,
-    method: str,
-    seed: int,
-    options: Mapping[str, Any],
-) -> MatchResult:
-    names = found.module.file_names
-    state_b = {key: own.parsed.tensors[name] for key, name in names.items() if name in pairs}
-    state_a = {
-        key: other.parsed.tensors[pairs[name]] for key, name in names.items() if name in pairs
-    }
-    kept = set(own.state) - _statistics(own)
-    return match_states(
-        found.symmetry,
-        state_b,
-        state_a,
-        method=method,
-        seed=seed,
-        parameters=[key for key, name in names.items() if name in kept],
-        model=found.module,
-        **options,
-    )
-
-
-def _moved(found: Found, matched: MatchResult, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights in their new order, by their names in the file.
-
-    Raises:
-        EquivalenceError: the way back does not lead to the weights that there were.
-    """
-    names = found.module.file_names
-    layout = matched.permutation.layout
-    given = {key: state[name] for key, name in names.items() if key in layout}
-    moved = matched.permutation.permute_state_dict(given)
-    back = matched.permutation.inverse().permute_state_dict(moved)
-    for key in given:
-        if bytes_of(back[key]) != bytes_of(given[key]):
-            raise EquivalenceError(f"{names[key]} does not come back when it is permuted back")
-    return {names[key]: moved[key] for key in given}
-
-
-def _prove(
-    own: OnnxSource,
-    found: Found,
-    written: Path,
-    moved: Mapping[str, Tensor],
-    references: References,
-) -> EquivalenceReport:
-    """Read a result again, and run it.
-
-    Raises:
-        EquivalenceError: it is not what it should be.
-    """
-    again = read(written, "the result")
-    before = own.parsed.tensors
-    if again.parsed.tensors.keys() != before.keys():
-        raise EquivalenceError("the result has other tensors than the model")
-    for name, tensor in again.parsed.tensors.items():
-        if bytes_of(tensor) != bytes_of(moved.get(name, before[name])):
-            raise EquivalenceError(f"{name} was not written as it should be")
-    names = found.module.file_names
-    state = {key: before[name] for key, name in names.items()}
-    result = {key: again.parsed.tensors[name] for key, name in names.items()}
-    wanted = references.subject.wanted
-    reports = [
-        compare_states(found.module, state, result, args, {}, wanted, label=own.label)
-        for args in (tuple(item.values()) for item in (found.inputs, *found.others))
-    ]
-    for optimized in (False, True):
-        session = OnnxModel(written, "the result", optimized=optimized)
-        reports.append(compare_onnxruntime(session, references))
-    for report in reports:
-        report.raise_if_failed()
-    return reports[0]
-
-
 def _report(
     matched: MatchResult,
     found: Found,
-    equivalence: EquivalenceReport,
+    equivalence: EquivalenceReport | None,
     method: str,
     seconds: Mapping[str, float],
+    ignored: frozenset[str],
 ) -> RebasinReport:
     symmetry = found.symmetry
+    proved = () if equivalence is None else equivalence.notes
     return RebasinReport(
         method=method,
         objective_before=matched.objective_before,
@@ -255,9 +191,10 @@ def _report(
         sweeps=matched.sweeps,
         seconds=dict(seconds),
         tracer="onnx",
-        notes=tuple(dict.fromkeys((*symmetry.notes, *matched.notes, *equivalence.notes))),
+        notes=tuple(dict.fromkeys((*symmetry.notes, *matched.notes, *proved))),
         equivalence=equivalence,
         certificate=matched.permutation,
         log10_order=symmetry.log10_order(),
         unknown_operators=symmetry.unknown_operators,
+        ignored=tuple(sorted(ignored)),
     )

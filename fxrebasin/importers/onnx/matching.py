@@ -1,0 +1,135 @@
+"""Two files brought together: what their graphs have in common, and which units go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from onnx import ModelProto
+from torch import Tensor
+
+from fxrebasin.choices import Choices, choices_for
+from fxrebasin.errors import InputError
+from fxrebasin.ignoring import check_patterns, checked_patterns, fits
+from fxrebasin.importers.onnx.correspondence import partners
+from fxrebasin.importers.onnx.finding import Found, find
+from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
+from fxrebasin.importers.onnx.tensors import bits_of
+from fxrebasin.passes.match.methods import MatchResult, match_states
+from fxrebasin.running.outputs import Outputs
+
+_STATISTICS = {"BatchNormalization": (3, 4)}
+"""Inputs that are permuted and not compared: running statistics."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A file and its reference.
+
+    Args:
+        own: the file.
+        other: the reference.
+        tensors: names of tensors of the reference by those of the file.
+        ignored: names of tensors of the file that are not compared.
+        choices: of the user.
+    """
+
+    own: OnnxSource
+    other: OnnxSource
+    tensors: Mapping[str, str]
+    ignored: frozenset[str]
+    choices: Choices
+
+    def find(self, example: Any) -> Found:
+        """The symmetry of the file.
+
+        Args:
+            example: inputs; made up if left out.
+        """
+        return find(self.own, example, self.choices, self._equal())
+
+    def _equal(self) -> set[str]:
+        """Names of weights that both files have bit for bit."""
+        own, other = self.own.parsed.tensors, self.other.parsed.tensors
+        return {
+            name
+            for name in self.own.state
+            if name in self.tensors and _same_bits(own[name], other[self.tensors[name]])
+        }
+
+    def match(
+        self, found: Found, method: str, seed: int, options: Mapping[str, Any]
+    ) -> MatchResult:
+        """The permutation of the file's units.
+
+        Args:
+            found: of the file.
+            method: how units are matched.
+            seed: for what is random about it.
+            options: of the method.
+        """
+        names = found.module.file_names
+        shared = {key: name for key, name in names.items() if name in self.tensors}
+        own, other = self.own.parsed.tensors, self.other.parsed.tensors
+        kept = set(self.own.state) - _statistics(self.own)
+        return match_states(
+            found.symmetry,
+            {key: own[name] for key, name in shared.items()},
+            {key: other[self.tensors[name]] for key, name in shared.items()},
+            method=method,
+            seed=seed,
+            parameters=[key for key, name in names.items() if name in kept],
+            model=found.module,
+            ignored=[key for key, name in names.items() if name in self.ignored],
+            **options,
+        )
+
+
+def paired(
+    source: Source, ref: Source, outputs: Outputs = None, ignore: Sequence[str] = ()
+) -> Pair:
+    """Read a file and its reference.
+
+    Args:
+        source: the path of a file, or a model in memory.
+        ref: the reference.
+        outputs: that have to stay as they are; all when left out.
+        ignore: names or patterns of tensors that are not compared.
+
+    Raises:
+        ArchitectureMismatchError: the graphs differ; the first difference is named.
+        InputError: a pattern fits no tensor, or what `read` raises.
+        CheckpointError: see `read`.
+    """
+    if not isinstance(ref, str | PathLike | ModelProto):
+        raise InputError(
+            f"the reference of an ONNX file is of type {type(ref).__name__}; pass another ONNX "
+            "file of the same graph"
+        )
+    own, other = read(source, "" if _has_path(source) else "the model"), read(ref)
+    patterns = checked_patterns(ignore)
+    check_patterns(patterns, own.parsed.tensors, other.parsed.tensors)
+    ignored = frozenset(name for name in own.parsed.tensors if fits(name, patterns))
+    choices = choices_for(own.module(), outputs=outputs)
+    return Pair(own, other, partners(own, other, ignored), ignored, choices)
+
+
+def _has_path(source: Source) -> bool:
+    return not isinstance(source, ModelProto)
+
+
+def _same_bits(mine: Tensor, theirs: Tensor) -> bool:
+    return mine.dtype is theirs.dtype and torch.equal(bits_of(mine), bits_of(theirs))
+
+
+def _statistics(source: OnnxSource) -> set[str]:
+    """Names of tensors that normalisations read as running statistics."""
+    return {
+        graph.tensors[step.inputs[at]]
+        for graph, step in source.parsed.graph.all_steps()
+        for at in _STATISTICS.get(step.kind, ())
+        if at < len(step.inputs) and step.inputs[at] in graph.tensors
+    }
