@@ -36,6 +36,66 @@ class Training(Recipe):
         """Share of `learning_rate` to use when `progress` (0 to 1) of the training is done."""
         return 1.0 if self.constant else super().factor(progress)
 
+    def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Of the parameters that are trained.
+
+        Args:
+            model: to train.
+        """
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        make = torch.optim.Adam if self.coupled else torch.optim.AdamW
+        return make(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+
+    def augmented(self, inputs: Tensor) -> Tensor:
+        """Inputs as they are trained on; may draw from the global generator.
+
+        Args:
+            inputs: of the data.
+        """
+        return inputs
+
+    def restrain(self, model: nn.Module) -> None:
+        """Change gradients before a step.
+
+        Args:
+            model: with gradients.
+        """
+
+
+@dataclass(frozen=True)
+class CarefulTraining(Training):
+    """As transformers are trained.
+
+    Args:
+        noise: standard deviation of what is added to inputs, by which small data last longer.
+        only_matrices: weight decay leaves vectors, such as biases and scales, alone.
+        betas: of AdamW.
+        clip: largest norm of a gradient.
+    """
+
+    noise: float = 0.0
+    only_matrices: bool = True
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+
+    def optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        """See `Training`."""
+        decayed = [p for p in model.parameters() if p.dim() > 1 or not self.only_matrices]
+        others = [p for p in model.parameters() if p.dim() <= 1 and self.only_matrices]
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas)
+
+    def augmented(self, inputs: Tensor) -> Tensor:
+        """See `Training`."""
+        return inputs + self.noise * torch.randn(inputs.shape) if self.noise else inputs
+
+    def restrain(self, model: nn.Module) -> None:
+        """See `Training`."""
+        nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -99,10 +159,7 @@ def train(
         on_step: called after every step, for a progress bar.
     """
     model = copy.deepcopy(model).train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = (torch.optim.Adam if training.coupled else torch.optim.AdamW)(
-        parameters, lr=training.learning_rate, weight_decay=training.weight_decay
-    )
+    optimiser = training.optimiser(model)
     steps = training.epochs * steps_of_epoch(source, training)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -113,7 +170,8 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = training.learning_rate * training.factor((step + 1) / steps)
             optimiser.zero_grad()
-            loss_of(model(inputs), targets).backward()
+            loss_of(model(training.augmented(inputs)), targets).backward()
+            training.restrain(model)
             optimiser.step()
             on_step()
     return model.eval()

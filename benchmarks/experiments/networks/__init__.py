@@ -11,11 +11,16 @@ from benchmarks.experiments.networks.gpt import SpeedyLangNet
 from benchmarks.experiments.networks.mlp import MLP
 from benchmarks.experiments.networks.reduced import REDUCED
 from benchmarks.experiments.networks.resnet import SpeedyResNet
+from benchmarks.experiments.networks.small import digits_resnet, plain_mlp
+from benchmarks.experiments.networks.transformer import Transformer
 
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "resnet": SpeedyResNet,
     "gpt": SpeedyLangNet,
+    "transformer": Transformer,
+    "plain_mlp": plain_mlp,
+    "digits_resnet": digits_resnet,
     **REDUCED,
 }
 
