@@ -153,9 +153,9 @@ def match(
         example_kwargs: keyword inputs by name.
         method: `"weight"` is weight matching (Git Re-Basin, arXiv:2209.04836, algorithm 1);
             `"frank_wolfe"` and `"sinkhorn"` search for more of the same agreement, `"activation"`
-            (with `loader=`) compares activations on data, and `"straight_through"` (with `loader=`
-            and `loss=`) lowers the loss between the models. See docs/matching.md, and
-            `fxrebasin.passes` for the options of each.
+            (with `loader=`) compares activations on data, and `"straight_through"` and `"learned"`
+            (with `loader=` and `loss=`) lower the loss between the models. See docs/matching.md,
+            and `fxrebasin.passes` for the options of each.
         seed: the same seed gives the same permutation.
         verify: make sure that the permutation leaves the function of `model_b` as it is.
         state_buffers: see `analyze`.

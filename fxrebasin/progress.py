@@ -68,13 +68,14 @@ class LateBar:
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
-    def __call__(self, stage: str, done: int, total: int | None) -> None:
+    def __call__(self, stage: str, done: int, total: int | None, news: str = "") -> None:
         """Show how far a stage is.
 
         Args:
             stage: a few words.
             done: number of its steps that are done.
             total: number of all its steps; None if it is not known.
+            news: what was found so far, in a few words.
         """
         if time.perf_counter() < self._due:
             return
@@ -83,7 +84,8 @@ class LateBar:
             self._bar.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage, total=total)
-        self._bar.update(self._tasks[stage], completed=done)
+        words = f"{stage}: {news}" if news else stage
+        self._bar.update(self._tasks[stage], completed=done, description=words)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

@@ -86,6 +86,7 @@ class Task:
             "sinkhorn": {"steps": 15},
             "sinkhorn, loss": {"loader": self.loader, "loss": loss, "epochs": 3},
             "straight_through": {"loader": self.loader, "loss": loss, "epochs": 2},
+            "learned": {"loader": self.loader, "loss": loss, "steps": 6},
         }[method]
 
     def match(self, method: str, seed: int = 0, **changes: Any) -> Permutation:
@@ -317,7 +318,7 @@ class Interrupting:
 
 
 @pytest.mark.parametrize("at", [0, 1, 5])
-@pytest.mark.parametrize("method", ["activation", "straight_through", "sinkhorn, loss"])
+@pytest.mark.parametrize("method", ["activation", "straight_through", "sinkhorn, loss", "learned"])
 def test_ctrl_c_in_the_loader_gives_the_best_so_far(method: str, at: int) -> None:
     task = Task("attention", planted=True)
     loader = Interrupting([*task.loader, *task.loader], at)

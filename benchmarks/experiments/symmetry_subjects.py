@@ -30,6 +30,7 @@ class Study:
         rate: step size of method "learned".
         batch: items per step of it.
         noise: added to its inputs, as in training.
+        has_signs: whether signs of its units may be chosen.
     """
 
     subject: Subject
@@ -37,6 +38,7 @@ class Study:
     rate: float = 3e-2
     batch: int = 16
     noise: float = 0.0
+    has_signs: bool = False
 
     def batches(self, source: Source, count: int, seed: int = 0) -> Batches:
         """What methods see.
@@ -100,7 +102,7 @@ def studies(settings: Settings) -> dict[str, Study]:
         "ViT": Study(_vit(width, settings), digits, rate=1e-2, batch=64, noise=_NOISE),
         "GPT": Study(gpt, text),
         "Llama": Study(_llama(width, blocks), text),
-        "tanh MLP": Study(_mlp("tanh", settings), digits, rate=1e-2, batch=64),
+        "tanh MLP": Study(_mlp("tanh", settings), digits, rate=1e-2, batch=64, has_signs=True),
         "ReLU MLP": Study(_mlp("relu", settings), digits, rate=1e-2, batch=64),
         "ResNet": Study(_resnet(settings), digits, rate=1e-2, batch=64),
     }

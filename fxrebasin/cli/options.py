@@ -34,7 +34,7 @@ _OTHER_SUFFIXES = (
 )
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 AS_THEY_ARE = "none"
-PAIRWISE = ("weight", "activation", "frank_wolfe", "sinkhorn", "straight_through")
+PAIRWISE = ("weight", "activation", "frank_wolfe", "sinkhorn", "straight_through", "learned")
 """Methods that match one model with another; those of `fxrebasin.passes.match`."""
 JOINT = ("merge_many", "cycle_consistent")
 """Methods that align several models at once; those of `fxrebasin.align_many`."""

@@ -107,6 +107,21 @@ def assemble(
     for correlation in correlations:
         for slots, matrix in correlation.matrices().items():
             total[slots] = total[slots] + matrix.to(total[slots]) if slots in total else matrix
+    return of_sums(classes, free, total)
+
+
+def of_sums(
+    classes: tuple[PermutationClass, ...],
+    free: Sequence[str],
+    total: Mapping[tuple[Slot, ...], torch.Tensor],
+) -> Assembled:
+    """The same of sums of correlations.
+
+    Args:
+        classes: the permutation classes.
+        free: names of those that may move.
+        total: for the slots of every kind of piece, of shape `(positions, positions)`.
+    """
     state_a, state_b, layout = _as_tensors(total)
     found = {s.class_name for slots in total for s in slots if s.class_name is not None}
     problem = WeightProblem(

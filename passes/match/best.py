@@ -17,7 +17,7 @@ class Best:
 
     def __init__(self, arrays: Arrays) -> None:
         self.arrays: dict[str, IntArray] = dict(arrays)
-        self._loss = math.inf
+        self.loss = math.inf
 
     def is_new(self, arrays: Arrays) -> bool:
         """Whether these differ from the best.
@@ -34,5 +34,5 @@ class Best:
             arrays: int64 by class name.
             loss: of these.
         """
-        if loss < self._loss:
-            self.arrays, self._loss = dict(arrays), loss
+        if loss < self.loss:
+            self.arrays, self.loss = dict(arrays), loss

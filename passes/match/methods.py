@@ -16,6 +16,7 @@ from torch import nn
 from fxrebasin.errors import InputError
 from fxrebasin.passes.match.activation import match_activations
 from fxrebasin.passes.match.frank_wolfe import match_frank_wolfe
+from fxrebasin.passes.match.learned import match_learned
 from fxrebasin.passes.match.problem import HasSymmetry, MatchingProblem
 from fxrebasin.passes.match.result import MatchResult
 from fxrebasin.passes.match.sinkhorn import match_sinkhorn
@@ -36,6 +37,7 @@ An option without a default has to be given by the caller.
 METHODS: Mapping[str, Method] = {
     "activation": match_activations,
     "frank_wolfe": match_frank_wolfe,
+    "learned": match_learned,
     "sinkhorn": match_sinkhorn,
     "straight_through": match_straight_through,
     "weight": match_weights,

@@ -1,8 +1,8 @@
-"""Which module's output shows the units of a class, found by experiment.
+"""Which module's output, or input, shows the units of a class, found by experiment.
 
 The output of a module that owns a tensor with a class on one axis may have that class on an axis of
-its own. Whether it does, and on which axis, shows when the model runs with permuted weights: the
-output has to be permuted in the same way.
+its own, and so may what the module reads. Whether it does, and on which axis, shows when the model
+runs with permuted weights: the output, or input, has to be permuted in the same way.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -27,25 +28,34 @@ _TOLERANCE = 0.1
 _PARAMETRIZATIONS = ".parametrizations."
 
 
+class Side(Enum):
+    """What of a module is looked at."""
+
+    OUTPUTS = "outputs"
+    INPUTS = "inputs"
+
+
 @dataclass(frozen=True)
 class Representative:
-    """A module whose output has the units of an axis group along one dimension.
+    """A module whose output, or input, has the units of an axis group along one dimension.
 
     Args:
         module: its name.
         group: of a tensor of that module.
-        dim: of the output, counted from the end.
+        dim: of the output or input, counted from the end.
+        state: the name of that tensor.
     """
 
     module: str
     group: AxisGroup
     dim: int
+    state: str
 
     def samples(self, output: torch.Tensor) -> torch.Tensor:
         """A copy of the output of shape `(samples, units)`, in float32 or float64.
 
         Args:
-            output: of the module.
+            output: of the module, or its input.
         """
         wide = output.dtype if output.dtype == torch.float64 else torch.float32
         units = output.shape[self.dim]
@@ -59,6 +69,7 @@ def find_representatives(
     state: State,
     batch: Batch,
     ignored: Collection[str] = (),
+    side: Side = Side.OUTPUTS,
 ) -> list[Representative]:
     """Modules that show units, at most one axis of each.
 
@@ -69,13 +80,14 @@ def find_representatives(
         state: of the model.
         batch: what to experiment with.
         ignored: names of tensors that say nothing of what their modules show.
+        side: of the modules.
     """
     looked_at = {name: groups for name, groups in layout.items() if name not in ignored}
     candidates = _candidates(runner.model, looked_at, state)
     permutations = _probes(classes, layout)
-    plain = outputs_of(runner, list(candidates), state, batch)
+    plain = outputs_of(runner, list(candidates), state, batch, side)
     permuted = [
-        outputs_of(runner, list(candidates), p.permute_state_dict(state), batch)
+        outputs_of(runner, list(candidates), p.permute_state_dict(state), batch, side)
         for p in permutations
     ]
     found = []
@@ -85,17 +97,20 @@ def find_representatives(
             for p, outputs in zip(permutations, permuted, strict=True)
             for before, after in zip(plain.get(module, []), outputs.get(module, []), strict=True)
         ]
-        for group, total in groups:
+        for state_name, group, total in groups:
             dim = _fitting_dim(group, total, trials)
             if dim is not None:
-                found.append(Representative(module, group, dim))
+                found.append(Representative(module, group, dim, state_name))
                 break
     return found
 
 
 @contextmanager
 def watching(
-    model: nn.Module, names: Sequence[str], see: Callable[[str, torch.Tensor], None]
+    model: nn.Module,
+    names: Sequence[str],
+    see: Callable[[str, torch.Tensor], None],
+    side: Side = Side.OUTPUTS,
 ) -> Iterator[None]:
     """Call `see` with the name of a module and its output whenever the output is a tensor.
 
@@ -103,17 +118,26 @@ def watching(
         model: with these modules.
         names: of modules.
         see: what to call; the output may be overwritten after it returns.
+        side: of the modules; of inputs, only one that is given by position is looked at.
     """
 
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def after(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor) and output.is_floating_point():
-                see(name, output)
+    def look(name: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            see(name, value)
 
-        return after
+    def after(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, inputs, output: look(name, output)
+
+    def before(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, inputs: look(name, inputs[0] if len(inputs) == 1 else None)
 
     modules = dict(model.named_modules())
-    handles = [modules[name].register_forward_hook(hook(name)) for name in names]
+    handles = [
+        modules[name].register_forward_hook(after(name))
+        if side is Side.OUTPUTS
+        else modules[name].register_forward_pre_hook(before(name))
+        for name in names
+    ]
     try:
         yield
     finally:
@@ -123,10 +147,10 @@ def watching(
 
 def _candidates(
     model: nn.Module, layout: Layout, state: State
-) -> dict[str, list[tuple[AxisGroup, int]]]:
-    """By module: the axis groups of its tensors, with their sizes."""
+) -> dict[str, list[tuple[str, AxisGroup, int]]]:
+    """By module: its tensors, their axis groups, and the sizes of these."""
     modules = dict(model.named_modules())
-    found: dict[str, list[tuple[AxisGroup, int]]] = {}
+    found: dict[str, list[tuple[str, AxisGroup, int]]] = {}
     for name, groups in layout.items():
         if name not in state:
             continue
@@ -134,7 +158,7 @@ def _candidates(
         owner = owner.rpartition(".")[0] if owner == name else owner
         if owner in modules:
             shape = state[name].shape
-            single = [(g, shape[g.axes[0]]) for g in groups if len(g.axes) == 1]
+            single = [(name, g, shape[g.axes[0]]) for g in groups if len(g.axes) == 1]
             found.setdefault(owner, []).extend(single)
     return found
 
@@ -150,20 +174,27 @@ def _probes(classes: Sequence[PermutationClass], layout: Layout) -> list[Permuta
 
 
 def outputs_of(
-    runner: Runner, names: Sequence[str], state: State, batch: Batch
+    runner: Runner,
+    names: Sequence[str],
+    state: State,
+    batch: Batch,
+    side: Side = Side.OUTPUTS,
 ) -> Mapping[str, list[torch.Tensor]]:
-    """Copies of what modules return, call by call.
+    """Copies of what modules return, or of what they are given, call by call.
 
     Args:
         runner: of the model.
         names: of modules.
         state: to run with.
         batch: of a loader.
+        side: of the modules.
     """
     outputs: dict[str, list[torch.Tensor]] = {}
-    with watching(
-        runner.model, names, lambda name, x: outputs.setdefault(name, []).append(x.clone())
-    ):
+
+    def keep(name: str, value: torch.Tensor) -> None:
+        outputs.setdefault(name, []).append(value.clone())
+
+    with watching(runner.model, names, keep, side):
         # The state has tied tensors under each of their names; the model takes them once.
         runner.call(runner.own(state), batch)
     return outputs

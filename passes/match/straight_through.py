@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-
-from fxrebasin.indexing import Arrays
-from fxrebasin.layout import IntArray
 from fxrebasin.options import check_positive
+from fxrebasin.passes.match.estimator import Estimator
 from fxrebasin.passes.match.problem import MatchingProblem
 from fxrebasin.passes.match.result import MatchResult
 from fxrebasin.passes.match.training import Training, trained
 from fxrebasin.progress import LateBar
-from fxrebasin.running.batches import Batch, Line, Loss
+from fxrebasin.running.batches import Loss
 from fxrebasin.solvers.weight_search import WeightSearch
 
 
@@ -70,52 +66,6 @@ def match_straight_through(
         search.start_all(search.usual_starts())
         arrays, steps = search.solution().arrays, 0
         if not search.interrupted:
-            make = partial(_Estimator, problem, arrays, rate)
+            make = partial(Estimator, problem, arrays, rate)
             arrays, steps = trained(problem, training, arrays, make, report)
     return problem.result(problem.permutation(arrays), steps)
-
-
-class _Estimator:
-    """Latent weights and the permutation that is nearest to them."""
-
-    def __init__(self, problem: MatchingProblem, arrays: Arrays, rate: float, line: Line) -> None:
-        self._problem, self._line, self._arrays = problem, line, dict(arrays)
-        own = {n: line.state_a[n] for n in problem.weights.names if n in line.state_a}
-        self._latent = {n: t.clone() for n, t in own.items() if t.is_floating_point()}
-        groups = [
-            {"params": [tensor], "lr": rate * max(_root_mean_square(tensor), 1e-12)}
-            for tensor in self._latent.values()
-        ]
-        self._adam = torch.optim.Adam(groups) if groups else None
-
-    def step(self, batch: Batch) -> None:
-        """Move the latent weights by the gradient on one batch, and project them."""
-        if self._adam is None:
-            return
-        permuted = self._line.runner.own(self._problem.permuted(self._arrays))
-        state = {name: tensor.clone() for name, tensor in permuted.items()}
-        leaves = {name: state[name].requires_grad_() for name in self._latent}
-        with torch.enable_grad():
-            value = self._line.loss({**state, **leaves}, batch)
-            slopes = self._line.slopes(value, leaves)
-        for name, tensor in self._latent.items():
-            tensor.grad = slopes[name]
-        self._adam.step()
-        self._project()
-
-    def projection(self) -> dict[str, IntArray]:
-        """The nearest permutation of the model."""
-        return self._arrays
-
-    def _project(self) -> None:
-        """Find the nearest permutation, from the one before."""
-        problem = self._problem.weights
-        nearest = replace(problem, state_a={**problem.state_a, **self._latent})
-        search = WeightSearch(nearest, self._problem.seed, warn=False)
-        self._arrays = search.polish(self._arrays).arrays
-        if search.interrupted:
-            raise KeyboardInterrupt
-
-
-def _root_mean_square(tensor: torch.Tensor) -> float:
-    return float(tensor.double().square().mean().sqrt()) if tensor.numel() else 0.0
