@@ -93,6 +93,19 @@ class CoordinateDescent:
                     self._step(int(k))
                     self._report(len(self._stale))
 
+    def visit(self, k: int) -> set[str]:
+        """Solve for one family with everything else as it is, decided or not.
+
+        Args:
+            k: its number.
+
+        Returns:
+            Names of the classes that became known or changed.
+        """
+        family, known = self.families[k], self.placement.stamps
+        decided = all(name in known for name in (*self._neighbours[k], *family.members))
+        return self._step(k, None if decided else family.evidence(self.placement))
+
     def _step(self, k: int, evidence: Evidence | None = None) -> set[str]:
         """Solve for one family; returns the classes that changed."""
         self._stale.discard(k)
@@ -119,7 +132,7 @@ class CoordinateDescent:
                 return {}
             now = placement.arrays[family.root] if family.root in placement.stamps else None
             prices = self._prices.setdefault(k, np.zeros(family.size))
-            return {family.root: _assigned(own, now, prices)}
+            return {family.root: best_order(own, now, prices)}
         linear = _inner_gains(family, gathered)
         if not family.is_free:
             return _solved_inside(family, placement, linear, gathered.blocks)
@@ -157,8 +170,14 @@ def _inner_gains(family: Family, gathered: Gathered) -> dict[str, Gains]:
     return inner
 
 
-def _assigned(gains: Gains, now: IntArray | None, prices: Prices) -> IntArray:
-    """The best permutation; the present one if that is as good."""
+def best_order(gains: Gains, now: IntArray | None, prices: Prices) -> IntArray:
+    """The best permutation; the present one if that is as good.
+
+    Args:
+        gains: floats of shape (n, n).
+        now: int64 of shape (n,), the present permutation; None if there is none.
+        prices: as for `assign`.
+    """
     chosen = assign(gains, now, prices)
     return chosen if now is None or improves(gains, chosen, now) else now
 

@@ -226,6 +226,18 @@ class Gram:
             self._sum = self._zeros()
         return self._sum
 
+    def add_to(self, total: torch.Tensor, placement: Placement, sign: int = 1) -> None:
+        """Add what an update from nothing would come to, without a matrix of its own.
+
+        Args:
+            total: of shape (rows, rows); changed in place.
+            placement: what is decided.
+            sign: -1 to take it away again.
+        """
+        for a, b in self._changes(placement):
+            total.addmm_(a.to(total.dtype), b.T.to(total.dtype), alpha=sign)
+        self.forget()
+
     def _zeros(self) -> torch.Tensor:
         """A sum of nothing."""
         return torch.zeros(self.rows, self.rows, dtype=self._dtype, device=self._device)

@@ -160,10 +160,12 @@ def _prefixes(naming: Naming) -> int:
 def _equal(first: Copy, second: Copy) -> bool:
     if first.naming.names.keys() != second.naming.names.keys():
         return False
-    return all(
-        torch.equal(first.tensors[there], second.tensors[second.naming.names[name]])
+    pairs = (
+        (first.tensors[there], second.tensors[second.naming.names[name]])
         for name, there in first.naming.names.items()
     )
+    # Without values nothing is known to be equal.
+    return all(not a.is_meta and torch.equal(a, b) for a, b in pairs)
 
 
 def beside(taken: Copy, found: Sequence[Copy], wanted: Wanted) -> list[Copy]:

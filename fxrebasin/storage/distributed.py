@@ -88,32 +88,26 @@ def is_distributed(path: Path) -> bool:
     return (path / METADATA).is_file()
 
 
-def read_distributed(path: Path) -> Content:
+def read_distributed(path: Path, only: KeyPath | None = None) -> Content:
     """All that is in a folder but the states of optimisers, whole and on the CPU.
+
+    Args:
+        path: of the folder.
+        only: the place of the one tensor that is read; everything when left out.
 
     Raises:
         CheckpointError: it is damaged, or holds objects other than tensors and plain values.
     """
     from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
     metadata = _read_metadata(path)
-    places = {
-        name: tuple((metadata.planner_data or {}).get(name, (name,)))
-        for name in metadata.state_dict_metadata
-    }
-    empty = {
-        name: torch.empty(found.size, dtype=found.properties.dtype, device="meta")
-        if isinstance(found, TensorStorageMetadata)
-        else None
-        for name, found in metadata.state_dict_metadata.items()
-    }
-    skipped = set(optimisers(_nested(places, empty)))
+    places, empty, skipped = _contents(metadata)
     wanted: dict[str, Any] = {
         name: None if value is None else torch.empty_like(value, device="cpu")
         for name, value in empty.items()
         if not any(places[name][: len(place)] == place for place in skipped)
+        and only in (None, places[name])
     }
     try:
         reader = _reader(path, metadata)
@@ -136,6 +130,40 @@ def read_distributed(path: Path) -> Content:
     beside = [found for found in sorted(path.iterdir()) if found.is_file()]
     kept = [found for found in beside if found.name not in used and not names_optimiser(found.name)]
     return Content(_nested(places, wanted, left), Distributed(tuple(kept)))
+
+
+def tree_of_distributed(path: Path) -> Any:
+    """What is in a folder but the states of optimisers, with tensors on the meta device.
+
+    What is no tensor is None.
+
+    Raises:
+        CheckpointError: its index is damaged.
+    """
+    places, empty, skipped = _contents(_read_metadata(path))
+    return _nested(
+        places,
+        {n: v for n, v in empty.items() if not any(places[n][: len(p)] == p for p in skipped)},
+    )
+
+
+def _contents(
+    metadata: Metadata,
+) -> tuple[dict[str, KeyPath], dict[str, torch.Tensor | None], set[KeyPath]]:
+    """Places by name, tensors on the meta device, and the places of the states of optimisers."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    places = {
+        name: tuple((metadata.planner_data or {}).get(name, (name,)))
+        for name in metadata.state_dict_metadata
+    }
+    empty = {
+        name: torch.empty(found.size, dtype=found.properties.dtype, device="meta")
+        if isinstance(found, TensorStorageMetadata)
+        else None
+        for name, found in metadata.state_dict_metadata.items()
+    }
+    return places, empty, set(optimisers(_nested(places, empty)))
 
 
 def _nested(

@@ -50,13 +50,30 @@ def closeness(
         moved = state_b[name]
         if permutation is not None:
             moved = permutation.permute_tensor(name, moved)
-        a, b = (view_of_reals(side.detach()).reshape(-1) for side in (state_a[name], moved))
-        dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
-        for x, y in zip(blocks_of(a), blocks_of(b), strict=True):
-            x, y = x.to(dtype), y.to(x.device, dtype)
-            product += inner(x, y)
-            difference = x - y
-            square += inner(difference, difference)
-        if not math.isfinite(product + square):
-            raise InputError(f"{name} holds values that are not finite, or too large to compare")
+        found = closeness_of(name, state_a[name], moved)
+        product, square = product + found[0], square + found[1]
     return Closeness(product, square**0.5)
+
+
+def closeness_of(name: str, a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
+    """Inner product and squared distance of two tensors, of which a block at a time is widened.
+
+    Args:
+        name: of both, for the message.
+        a: floating or complex.
+        b: of the same shape.
+
+    Raises:
+        InputError: one holds values that are not finite, or too large to compare.
+    """
+    product = square = 0.0
+    one, two = (view_of_reals(side.detach()).reshape(-1) for side in (a, b))
+    dtype = torch.float64 if torch.float64 in (one.dtype, two.dtype) else torch.float32
+    for x, y in zip(blocks_of(one), blocks_of(two), strict=True):
+        x, y = x.to(dtype), y.to(x.device, dtype)
+        product += inner(x, y)
+        difference = x - y
+        square += inner(difference, difference)
+    if not math.isfinite(product + square):
+        raise InputError(f"{name} holds values that are not finite, or too large to compare")
+    return product, square

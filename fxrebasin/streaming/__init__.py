@@ -1,0 +1,1 @@
+"""Checkpoints larger than memory: matched, permuted and merged tensor by tensor."""
