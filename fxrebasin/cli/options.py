@@ -91,6 +91,14 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How much memory there is, and whether an earlier run is gone on with."""
+
+    max_memory: int | None
+    resume: bool
+
+
+@dataclass(frozen=True)
 class Talk:
     """What is printed."""
 
@@ -219,6 +227,35 @@ reading_options = _grouped(
         "--ignore-extra",
         is_flag=True,
         help="Accept tensors in a checkpoint that the model does not have; they are kept.",
+    ),
+)
+
+
+def _size(ctx: click.Context, parameter: click.Parameter, text: str | None) -> int | None:
+    """A number of bytes."""
+    if text is None:
+        return None
+    from fxrebasin.errors import InputError
+    from fxrebasin.streaming.memory import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except InputError as error:
+        raise click.BadParameter(str(error), ctx, parameter) from error
+
+
+limit_options = _grouped(
+    "limits",
+    Limits,
+    click.option(
+        "--max-memory",
+        callback=_size,
+        metavar="SIZE",
+        help="Do with this much memory, such as 3GiB: tensors are read and written one after the "
+        "other. Done by itself where checkpoints are large for the memory that is free.",
+    ),
+    click.option(
+        "--resume", is_flag=True, help="Go on with a run with --max-memory that was interrupted."
     ),
 )
 

@@ -19,9 +19,11 @@ from fxrebasin.cli.options import (
     HowToMatch,
     HowToRead,
     Inputs,
+    Limits,
     Talk,
     Target,
     input_options,
+    limit_options,
     matching_options,
     output_option,
     reading_options,
@@ -43,6 +45,7 @@ from fxrebasin.cli.talking import say, show
 @matching_options(PAIRWISE, "weight")
 @reading_options
 @input_options
+@limit_options
 @talk_options
 def transform(
     model: str,
@@ -54,6 +57,7 @@ def transform(
     matching: HowToMatch,
     reading: HowToRead,
     inputs: Inputs,
+    limits: Limits,
     talk: Talk,
 ) -> None:
     """Permute the weights of one checkpoint of MODEL towards another's, and prove the result.
@@ -71,6 +75,8 @@ def transform(
         digest_facts,
         matching_document,
     )
+    from fxrebasin.cli.large import room_for
+    from fxrebasin.cli.large_transform import transform_large
     from fxrebasin.cli.plans import show_plan
     from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write_weights
     from fxrebasin.show.views import report_facts
@@ -84,6 +90,11 @@ def transform(
         raise click.UsageError("--out is an ONNX file only where MODEL is one; see --onnx")
     path = weights_or_folder(model, model_b, "--model-b")
     refuse_target(target, onnx, certificate, inputs=[path, ref])
+    how = (matching, reading, inputs)
+    room = room_for(model, [ref, path], how, limits, {"--onnx": onnx})
+    if room is not None:
+        transform_large(room, how, certificate, target, limits, talk)
+        return
     bench = open_bench(model, inputs, reading)
     if talk.dry_run:
         show_plan(bench, [ref, path], inputs, talk, "transform", target.out)

@@ -15,6 +15,7 @@ from fxrebasin.models.by_name import build_model
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.models.folders import folder_of
 from fxrebasin.models.input_shapes import ExampleInputs, draw_inputs, parse_shape
+from fxrebasin.models.valueless import build_without_values
 from fxrebasin.progress import waiting
 from fxrebasin.storage.checkpoint import read_checkpoint, write_checkpoint
 from fxrebasin.storage.files import refuse_existing
@@ -75,16 +76,20 @@ class Bench:
         return tuple(label + _shape(value) for label, value in named)
 
 
-def open_bench(name: str, inputs: Inputs, how: HowToRead | None = None) -> Bench:
+def open_bench(
+    name: str, inputs: Inputs, how: HowToRead | None = None, *, values: bool = True
+) -> Bench:
     """Build a model by its name.
 
     Args:
         name: of the model, or its folder.
         inputs: what is put into it.
         how: checkpoints are read.
+        values: False for parameters on the meta device, which take no memory.
     """
+    build = build_model if values else build_without_values
     with waiting(f"building {name}"):
-        module = build_model(name, trust_remote_code=inputs.trust_remote_code)
+        module = build(name, trust_remote_code=inputs.trust_remote_code)
     example = draw_inputs(module, [parse_shape(text) for text in inputs.input_shapes])
     how = how or _NOTHING
     reading = Reading(how.key, how.prefix, how.ignore_extra, how.ignore, inputs.trust_remote_code)

@@ -188,6 +188,7 @@ def report_facts(
     report: RebasinReport,
     notes: Sequence[str] = (),
     exported: EquivalenceReport | None = None,
+    proof: str | None = None,
 ) -> list[tuple[str, str]]:
     """What matching and permuting did, one fact after the other.
 
@@ -195,6 +196,7 @@ def report_facts(
         report: of the match.
         notes: of the checkpoints that were read.
         exported: the comparison with an ONNX file, if one was written.
+        proof: what was proved, where that is not in the report.
     """
     permutation = report.certificate
     facts = [
@@ -206,7 +208,7 @@ def report_facts(
         ),
         ("distance", f"{report.distance_before:.6g} → {report.distance_after:.6g}"),
         ("agreement", f"{report.objective_before:.6g} → {report.objective_after:.6g}"),
-        ("proof", _proof(report.equivalence)),
+        ("proof", proof or _proof(report.equivalence)),
     ]
     if exported is not None:
         facts.append(("ONNX file", str(exported)))

@@ -58,8 +58,7 @@ class SafetensorsFile:
         """A tensor, or some of its rows."""
         (name,) = place
         with self.path.open("rb", buffering=0) as file:
-            stored, start = self.layout.tensors[name], self.layout.starts[name]
-            return read_rows(file, stored, start, rows)  # type: ignore[arg-type]
+            return read_rows(file, self.layout.tensors[name], self.layout.starts[name], rows)
 
 
 @dataclass(frozen=True)
@@ -136,13 +135,13 @@ class Reader:
         self.on_read(tensor.nbytes)
         return tensor
 
-    def file_of(self, place: KeyPath) -> File:
-        """The file that a tensor is in.
+    def places_in(self, file: File) -> dict[str, KeyPath]:
+        """The tensors that are in a file of tensors by name: their names there, and their places.
 
         Args:
-            place: in the tree.
+            file: one of those of the checkpoint.
         """
-        return self._where[place][0]
+        return {str(inside[0]): p for p, (own, inside) in self._where.items() if own is file}
 
     def fingerprint(self) -> str:
         """What tells the files from others, and from themselves before a change: their names,

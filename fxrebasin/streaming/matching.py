@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
 
@@ -284,9 +284,7 @@ class FileMatch:
             now = moved(b, groups, self.placement.arrays)
             after = _sum(after, closeness_of(name, a, now))
             if stream:
-                told = add_gains(
-                    self.problem, stream, part, self.placement, self._totals[stream]
-                )
+                told = add_gains(self.problem, stream, part, self.placement, self._totals[stream])
                 self._told[stream] += told
         self._before[name] = before or first
         self._after[name] = after
@@ -304,7 +302,7 @@ class FileMatch:
             waiting = [s for s in waiting if s not in found]
 
     def _decided_by_others(self, stream: str) -> bool:
-        """Decide a stream by tensors that it shares with those that are decided, if that is clear."""
+        """Decide a stream by what it shares with those that are decided, if that is clear."""
         known = self.placement.stamps
         names = [
             name
@@ -448,5 +446,3 @@ class FileMatch:
 
 def _sum(one: tuple[float, float], two: tuple[float, float]) -> tuple[float, float]:
     return one[0] + two[0], one[1] + two[1]
-
-

@@ -30,6 +30,10 @@ from fxrebasin.wording import listed
 _SHOWN = 5
 
 
+class WholeOnlyError(CheckpointError):
+    """A checkpoint can only be read or written as a whole."""
+
+
 @dataclass(frozen=True)
 class Opened:
     """A checkpoint whose tensors are read when they are needed.
@@ -150,7 +154,7 @@ def _weights_in(path: Path) -> Path:
     files = [entry for entry in entries if entry.suffix in FILES]
     found = indices or files
     if len(found) != 1:
-        raise CheckpointError(
+        raise WholeOnlyError(
             f"{path} holds {len(found)} files of weights; name the one that is meant, since "
             "folders of several cannot be read a tensor at a time"
         )
@@ -182,10 +186,8 @@ def _refuse_conversions(
         or (name in own and loading.apply_renamings(name, renamings) != name)
     ]
     if turned:
-        raise CheckpointError(
+        raise WholeOnlyError(
             f"{path} cannot be read a tensor at a time: transformers makes other tensors of "
             f"{listed(turned, _SHOWN)}. Save it once with the installed release, or leave out the "
             "limit of memory"
         )
-
-

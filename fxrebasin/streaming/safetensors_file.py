@@ -8,9 +8,10 @@ known beforehand. Whether a file is intact is for the library to say, which look
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -129,7 +130,7 @@ def new_layout(tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> La
     return Layout(header, {name: tensors[name] for name in order}, starts, metadata)
 
 
-def read_rows(file: BinaryIO, stored: Stored, start: int, rows: slice | None) -> torch.Tensor:
+def read_rows(file: FileIO, stored: Stored, start: int, rows: slice | None) -> torch.Tensor:
     """A tensor, or some of its rows, in memory of its own.
 
     Args:
@@ -150,7 +151,7 @@ def read_rows(file: BinaryIO, stored: Stored, start: int, rows: slice | None) ->
     file.seek(start)
     done = 0
     while done < len(memory):
-        count = file.readinto(memory[done:])  # type: ignore[attr-defined]
+        count = file.readinto(memory[done:])
         if not count:
             raise CheckpointError(f"{file.name} ends before its tensors do; was it changed?")
         done += count
@@ -194,12 +195,3 @@ def write_rows(file: BinaryIO, start: int, tensor: torch.Tensor) -> None:
     """
     file.seek(start)
     file.write(bytes_of(tensor.contiguous()))
-
-
-def names_of(layouts: Sequence[Layout]) -> list[str]:
-    """Names of the tensors in several files.
-
-    Args:
-        layouts: of the files.
-    """
-    return [name for layout in layouts for name in layout.tensors]

@@ -90,7 +90,7 @@ class MatchingProblem:
         free = tuple(n for n in names if self.classes is None or n in self.classes)
         object.__setattr__(self, "free", free)
         object.__setattr__(self, "compared", compared)
-        object.__setattr__(self, "notes", _notes(self.ignored, unseen))
+        object.__setattr__(self, "notes", notes_on_ignored(self.ignored, unseen))
         object.__setattr__(self, "before", closeness(compared, self.state_a, self.state_b))
 
     @property
@@ -168,8 +168,13 @@ def _check_classes(symmetry: HasSymmetry, classes: Collection[str] | None) -> No
         )
 
 
-def _notes(ignored: Collection[str], unseen: Collection[str]) -> tuple[str, ...]:
-    """What was not compared."""
+def notes_on_ignored(ignored: Collection[str], unseen: Collection[str]) -> tuple[str, ...]:
+    """What was not compared, in words.
+
+    Args:
+        ignored: names of tensors, as they were asked for.
+        unseen: names of the classes that these alone hold.
+    """
     notes = []
     if ignored:
         names = listed(list(ignored), _LISTED)

@@ -1,0 +1,326 @@
+"""New tensors in the place of those of a checkpoint, written one after the other and read again.
+
+Where the checkpoint is of safetensors files, the new ones have their names, headers and order. Each
+appears when it is complete, and when what was read back from it is what should be in it, bit for
+bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeAlias
+
+import torch
+
+from fxrebasin.errors import EquivalenceError
+from fxrebasin.permutation import Permutation
+from fxrebasin.storage.copies import belongs_to
+from fxrebasin.storage.tree import KeyPath
+from fxrebasin.streaming.files import SafetensorsFile
+from fxrebasin.streaming.opening import Opened, WholeOnlyError
+from fxrebasin.streaming.problem import may_be_cut
+from fxrebasin.streaming.safetensors_file import Layout as FileLayout
+from fxrebasin.streaming.safetensors_file import (
+    bytes_of,
+    growing,
+    new_layout,
+    read_rows,
+    write_rows,
+)
+from fxrebasin.streaming.schedule import BLOCK
+from fxrebasin.streaming.stored import Stored
+from fxrebasin.streaming.sweeping import moved
+
+Piece: TypeAlias = tuple[int, torch.Tensor, torch.Tensor]
+"""The first row of a part of a tensor, what it is told by, and the new part."""
+
+
+class Recipe(Protocol):
+    """What the new tensors are."""
+
+    def pieces(self, place: KeyPath, name: str) -> Iterator[Piece]:
+        """The parts of a new tensor, in order: by its place in the checkpoint and its name in the
+        model."""
+
+    def is_whole(self, name: str) -> bool:
+        """Whether a tensor that was written has to be whole to be undone."""
+
+    def undo(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What was written, turned back into what it is told by."""
+
+
+class Permuting:
+    """The tensors of a checkpoint with their units in another order.
+
+    That they are is shown by putting what was written back into the old order: it is what was read.
+
+    Args:
+        opened: the checkpoint.
+        permutation: of its units.
+    """
+
+    def __init__(self, opened: Opened, permutation: Permutation) -> None:
+        self._opened, self._layout = opened, permutation.layout
+        self._arrays, self._back = permutation.arrays, permutation.inverse().arrays
+
+    def pieces(self, place: KeyPath, name: str) -> Iterator[Piece]:
+        """The parts of a new tensor."""
+        stored, groups = self._opened.stored[name], self._layout.get(name, ())
+        for rows in ranges(stored, cut=not self.is_whole(name)):
+            tensor = self._opened.reader.read(place, rows)
+            yield (rows.start if rows else 0), tensor, moved(tensor, groups, self._arrays)
+
+    def is_whole(self, name: str) -> bool:
+        """Whether rows move."""
+        groups = self._layout.get(name, ())
+        return bool(groups) and not may_be_cut(self._opened.stored[name].shape, groups)
+
+    def undo(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """In the old order."""
+        return moved(tensor, self._layout.get(name, ()), self._back)
+
+
+def ranges(stored: Stored, *, cut: bool = True) -> Iterator[slice | None]:
+    """Ranges of rows that are worked on at once; None for all of them.
+
+    Args:
+        stored: the form of a tensor.
+        cut: whether it can be worked on in parts.
+
+    Example:
+        >>> list(ranges(Stored((2, 3), torch.float32)))
+        [None]
+    """
+    if not cut or not stored.shape or stored.bytes <= BLOCK:
+        yield None
+        return
+    step = max(1, BLOCK // max(1, stored.bytes_of_row))
+    for start in range(0, stored.shape[0], step):
+        yield slice(start, min(start + step, stored.shape[0]))
+
+
+@dataclass(frozen=True)
+class Item:
+    """A tensor that is written.
+
+    Args:
+        place: in the checkpoint that was read.
+        name: in the model; None if it is none of the model's, and is copied.
+    """
+
+    place: KeyPath
+    name: str | None
+
+
+@dataclass(frozen=True)
+class NewFile:
+    """A file that is written.
+
+    Args:
+        name: of the file.
+        layout: its header.
+        items: by their names in it.
+    """
+
+    name: str
+    layout: FileLayout
+    items: Mapping[str, Item]
+
+
+def new_files(
+    opened: Opened, single: str | None, dtype: torch.dtype | None, *, others: bool
+) -> list[NewFile]:
+    """The files of safetensors that take the place of those of a checkpoint.
+
+    Args:
+        opened: the checkpoint.
+        single: the name of the one file that all tensors go to; None for files as they were.
+        dtype: of all floating tensors; as they are when left out.
+        others: whether other copies of the weights are brought along; they are left out otherwise.
+
+    Raises:
+        WholeOnlyError: the checkpoint is of files of another kind, and no single one is asked for;
+            or another copy of the weights cannot be brought along.
+    """
+    names = _names(opened, others=others)
+    dropped = set() if others else _others(opened)
+    if single is not None:
+        tensors = {
+            name: _stored(tensor, dtype)
+            for name, tensor in opened.found.taken.tensors.items()
+            if (*opened.found.taken.place, name) not in dropped
+        }
+        items = {n: _item((*opened.found.taken.place, n), names) for n in tensors}
+        return [NewFile(single, new_layout(tensors, _metadata(opened)), items)]
+    made = []
+    for place, file in opened.reader.files.items():
+        if not isinstance(file, SafetensorsFile):
+            raise WholeOnlyError(
+                f"{file.path} is not of safetensors: files of that kind cannot be written a tensor "
+                "at a time. Give --out the name of a .safetensors file"
+            )
+        mine = opened.reader.places_in(file)
+        kept = {n: p for n, p in mine.items() if p not in dropped}
+        layout = file.layout
+        if dtype is not None or len(kept) < len(layout.tensors):
+            cast = {n: _cast(layout.tensors[n], dtype) for n in kept}
+            layout = new_layout(cast, layout.metadata)
+        name = str(place[0]) if place else file.path.name
+        made.append(NewFile(name, layout, {n: _item(p, names) for n, p in kept.items()}))
+    return made
+
+
+def _item(place: KeyPath, names: Mapping[KeyPath, str]) -> Item:
+    return Item(place, names.get(place))
+
+
+def _names(opened: Opened, *, others: bool) -> dict[KeyPath, str]:
+    """The names in the model of the tensors at places, those of other copies as well."""
+    found: dict[KeyPath, str] = {}
+    for name, place in opened.places.items():
+        found.setdefault(place, name)
+    for copy in opened.found.others if others else ():
+        for name, there in copy.naming.names.items():
+            if name in opened.stored and opened.stored[name].shape == copy.tensors[there].shape:
+                found.setdefault((*copy.place, there), name)
+            else:
+                raise WholeOnlyError(
+                    f"{opened.path} holds another copy of the weights ({copy.label}), of other "
+                    "shapes, which cannot be brought along; save the weights by themselves"
+                )
+    return found
+
+
+def _others(opened: Opened) -> set[KeyPath]:
+    return {
+        (*copy.place, name)
+        for copy in opened.found.others
+        for name in copy.tensors
+        if belongs_to(copy, copy.place, name)
+    }
+
+
+def _metadata(opened: Opened) -> Mapping[str, str]:
+    for file in opened.reader.files.values():
+        if isinstance(file, SafetensorsFile):
+            return file.layout.metadata
+    return {"format": "pt"}
+
+
+def _stored(tensor: torch.Tensor, dtype: torch.dtype | None) -> Stored:
+    return _cast(Stored(tuple(tensor.shape), tensor.dtype), dtype)
+
+
+def _cast(stored: Stored, dtype: torch.dtype | None) -> Stored:
+    if dtype is None or not stored.dtype.is_floating_point:
+        return stored
+    return Stored(stored.shape, dtype)
+
+
+def write_files(
+    opened: Opened,
+    files: list[NewFile],
+    recipe: Recipe,
+    folder: Path,
+    on_write: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Write files, each of which appears when it was read again and found right.
+
+    Args:
+        opened: what tensors that are copied come from.
+        files: that are written; those that are there already stay.
+        recipe: of the new tensors.
+        folder: that they are written to.
+        on_write: called with the number of bytes that were written, or read again.
+
+    Raises:
+        EquivalenceError: what was read again is something else.
+    """
+    for file in files:
+        if (folder / file.name).exists():
+            on_write(2 * file.layout.bytes)
+            continue
+        with growing(folder / file.name, file.layout) as opened_file:
+            digests = {
+                name: _write(opened, recipe, (opened_file, file, name), on_write)
+                for name in file.layout.tensors
+            }
+            opened_file.flush()
+            _check(opened_file, (file, recipe), digests, on_write)
+
+
+def _write(
+    opened: Opened,
+    recipe: Recipe,
+    target: tuple[BinaryIO, NewFile, str],
+    on_write: Callable[[int], None],
+) -> str:
+    """Write a tensor; returns a digest of what it is told by."""
+    file, new, name = target
+    item, stored, start = new.items[name], new.layout.tensors[name], new.layout.starts[name]
+    found = hashlib.sha256()
+    pieces = (
+        _copied(opened, item.place, stored)
+        if item.name is None
+        else recipe.pieces(item.place, item.name)
+    )
+    for row, source, made in pieces:
+        found.update(bytes_of(source.to(stored.dtype).contiguous()))
+        write_rows(file, start + row * stored.bytes_of_row, made.to(stored.dtype))
+        on_write(made.numel() * stored.dtype.itemsize)
+    return found.hexdigest()
+
+
+def _copied(opened: Opened, place: KeyPath, stored: Stored) -> Iterator[Piece]:
+    for rows in ranges(stored):
+        tensor = opened.reader.read(place, rows)
+        yield (rows.start if rows else 0), tensor, tensor
+
+
+def _check(
+    opened_file: BinaryIO,
+    what: tuple[NewFile, Recipe],
+    digests: Mapping[str, str],
+    on_write: Callable[[int], None],
+) -> None:
+    """Read all of a file again, and compare."""
+    new, recipe = what
+    with Path(opened_file.name).open("rb", buffering=0) as written:
+        for name, stored in new.layout.tensors.items():
+            item, start = new.items[name], new.layout.starts[name]
+            found = hashlib.sha256()
+            whole = item.name is not None and recipe.is_whole(item.name)
+            for rows in ranges(stored, cut=not whole):
+                tensor = read_rows(written, stored, start, rows)
+                on_write(tensor.nbytes)
+                if item.name is not None:
+                    tensor = recipe.undo(item.name, tensor)
+                found.update(bytes_of(tensor.contiguous()))
+            if found.hexdigest() != digests[name]:
+                raise EquivalenceError(
+                    f"{new.name}: {name} is not, bit for bit, what was to be written there; the "
+                    "disk or the memory of this machine may be at fault"
+                )
+
+
+def write_index(opened: Opened, files: list[NewFile], folder: Path, name: str) -> None:
+    """The index of files that were written.
+
+    Args:
+        opened: the checkpoint with an index that they take the place of.
+        files: that were written.
+        folder: that they are in.
+        name: of the index.
+    """
+    where = {tensor: file.name for file in files for tensor in file.items}
+    order = [n for n in opened.index["weight_map"] if n in where]
+    index: dict[str, Any] = {**opened.index, "weight_map": {n: where[n] for n in order}}
+    metadata = opened.index.get("metadata")
+    if isinstance(metadata, Mapping) and "total_size" in metadata:
+        size = sum(s.bytes for file in files for s in file.layout.tensors.values())
+        index["metadata"] = {**metadata, "total_size": size}
+    (folder / name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,200 @@
+"""What a run has done so far, in a folder beside its result: to go on with after an interrupt.
+
+The folder has a name that no reader takes for a result, holds the state of the match and the files
+that are complete, and is gone when the result is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fxrebasin.errors import CheckpointError, InputError
+from fxrebasin.storage.files import publish, replacing
+from fxrebasin.streaming.matching import Found, Progress
+from fxrebasin.wording import spoken
+
+_STATE = "state-{}.safetensors"
+_SETTINGS = "settings"
+_LOCK = "lock"
+_RESULT = "result"
+_VERSION = 1
+_ARRAY, _TOTAL = "array.", "total."
+
+
+def folder_for(out: Path) -> Path:
+    """Where the unfinished run for a result lies.
+
+    Args:
+        out: the result.
+
+    Example:
+        >>> folder_for(Path("merged")).name
+        '.merged.unfinished'
+    """
+    return out.parent / f".{out.name}.unfinished"
+
+
+class Unfinished:
+    """The folder of a run.
+
+    Args:
+        folder: where it is.
+        settings: a digest of all that decides about the result: inputs, options, versions.
+    """
+
+    def __init__(self, folder: Path, settings: str) -> None:
+        self.folder = folder
+        self._settings = settings
+
+    def mark(self) -> None:
+        """From here on there is something to go on with."""
+        publish(self.folder / _SETTINGS, self._settings.encode(), overwrite=True)
+
+    @property
+    def result(self) -> Path:
+        """Where the result is put together."""
+        return self.folder / _RESULT
+
+    def load(self, task: str) -> Progress | Found | None:
+        """How far a match was, or what it found; None if nothing was kept.
+
+        Args:
+            task: which of the run's matches.
+
+        Raises:
+            CheckpointError: the state is damaged.
+        """
+        path = self.folder / _STATE.format(task)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                document = json.loads((file.metadata() or {})["document"])
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} is damaged; remove {self.folder} to start over"
+            ) from error
+        arrays = {
+            name.removeprefix(_ARRAY): tensor.numpy()
+            for name, tensor in tensors.items()
+            if name.startswith(_ARRAY)
+        }
+        if "found" in document:
+            return Found(arrays=arrays, **document["found"])
+        totals = {n.removeprefix(_TOTAL): t for n, t in tensors.items() if n.startswith(_TOTAL)}
+        return _progress(document["progress"], arrays, totals)
+
+    def keep(self, task: str, state: Progress | Found) -> None:
+        """Write down how far a match is, or what it found.
+
+        Args:
+            task: which of the run's matches.
+            state: of it.
+        """
+        tensors = {f"{_ARRAY}{n}": torch.from_numpy(np.array(a)) for n, a in state.arrays.items()}
+        document: dict[str, Any] = {}
+        if isinstance(state, Found):
+            document["found"] = {k: v for k, v in vars(state).items() if k != "arrays"}
+        else:
+            tensors |= {f"{_TOTAL}{name}": total for name, total in state.totals.items()}
+            document["progress"] = _document(state)
+        with replacing(self.folder / _STATE.format(task)) as draft:
+            save_file(tensors, draft, {"document": json.dumps(document)})
+        self.mark()
+
+
+def _document(state: Progress) -> dict[str, Any]:
+    return {
+        "sweep": state.sweep,
+        "step": state.step,
+        "known": list(state.known),
+        "told": dict(state.told),
+        "stale": sorted(state.stale),
+        "before": {name: list(sums) for name, sums in state.before.items()},
+        "after": {name: list(sums) for name, sums in state.after.items()},
+        "gained": state.gained,
+    }
+
+
+def _progress(
+    document: Mapping[str, Any], arrays: Mapping[str, Any], totals: Mapping[str, torch.Tensor]
+) -> Progress:
+    return Progress(
+        document["sweep"],
+        document["step"],
+        arrays,
+        tuple(document["known"]),
+        totals,
+        document["told"],
+        frozenset(document["stale"]),
+        {name: (sums[0], sums[1]) for name, sums in document["before"].items()},
+        {name: (sums[0], sums[1]) for name, sums in document["after"].items()},
+        document["gained"],
+    )
+
+
+@contextmanager
+def unfinished_run(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterator[Unfinished]:
+    """The folder of a run, which goes when the run ends well, or before anything was kept in it.
+
+    Args:
+        out: the result.
+        settings: all that decides about it.
+        resume: go on with an earlier run, if there is one.
+
+    Raises:
+        InputError: there is an earlier run, and it is not to be gone on with; or it is still going
+            on.
+    """
+    folder = folder_for(out)
+    marked = folder / _SETTINGS
+    if marked.exists() and not resume:
+        raise InputError(
+            f"{folder} is of an earlier run that was interrupted: go on with it by "
+            f"{spoken('resume=True', '--resume')}, or remove it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"version": _VERSION, **settings}, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    with (folder / _LOCK).open("w", encoding="utf-8") as lock:
+        _take(lock, folder)
+        if marked.exists() and marked.read_text(encoding="utf-8") != digest:
+            raise InputError(
+                f"{folder} is of a run with other inputs or options, or of another version: run "
+                "the same command again, or remove the folder to start over"
+            )
+        run = Unfinished(folder, digest)
+        run.result.mkdir(exist_ok=True)
+        for draft in run.result.glob(".*.part"):  # of files that were not finished
+            draft.unlink()
+        try:
+            yield run
+        except BaseException:
+            if not marked.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take(lock: TextIO, folder: Path) -> None:
+    """Hold a file that no other run holds; the system lets go of it when the process ends."""
+    try:
+        import fcntl
+    except ImportError:  # where there is no such lock, two runs at once are the user's to avoid
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(f"another run works in {folder}; wait until it is over") from error
