@@ -30,6 +30,7 @@ LAYERS = (
     ("analysis",),
     ("importers",),
     ("api", "merge"),
+    ("streaming",),
     ("",),
     ("demo",),
     ("cli",),

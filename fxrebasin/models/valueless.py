@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -32,7 +33,8 @@ def without_values() -> Iterator[None]:
             return None
         return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(on_meta)
+    hook: Any = on_meta  # which may return a parameter, other than the annotation of torch says
+    handle = register_module_parameter_registration_hook(hook)
     try:
         yield
     finally:

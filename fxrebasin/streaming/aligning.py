@@ -57,7 +57,7 @@ class Plan:
 
 def plan_match(
     module: nn.Module,
-    inputs: tuple[Sequence[Any], Mapping[str, Any]],
+    inputs: tuple[Any, Mapping[str, Any] | None],
     choices: Mapping[str, Any],
     pair: tuple[Opened, Opened],
     reading: Reading,

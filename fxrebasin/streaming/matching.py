@@ -10,7 +10,7 @@ is in its gains. It is over when a sweep leaves nothing that could move.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeAlias
@@ -68,7 +68,8 @@ class Progress:
     @property
     def bytes(self) -> int:
         """Of arrays and gains."""
-        return sum(a.nbytes for a in (*self.arrays.values(), *self.totals.values()))
+        arrays = sum(array.nbytes for array in self.arrays.values())
+        return arrays + sum(total.nbytes for total in self.totals.values())
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,21 @@ class Found:
     distance_after: float
     sweeps: int
     settled: bool
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a step of a stream adds.
+
+    Args:
+        counted: in tensors that were compared already.
+        all: in all tensors.
+        scale: of the numbers that this is the difference of.
+    """
+
+    counted: float
+    all: float
+    scale: float
 
 
 class FileMatch:
@@ -137,6 +153,8 @@ class FileMatch:
         self._after: Sums = dict(start.after)
         self._gained = start.gained
         self._inside: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._cached: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._kept = frozenset(schedule.kept)
         self._unsaved = 0
         self._visited = {name for v in schedule.visits for name in v.reads}
         self._neighbours = {root: problem.neighbours(root) for root in problem.roots}
@@ -183,7 +201,7 @@ class FileMatch:
         if first == 0:
             self._begin()
         for name in self._needed_at(first):
-            self._fetch(name)
+            self._inside[name] = self._fetch(name)
         for number, step in enumerate(steps):
             if number < first:
                 continue
@@ -231,10 +249,12 @@ class FileMatch:
     # What is read.
 
     def _fetch(self, name: str, rows: slice | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        if rows is None and name in self._cached:
+            return self._cached[name]
         both = self._reference(name, rows), self._model(name, rows)
         self._unsaved += both[0].nbytes + both[1].nbytes
-        if rows is None and name in self._visited:
-            self._inside[name] = both
+        if rows is None and name in self._kept:
+            self._cached[name] = both
         return both
 
     def _parts(self, name: str) -> Iterator[Tensors]:
@@ -260,6 +280,7 @@ class FileMatch:
             return
         largest = max(names, key=lambda name: self.problem.bytes_of([name]))
         part = next(self._parts(largest))
+        closeness_of(largest, *part[largest])  # which refuses what is not finite
         total = torch.zeros_like(self._totals[stream])
         told = add_gains(self.problem, stream, part, self.placement, total)
         if self._is_clear(stream, told):
@@ -314,6 +335,7 @@ class FileMatch:
         told = self._told[stream]
         for name in names:
             for part in self._parts(name):
+                closeness_of(name, *part[name])
                 told += add_gains(self.problem, stream, part, self.placement, total)
         if not names or not self._is_clear(stream, told):
             return False
@@ -326,8 +348,7 @@ class FileMatch:
         """Solve a family, and let go of the tensors that no later visit needs."""
         item = self.schedule.visits[number]
         for name in item.reads:
-            if name not in self._inside:
-                self._fetch(name)
+            self._inside[name] = self._fetch(name)
             self._compare_first(name)
         if item.root in self._stale:
             names = self.problem.tensors[item.root]
@@ -361,59 +382,71 @@ class FileMatch:
         """Solve a stream, with all of the sweep in its gains."""
         total = self._totals[stream]
         names = [n for n in self.schedule.shared if stream in self.problem.held[n]]
+        # What another stream holds that is solved later is compared then, when it lies still.
+        last = {name for name in names if self._last_stream_of(name) == stream}
+        passing = torch.zeros_like(total) if len(last) < len(names) else None
         for name in names:
-            fresh = name not in self._visited and stream == self._first_stream_of(name)
             before, after = _NOTHING, _NOTHING
+            gains = total if name in last or passing is None else passing
             for part in self._parts(name):
                 a, b = part[name]
-                if fresh:
-                    before = _sum(before, closeness_of(name, a, b))
+                before = _sum(before, closeness_of(name, a, b))
+                if name in last:
                     now = moved(b, self.problem.layout[name], self.placement.arrays)
                     after = _sum(after, closeness_of(name, a, now))
-                add_gains(self.problem, stream, part, self.placement, total)
-                self._inside.pop(name, None)
-            if fresh:
-                self._before.setdefault(name, before)
+                add_gains(self.problem, stream, part, self.placement, gains)
+            self._before.setdefault(name, before)
+            if name in last:
                 self._after[name] = after
-        itself = [name for name in names if self.problem.held[name].count(stream) > 1]
-        self._solve(stream, itself)
+        self._solve(stream, passing, [n for n in names if self._meets_itself(n, stream)])
         del self._totals[stream]
 
-    def _first_stream_of(self, name: str) -> str:
-        return next(s for s in self.schedule.streams if s in self.problem.held[name])
+    def _last_stream_of(self, name: str) -> str:
+        return [s for s in self.schedule.streams if s in self.problem.held[name]][-1]
 
-    def _solve(self, stream: str, itself: list[str] | None = None) -> None:
+    def _meets_itself(self, name: str, stream: str) -> bool:
+        return self.problem.held[name].count(stream) > 1
+
+    def _solve(
+        self, stream: str, passing: torch.Tensor | None = None, itself: Sequence[str] = ()
+    ) -> None:
         """Take the best order for the gains of a stream, if it is better than the present one."""
         total, now = self._totals[stream], self.placement.arrays[stream]
         known = stream in self.placement.stamps
-        found, gain = solved(total, now, known=known)
-        if itself and known and not np.array_equal(found, now):
-            gain, scale = self._gain_where_it_meets_itself(stream, itself, found)
-            if gain <= ROUNDING * scale:
+        found, gain = solved(total if passing is None else total + passing, now, known=known)
+        if passing is not None:
+            gain = more(total, found, now)
+        if itself and not np.array_equal(found, now):
+            step = self._step(stream, found, passing, itself)
+            gain = step.counted
+            if known and step.all <= ROUNDING * step.scale:
                 found, gain = now, 0.0
-        elif itself and not np.array_equal(found, now):
-            gain, _ = self._gain_where_it_meets_itself(stream, itself, found)
         self._gained += gain
         changed = self.placement.set({stream: found})
         self._stale.discard(stream)
         self._note(stream, changed)
 
-    def _gain_where_it_meets_itself(
-        self, stream: str, names: list[str], found: IntArray
-    ) -> tuple[float, float]:
+    def _step(
+        self, stream: str, found: IntArray, passing: torch.Tensor | None, itself: Sequence[str]
+    ) -> _Step:
         """What a step adds, where gains along one axis were made with the other one held."""
         total, now = self._totals[stream], self.placement.arrays[stream]
         # What is not decided yet lies as it is.
         arrays = self.placement.arrays
         old, new = (Placement(x, x) for x in (arrays, {**arrays, stream: found}))
-        gain = scale = 0.0
-        for name in names:
+        counted = others = scale = 0.0
+        for name in itself:
+            is_last = self._last_stream_of(name) == stream
+            gains = total if is_last or passing is None else passing
             part: Tensors = {name: self._fetch(name)}
-            self._inside.pop(name, None)
-            add_gains(self.problem, stream, part, self.placement, total, sign=-1)
+            add_gains(self.problem, stream, part, self.placement, gains, sign=-1)
             one, two = (agreement(self.problem, part, p) for p in (old, new))
-            gain, scale = gain + two - one, scale + abs(two) + abs(one)
-        return gain + more(total, found, now), scale
+            scale += abs(two) + abs(one)
+            counted += two - one if is_last else 0.0
+            others += 0.0 if is_last else two - one
+        counted += more(total, found, now)
+        others += 0.0 if passing is None else more(passing, found, now)
+        return _Step(counted, counted + others, scale)
 
     def _finish(self) -> None:
         """What nothing decides stays as it is."""

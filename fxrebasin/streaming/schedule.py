@@ -54,6 +54,7 @@ class Schedule:
         shared: names of tensors that hold several streams, or one twice; read again for each of
             them at the end of a sweep.
         fixed: names of tensors without units that may move; only compared.
+        kept: names of tensors that stay in memory from one sweep to the next, as there is room.
         bytes_first: read in the first sweep.
         bytes_again: read in a later sweep, at most.
         bytes_largest: of the tensors of the largest visited family, of both models.
@@ -66,6 +67,7 @@ class Schedule:
     visits: tuple[Visit, ...]
     shared: tuple[str, ...]
     fixed: tuple[str, ...]
+    kept: tuple[str, ...]
     bytes_first: int
     bytes_again: int
     bytes_largest: int
@@ -84,23 +86,34 @@ class Schedule:
 
 
 def make_schedule(problem: FileProblem, most: int | None = None) -> Schedule:
-    """The schedule that needs the least memory, or the one with the fewest streams that fits.
+    """The schedule that needs the least memory; what is left is for tensors that are read again.
+
+    What is found does not depend on how much memory there is.
 
     Args:
         problem: shapes, and where units are.
-        most: bytes of memory that there are; the least is aimed at when left out.
+        most: bytes of memory that there are; nothing is kept when left out.
 
     Returns:
         A schedule whose `peak` is above `most` only if there is none below.
     """
-    best: Schedule | None = None
-    for streams in _choices(problem):
-        found = _scheduled(problem, streams)
-        if most is not None and found.peak <= most:
-            return found
-        if best is None or found.peak < best.peak:
-            best = found
-    return best or _scheduled(problem, ())
+    found = min(
+        (_scheduled(problem, streams) for streams in _choices(problem)),
+        key=lambda schedule: schedule.peak,
+    )
+    return found if most is None else _with_kept(problem, found, most)
+
+
+def _with_kept(problem: FileProblem, schedule: Schedule, most: int) -> Schedule:
+    kept: list[str] = []
+    peak = schedule.peak
+    for name in (name for visit in schedule.visits for name in visit.reads):
+        size = problem.bytes_of([name])
+        if peak + size <= most:
+            kept.append(name)
+            peak += size
+    again = schedule.bytes_again - problem.bytes_of(kept)
+    return replace(schedule, kept=tuple(kept), peak=peak, bytes_again=again)
 
 
 def _choices(problem: FileProblem) -> Iterator[tuple[str, ...]]:
@@ -126,8 +139,11 @@ def _scheduled(problem: FileProblem, streams: tuple[str, ...]) -> Schedule:
     fixed = tuple(n for n in problem.sides if n not in visited and n not in holding)
     kept = sum(_gains(problem, stream) for stream in streams)
     visits = [replace(v, bytes=v.bytes + kept) for v in _visits(problem, local)]
+    # Gains of what streams share are summed up apart, and added for the assignment.
+    more = 2 * max((_gains(problem, s) for s in streams), default=0) if shared else 0
+    ends = _matrices(problem, streams) + kept + more
     at_ends = max(
-        [_at_once(problem, name) + _matrices(problem, streams) + kept for name in (*pure, *shared)]
+        [_at_once(problem, name) + ends for name in (*pure, *shared)]
         + [_at_once(problem, name) for name in fixed],
         default=0,
     )
@@ -140,6 +156,7 @@ def _scheduled(problem: FileProblem, streams: tuple[str, ...]) -> Schedule:
         tuple(visits),
         shared,
         fixed,
+        kept=(),
         bytes_first=first,
         bytes_again=problem.bytes_of([*pure, *visited]) + again,
         bytes_largest=max((problem.bytes_of(problem.tensors[r]) for r in local), default=0),

@@ -181,8 +181,9 @@ def unfinished_run(out: Path, settings: Mapping[str, Any], *, resume: bool) -> I
             draft.unlink()
         try:
             yield run
-        except BaseException:
-            if not marked.exists():
+        except BaseException as error:
+            # With the same inputs it would end the same way.
+            if not marked.exists() or isinstance(error, InputError):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
     shutil.rmtree(folder, ignore_errors=True)
