@@ -4,6 +4,7 @@ from importlib import import_module, util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fxrebasin.alignment import Alignment
     from fxrebasin.api import Reference, analyze, apply, match, transform
     from fxrebasin.errors import (
         ArchitectureMismatchError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Alignment",
     "ArchitectureMismatchError",
     "BarrierCurve",
     "CheckpointError",
@@ -78,6 +80,7 @@ __all__ = [
 # A name loads the module that holds it when it is first asked for: `fxrebasin --help` needs no
 # torch, and `import fxrebasin` neither pictures nor ONNX. Type checkers read the imports above.
 _NAMES_IN = {
+    "fxrebasin.alignment": ("Alignment",),
     "fxrebasin.api": ("Reference", "analyze", "apply", "match", "transform"),
     "fxrebasin.errors": (
         *("ArchitectureMismatchError", "CheckpointError", "EquivalenceError", "ExportError"),

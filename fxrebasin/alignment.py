@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fxrebasin.acting import acted, refactored
+from fxrebasin.choices import FoundWith
 from fxrebasin.elements import Elements, after, carried, check_elements, undone
 from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.facts import Brief, counted
@@ -19,12 +20,15 @@ from fxrebasin.groups import Groups
 from fxrebasin.kinds import GroupKind
 from fxrebasin.layout import PermutationClass
 from fxrebasin.permutation import Permutation
+from fxrebasin.reliance import Relied
 from fxrebasin.storage import alignment_file, certificate
 from fxrebasin.storage.alignment_file import AlignmentContents, GaugeValues
 from fxrebasin.storage.files import publish
+from fxrebasin.wording import listed
 
-__all__ = ["Alignment", "Certificate", "GaugeValues", "marks_of"]
+__all__ = ["Alignment", "Certificate", "GaugeValues", "applied", "applied_exactly", "marks_of"]
 
+_LISTED = 5
 _SAME = 1e-9
 """Relative error up to which two gauges are one."""
 
@@ -86,6 +90,16 @@ class Alignment(Brief):
     def kinds(self) -> Mapping[str, GroupKind]:
         """The group of each class, by its name."""
         return {name: own.kind for name, own in self.groups.kinds.items()}
+
+    @property
+    def relies_on(self) -> Relied:
+        """Constants of the state that it was found on, without which it may not hold."""
+        return self.permutation.relies_on
+
+    @property
+    def found_with(self) -> FoundWith:
+        """The outputs that it leaves as they are, and buffers that it takes for state."""
+        return self.permutation.found_with
 
     @property
     def is_identity(self) -> bool:
@@ -162,7 +176,7 @@ class Alignment(Brief):
         names = self._touched()
         state = {n: held[n].detach().to(torch.float64) for n in sorted(names) if n in held}
         if self.source.added or self.target.added:
-            _check_marks(self.source, state, held)
+            _check_marks(self.source, held)
         for name, item in self.source.added.items():
             state[name] = state[name] + item
         state = refactored(state, self.groups, self.permutation.classes, {})
@@ -320,6 +334,47 @@ Certificate: TypeAlias = Permutation | Alignment
 """What may be applied to a state: its function stays."""
 
 
+def applied(
+    certificate: Certificate, state: Mapping[str, Tensor], *, check_constants: bool = True
+) -> dict[str, Tensor]:
+    """A state, rewritten.
+
+    Args:
+        certificate: a permutation or an alignment.
+        state: by name; it is not changed.
+        check_constants: see `Permutation.permute_state_dict`.
+
+    Raises:
+        ArchitectureMismatchError: see `Permutation.permute_state_dict`.
+        InputError: see `Alignment.apply`.
+    """
+    if isinstance(certificate, Permutation):
+        return certificate.permute_state_dict(state, check_constants=check_constants)
+    return certificate.apply(state, check_constants=check_constants)
+
+
+def applied_exactly(certificate: Certificate, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state, rewritten, with what is computed not rounded but left in float64.
+
+    Args:
+        certificate: a permutation or an alignment.
+        state: by name; it is not changed.
+
+    Raises:
+        ArchitectureMismatchError: see `Permutation.permute_state_dict`.
+        InputError: see `Alignment.apply`.
+    """
+    if isinstance(certificate, Permutation):
+        return certificate.permute_state_dict(state)
+    found = certificate.permutation.permute_state_dict(state)
+    wide = certificate.in_float64(state)
+    return found | {
+        name: wide[certificate.ties.get(name, name)]
+        for name in found
+        if certificate.ties.get(name, name) in wide
+    }
+
+
 def marks_of(state: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
     """Two numbers for each tensor, by which a state is known again after rounding.
 
@@ -334,24 +389,20 @@ def marks_of(state: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _check_marks(
-    gauge: GaugeValues, state: Mapping[str, Tensor], held: Mapping[str, Tensor]
-) -> None:
+def _check_marks(gauge: GaugeValues, held: Mapping[str, Tensor]) -> None:
     """Refuse a state for which the additions of a gauge were not worked out."""
-    missing = sorted(gauge.marks.keys() - state.keys())
-    own = marks_of({name: state[name] for name in gauge.marks if name in state})
-    other = []
+    other = sorted(gauge.marks.keys() - held.keys())
+    own = marks_of({name: held[name] for name in gauge.marks if name in held})
     for name, found in own.items():
         precision = max(torch.finfo(held[name].dtype).eps, _SAME)
-        room = precision * state[name].numel() ** 0.5 * max(gauge.marks[name][0], found[0])
+        room = precision * held[name].numel() ** 0.5 * max(gauge.marks[name][0], found[0])
         if any(abs(a - b) > room for a, b in zip(found, gauge.marks[name], strict=True)):
             other.append(name)
-    if missing or other:
-        names = ", ".join([*missing, *other][:5])
+    if other:
         raise InputError(
             "this alignment moves biases through the weights of the model that it was found on, "
-            f"and this is another state: {names} are others. Apply it to that model, or align "
-            "this one anew"
+            f"and this is another state: {listed(other, _LISTED)} are others. Apply it to that "
+            "model, or align this one anew"
         )
 
 

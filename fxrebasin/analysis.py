@@ -101,6 +101,7 @@ def _with_groups(
     """The symmetry, with the groups beyond permutations."""
     from fxrebasin.passes.kinds.find import kinds_of
     from fxrebasin.passes.kinds.functional import functional_graph
+    from fxrebasin.passes.kinds.regauge import with_shifts
 
     graph = functional_graph(model, *inputs, choices.outputs)
     if isinstance(graph, str):
@@ -109,6 +110,9 @@ def _with_groups(
     groups = kinds_of(graph, symmetry.classes, symmetry.layout, symmetry.parameters)
     if kinds is Kinds.SIGNED:
         groups = groups.signed()
+    else:
+        shifted = partial(with_shifts, graph=graph, groups=groups)
+        groups = replace(groups, shifted=shifted if groups.shifts else None)
     classes = tuple(
         UnitClass(c.name, c.size, c.within, c.count, c.axes, groups.kinds[c.name].kind)
         for c in (*symmetry.classes, *groups.turned)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, cast, overload
 
 import torch
 from torch import fx, nn
 
+from fxrebasin.alignment import Alignment, Certificate
 from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import Choices, choices_for
 from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.kinds import Kinds
 from fxrebasin.models.checks import check_usable, first_graph_difference, unwrap
 from fxrebasin.models.example_inputs import normalise_inputs
+from fxrebasin.passes.match.group_methods import GROUP_METHODS, Permuted, match_over_groups
 from fxrebasin.passes.match.methods import MatchResult, check_method, match_states
+from fxrebasin.passes.match.problem import MatchingProblem
+from fxrebasin.passes.match.result import AlignmentResult
 from fxrebasin.passes.rewrite import rewrite
 from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.passes.trace.trace import TraceResult, trace
@@ -92,11 +97,7 @@ def analyze(
     if not isinstance(model, nn.Module) and _is_onnx(model):
         from fxrebasin.importers.onnx.finding import symmetry_of_file
 
-        if kinds is not Kinds.PERMUTATION:
-            raise InputError(
-                f"symmetry={symmetry!r}: of ONNX files only permutations are found; pass the "
-                "module that the file was made from"
-            )
+        _refuse_kinds(kinds)
         _refuse_buffers(state_buffers)
         given = example_kwargs if example_inputs is None else example_inputs
         return symmetry_of_file(model, given, outputs)
@@ -119,9 +120,53 @@ def _refuse_buffers(state_buffers: Sequence[str]) -> None:
         raise InputError("state_buffers is for modules; an ONNX file has no buffers")
 
 
+def _refuse_kinds(kinds: Kinds) -> None:
+    if kinds is not Kinds.PERMUTATION:
+        raise InputError(
+            f"symmetry={kinds.value!r}: of ONNX files only permutations are found; pass the "
+            "module that the file was made from"
+        )
+
+
 def _is_onnx(model: object) -> TypeGuard[ModelProto | str | PathLike[str]]:
     """Whether a model is an ONNX file, or was read from one; onnx is not loaded to see that."""
     return isinstance(model, str | PathLike) or type(model).__name__ == "ModelProto"
+
+
+@overload
+def match(
+    model_b: OnnxOrModule,
+    ref: Reference | ModelProto,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    method: str = "weight",
+    seed: int = 0,
+    *,
+    verify: bool = True,
+    state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
+    ignore: Sequence[str] = (),
+    symmetry: Literal["permutation"] = "permutation",
+    **options: Any,
+) -> Permutation: ...
+
+
+@overload
+def match(
+    model_b: OnnxOrModule,
+    ref: Reference | ModelProto,
+    example_inputs: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    method: str = "weight",
+    seed: int = 0,
+    *,
+    verify: bool = True,
+    state_buffers: Sequence[str] = (),
+    outputs: Outputs = None,
+    ignore: Sequence[str] = (),
+    symmetry: str,
+    **options: Any,
+) -> Certificate: ...
 
 
 def match(
@@ -136,8 +181,9 @@ def match(
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
     ignore: Sequence[str] = (),
+    symmetry: str = "permutation",
     **options: Any,
-) -> Permutation:
+) -> Certificate:
     """Find the permutation of `model_b` that brings its weights closest to those of `ref`.
 
     The permutation is proved by running `model_b` before and after in float64, on the example
@@ -166,6 +212,9 @@ def match(
             under several names is ignored if all of them are. Where the method runs the reference,
             a module runs with its own tensors in their place; where it runs models between both,
             these have those of `model_b`.
+        symmetry: `"permutation"`; `"signed"` for signs of units as well; `"all"` for the largest
+            group of each class (see `analyze`): the result is an `Alignment`, not a `Permutation`.
+            The methods for the latter two are in `fxrebasin.passes.match.group_methods`.
         **options: of the method.
 
     Raises:
@@ -190,6 +239,7 @@ def match(
         state_buffers=state_buffers,
         outputs=outputs,
         ignore=ignore,
+        symmetry=symmetry,
         **options,
     ).certificate
 
@@ -206,6 +256,7 @@ def matched(
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
     ignore: Sequence[str] = (),
+    symmetry: str = "permutation",
     **options: Any,
 ) -> RebasinReport:
     """What `match` does, with the figures that `transform` reports; nothing is traced.
@@ -223,6 +274,7 @@ def matched(
         state_buffers: see `match`.
         outputs: see `match`.
         ignore: see `match`.
+        symmetry: see `match`.
         **options: see `match`.
 
     Raises:
@@ -241,6 +293,7 @@ def matched(
         from fxrebasin.importers.onnx.transforming import onnx_match
 
         _refuse_buffers(state_buffers)
+        _refuse_kinds(_kinds(symmetry))
         return onnx_match(
             model_b,
             cast("ModelProto", ref),
@@ -254,31 +307,30 @@ def matched(
         )
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    request = _Request(
-        unwrap(model_b), cast(Reference, ref), inputs, method, options, choices, ignore
-    )
+    wanted = (method, options, _kinds(symmetry))
+    request = _Request(unwrap(model_b), cast(Reference, ref), inputs, wanted, choices, ignore)
     seconds: dict[str, float] = {}
     with _timed(seconds, "analyze"):
-        symmetry = request.analyze()
+        analysed = request.analyze()
     with _timed(seconds, "match"):
-        found = request.match(seed, symmetry)
+        found = request.match(seed, analysed)
     equivalence = None
     if verify:
         with _timed(seconds, "verify"):
             equivalence = prove_state(
                 request.model,
                 named_state(request.model),
-                found.permutation,
+                found.certificate,
                 (request.args, request.kwargs),
                 request.choices.outputs,
             )
-    return _reported(request, symmetry, found, seconds, equivalence)
+    return _reported(request, analysed, found, seconds, equivalence)
 
 
 @overload
 def apply(
     model_b: nn.Module,
-    permutation: Permutation,
+    permutation: Certificate,
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
@@ -303,7 +355,7 @@ def apply(
 
 def apply(
     model_b: OnnxOrModule,
-    permutation: Permutation,
+    permutation: Certificate,
     example_inputs: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
@@ -319,7 +371,8 @@ def apply(
     Args:
         model_b: the model; any module or GraphModule; or the path of an ONNX file, or such a model
             in memory.
-        permutation: from `match`, `Symmetry.random`, or `Permutation.load`.
+        permutation: from `match`, `Symmetry.random`, or `Permutation.load`; or an `Alignment`, for
+            the model that it was found on.
         example_inputs: a tensor, or a tuple of positional inputs; inferred when left out.
         example_kwargs: keyword inputs by name.
         verify: compare result and model (relative error at most 1e-10).
@@ -350,6 +403,8 @@ def apply(
         from fxrebasin.importers.onnx.permuting import applied
 
         _refuse_buffers(state_buffers)
+        if not isinstance(permutation, Permutation):
+            raise InputError("an alignment acts on a module; of ONNX files only units are permuted")
         given = example_kwargs if example_inputs is None else example_inputs
         return applied(model_b, permutation, given, verify=verify, outputs=outputs)
     module = unwrap(model_b)
@@ -365,21 +420,44 @@ def apply(
     return result
 
 
+@overload
 def held_by(
     permutation: Permutation,
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     choices: Choices,
-) -> Permutation:
+) -> Permutation: ...
+
+
+@overload
+def held_by(
+    permutation: Alignment,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    choices: Choices,
+) -> Alignment: ...
+
+
+def held_by(
+    permutation: Certificate,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    choices: Choices,
+) -> Certificate:
     """A permutation that holds for a model, which is analysed if that is in question."""
+    if isinstance(permutation, Alignment):
+        own = held_by(permutation.permutation, module, args, kwargs, choices)
+        return replace(permutation, permutation=own)
     faults = contradictions(permutation.relies_on, named_state(module))
     if not faults:
         return permutation
-    own = symmetry_of(module, args, kwargs, choices)
-    if not own.identity().has_group_of(permutation):
+    found = symmetry_of(module, args, kwargs, choices)
+    if not found.identity().has_group_of(permutation):
         raise refusal(faults, "the model's")
-    return permutation.relying_on(own.relies_on)
+    return permutation.relying_on(found.relies_on)
 
 
 def transform(
@@ -394,6 +472,7 @@ def transform(
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
     ignore: Sequence[str] = (),
+    symmetry: str = "permutation",
     **options: Any,
 ) -> fx.GraphModule:
     """Re-base `model_b` onto `ref`: match, permute, and prove that the function is unchanged.
@@ -409,6 +488,9 @@ def transform(
         state_buffers: see `analyze`.
         outputs: see `analyze`; the result returns these, and these are compared.
         ignore: tensors that are not compared; see `match`.
+        symmetry: see `match`. Beyond permutations the result is in the gauge of the reference: it
+            has its factors, biases and means wherever others make up for them, so that the straight
+            line between both is that between their canonical forms.
         **options: of the method.
 
     Returns:
@@ -430,17 +512,17 @@ def transform(
     """
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    request = _Request(model_b, ref, inputs, method, options, choices, ignore)
+    request = _Request(model_b, ref, inputs, (method, options, _kinds(symmetry)), choices, ignore)
     seconds: dict[str, float] = {}
     with _timed(seconds, "trace"):
         traced = request.trace()
     with _timed(seconds, "analyze"):
-        symmetry = request.analyze()
+        analysed = request.analyze()
     with _timed(seconds, "match"):
-        found = request.match(seed, symmetry)
+        found = request.match(seed, analysed)
     with _timed(seconds, "rewrite"):
         result = rewrite(
-            request.model, found.permutation, request.args, request.kwargs, traced=traced
+            request.model, found.certificate, request.args, request.kwargs, traced=traced
         )
     equivalence = None
     if verify:
@@ -449,11 +531,11 @@ def transform(
                 request.model,
                 traced,
                 result,
-                found.permutation,
+                found.certificate,
                 (request.args, request.kwargs),
                 request.choices.outputs,
             )
-    result.meta["fxrebasin"] = _reported(request, symmetry, found, seconds, equivalence, traced)
+    result.meta["fxrebasin"] = _reported(request, analysed, found, seconds, equivalence, traced)
     result.meta[INPUTS_KEY] = {
         "model": state_digest(dict(request.model.state_dict())),
         "reference": state_digest(request.state_a),
@@ -464,7 +546,7 @@ def transform(
 def _reported(
     request: _Request,
     symmetry: Symmetry,
-    found: MatchResult,
+    found: MatchResult | AlignmentResult,
     seconds: Mapping[str, float],
     equivalence: EquivalenceReport | None,
     traced: TraceResult | None = None,
@@ -481,7 +563,7 @@ def _reported(
         tracer=traced.tracer if traced is not None else None,
         notes=(*request.notes, *notes, *symmetry.notes, *found.notes),
         equivalence=equivalence,
-        certificate=found.permutation,
+        certificate=found.certificate,
         log10_order=symmetry.log10_order(),
         unknown_operators=symmetry.unknown_operators,
         ignored=request.ignored,
@@ -507,12 +589,15 @@ class _Request:
         model_b: nn.Module,
         ref: Reference,
         inputs: tuple[Any, Mapping[str, Any] | None],
-        method: str,
-        options: Mapping[str, Any],
+        wanted: tuple[str, Mapping[str, Any], Kinds],
         choices: Mapping[str, Any],
         ignore: Sequence[str],
     ) -> None:
-        check_method(method, options)
+        self.method, options, self.kinds = wanted
+        if self.kinds is Kinds.PERMUTATION:
+            check_method(self.method, options)
+        else:
+            check_method(self.method, options, GROUP_METHODS)
         self.model = unwrap(model_b)
         check_usable(self.model)
         self.reference = unwrap(ref) if isinstance(ref, nn.Module) else None
@@ -523,7 +608,7 @@ class _Request:
         self.state_a, self.notes = dict(weights.state), weights.notes
         self.choices = choices_for(self.model, **choices)
         self.args, self.kwargs = normalise_inputs(self.model, *inputs, check=False)
-        self.method, self.options = method, dict(options)
+        self.options = dict(options)
 
     def trace(self) -> TraceResult:
         """The graph of the model; refuses a reference with another graph."""
@@ -537,13 +622,28 @@ class _Request:
         return traced
 
     def analyze(self) -> Symmetry:
-        return symmetry_of(self.model, self.args, self.kwargs, self.choices)
+        return symmetry_of(self.model, self.args, self.kwargs, self.choices, self.kinds)
 
-    def match(self, seed: int, symmetry: Symmetry | None = None) -> MatchResult:
+    def match(self, seed: int, symmetry: Symmetry | None = None) -> MatchResult | AlignmentResult:
         own = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
         names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+        symmetry = symmetry or self.analyze()
+        if self.kinds is not Kinds.PERMUTATION:
+            options = dict(self.options)
+            plain = MatchingProblem(
+                Permuted(symmetry.permuted, symmetry.layout),
+                own,
+                self.state_a,
+                names,
+                self.model,
+                seed,
+                options.pop("classes", None),
+                self.ignored,
+                self.reference,
+            )
+            return match_over_groups(symmetry, plain, self.model, method=self.method, **options)
         return match_states(
-            symmetry or self.analyze(),
+            symmetry,
             own,
             self.state_a,
             method=self.method,

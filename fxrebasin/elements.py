@@ -65,7 +65,7 @@ def carried(
     for c in classes:
         if c.name not in elements:
             continue
-        source = torch.from_numpy(np.ascontiguousarray(sources_of(permutation, c)))
+        source = torch.tensor(sources_of(permutation, c))
         copy, unit = source // c.size, source % c.size
         element = elements[c.name]
         if element.dim() == _MATRIX_DIMENSIONS:
@@ -148,7 +148,7 @@ def _fault(element: Tensor, own: ClassKind, c: PermutationClass) -> str | None:
     if _far(element @ element.mT, torch.eye(c.size, dtype=torch.float64).expand_as(element)):
         return "is not orthogonal"
     sums = element.sum(-1)
-    if kind is GroupKind.ORTHOGONAL_FIXING_ONES and _far(sums.abs(), torch.ones_like(sums)):
+    if kind is GroupKind.ORTHOGONAL_FIXING_ONES and _far(sums, sums[:, :1].sign().expand_as(sums)):
         return "does not leave the vector of ones as it is"
     return None
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import TypeAlias
+
+from torch import Tensor
 
 from fxrebasin.kinds import ClassKind, GroupKind, Place
 from fxrebasin.layout import Layout, PermutationClass
@@ -64,6 +67,12 @@ class Gauge:
     dimension: int
 
 
+Shifting: TypeAlias = Callable[
+    [Mapping[str, Tensor], Mapping[str, Tensor] | None], dict[str, Tensor]
+]
+"""Takes a state and a reference, or None for zeros; see `fxrebasin.passes.kinds.regauge`."""
+
+
 @dataclass(frozen=True, eq=False)
 class Groups:
     """The groups that act on a model's state and leave its function as it is.
@@ -77,6 +86,8 @@ class Groups:
         shifts: parameters to which anything may be added.
         gauges: all that may be chosen freely.
         dimension: of the continuous part of all of it.
+        shifted: a state with the shifts of another one, or with zeros, which others make up for;
+            None where there are none.
     """
 
     kinds: Mapping[str, ClassKind]
@@ -87,10 +98,20 @@ class Groups:
     shifts: tuple[Shift, ...] = ()
     gauges: tuple[Gauge, ...] = ()
     dimension: int = 0
+    shifted: Shifting | None = field(default=None, repr=False)
 
     def signed(self) -> Groups:
         """Permutations and signs only."""
         return Groups({name: _signed(kind) for name, kind in self.kinds.items()}, self.layout)
+
+    def folded(self) -> Groups:
+        """The same for states whose factors in front of matrices are ones, so that none matters."""
+        return replace(self, kinds={name: _folded(kind) for name, kind in self.kinds.items()})
+
+
+def _folded(own: ClassKind) -> ClassKind:
+    parts = {place: replace(part, factors=()) for place, part in own.parts.items()}
+    return replace(own, parts=parts, factors=())
 
 
 def _signed(own: ClassKind) -> ClassKind:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxrebasin.alignment import Alignment, Certificate, applied_exactly
 from fxrebasin.errors import EquivalenceError
 from fxrebasin.exporters.verify.equivalence import compare_float64, compare_states
-from fxrebasin.passes.trace.graph_state import named_state
+from fxrebasin.passes.trace.graph_state import copy_with_state, named_state
 from fxrebasin.passes.trace.trace import TraceResult
 from fxrebasin.permutation import Permutation
 from fxrebasin.reports.equivalence import EquivalenceReport
@@ -30,7 +31,7 @@ def _what_now() -> str:
 def prove_state(
     model: nn.Module,
     state: Mapping[str, torch.Tensor],
-    permutation: Permutation,
+    permutation: Certificate,
     inputs: tuple[tuple[Any, ...], Mapping[str, Any]],
     wanted: Wanted = None,
     label: str = "the model",
@@ -43,7 +44,7 @@ def prove_state(
     Args:
         model: of the architecture.
         state: its parameters and buffers by name.
-        permutation: of the state.
+        permutation: of the state, or an alignment.
         inputs: positional and keyword inputs.
         wanted: which outputs count; see `fxrebasin.running.outputs`.
         label: what messages call the model with this state.
@@ -62,9 +63,9 @@ def prove_state(
         >>> prove_state(net, net.state_dict(), order, ((torch.ones(1, 2),), {})).passed
         True
     """
-    if permutation.is_identity:
+    if isinstance(permutation, Permutation) and permutation.is_identity:
         return None
-    moved = permutation.permute_state_dict(state)
+    moved = applied_exactly(permutation, state)
     report = compare_states(model, state, moved, *inputs, wanted, label=label)
     if not report.passed:
         raise EquivalenceError(
@@ -78,7 +79,7 @@ def prove_graph(
     model: nn.Module,
     traced: TraceResult,
     result: fx.GraphModule,
-    permutation: Permutation,
+    permutation: Certificate,
     inputs: tuple[tuple[Any, ...], Mapping[str, Any]],
     wanted: Wanted = None,
 ) -> EquivalenceReport:
@@ -86,7 +87,7 @@ def prove_graph(
 
     A graph may be right for the batch size that it was traced with and for no other, which is not
     the permutation's fault. Then the permuted state is compared on other sizes instead, and the
-    report has a note.
+    report has a note. What an alignment makes is compared before it is rounded.
 
     Args:
         model: the module.
@@ -100,6 +101,9 @@ def prove_graph(
         EquivalenceError: the outputs differ.
         InputError: module or graph do not run in float64 on these inputs.
     """
+    if isinstance(permutation, Alignment) and not permutation.at_most_signed:
+        exact = applied_exactly(permutation, named_state(traced.graph_module))
+        result = copy_with_state(result, {**named_state(result), **exact})
     report = compare_float64(model, result, *inputs, wanted, any_batch=traced.any_batch)
     if not report.passed and traced.any_batch:
         narrow = compare_float64(model, result, *inputs, wanted, any_batch=False)

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxrebasin.alignment import Certificate, applied
 from fxrebasin.models.example_inputs import EXAMPLE_KEY
 from fxrebasin.passes.trace.graph_state import copy_with_state, named_state
 from fxrebasin.passes.trace.trace import TraceResult, trace
-from fxrebasin.permutation import Permutation
 from fxrebasin.running.given import remade
 from fxrebasin.running.outputs import Wanted
 
 
 def rewrite(
     model: nn.Module,
-    permutation: Permutation,
+    permutation: Certificate,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -38,7 +38,7 @@ def rewrite(
 
     Args:
         model: what to permute.
-        permutation: an element of the model's symmetry group.
+        permutation: an element of the model's symmetry group, or an alignment.
         args: positional inputs to trace with.
         kwargs: keyword inputs to trace with.
         wanted: which outputs count, and the graph returns; see `trace`.
@@ -52,6 +52,7 @@ def rewrite(
     Example:
         >>> import numpy as np
         >>> from fxrebasin.layout import AxisGroup, PermutationClass, Piece, Slot
+        >>> from fxrebasin.permutation import Permutation
         >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> group = lambda axis: (AxisGroup((axis,), (Piece((Slot("h", 3),), np.arange(3)),)),)
         >>> layout = {"0.weight": group(0), "0.bias": group(0), "2.weight": group(1)}
@@ -73,10 +74,10 @@ def rewrite(
     return result
 
 
-def _owned(permutation: Permutation, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _owned(permutation: Certificate, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The permuted state, with copies of what the permutation leaves as it is."""
     with torch.no_grad():
-        permuted = permutation.permute_state_dict(state)
+        permuted = applied(permutation, state)
     memo: dict[int, Any] = {}  # keeps strides, and views of one memory together
     return {
         name: _copied(tensor.detach(), memo) if tensor is state[name] else tensor

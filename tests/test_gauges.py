@@ -67,7 +67,7 @@ def test_factors_of_norms_move_into_what_reads_them(name: str, to_reference: boo
 @pytest.mark.parametrize("to_reference", [False, True])
 def test_biases_move_into_later_ones(name: str, to_reference: bool) -> None:
     net, _, groups, graph, state, other = found(name)
-    moved = with_shifts(state, graph, groups, other if to_reference else None)
+    moved = with_shifts(state, other if to_reference else None, graph=graph, groups=groups)
     free = [key for key in state if key.endswith(("value.bias", "before.bias", "between.bias"))]
     free += [] if FORMS[name].rotary else [key for key in state if key.endswith("key.bias")]
     if FORMS[name].rotary:
@@ -82,7 +82,7 @@ def test_biases_move_into_later_ones(name: str, to_reference: bool) -> None:
 
 def test_biases_of_keys_behind_rotary_embeddings_stay() -> None:
     _, _, groups, graph, state, _ = found("rotary with biases")
-    moved = with_shifts(state, graph, groups, None)
+    moved = with_shifts(state, None, graph=graph, groups=groups)
     assert all(shift.parameter != "blocks.0.key.bias" for shift in groups.shifts)
     assert bool(moved["blocks.0.key.bias"].any())
 
@@ -90,7 +90,7 @@ def test_biases_of_keys_behind_rotary_embeddings_stay() -> None:
 @pytest.mark.parametrize("name", FORMS)
 def test_means_that_nothing_sees_are_taken_away(name: str) -> None:
     net, symmetry, groups, graph, state, _ = found(name)
-    plain = with_shifts(state, graph, groups, None)
+    plain = with_shifts(state, None, graph=graph, groups=groups)
     moved = centred(plain, groups, symmetry.classes)
     assert same_function(net, moved)
     if FORMS[name].centred:
@@ -107,9 +107,11 @@ def test_means_that_nothing_sees_are_taken_away(name: str) -> None:
 def test_all_choices_one_after_the_other() -> None:
     net, symmetry, groups, graph, state, other = found("GPT")
     state = with_factors(state, groups, symmetry.classes, None)
-    state = centred(with_shifts(state, graph, groups, None), groups, symmetry.classes)
+    state = centred(with_shifts(state, None, graph=graph, groups=groups), groups, symmetry.classes)
     assert same_function(net, state)
-    back = with_shifts(with_factors(state, groups, symmetry.classes, other), graph, groups, other)
+    back = with_shifts(
+        with_factors(state, groups, symmetry.classes, other), other, graph=graph, groups=groups
+    )
     assert same_function(net, back)
 
 
@@ -155,7 +157,7 @@ def test_a_factor_of_zero_is_folded_once_nothing_is_added_behind_it() -> None:
     net.load_state_dict(state)
     with pytest.raises(fxrebasin.errors.InputError, match=r"before\.weight holds zeros where"):
         with_factors(state, groups, symmetry.classes, other)
-    moved = with_shifts(state, graph, groups, None)
+    moved = with_shifts(state, None, graph=graph, groups=groups)
     moved = with_factors(moved, groups, symmetry.classes, other)
     key = "blocks.1.before.weight"
     torch.testing.assert_close(moved[key], other[key], rtol=1e-14, atol=0)

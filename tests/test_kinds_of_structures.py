@@ -58,7 +58,7 @@ def test_groups_and_gauges_leave_the_function(name: str) -> None:
     same = [
         acted(state, groups, symmetry.classes, elements_of(symmetry)),
         centred(state, groups, symmetry.classes),
-        with_shifts(state, graph, groups, other),
+        with_shifts(state, other, graph=graph, groups=groups),
     ]
     same.append(with_factors(state, groups, symmetry.classes, other))
     for moved in same:

@@ -204,6 +204,51 @@ def compare_states(
     return _float64_report(references, candidate, run_float64(candidate, references.sets))
 
 
+def rounding_of(
+    model: nn.Module,
+    other: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    wanted: Wanted = None,
+) -> tuple[float, float]:
+    """How far two modules are, in their own precision, from what the first computes in float64.
+
+    Args:
+        model: the reference; any mode, it is run in eval mode.
+        other: a module that takes the same inputs and should compute the same.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        wanted: which outputs count; see `fxrebasin.running.outputs`.
+
+    Returns:
+        Of each, the largest error of an output, relative to its largest value.
+
+    Raises:
+        InputError: the first does not run on these inputs.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> one, two = rounding_of(net, net, (torch.ones(4, 3),), {})
+        >>> one == two < 1e-5
+        True
+    """
+    reference = Subject(model, wanted=wanted)
+    candidate = Subject(other, label="the other model", wanted=wanted, strict=False)
+    references = reference_runs(reference, args, kwargs, any_batch=False)
+    errors = []
+    for subject in (reference, candidate):
+        runs = run_native(subject, references.sets)
+        errors.append(max(map(_largest_error, references.runs, runs), default=0.0))
+    return errors[0], errors[1]
+
+
+def _largest_error(wide: Tensors, run: Tensors | Exception) -> float:
+    if isinstance(run, Exception):
+        return 0.0
+    shared = [name for name in wide if name in run and _is_float(run[name])]
+    return max((relative_error(wide[name], run[name]) for name in shared), default=0.0)
+
+
 def _refused_batch(
     references: References, candidate: Subject, runs: Sequence[Tensors | Exception]
 ) -> str | None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fxrebasin.alignment import Certificate
 from fxrebasin.facts import Brief, counted
-from fxrebasin.permutation import Permutation
 from fxrebasin.reports.equivalence import EquivalenceReport
 
 
@@ -28,7 +28,7 @@ class RebasinReport(Brief):
         notes: what a user of the graph should know, in words.
         equivalence: the float64 comparison with the model, None with `verify=False`,
             and where no unit moved and no graph was made.
-        certificate: the permutation.
+        certificate: the permutation, or the alignment.
         log10_order: of the group that was searched.
         unknown_operators: operators without a rule, whose axes were pinned.
         ignored: tensors that were not compared with the reference, as the caller asked.
@@ -44,7 +44,7 @@ class RebasinReport(Brief):
     tracer: str | None
     notes: tuple[str, ...]
     equivalence: EquivalenceReport | None
-    certificate: Permutation
+    certificate: Certificate
     log10_order: float
     unknown_operators: tuple[str, ...]
     ignored: tuple[str, ...] = ()

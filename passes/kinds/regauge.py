@@ -42,27 +42,28 @@ def with_factors(
 
 
 def with_shifts(
-    state: State, graph: FunctionalGraph, groups: Groups, reference: State | None
+    state: State, reference: State | None, *, graph: FunctionalGraph, groups: Groups
 ) -> dict[str, Tensor]:
     """The state with the biases of a reference, or with zeros, which others make up for.
 
-    Embeddings, which have no bias of their own, are left as they are.
+    Of an embedding it is the mean of all rows, since the same may be added to each of them.
 
     Args:
         state: of the model.
+        reference: of another model of the same architecture; None for zeros.
         graph: of the model.
         groups: that act on it.
-        reference: of another model of the same architecture; None for zeros.
     """
     found = dict(state)
     ordered = sorted(groups.shifts, key=lambda shift: _depth(graph, shift.parameter))
     for shift in ordered:
         own = found[shift.parameter]
-        if shift.dimension != own.numel():
-            continue
         wanted = torch.zeros_like(own)
         if reference is not None:
             wanted = reference[shift.parameter].to(own)
+        if shift.dimension != own.numel():
+            rows = wanted.mean(0) - own.mean(0)
+            wanted = own + rows
         taken = Shifts(graph, found).follow(changed(graph, shift.parameter, wanted - own))
         found[shift.parameter] = wanted
         for name, change in taken.items():
@@ -76,7 +77,12 @@ def _depth(graph: FunctionalGraph, name: str) -> int:
     return min(order[user] for user in graph.state[name].users)
 
 
-def centred(state: State, groups: Groups, classes: Sequence[PermutationClass]) -> dict[str, Tensor]:
+def centred(
+    state: State,
+    groups: Groups,
+    classes: Sequence[PermutationClass],
+    reference: State | None = None,
+) -> dict[str, Tensor]:
     """The state without means that nothing sees: of what writes, and of what reads centred values.
 
     Readers whose norm has a shift are left as they are, since they read the mean of that.
@@ -85,6 +91,7 @@ def centred(state: State, groups: Groups, classes: Sequence[PermutationClass]) -
         state: of the model.
         groups: that act on it.
         classes: of its symmetry.
+        reference: with the same factors, whose means are taken; None for zeros.
     """
     found = dict(state)
     sizes = {c.name: c.size for c in classes}
@@ -92,18 +99,22 @@ def centred(state: State, groups: Groups, classes: Sequence[PermutationClass]) -
         own = groups.centring.get(c.name, Centring())
         for place in (*own.writers, *own.readers):
             group = groups.layout[place.state][place.group]
+            part = groups.kinds[c.name].parts[place]
+            reads = place in own.readers
+            if reads and _is_shifted(found, groups, c, part.factors):
+                continue
             positions = positions_of(groups.layout, place, c, sizes)
             rows = rows_of(found[place.state], group, positions)
             scale = torch.ones_like(rows[:, :, :1, :1])
-            part = groups.kinds[c.name].parts[place]
-            shifted = place in own.readers and _is_shifted(found, groups, c, part.factors)
-            if shifted:
-                continue
-            for factor in part.factors if place in own.readers else ():
+            for factor in part.factors if reads else ():
                 scale = scale * numbers_of(found, groups, factor, c, sizes)[:, :, None, None]
-            centre = (rows * scale).mean(1, keepdim=True)
-            without = rows - centre / scale
-            found[place.state] = with_rows(found[place.state], group, positions, without)
+            mean = (rows * scale).mean(1, keepdim=True)
+            if reference is not None:
+                other = rows_of(reference[place.state].to(rows), group, positions)
+                mean = mean - (other * scale).mean(1, keepdim=True)
+            found[place.state] = with_rows(
+                found[place.state], group, positions, rows - mean / scale
+            )
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from torch import Tensor
 
@@ -139,10 +138,3 @@ class GroupResult:
     element: Element
     sweeps: int
     notes: tuple[str, ...] = ()
-
-
-class GroupMethod(Protocol):
-    """A method over groups; keyword arguments are its options, as for permutations."""
-
-    def __call__(self, problem: GroupProblem, **options: object) -> GroupResult:
-        """Find an element."""

@@ -46,6 +46,8 @@ METHODS: Mapping[str, Method] = {
 _OF_ALL = ("classes",)
 """Options that every method has: those that pose the problem."""
 
+_BEYOND = " for symmetries beyond permutation"
+
 _SHOWN = {
     "loader": (
         "loader=..., any iterable of batches: (inputs, targets), or inputs alone",
@@ -59,25 +61,31 @@ _SHOWN = {
 }
 """What to pass, in Python and on the command line."""
 
-_OTHER_CONSTANTS = (
+OTHER_CONSTANTS = (
     "The constants of the reference differ from the model's, and the permutation holds for the "
     "model alone:"
 )
 
 
-def check_method(method: str, options: Mapping[str, object]) -> None:
+def check_method(
+    method: str,
+    options: Mapping[str, object],
+    methods: Mapping[str, Callable[..., object]] = METHODS,
+) -> None:
     """Refuse a method or options that do not exist, or that are missing, before any work.
 
     Args:
-        method: a key of `METHODS`.
+        method: a key of `methods`.
         options: by name, as the caller gave them.
+        methods: those that there are.
 
     Raises:
         InputError: naming those that do exist, or showing what to pass.
     """
-    if method not in METHODS:
-        raise InputError(f"no method {method!r}; there are: {', '.join(sorted(METHODS))}")
-    _, *own = inspect.signature(METHODS[method]).parameters.values()
+    if method not in methods:
+        beyond = "" if methods is METHODS else _BEYOND
+        raise InputError(f"no method {method!r}{beyond}; there are: {', '.join(sorted(methods))}")
+    _, *own = inspect.signature(methods[method]).parameters.values()
     allowed = [*(parameter.name for parameter in own), *_OF_ALL]
     unknown = [name for name in options if name not in allowed]
     if unknown:
@@ -139,6 +147,6 @@ def match_states(
     if not isinstance(symmetry, Symmetry):
         return found
     faults = contradictions(symmetry.relies_on, problem.common_a)
-    notes = [f"{_OTHER_CONSTANTS} {'; '.join(faults)}."] if faults else []
+    notes = [f"{OTHER_CONSTANTS} {'; '.join(faults)}."] if faults else []
     permutation = found.permutation.relying_on(symmetry.relies_on, symmetry.found_with)
     return replace(found, permutation=permutation, notes=(*found.notes, *notes))

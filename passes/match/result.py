@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fxrebasin.alignment import Alignment
 from fxrebasin.permutation import Permutation
 
 
@@ -23,6 +24,36 @@ class MatchResult:
     """
 
     permutation: Permutation
+    objective_before: float
+    objective_after: float
+    distance_before: float
+    distance_after: float
+    sweeps: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def certificate(self) -> Permutation:
+        """What is applied to the model."""
+        return self.permutation
+
+
+@dataclass(frozen=True)
+class AlignmentResult:
+    """What matching over the groups returns; its figures are those of `MatchResult`.
+
+    Args:
+        certificate: brings the model towards the reference.
+        objective_before: see `MatchResult`.
+        objective_after: see `MatchResult`.
+        distance_before: see `MatchResult`.
+        distance_after: see `MatchResult`.
+        sweeps: see `MatchResult`.
+        seconds: see `MatchResult`.
+        notes: see `MatchResult`.
+    """
+
+    certificate: Alignment
     objective_before: float
     objective_after: float
     distance_before: float

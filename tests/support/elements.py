@@ -20,6 +20,7 @@ def elements_of(symmetry: Symmetry) -> dict[str, Tensor]:
             continue
         if not c.kind.has_matrices:
             numbers = torch.rand(c.count, c.size, generator=gen, dtype=torch.float64) + 0.5
+            numbers = torch.ones_like(numbers) if c.kind is GroupKind.SIGNED else numbers
             odd = torch.arange(c.size) % 2 == 1
             odd = odd & bool(groups.kinds[c.name].signs)
             chosen[c.name] = torch.where(odd, -numbers, numbers)

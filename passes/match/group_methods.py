@@ -1,0 +1,155 @@
+"""The methods that match over the groups of a symmetry; see `fxrebasin.passes.match.group_problem`.
+
+A method may have the name of one for permutations: `symmetry=` decides which of both is taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fxrebasin.alignment import Alignment, GaugeValues
+from fxrebasin.groups import Groups
+from fxrebasin.kinds import ClassKind, GroupKind
+from fxrebasin.layout import Layout, PermutationClass
+from fxrebasin.passes.match.canonical import Canonical, canonical, in_gauge_of
+from fxrebasin.passes.match.closeness import closeness
+from fxrebasin.passes.match.group_problem import Element, GroupProblem, GroupResult
+from fxrebasin.passes.match.group_weight import match_weights_over_groups
+from fxrebasin.passes.match.methods import OTHER_CONSTANTS
+from fxrebasin.passes.match.problem import MatchingProblem
+from fxrebasin.passes.match.result import AlignmentResult
+from fxrebasin.reliance import contradictions
+from fxrebasin.symmetry import Symmetry
+
+GroupMethodFunction: TypeAlias = Callable[..., GroupResult]
+
+GROUP_METHODS: Mapping[str, GroupMethodFunction] = {
+    "weight": match_weights_over_groups,
+}
+"""By name. Each takes a `GroupProblem`; keyword arguments are its options."""
+
+
+@dataclass(frozen=True)
+class Permuted:
+    """The permutation classes of a symmetry, without those that turn in pairs."""
+
+    classes: tuple[PermutationClass, ...]
+    layout: Layout
+
+
+def match_over_groups(
+    symmetry: Symmetry,
+    plain: MatchingProblem,
+    model: nn.Module,
+    *,
+    method: str = "weight",
+    **options: object,
+) -> AlignmentResult:
+    """Match with one of `GROUP_METHODS`.
+
+    Args:
+        symmetry: with groups; without, every class is only permuted.
+        plain: the model and the reference as they are, of the permutation classes only.
+        model: the module whose state it is; its other names for tied tensors are found there.
+        method: a key of `GROUP_METHODS`.
+        **options: of the method.
+
+    Raises:
+        InputError: what the method raises.
+    """
+    groups = symmetry.groups or _permutations_only(symmetry)
+    classes = symmetry.permuted
+    ties = ties_of(model)
+    b = _complete(model, plain.state_b, ties)
+    a = {**b, **_complete(model, plain.common_a, ties, partly=True)}
+    of_b, of_a = (canonical(state, groups, classes) for state in (b, a))
+    problem = GroupProblem(
+        plain, (*classes, *groups.turned), groups.folded(), of_b.state, of_a.state, ties
+    )
+    found = GROUP_METHODS[method](problem, **options)
+    certificate, moved = _aligned(problem, groups, found.element, of_b.gauge, (of_a, a))
+    permutation = certificate.permutation.relying_on(symmetry.relies_on, symmetry.found_with)
+    certificate = replace(certificate, permutation=permutation)
+    names = problem.compared
+    after = closeness(names, a, moved)
+    faults = contradictions(symmetry.relies_on, plain.common_a)
+    notes = [f"{OTHER_CONSTANTS} {'; '.join(faults)}."] if faults else []
+    return AlignmentResult(
+        certificate,
+        objective_before=plain.before.objective,
+        objective_after=after.objective,
+        distance_before=plain.before.distance,
+        distance_after=after.distance,
+        sweeps=found.sweeps,
+        seconds=time.perf_counter() - plain.posed,
+        notes=(*plain.notes, *found.notes, *notes),
+    )
+
+
+def _aligned(
+    problem: GroupProblem,
+    groups: Groups,
+    element: Element,
+    source: GaugeValues,
+    reference: tuple[Canonical, Mapping[str, Tensor]],
+) -> tuple[Alignment, dict[str, Tensor]]:
+    """The certificate of an element, and what it makes of the model's state."""
+    classes = problem.plain.symmetry.classes
+    moved, target = in_gauge_of(*reference, problem.moved(element), groups, classes)
+    certificate = Alignment(
+        element.permutation, groups, element.elements, source, target, problem.ties
+    )
+    return certificate, moved
+
+
+def _permutations_only(symmetry: Symmetry) -> Groups:
+    kinds = {c.name: ClassKind(GroupKind.PERMUTATION, {}, {}) for c in symmetry.classes}
+    return Groups(kinds, symmetry.layout)
+
+
+def ties_of(model: nn.Module) -> dict[str, str]:
+    """Further names of tensors of a model, each with the first name of its tensor.
+
+    Args:
+        model: any module.
+    """
+    first: dict[int, str] = {}
+    found = {}
+    for name, tensor in _held(model).items():
+        if first.setdefault(id(tensor), name) != name:
+            found[name] = first[id(tensor)]
+    return found
+
+
+def _held(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _complete(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    ties: Mapping[str, str],
+    *,
+    partly: bool = False,
+) -> dict[str, Tensor]:
+    """All tensors of a model by their first names, with those of a state in their place.
+
+    Numbers are in double precision, on the CPU.
+    """
+    found: dict[str, Tensor] = {}
+    for name, own in _held(model).items():
+        first = ties.get(name, name)
+        tensor = state.get(name, None if partly else own)
+        if tensor is not None and (first not in found or name == first):
+            tensor = tensor.detach().cpu()
+            found[first] = tensor.to(torch.float64) if tensor.is_floating_point() else tensor
+    return found

@@ -1,0 +1,252 @@
+"""Alignments: elements of larger groups between two gauges, as certificates of what was done."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxrebasin
+from fxrebasin.alignment import Alignment
+from fxrebasin.errors import CheckpointError, InputError
+from fxrebasin.kinds import GroupKind
+from fxrebasin.symmetry import Symmetry
+from tests.support.elements import elements_of
+from tests.support.tiny_transformers import Form, Transformer, drawn
+
+FORMS = {
+    "GPT": Form(layers=2, width=12, hidden=9, heads=3),
+    "no biases": Form(biases=False, width=12, hidden=9, heads=3),
+    "Llama": Form(
+        layers=2, width=12, hidden=9, heads=3, centred=False, biases=False, rotary=True, gate=True
+    ),
+    "rotary with biases": Form(width=8, rotary=True),
+    "ViT": Form(length=9, inputs=4, outputs=4, patches=True, width=12, hidden=9, heads=3),
+    "ReLU": Form(relu=True, width=12, hidden=9, heads=3),
+}
+
+
+def planted(net: nn.Module, inputs: Tensor) -> tuple[Symmetry, Alignment, nn.Module]:
+    """A model that differs from another one by an element of its whole group."""
+    symmetry = fxrebasin.analyze(net, inputs, symmetry="all")
+    assert symmetry.groups is not None
+    element = Alignment(symmetry.random(3), symmetry.groups, elements_of(symmetry))
+    other = copy.deepcopy(net)
+    other.load_state_dict(element.apply(net.state_dict()))
+    return symmetry, element, other
+
+
+def apart(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    """The largest relative distance of two states' tensors."""
+    return max(float((one[k] - two[k]).norm() / two[k].norm()) for k in two)
+
+
+def other_gauge(net: Transformer) -> None:
+    """Factors, shifts and means chosen in another way, by hand."""
+    with torch.no_grad():
+        for block in net.blocks:
+            growth = torch.linspace(0.5, 2, net.form.width, dtype=torch.float64)
+            block.before.weight.mul_(growth)  # type: ignore[operator, union-attr]
+            if block.before.bias is not None:  # type: ignore[union-attr]
+                block.before.bias.mul_(growth)  # type: ignore[operator, union-attr]
+            for layer in (block.query, block.key, block.value):
+                layer.weight.div_(growth)  # type: ignore[operator, union-attr]
+            if net.form.centred:
+                rows = torch.linspace(-1, 1, net.form.hidden, dtype=torch.float64)
+                block.down.weight.add_(rows)  # type: ignore[operator, union-attr]
+            if net.form.biases and not net.form.rotary:
+                block.key.bias.add_(0.7)  # type: ignore[operator, union-attr]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_planted_element_is_found(name: str) -> None:
+    net = drawn(FORMS[name], 1)
+    inputs = net.batch(2, 0)
+    _, _, other = planted(net, inputs)
+    assert isinstance(other, Transformer)
+    other_gauge(other)
+    assert torch.allclose(other(net.batch(20, 3)), net(net.batch(20, 3)), rtol=1e-10, atol=1e-10)
+    result = fxrebasin.transform(other, ref=net, example_inputs=inputs, symmetry="all")
+    report = result.meta["fxrebasin"]
+    assert apart(result.state_dict(), net.state_dict()) <= 1e-9
+    assert report.distance_before > 1
+    assert report.distance_after <= 1e-9 * report.distance_before
+    assert report.equivalence.passed
+    assert report.certificate.apply(other.state_dict()).keys() == net.state_dict().keys()
+
+
+MLPS = {
+    "tanh": (nn.Tanh(), (7, 12, 9, 11, 8), GroupKind.SIGNED),
+    "ReLU": (nn.ReLU(), (7, 12, 9, 11, 8), GroupKind.POSITIVE),
+    "linear": (nn.Identity(), (7, 5, 5, 5, 8), GroupKind.GENERAL_LINEAR),
+}
+
+
+def perceptron(name: str) -> nn.Sequential:
+    """Four layers with random biases."""
+    torch.manual_seed(0)
+    bend, sizes, _ = MLPS[name]
+    layers = [layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), bend)]
+    return nn.Sequential(*layers[:-1]).double()
+
+
+@pytest.mark.parametrize("name", MLPS)
+def test_a_planted_element_of_a_perceptron_is_found(name: str) -> None:
+    net, inputs = perceptron(name), torch.randn(3, 7, dtype=torch.float64)
+    symmetry, element, other = planted(net, inputs)
+    assert {c.kind for c in symmetry.classes} == {MLPS[name][2]}
+    assert element.units_moved > 0
+    found = fxrebasin.match(other, ref=net, example_inputs=inputs, symmetry="all")
+    assert isinstance(found, Alignment)
+    assert apart(found.apply(other.state_dict()), net.state_dict()) <= 1e-9
+
+
+def test_signs_alone_are_exact() -> None:
+    net, inputs = perceptron("tanh").float(), torch.randn(3, 7)
+    _, _, other = planted(net, inputs)
+    result = fxrebasin.transform(other, ref=net, example_inputs=inputs, symmetry="signed")
+    certificate = result.meta["fxrebasin"].certificate
+    assert certificate.at_most_signed
+    for key, value in result.state_dict().items():
+        assert torch.equal(value, net.state_dict()[key])
+    assert any(bool((item < 0).any()) for item in certificate.elements.values())
+
+
+def aligned(name: str) -> tuple[Transformer, Transformer, Alignment]:
+    """Two networks, and how the second is aligned with the first."""
+    net, other = drawn(FORMS[name], 1), drawn(FORMS[name], 2)
+    inputs = net.batch(2, 0)
+    certificate = fxrebasin.match(other, ref=net, example_inputs=inputs, symmetry="all")
+    assert isinstance(certificate, Alignment)
+    return net, other, certificate
+
+
+def test_the_result_is_in_the_gauge_of_the_reference() -> None:
+    net, other, certificate = aligned("GPT")
+    moved, wanted = certificate.apply(other.state_dict()), net.state_dict()
+    for key in wanted:
+        scale = key.endswith(("before.weight", "between.weight", "norm.weight"))
+        shift = key.endswith(("before.bias", "between.bias", "key.bias", "value.bias"))
+        if scale or shift:
+            torch.testing.assert_close(moved[key], wanted[key], rtol=1e-13, atol=1e-14)
+    means = ("blocks.0.out.weight", "blocks.1.down.weight")
+    for key in means:
+        torch.testing.assert_close(moved[key].mean(0), wanted[key].mean(0), rtol=0, atol=1e-13)
+        assert not torch.allclose(moved[key], wanted[key])
+
+
+def test_the_straight_line_is_that_between_canonical_forms() -> None:
+    """What a factor holds does not matter to the line, once both models have the same."""
+    net, other, certificate = aligned("no biases")
+    moved = certificate.apply(other.state_dict())
+    plain, form = copy.deepcopy(net), copy.deepcopy(other)
+    with torch.no_grad():
+        for folded, state in ((plain, net.state_dict()), (form, moved)):
+            folded.load_state_dict(state)
+            for block in folded.blocks:
+                for layer in (block.query, block.key, block.value):
+                    layer.weight.mul_(block.before.weight)  # type: ignore[operator, union-attr]
+                block.before.weight.fill_(1)  # type: ignore[operator, union-attr]
+    inputs = net.batch(9, 4)
+    lines = []
+    for a, b in ((net.state_dict(), moved), (plain.state_dict(), form.state_dict())):
+        middle = Transformer(net.form).double().eval()
+        middle.load_state_dict({key: (a[key] + b[key]) / 2 for key in a})
+        lines.append(middle(inputs))
+    torch.testing.assert_close(*lines, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_inverse_brings_the_state_back(name: str) -> None:
+    _, other, certificate = aligned(name)
+    state = other.state_dict()
+    moved = certificate.apply(state)
+    assert apart(moved, state) > 0.1
+    assert apart(certificate.inverse().apply(moved), state) <= 1e-11
+    around = certificate.inverse().compose(certificate)
+    assert around.is_identity
+    assert apart(around.apply(state), state) <= 1e-11
+
+
+def test_composition_goes_through_the_gauge_in_between() -> None:
+    first, second, third = (drawn(FORMS["GPT"], seed) for seed in (1, 2, 3))
+    inputs = first.batch(2, 0)
+    one = fxrebasin.match(third, ref=second, example_inputs=inputs, symmetry="all")
+    between = copy.deepcopy(third)
+    between.load_state_dict(one.apply(third.state_dict()))
+    two = fxrebasin.match(between, ref=first, example_inputs=inputs, symmetry="all")
+    assert isinstance(one, Alignment)
+    assert isinstance(two, Alignment)
+    both = two.compose(one)
+    wanted = two.apply(between.state_dict())
+    assert apart(both.apply(third.state_dict()), wanted) <= 1e-11
+    with pytest.raises(InputError, match="do not follow each other"):
+        one.compose(two)
+
+
+def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
+    _, other, certificate = aligned("rotary with biases")
+    path = tmp_path / "alignment.safetensors"
+    certificate.save(path)
+    read = Alignment.load(path)
+    assert read == certificate
+    assert read.digest() == certificate.digest()
+    state = other.state_dict()
+    for key, value in read.apply(state).items():
+        assert torch.equal(value, certificate.apply(state)[key])
+    with pytest.raises(CheckpointError, match="exists"):
+        certificate.save(path)
+    with pytest.raises(CheckpointError, match="not a permutation"):
+        fxrebasin.Permutation.load(path)
+    content = path.read_bytes()
+    for at in (3, 40, len(content) // 2):
+        broken = tmp_path / "broken.safetensors"
+        broken.write_bytes(content[:at])
+        with pytest.raises(CheckpointError, match="broken"):
+            Alignment.load(broken)
+
+
+def test_another_state_is_refused_where_biases_moved() -> None:
+    net, other, certificate = aligned("GPT")
+    with pytest.raises(InputError, match="this is another state"):
+        certificate.apply(net.state_dict())
+    half = {key: value.half() for key, value in other.state_dict().items()}
+    rounded = certificate.apply(half)
+    assert all(value.dtype == torch.float16 for value in rounded.values())
+    exact = certificate.apply(other.state_dict())
+    assert apart({k: v.double() for k, v in rounded.items()}, exact) < 1e-2
+
+
+def test_any_state_is_taken_where_no_biases_moved() -> None:
+    net, _, certificate = aligned("Llama")
+    inputs = net.batch(9, 4)
+    copied = copy.deepcopy(net)
+    copied.load_state_dict(certificate.apply(net.state_dict()))
+    torch.testing.assert_close(copied(inputs), net(inputs), rtol=1e-10, atol=1e-10)
+
+
+def test_an_element_outside_its_group_is_refused() -> None:
+    net = drawn(FORMS["GPT"], 1)
+    symmetry, element, _ = planted(net, net.batch(2, 0))
+    groups = symmetry.groups
+    assert groups is not None
+    kinds = {c.kind: c.name for c in symmetry.classes}
+    stream = kinds[GroupKind.ORTHOGONAL_FIXING_ONES]
+    for factor, fault in ((2.0, "is not orthogonal"), (float("nan"), "not finite")):
+        wrong = {**element.elements, stream: element.elements[stream] * factor}
+        with pytest.raises(InputError, match=fault):
+            Alignment(element.permutation, groups, wrong)
+    turned = torch.eye(12, dtype=torch.float64)
+    turned[0, 0] = -1
+    with pytest.raises(InputError, match="vector of ones"):
+        Alignment(element.permutation, groups, {stream: turned[None]})
+    name = kinds[GroupKind.PERMUTATION]
+    twice = torch.full((1, next(c.size for c in symmetry.classes if c.name == name)), 2.0)
+    with pytest.raises(InputError, match="holds numbers other than 1"):
+        Alignment(element.permutation, groups, {name: twice})
+    with pytest.raises(InputError, match="classes that do not exist"):
+        Alignment(element.permutation, groups, {"nothing": turned[None]})
