@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from fxrebasin.permutation import Permutation
+from fxrebasin.alignment import Certificate
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.storage.digests import INPUTS_KEY, state_digest
 
@@ -47,7 +47,7 @@ def origin_of(model: nn.Module, options: Mapping[str, Any]) -> dict[str, str]:
     return origin | {f"fxrebasin.{name}": digest for name, digest in given.items()}
 
 
-def _file_digest(permutation: Permutation) -> str:
+def _file_digest(permutation: Certificate) -> str:
     """A digest of the file that a permutation is saved as."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "permutation.safetensors"

@@ -12,8 +12,8 @@ import click
 import torch
 
 import fxrebasin
+from fxrebasin.alignment import Certificate
 from fxrebasin.cli.options import ARGUMENTS
-from fxrebasin.permutation import Permutation
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.storage.reading import Checkpoint
 
@@ -64,7 +64,7 @@ def matching_document(report: RebasinReport) -> dict[str, Any]:
     }
 
 
-def permutation_document(permutation: Permutation) -> dict[str, Any]:
+def permutation_document(permutation: Certificate) -> dict[str, Any]:
     """A permutation in a few figures.
 
     Args:
@@ -108,7 +108,7 @@ def card(title: str, facts: Sequence[tuple[str, str]], tags: Sequence[str] = ())
     return "\n".join(lines)
 
 
-def digest_facts(path: object, permutation: Permutation | None) -> list[tuple[str, str]]:
+def digest_facts(path: object, permutation: Certificate | None) -> list[tuple[str, str]]:
     """The line of a card that says which permutation was applied.
 
     Args:

@@ -84,8 +84,12 @@ def _element(own: ClassKind, seats: tuple[Seat, ...], state: Mapping[str, Tensor
 
 def _products(seats: tuple[Seat, ...], state: Mapping[str, Tensor], side: int) -> Tensor | None:
     """The sum of the products of rows on one side, of shape (copies, units, units)."""
-    rows = [seat.rows(state) for seat in seats if seat.variance == side]
-    return sum((r @ r.mT for r in rows[1:]), rows[0] @ rows[0].mT) if rows else None
+    found: Tensor | None = None
+    for seat in seats:
+        if seat.variance == side:
+            rows = seat.rows(state)
+            found = rows @ rows.mT if found is None else found + rows @ rows.mT
+    return found
 
 
 def _mean_root(p: Tensor, q: Tensor) -> Tensor:
