@@ -114,6 +114,14 @@ def _slices(column: Ints, axis: int) -> Ints:
     return np.unique(whole, return_inverse=True)[1].reshape(-1).astype(np.int64, copy=False)
 
 
+def alike(columns: Sequence[Ints]) -> list[Ints]:
+    """The positions of each tuple that aligned columns have."""
+    if all((column == column[0]).all() for column in columns):
+        return [np.arange(columns[0].size)]
+    code = row_codes(columns)
+    return np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code))[:-1])
+
+
 def all_differ(values: Ints) -> bool:
     """Whether no number occurs twice in an array of any shape."""
     return distinct(values).size == values.size

@@ -7,15 +7,32 @@ coordinates, and every recorded table has to be closed under that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 
 from fxrebasin.passes.fields.labels import RIGID
-from fxrebasin.passes.fields.rows import Ints, Table, all_differ, count_rows, distinct, row_codes
-from fxrebasin.passes.group.classes import Classes, Column, IrregularError, combine
+from fxrebasin.passes.fields.rows import (
+    Ints,
+    Table,
+    alike,
+    all_differ,
+    distinct,
+    distinct_rows,
+    row_codes,
+)
+from fxrebasin.passes.group.classes import (
+    Classes,
+    Column,
+    IrregularError,
+    Motion,
+    combine,
+    motion,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +48,11 @@ class Moves:
     classes: Classes
     roots: Ints
     roles: Ints
+
+    @cached_property
+    def motion(self) -> Motion:
+        """The coordinates of all representatives, numbered."""
+        return motion(self.classes)
 
     def colors(self, table: Table) -> Table:
         """By label, the index of its colour; `RIGID` when it cannot move."""
@@ -56,8 +78,8 @@ def check_roles(moves: Moves, known: int) -> None:
     place = role * moves.roots.size + moves.roots[units]
     if not all_differ(place):
         code = row_codes([place])
-        alike = np.bincount(code)[code] > 1
-        raise IrregularError(units[alike], "tied to another unit of its own axis")
+        repeated = np.bincount(code)[code] > 1
+        raise IrregularError(units[repeated], "tied to another unit of its own axis")
     lacking = count[role] != moves.classes.members[colors[units]]
     if lacking.any():
         raise IrregularError(units[lacking], "plays a part that not all of its class play")
@@ -70,44 +92,60 @@ def check_closed(moves: Moves, table: Table) -> None:
         IrregularError: the tuples are not the full grid over the coordinates they have. It names
             the labels of one column, the one with the fewest, since the others may do without them.
     """
-    for colors, part in _parts(table, moves.colors(table)):
-        if (colors < 0).all():
-            continue
-        columns, along = _coordinates(moves, colors, part)
-        tag = row_codes(
-            [
-                column if color < 0 else moves.roles[column]
-                for color, column in zip(colors, part.T, strict=True)
-            ]
-        )
-        full = int(np.prod([column.size for column in columns], dtype=np.int64))
-        if count_rows([*along, tag]) != full * (int(tag.max()) + 1):
-            free = (distinct(column) for column in part[:, colors >= 0].T)
-            fewest = min(free, key=lambda units: units.size)
-            raise IrregularError(fewest, "occurs together with others irregularly")
-
-
-def _parts(table: Table, colors: Table) -> Iterator[tuple[Ints, Table]]:
-    """Rows of a table by the colours of their labels, and these."""
     if not table.size:
         return
-    if (colors == colors[:1]).all():
-        yield colors[0], table
-        return
+    colors = moves.colors(table)
     part = row_codes(list(colors.T))
-    order = np.argsort(part, kind="stable")
-    ends = np.cumsum(np.bincount(part))
-    for rows in np.split(order, ends[:-1]):
-        yield colors[rows[0]], table[rows]
+    units = np.maximum(table, 0)
+    codes = np.where(table >= 0, moves.motion.codes[moves.roots[units]], RIGID)
+    tags = np.where(colors >= 0, moves.roles[units], table)
+    kinds = moves.motion.kind_of(codes.reshape(-1)).reshape(codes.shape)
+    irregular = [
+        number
+        for rows in alike(list(kinds.T))
+        if (kinds[rows[0]] >= 0).any()
+        for number in _irregular(moves.motion, kinds[rows[0]], codes[rows], tags[rows], part[rows])
+    ]
+    if irregular:
+        rows = np.flatnonzero(part == min(irregular))
+        free = (distinct(column) for column in table[rows][:, colors[rows[0]] >= 0].T)
+        fewest = min(free, key=lambda units: units.size)
+        raise IrregularError(fewest, "occurs together with others irregularly")
 
 
-def _coordinates(
-    moves: Moves, colors: Ints, part: Table
-) -> tuple[tuple[Column, ...], list[npt.NDArray[np.int64]]]:
-    """Coordinates of rows whose labels have the same colours in each column."""
-    blocks = []
-    for color, column in zip(colors, part.T, strict=True):
-        if color >= 0:
-            place = moves.classes.coordinates[int(color)]
-            blocks.append((place.columns, place.of(moves.roots[column]).T))
-    return combine(blocks)
+def _irregular(motion: Motion, kinds: Ints, codes: Table, tags: Table, part: Ints) -> list[int]:
+    """The parts whose tuples are not the full grid of their coordinates with each of their tags.
+
+    Args:
+        kinds: for each column, how its coordinates are made up; the same in all rows.
+        codes: the numbers of the coordinates.
+        tags: roles, or labels that cannot move.
+        part: by row; tuples of different parts have nothing to do with each other.
+    """
+    blocks = [
+        (motion.kinds[kind], motion.coordinates(int(kind), column))
+        for kind, column in zip(kinds, codes.T, strict=True)
+        if kind >= 0
+    ]
+    tag = row_codes(list(tags.T))
+    found = []
+    for rows in alike(_shared(blocks, part)):
+        columns, along = combine([(own, [item[rows] for item in items]) for own, items in blocks])
+        full = math.prod(column.size for column in columns)
+        tuples = distinct_rows([part[rows], *along, tag[rows]])[:, 0]
+        alone = distinct_rows([part[rows], tag[rows]])[:, 0]
+        numbers, count = np.unique(tuples, return_counts=True)
+        expected = full * np.unique(alone, return_counts=True)[1]
+        found += numbers[count != expected].tolist()
+    return found
+
+
+def _shared(blocks: Sequence[tuple[tuple[Column, ...], list[Ints]]], part: Ints) -> list[Ints]:
+    """For each two coordinates of one class, by row, whether they agree in all rows of its part."""
+    found = [np.zeros(part.size, np.int64)]
+    all_columns = [pair for own, items in blocks for pair in zip(own, items, strict=True)]
+    for (one, left), (other, right) in combinations(all_columns, 2):
+        if one.index == other.index:
+            differ = np.bincount(part, left != right, int(part.max()) + 1) > 0
+            found.append(differ[part].astype(np.int64))
+    return found

@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 
 from fxrebasin.layout import AxisGroup, Piece, Slot
-from fxrebasin.passes.fields.rows import Ints, distinct, row_codes
+from fxrebasin.passes.fields.rows import Ints, alike, distinct, row_codes
 from fxrebasin.passes.group.classes import Column, IrregularError, Motion, combine
 from fxrebasin.passes.group.state_fields import StateField
 
@@ -67,7 +67,7 @@ def unnamed_group(
     """
     kinds = [moves.kind_of(column) for column in columns]
     pieces = []
-    for where in _alike(kinds):
+    for where in alike(kinds):
         part = list(zip(kinds, columns, strict=True))
         if where.size < columns[0].size:
             part = [(kind[where], column[where]) for kind, column in part]
@@ -76,14 +76,6 @@ def unnamed_group(
             rigid = [column for kind, column in part if kind[0] < 0]
             pieces += _pieces(free, along, rigid, where)
     return UnnamedGroup(axes, tuple(pieces)) if pieces else None
-
-
-def _alike(kinds: Sequence[Ints]) -> list[Ints]:
-    """The positions of each tuple of kinds."""
-    if all((kind == kind[0]).all() for kind in kinds):
-        return [np.arange(kinds[0].size)]
-    part = row_codes(kinds)
-    return [np.flatnonzero(part == value) for value in range(int(part.max()) + 1)]
 
 
 def _coordinates_of_codes(

@@ -9,7 +9,7 @@ import numpy as np
 
 from fxrebasin.passes.fields.labels import rigid_labels, rigid_labels_of_units
 from fxrebasin.passes.fields.rows import Ints, count_rows, distinct, mix, row_codes
-from fxrebasin.passes.group.classes import IrregularError, Motion, motion
+from fxrebasin.passes.group.classes import IrregularError, Motion
 from fxrebasin.passes.group.closure import Moves
 from fxrebasin.passes.group.grids import UnnamedGroup, axis_groups, group_columns, unnamed_group
 from fxrebasin.passes.group.state_fields import StateField, squeezed
@@ -47,7 +47,7 @@ class _LayingOut:
     """Lays coordinates onto the axes of state tensors."""
 
     def __init__(self, moves: Moves) -> None:
-        self._motion, self._unit_roles = motion(moves.classes), moves.roles
+        self._motion, self._unit_roles = moves.motion, moves.roles
         self._codes = _codes_of_units(moves.roots, self._motion)
         self._known: dict[tuple[bytes, ...], UnnamedGroup | None] = {}
 
