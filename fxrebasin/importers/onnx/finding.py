@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import Choices, choices_for
 from fxrebasin.errors import InputError
 from fxrebasin.importers.onnx.foreign import CannotRunError, Unknown, onnx_names
+from fxrebasin.importers.onnx.graph import Graph
 from fxrebasin.importers.onnx.inputs import attempts, drawn_inputs, given_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.module import OnnxModule
@@ -24,6 +25,7 @@ from fxrebasin.wording import listed
 
 _SAME = 1e-9
 _LISTED = 8
+_LOOKING_UP = ("Gather", "Scatter", "Embed", "OneHot", "Slice", "Loop", "Scan", "If", "Pad")
 _LOOKED_THROUGH = 1 << 22
 """The largest tensor, in elements, in which equal numbers are looked for."""
 
@@ -87,13 +89,12 @@ def find(
         InputError: the graph does not run on the inputs, or on none that could be made up.
     """
     choices = choices or Choices()
-    module = source.module()
-    inputs = made_inputs(source, module, example)
     try:
-        symmetry = _of_every_size(module, inputs, choices)
+        module = source.module()
+        inputs, symmetry = _analysed(source, module, example, choices)
     except CannotRunError:
         module = source.module(unknown=Unknown.GUESSED)
-        symmetry = _of_every_size(module, inputs, choices)
+        inputs, symmetry = _analysed(source, module, example, choices)
     for constants in _tables(source, symmetry, equal):
         other = source.module(constants)
         better = _of_every_size(other, inputs, choices)
@@ -141,11 +142,54 @@ def symmetry_of_file(source: Source, example: Any = None, outputs: Outputs = Non
     return find(own, example, choices_for(own.module(), outputs=outputs)).symmetry
 
 
+def _analysed(
+    source: OnnxSource, module: OnnxModule, example: Any, choices: Choices
+) -> tuple[list[dict[str, Tensor]], Symmetry]:
+    """Inputs that a graph takes, and its symmetry on them.
+
+    An analysis runs without data, and shows as well as a run whether sizes fit. It does not show
+    whether places that are looked up are there.
+    """
+    if example is not None or _looks_up(source.parsed.graph):
+        inputs = made_inputs(source, module, example)
+        return inputs, _of_every_size(module, inputs, choices)
+    found: list[Symmetry] = []
+
+    def fault(inputs: Mapping[str, Tensor]) -> str | None:
+        try:
+            found.append(symmetry_of(module, tuple(inputs.values()), {}, choices))
+        except CannotRunError:
+            raise
+        except InputError:
+            fault = _fault(module, inputs)
+            if fault is None:
+                raise
+            return fault
+        return None
+
+    inputs = _drawn(source, fault)
+    return inputs, _smallest(found)
+
+
+def _looks_up(graph: Graph) -> bool:
+    """Whether something is read at places that are computed, other than sizes."""
+    shapes = {
+        name for _, step in graph.all_steps() if step.kind == "Shape" for name in step.outputs
+    }
+    return any(
+        any(word in step.kind for word in _LOOKING_UP) and not shapes.intersection(step.inputs[:1])
+        for _, step in graph.all_steps()
+    )
+
+
 def _of_every_size(
     module: OnnxModule, inputs: Sequence[Mapping[str, Tensor]], choices: Choices
 ) -> Symmetry:
+    return _smallest([symmetry_of(module, tuple(item.values()), {}, choices) for item in inputs])
+
+
+def _smallest(found: Sequence[Symmetry]) -> Symmetry:
     """The symmetry on inputs of several sizes: where they differ, the smaller one."""
-    found = [symmetry_of(module, tuple(item.values()), {}, choices) for item in inputs]
     return min(found, key=lambda item: item.log10_order())
 
 
@@ -190,11 +234,26 @@ def made_inputs(source: OnnxSource, module: OnnxModule, example: Any) -> list[di
     """
     if example is not None:
         return [given_inputs(source.parsed, example)]
+    return _drawn(source, lambda inputs: _fault(module, inputs))
+
+
+def _drawn(
+    source: OnnxSource, fault_of: Callable[[Mapping[str, Tensor]], str | None]
+) -> list[dict[str, Tensor]]:
+    """Inputs in which no fault is found, in two sizes if there are.
+
+    Args:
+        source: the model.
+        fault_of: why a graph does not take inputs; None if it does.
+
+    Raises:
+        InputError: it takes none.
+    """
     faults: list[str] = []
     found: list[dict[str, Tensor]] = []
     for attempt in range(attempts(source.parsed)):
         inputs = drawn_inputs(source.parsed, attempt)
-        fault = _fault(module, tuple(inputs.values()))
+        fault = fault_of(inputs)
         if fault is None:
             found.append(inputs)
         else:
@@ -210,11 +269,11 @@ def made_inputs(source: OnnxSource, module: OnnxModule, example: Any) -> list[di
     return found
 
 
-def _fault(module: OnnxModule, inputs: Sequence[Tensor]) -> str | None:
+def _fault(module: OnnxModule, inputs: Mapping[str, Tensor]) -> str | None:
     """Why a graph does not run; None if it does."""
     try:
         with torch.no_grad():
-            module(*(value.clone() for value in inputs))
+            module(*(value.clone() for value in inputs.values()))
     except CannotRunError:
         return None  # an analysis may do without values, if the file says enough of its sizes
     except (

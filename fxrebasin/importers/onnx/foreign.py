@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -123,7 +123,7 @@ class Foreign:
         return self.call(list(values), self.spec, shapes)
 
 
-def foreign(
+def _foreign(
     node: NodeProto, reads: Iterable[str], types: Mapping[str, TypeProto], opsets: Mapping[str, int]
 ) -> Foreign:
     """A node as something that onnxruntime computes.
@@ -148,6 +148,31 @@ def foreign(
         tuple(_declared(types.get(name)) for name in makes),
         _torch_operator(node.domain, node.op_type),
     )
+
+
+class Alone:
+    """A node that onnxruntime may have to compute; it is made ready when it has to.
+
+    Args:
+        node: of the file.
+        reads: names that it reads, those that its bodies read from outside included.
+        types: of values, as far as the file says so.
+        opsets: versions by domain.
+    """
+
+    def __init__(
+        self,
+        node: NodeProto,
+        reads: Iterable[str],
+        types: Mapping[str, TypeProto],
+        opsets: Mapping[str, int],
+    ) -> None:
+        self._given = (node, reads, types, opsets)
+
+    @cached_property
+    def ready(self) -> Foreign:
+        """What onnxruntime computes."""
+        return _foreign(*self._given)
 
 
 def full_name(domain: str, kind: str) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,7 +19,7 @@ from onnx import (
 )
 
 from fxrebasin.errors import InputError
-from fxrebasin.importers.onnx.foreign import Foreign, foreign
+from fxrebasin.importers.onnx.foreign import Alone
 from fxrebasin.importers.onnx.operators import OPERATORS
 from fxrebasin.importers.onnx.registry import Operator, Site
 from fxrebasin.importers.onnx.tensors import dense, to_torch
@@ -55,7 +54,7 @@ class Step:
         outputs: names, empty for those that nobody wants.
         attributes: by name, without graphs.
         graphs: by the names of their attributes; none if the table lacks the operator.
-        alone: makes something of the node that onnxruntime computes.
+        alone: the node as something that onnxruntime computes.
         done: names that are read here for the last time.
     """
 
@@ -68,7 +67,7 @@ class Step:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     graphs: Mapping[str, Graph]
-    alone: Callable[[], Foreign]
+    alone: Alone
     done: tuple[str, ...] = ()
 
 
@@ -314,7 +313,7 @@ class _Reader:
             outputs,
             attributes,
             graphs,
-            cache(partial(foreign, node, _reads(node), types, self.opsets)),
+            Alone(node, _reads(node), types, self.opsets),
         )
 
     def _named(self, name: str) -> str:

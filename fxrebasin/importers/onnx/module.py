@@ -86,7 +86,7 @@ class _Node(nn.Module):
 
 def _alone(step: Step, scope: _Scope) -> tuple[Tensor | None, ...]:
     """What onnxruntime makes of a node that is not computed here."""
-    node = step.alone()
+    node = step.alone.ready
     found = node([scope[name] for name in node.reads], scope.sizes)
     made = dict(zip(node.makes, found, strict=True))
     return tuple(made.get(name) for name in step.outputs)

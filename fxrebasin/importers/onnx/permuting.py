@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 from torch import Tensor
 
 from fxrebasin.choices import Choices, choices_for
@@ -22,7 +23,7 @@ from fxrebasin.importers.onnx.finding import Runs, find, made_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.module import OnnxModule
 from fxrebasin.importers.onnx.running import check_interpreter
-from fxrebasin.importers.onnx.tensors import bytes_of
+from fxrebasin.importers.onnx.tensors import bits_of, bytes_of
 from fxrebasin.importers.onnx.writing import changed, draft
 from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.permutation import Permutation
@@ -42,12 +43,14 @@ class Permuted:
         own: the file.
         runs: its graph, and what that is run on.
         wanted: which outputs count.
-        tensors: the weights that the permutation moves, in their new order, by name.
+        permutation: of its units.
+        tensors: the weights that this moves, in their new order, by name.
     """
 
     own: OnnxSource
     runs: Runs
     wanted: Wanted
+    permutation: Permutation
     tensors: Mapping[str, Tensor]
 
     def check_interpreter(self) -> References:
@@ -65,7 +68,8 @@ class Permuted:
             found: tensors that were read from a result; those that were moved when left out.
 
         Raises:
-            EquivalenceError: it does not compute the same.
+            EquivalenceError: it does not compute the same, or the way back does not lead to the
+                weights that there were.
         """
         before = self.own.parsed.tensors
         after = {**before, **self.tensors} if found is None else found
@@ -73,6 +77,7 @@ class Permuted:
         names = module.file_names
         state = {key: before[name] for key, name in names.items()}
         result = {key: after[name] for key, name in names.items()}
+        self._check_way_back(state, result)
         label = self.own.label
         reports = [
             compare_states(module, state, result, args, {}, self.wanted, label=label)
@@ -81,6 +86,13 @@ class Permuted:
         for report in reports:
             report.raise_if_failed()
         return reports[0]
+
+    def _check_way_back(self, state: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> None:
+        back = self.permutation.inverse()
+        for key in self.permutation.layout:
+            found = back.permute_tensor(key, result[key])
+            if not torch.equal(bits_of(found), bits_of(state[key])):
+                raise EquivalenceError(f"{key} does not come back when it is permuted back")
 
     @contextmanager
     def drafted(self, out: Path, *, overwrite: bool) -> Iterator[Path]:
@@ -133,19 +145,14 @@ def permuted(
 
     Raises:
         ArchitectureMismatchError: the permutation is of another architecture.
-        EquivalenceError: the way back does not lead to the weights that there were.
     """
-    return Permuted(own, runs, wanted, _moved(own, runs.module, permutation))
+    return Permuted(own, runs, wanted, permutation, _moved(own, runs.module, permutation))
 
 
 def _moved(own: OnnxSource, module: OnnxModule, permutation: Permutation) -> dict[str, Tensor]:
     names, layout = module.file_names, permutation.layout
     given = {key: own.parsed.tensors[name] for key, name in names.items() if key in layout}
     moved = permutation.permute_state_dict(given)
-    back = permutation.inverse().permute_state_dict(moved)
-    for key in given:
-        if bytes_of(back[key]) != bytes_of(given[key]):
-            raise EquivalenceError(f"{names[key]} does not come back when it is permuted back")
     return {names[key]: moved[key] for key in given}
 
 
