@@ -20,6 +20,7 @@ from fxrebasin.errors import InputError
 
 Function: TypeAlias = Callable[..., Any]
 _F = TypeVar("_F", bound=Function)
+_ANY = "**"
 
 STANDARD = ""
 MICROSOFT = "com.microsoft"
@@ -60,7 +61,8 @@ class Operator:
 
     def names(self, attributes: Iterable[str]) -> bool:
         """Whether the function takes attributes of these names."""
-        return _parameters(self.function).issuperset(attributes)
+        taken = _parameters(self.function)
+        return _ANY in taken or taken.issuperset(attributes)
 
 
 OPERATORS: dict[tuple[str, str], Operator] = {}
@@ -113,9 +115,11 @@ def _caller() -> str:
 
 @cache
 def _parameters(function: Function) -> frozenset[str]:
-    """Names of what a function takes."""
+    """Names of what a function takes; `_ANY` is among them if it hands on what it is given."""
     try:
-        return frozenset(inspect.signature(function).parameters)
+        found = inspect.signature(function).parameters.values()
+        kinds = {_ANY for item in found if item.kind is item.VAR_KEYWORD}
+        return frozenset({item.name for item in found} | kinds)
     except ValueError:  # functions of torch that are written in C++, which take no attributes
         return frozenset()
 
