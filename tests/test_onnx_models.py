@@ -12,18 +12,11 @@ import torch
 from torch import nn
 
 import fxrebasin
-from fxrebasin.models.torchvision_shim import ensure_torchvision
 from tests.support.onnx_proofs import assert_a_file_is_recovered
 from tests.support.randomise import randomise
+from tests.support.small_vision import SMALL_VISION, small_vision
 
-VISION = (
-    *("resnet18", "resnext50_32x4d", "densenet121", "mobilenet_v3_small", "efficientnet_b0"),
-    *("shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5", "googlenet", "regnet_y_400mf"),
-    *("swin_t", "convnext_tiny", "vit_b_16", "inception_v3"),
-)
-TEXT = ("gpt2", "bert", "llama", "t5", "distilbert", "roberta")
-SIZES = {"vit_b_16": 224, "inception_v3": 96}
-ORIGINAL_SIZE = 64
+TEXT = ("gpt2", "bert", "llama", "t5", "distilbert")
 
 pytestmark = pytest.mark.slow
 
@@ -42,14 +35,8 @@ class _ByPosition(nn.Module):
 
 
 def vision(name: str) -> Example:
-    ensure_torchvision()
-    from torchvision import models
-
-    torch.manual_seed(0)
-    size = SIZES.get(name, ORIGINAL_SIZE)
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    net = randomise(models.get_model(name, **options)).eval()
-    return net, (torch.randn(2, 3, size, size),)
+    net, images = small_vision(name)
+    return randomise(net), (images,)
 
 
 def text(name: str) -> Example:
@@ -61,7 +48,7 @@ def text(name: str) -> Example:
     return _ByPosition(randomise(net), tuple(inputs)), tuple(inputs.values())
 
 
-CASES = [pytest.param(vision, name, id=name) for name in VISION]
+CASES = [pytest.param(vision, name, id=name) for name in SMALL_VISION]
 CASES += [pytest.param(text, name, id=name) for name in TEXT]
 
 
