@@ -1,17 +1,24 @@
-"""Does a random element of the symmetry group leave torchvision's classifiers unchanged?
+"""Does a random element of the symmetry group leave models unchanged, in ONNX files too?
 
-    python -m benchmarks.equivalence                      a set of 12 models, a few minutes
-    python -m benchmarks.equivalence --models all         all 80, some hours
-    python -m benchmarks.equivalence --models all --resume   the same, after an interruption
-    python -m benchmarks.equivalence --models all --size 96  then --resume at 224 for those
-                                                          that do not take small images
-    python -m benchmarks.equivalence --models resnet18,vit_b_16 --skip-onnx
+    python -m benchmarks.equivalence                        a set of 12 models, a few minutes
+    python -m benchmarks.equivalence --models torchvision   all 80 classifiers, some hours
+    python -m benchmarks.equivalence --models timm          the smallest model of each module
+    python -m benchmarks.equivalence --models transformers  small configurations
+    python -m benchmarks.equivalence --models resnet18,timm:test_vit,transformers:gpt2 --skip-onnx
 
 Each model gets random weights and BatchNorm statistics, is analysed, and is permuted by an element
 drawn uniformly from its group. The permuted model is compared with the original in float64, then
 exported, and its ONNX file compared with the original on onnxruntime in float32. A control with one
 tensor left unpermuted has to differ: it shows that the comparison would have noticed.
-Writes `<out>/<set>.csv` and `.md` after every model; the exit code is 1 if any model fails.
+
+ONNX-in: the original is exported, too, and its file is re-based towards that of the permuted
+model, of which it knows nothing else. The group of the file has to be at least as large as the
+model's, and the result that of the permuted model bit for bit.
+
+A run goes on where an earlier one of the same set stopped: what passed is kept, what is new is
+measured first, and then what failed, smaller models before larger ones. Each model has a process of
+its own and so much processor time. Writes `<out>/<set>.csv` and `.md` after every model; the exit
+code is 1 if any model fails.
 """
 
 from __future__ import annotations
@@ -20,57 +27,67 @@ import copy
 import gc
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fxrebasin
+from benchmarks.support.equivalence_models import SETS, Subject, build, is_known
+from benchmarks.support.equivalence_process import measured_apart
 from benchmarks.support.equivalence_table import Row, console_table, read_rows, write_tables
-from benchmarks.support.randomise import randomise
-from fxrebasin.models.torchvision_shim import ensure_torchvision
+from fxrebasin.importers.onnx.loading import read
+from fxrebasin.importers.onnx.tensors import bytes_of
 from fxrebasin.running.messages import attempt, first_lines
 from fxrebasin.terminal import output_console, progress_bar
 
-DEFAULT_MODELS = (
-    *("resnet18", "resnet50", "resnext50_32x4d", "densenet121", "mobilenet_v3_large"),
-    *("efficientnet_b0", "shufflenet_v2_x1_0", "squeezenet1_1", "googlenet"),
-    *("vit_b_16", "swin_t", "convnext_tiny"),
-)
-
 # An error below this in the control would mean that the model hides wrong permutations.
 LEAST_CONTROL_ERROR = 1e-6
+# Orders are sums of logarithms, which files may add up in another order.
+_ORDER_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is the same for all models: images are `[batch, 3, size, size]`."""
+    """What is the same for all models; images are of this size, if a model takes such."""
 
-    size: int = 224
-    batch: int = 2
+    size: int = 96
     seed: int = 0
     onnx: bool = True
+    threads: int | None = None
 
 
 @click.command()
-@click.option("--models", default="default", show_default=True, help="default, all, or a,b,c.")
+@click.option(
+    "--models", default="default", show_default=True, help=f"{', '.join(SETS)}, or a,b,c."
+)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("benchmarks/results/equivalence"),
     show_default=True,
-    help="Folder for the tables; those of an earlier run of the same set are replaced.",
+    help="Folder for the tables.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; its own default.")
-@click.option("--size", type=click.IntRange(min=32), default=224, show_default=True)
+@click.option("--size", type=click.IntRange(min=32), default=Settings.size, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--skip-onnx", is_flag=True, help="Only float64.")
-@click.option("--resume", is_flag=True, help="Keep what passed in an earlier run of the same set.")
+@click.option(
+    "--resume/--anew", default=True, show_default=True, help="Keep what passed in an earlier run."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=900,
+    show_default=True,
+    help="Seconds of processor time for a model; 0: no limit, and all in one process.",
+)
 @click.pass_context
 def main(
     ctx: click.Context,
@@ -81,23 +98,21 @@ def main(
     seed: int,
     skip_onnx: bool,
     resume: bool,
+    limit: int,
 ) -> None:
-    """Permute torchvision's classifiers at random and measure what changes."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    ensure_torchvision()
+    """Permute models at random and measure what changes."""
     names, label = _choose(models)
-    settings = Settings(size=size, seed=seed, onnx=not skip_onnx)
+    settings = Settings(size=size, seed=seed, onnx=not skip_onnx, threads=threads)
     before = read_rows(out / f"{label}.csv") if resume else []
-    found = {row.model: row for row in before if row.passed}
+    found = {row.model: row for row in before}
+    pending = _pending(names, found, settings)
     with progress_bar() as progress:
-        task = progress.add_task("equivalence", total=len(names))
-        for name in names:
+        task = progress.add_task("equivalence", total=len(pending))
+        for name in pending:
             progress.update(task, description=name)
-            if name not in found:
-                found[name] = measure(name, settings)
-                write_tables(out, label, [found[item] for item in names if item in found])
-                gc.collect()
+            found[name] = _row_of(name, settings, limit)
+            write_tables(out, label, [found[item] for item in names if item in found])
+            gc.collect()
             if not found[name].passed:
                 click.echo(f"{name}: {found[name].reason}", err=True)
             progress.advance(task)
@@ -110,30 +125,53 @@ def main(
 
 
 def _choose(models: str) -> tuple[list[str], str]:
-    from torchvision import models as library
-
-    known = library.list_models(module=library)
-    if models == "default":
-        return list(DEFAULT_MODELS), "default"
-    if models == "all":
-        return known, "all"
+    if models in SETS:
+        return SETS[models](), models
     names = [name.strip() for name in models.split(",") if name.strip()]
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if not is_known(name)]
     if unknown or not names:
         raise click.BadParameter(
-            f"torchvision has no classifier {', '.join(unknown) or models!r}", param_hint="--models"
+            f"there is no model {', '.join(unknown) or models!r} in any of the sets",
+            param_hint="--models",
         )
     return names, "selected"
 
 
-def measure(name: str, settings: Settings) -> Row:
+def _pending(names: Sequence[str], found: dict[str, Row], settings: Settings) -> list[str]:
+    """Models that are to be measured: those not known yet, then those that fail."""
+    failed = [name for name in names if name in found and not found[name].passed]
+    lacking = [
+        name for name in names if name not in failed and not _complete(found, name, settings)
+    ]
+    return lacking + failed
+
+
+def _complete(found: dict[str, Row], name: str, settings: Settings) -> bool:
+    return name in found and (found[name].file_recovered is not None or not settings.onnx)
+
+
+def _row_of(name: str, settings: Settings, limit: int) -> Row:
+    if not limit:
+        return measure(name, settings)
+    return measured_apart(partial(_measure_for, name, settings), limit, Row(model=name))
+
+
+def _measure_for(name: str, settings: Settings, tell: Callable[[Row], None]) -> Row:
+    """In a process of its own."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    return measure(name, settings, tell)
+
+
+def measure(name: str, settings: Settings, tell: Callable[[Row], None] | None = None) -> Row:
     """Run all stages on one model; what goes wrong ends up in the row's reason.
 
     Args:
-        name: as `torchvision.models.get_model` knows it.
+        name: of a model of one of the sets.
         settings: the inputs, the seed, and whether to export.
+        tell: is given the row whenever there is more of it.
     """
-    measurement = _Measurement(name, settings)
+    measurement = _Measurement(name, settings, tell)
     error = attempt(measurement.run)
     row = measurement.row
     return row if error is None else replace(row, reason=first_lines(error))
@@ -142,18 +180,22 @@ def measure(name: str, settings: Settings) -> Row:
 class _Measurement:
     """Fills a row stage by stage, so that a failure keeps what came before it."""
 
-    def __init__(self, name: str, settings: Settings) -> None:
-        self.row = Row(model=name, size=settings.size)
+    def __init__(
+        self, name: str, settings: Settings, tell: Callable[[Row], None] | None = None
+    ) -> None:
+        self.row = Row(model=name)
         self.settings = settings
+        self._tell = tell
 
     def run(self) -> None:
         settings = self.settings
-        images = _draw_images(settings)
         with self._timed("build_seconds"):
-            model = _build(self.row.model, images, settings.seed)
-        self._note(parameters=sum(parameter.numel() for parameter in model.parameters()))
+            subject = build(self.row.model, settings.size, settings.seed)
+        model, inputs = subject.model, (subject.args or None, subject.kwargs or None)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        self._note(size=subject.size, parameters=count)
         with self._timed("analyse_seconds"):
-            symmetry = fxrebasin.analyze(model, images)
+            symmetry = fxrebasin.analyze(model, *inputs)
         self._note(
             classes=len(symmetry.classes),
             log10_order=symmetry.log10_order(),
@@ -162,38 +204,57 @@ class _Measurement:
         )
         permutation = symmetry.random(settings.seed)
         with self._timed("apply_seconds"):
-            permuted = fxrebasin.apply(model, permutation, images)
+            permuted = fxrebasin.apply(model, permutation, *inputs)
         with self._timed("float64_seconds"):
-            report = fxrebasin.verify(model, permuted, images)
-            control = fxrebasin.verify(model, _with_a_fault(model, permutation), images)
+            report = fxrebasin.verify(model, permuted, *inputs)
+            control = fxrebasin.verify(model, _with_a_fault(model, permutation), *inputs)
         self._note(float64_error=report.max_rel, control_error=control.max_rel)
         report.raise_if_failed()
         if settings.onnx:
-            self._check_onnx(model, permuted, images)
+            with tempfile.TemporaryDirectory() as folder:
+                self._check_onnx(subject, permuted, Path(folder))
         self._note(reason=self._objection())
 
-    def _check_onnx(self, model: nn.Module, permuted: nn.Module, images: Tensor) -> None:
-        with self._timed("onnx_seconds"), tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "permuted.onnx"
-            fxrebasin.export_onnx(permuted, path, images)
-            report = fxrebasin.verify(model, path, images)
+    def _check_onnx(self, subject: Subject, permuted: nn.Module, folder: Path) -> None:
+        inputs = (subject.args or None, subject.kwargs or None)
+        reference = folder / "permuted.onnx"
+        with self._timed("onnx_seconds"):
+            fxrebasin.export_onnx(permuted, reference, *inputs)
+            report = fxrebasin.verify(subject.model, reference, *inputs)
         self._note(
             onnx_error=report.max_rel,
             smallest_tolerance=report.smallest_tolerance,
             tolerance=report.tolerance,
         )
         report.raise_if_failed()
+        with self._timed("file_seconds"):
+            source, out = folder / "original.onnx", folder / "rebased.onnx"
+            fxrebasin.export_onnx(subject.model, source, *inputs)
+            found = fxrebasin.onnx_transform(source, ref=reference, out=out)
+        self._note(
+            file_log10_order=found.log10_order,
+            file_error=None if found.equivalence is None else found.equivalence.max_rel,
+            file_recovered=_share_alike(out, reference),
+        )
 
     def _objection(self) -> str:
-        if self.row.unknown_operators:
-            return f"operators without a rule: {self.row.unknown_operators}"
-        error = self.row.control_error
+        row = self.row
+        if row.unknown_operators:
+            return f"operators without a rule: {row.unknown_operators}"
+        error = row.control_error
         if error is None or not error > LEAST_CONTROL_ERROR:
             return f"the comparison is blind: a wrong permutation gave a relative error of {error}"
+        order, of_file = row.log10_order or 0.0, row.file_log10_order
+        if of_file is not None and of_file < order * (1 - _ORDER_TOLERANCE):
+            return f"the file has the order {of_file:.3f} instead of {order:.3f}"
+        if row.file_recovered is not None and row.file_recovered < 1:
+            return "the file that was re-based is not that of the permuted model"
         return ""
 
     def _note(self, **values: Any) -> None:
         self.row = replace(self.row, **values)
+        if self._tell is not None:
+            self._tell(self.row)
 
     @contextmanager
     def _timed(self, column: str) -> Iterator[None]:
@@ -202,17 +263,11 @@ class _Measurement:
         self._note(**{column: time.perf_counter() - start})
 
 
-def _draw_images(settings: Settings) -> Tensor:
-    generator = torch.Generator().manual_seed(settings.seed)
-    return torch.randn(settings.batch, 3, settings.size, settings.size, generator=generator)
-
-
-def _build(name: str, images: Tensor, seed: int) -> nn.Module:
-    from fxrebasin.models.by_name import build_model
-
-    model = build_model(f"torchvision:{name}").eval()
-    randomise(model, images, seed)
-    return model
+def _share_alike(one: Path, two: Path) -> float:
+    """Which part of the tensors of a file another file has bit for bit."""
+    mine, theirs = read(one).parsed.tensors, read(two).parsed.tensors
+    alike = [name in theirs and bytes_of(mine[name]) == bytes_of(theirs[name]) for name in mine]
+    return sum(alike) / len(alike)
 
 
 def _with_a_fault(model: nn.Module, permutation: fxrebasin.Permutation) -> nn.Module:

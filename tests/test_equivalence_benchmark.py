@@ -13,16 +13,19 @@ from torchvision import models
 
 import fxrebasin
 from benchmarks import equivalence
-from benchmarks.equivalence import DEFAULT_MODELS, Settings, main, measure
+from benchmarks.equivalence import Settings, main, measure
+from benchmarks.support.equivalence_models import QUICK, SETS, build
+from benchmarks.support.equivalence_process import measured_apart
 from benchmarks.support.equivalence_table import Row, read_rows, write_tables
 from benchmarks.support.randomise import randomise
 from fxrebasin.errors import ExportError
+from tests.support.measurements import dying, measuring, never_ending
 
 SMALL = Settings(size=64)
 
 
 def run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return CliRunner().invoke(main, ["--limit=0", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,10 @@ def test_the_figures_of_a_model(row):
     assert row.control_error > 1e-6
     assert 0 < row.onnx_error <= row.tolerance
     assert row.smallest_tolerance <= row.tolerance
-    for seconds in ("build", "analyse", "apply", "float64", "onnx"):
+    assert row.file_log10_order == pytest.approx(row.log10_order)
+    assert row.file_error <= 1e-10
+    assert row.file_recovered == 1
+    for seconds in ("build", "analyse", "apply", "float64", "onnx", "file"):
         assert getattr(row, f"{seconds}_seconds") > 0
 
 
@@ -58,11 +64,11 @@ def test_resume_measures_what_has_not_passed(tmp_path, row, monkeypatch):
     )
     write_tables(tmp_path, "selected", [row, Row("alexnet", reason="it failed")])
     models = "--models=alexnet,squeezenet1_1,vgg11"
-    assert run(models, "--out", tmp_path, "--resume").exit_code == 0
-    assert measured == ["alexnet", "vgg11"]
+    assert run(models, "--out", tmp_path).exit_code == 0
+    assert measured == ["vgg11", "alexnet"]
     names = [found.model for found in read_rows(tmp_path / "selected.csv")]
     assert names == ["alexnet", "squeezenet1_1", "vgg11"]
-    assert run(models, "--out", tmp_path).exit_code == 0
+    assert run(models, "--out", tmp_path, "--anew").exit_code == 0
     assert len(measured) == 5
 
 
@@ -83,21 +89,22 @@ def test_the_tables_are_complete(tmp_path, row):
 
 
 def test_a_run_goes_on_after_a_failure_and_exits_with_1(tmp_path, monkeypatch):
-    original = fxrebasin.export_onnx
+    original = fxrebasin.verify
 
     def fail_once(*args, **kwargs):
-        monkeypatch.setattr(fxrebasin, "export_onnx", original)
-        raise ExportError("cannot be exported")
+        monkeypatch.setattr(fxrebasin, "verify", original)
+        raise ExportError("cannot be compared")
 
-    monkeypatch.setattr(fxrebasin, "export_onnx", fail_once)
-    result = run("--models", "squeezenet1_1,squeezenet1_0", "--out", tmp_path, "--size", 64)
+    monkeypatch.setattr(fxrebasin, "verify", fail_once)
+    names = "squeezenet1_1,squeezenet1_0"
+    result = run("--models", names, "--out", tmp_path, "--size", 64, "--skip-onnx")
     assert result.exit_code == 1
-    assert "squeezenet1_1: ExportError: cannot be exported" in result.output
+    assert "squeezenet1_1: ExportError: cannot be compared" in result.output
     assert "1 of 2 pass" in result.output
     with (tmp_path / "selected.csv").open() as file:
         first, second = csv.DictReader(file)
-    assert first["float64_error"]
-    assert first["reason"] == "ExportError: cannot be exported"
+    assert first["log10_order"]
+    assert first["reason"] == "ExportError: cannot be compared"
     assert second["reason"] == ""
 
 
@@ -108,7 +115,7 @@ def test_a_good_run_exits_with_0(tmp_path):
 
 
 def test_a_wrong_permutation_fails(monkeypatch):
-    def wrong(model, permutation, images):
+    def wrong(model, permutation, *inputs):
         return equivalence._with_a_fault(model, permutation)
 
     monkeypatch.setattr(fxrebasin, "apply", wrong)
@@ -132,9 +139,32 @@ def test_unknown_models_are_refused(tmp_path):
 
 def test_the_sets_of_models():
     known = models.list_models(module=models)
-    assert len(DEFAULT_MODELS) == 12
-    assert set(DEFAULT_MODELS) <= set(known)
-    assert equivalence._choose("all") == (known, "all")
+    assert len(QUICK) == 12
+    assert set(QUICK) <= set(known)
+    names = {label: choose() for label, choose in SETS.items()}
+    assert sorted(names["torchvision"]) == known
+    assert names["torchvision"][0] == "squeezenet1_1"
+    assert len(names["timm"]) == 98
+    assert names["timm"][0] == "timm:test_convnext"
+    assert {"transformers:gpt2", "transformers:vit"} <= set(names["transformers"])
+    assert equivalence._choose("timm") == (names["timm"], "timm")
+
+
+def test_models_get_images_that_they_take():
+    small, own = (build(name, 64, seed=0) for name in ("timm:test_resnet", "timm:pit_ti_224"))
+    assert (small.size, own.size) == (64, 224)
+    assert own.args[0].shape == (2, 3, 224, 224)
+    words = build("transformers:gpt2", 64, seed=0)
+    assert (words.size, words.args) == (None, ())
+    assert set(words.kwargs) == {"input_ids", "attention_mask"}
+
+
+def test_what_is_stopped_keeps_what_there_was():
+    empty = Row("endless")
+    row = measured_apart(never_ending, 1, empty)
+    assert row == Row("endless", classes=3, reason="stopped after 1 seconds of processor time")
+    assert measured_apart(dying, 60, empty).reason == "its process ended with 3"
+    assert measured_apart(measuring, 60, empty) == Row("endless", reason="")
 
 
 def test_randomised_state_leaves_no_two_units_alike(generator):
@@ -144,7 +174,7 @@ def test_randomised_state_leaves_no_two_units_alike(generator):
     model[1].momentum = 0.2
     images = torch.randn(4, 3, 4, 4, generator=generator)
     before = torch.get_rng_state()
-    randomise(model, images, seed=0)
+    randomise(model, (images,), seed=0)
     assert torch.get_rng_state().equal(before)
     for name, tensor in model.state_dict().items():
         if tensor.dim():

@@ -23,6 +23,10 @@ NOT_FINISHED = "not finished"
 class Row:
     """One model, on square images of `size`. Figures are None where a stage was not reached.
 
+    Columns that begin with "file" are those of ONNX-in: the model's file, re-based towards that of
+    the permuted model. `file_recovered` is the share of its tensors that then are bit for bit those
+    of the permuted model.
+
     Errors are relative. `smallest_tolerance` is the smallest on onnxruntime that would have passed,
     `tolerance` the one that was allowed, a multiple of float32's own error in this model.
     `control_error` is the float64 error with one tensor left unpermuted. `reason` says why the
@@ -41,11 +45,15 @@ class Row:
     apply_seconds: float | None = None
     float64_seconds: float | None = None
     onnx_seconds: float | None = None
+    file_seconds: float | None = None
     float64_error: float | None = None
     control_error: float | None = None
     onnx_error: float | None = None
     smallest_tolerance: float | None = None
     tolerance: float | None = None
+    file_log10_order: float | None = None
+    file_error: float | None = None
+    file_recovered: float | None = None
     reason: str = NOT_FINISHED
 
     @property
@@ -67,11 +75,15 @@ _COLUMNS = (
     ("apply_seconds", "apply s", ".2f"),
     ("float64_seconds", "float64 s", ".1f"),
     ("onnx_seconds", "ONNX s", ".1f"),
+    ("file_seconds", "ONNX-in s", ".1f"),
     ("float64_error", "float64 error", ".1e"),
     ("control_error", "control error", ".1e"),
     ("onnx_error", "onnxruntime error", ".1e"),
     ("smallest_tolerance", "smallest tolerance", ".1e"),
     ("tolerance", "tolerance", ".1e"),
+    ("file_log10_order", "ONNX-in log10 order", ".3f"),
+    ("file_error", "ONNX-in float64 error", ".1e"),
+    ("file_recovered", "ONNX-in recovered", ".2%"),
     ("reason", "verdict", ""),
 )
 
@@ -121,9 +133,9 @@ def _markdown(rows: Sequence[Row]) -> str:
     passed = sum(row.passed for row in rows)
     titles = [title for _, title, _ in _COLUMNS]
     lines = [
-        "# A random element of the symmetry group, applied to torchvision's classifiers",
+        "# A random element of the symmetry group, applied to models and found again in ONNX files",
         "",
-        f"{passed} of {len(rows)} pass. {_environment()}",
+        f"{passed} of {len(rows)} pass, {_with_files(rows)} of them with ONNX-in. {_environment()}",
         "",
         f"| {' | '.join(titles)} |",
         f"|{' --- |' * len(titles)}",
@@ -132,6 +144,10 @@ def _markdown(rows: Sequence[Row]) -> str:
         cells = (cell.replace("|", "\\|").replace("\n", " ") for cell in _cells(row))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _with_files(rows: Sequence[Row]) -> int:
+    return sum(row.passed and row.file_recovered is not None for row in rows)
 
 
 def _cells(row: Row) -> list[str]:
@@ -143,6 +159,6 @@ def _cells(row: Row) -> list[str]:
 
 
 def _environment() -> str:
-    names = ("torch", "torchvision", "onnx")
+    names = ("torch", "torchvision", "timm", "transformers", "onnx")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     return f"Made with {versions}, {torch.get_num_threads()} threads of {os.cpu_count()} cores."

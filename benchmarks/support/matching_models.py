@@ -107,5 +107,5 @@ def draw(model: nn.Module, images: Tensor, seed: int) -> dict[str, Tensor]:
         images: to run it on.
         seed: of the state.
     """
-    randomise(model, images, seed)
+    randomise(model, (images,), seed)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}

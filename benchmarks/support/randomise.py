@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,13 +11,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @torch.no_grad()
-def randomise(model: nn.Module, images: Tensor, seed: int) -> None:
+def randomise(
+    model: nn.Module, args: tuple[Any, ...], seed: int, kwargs: Mapping[str, Any] | None = None
+) -> None:
     """Give `model` state in which all units differ, in place, whatever it was initialised with.
 
     Freshly built models hide errors: biases are zero, affine weights and running statistics are
     constant, layer scales are so small that their blocks do nothing. Parameters are redrawn with
     their own mean and standard deviation, constant ones around 1 (around 0 if they are zero).
-    BatchNorm statistics are those that each layer meets when the model runs on `images`, scaled
+    BatchNorm statistics are those that each layer meets when the model runs on the inputs, scaled
     and shifted per unit. They are set layer by layer during that run, so that activations keep
     their size in deep models; where they grow, float32 has no digits left to compare. Variances
     are four times as large: with blocks as large as what they are added to, a rounding error
@@ -25,8 +28,9 @@ def randomise(model: nn.Module, images: Tensor, seed: int) -> None:
     Args:
         model: its parameters, and the running statistics of BatchNorm, are overwritten; it is left
             in eval mode.
-        images: `[n, c, h, w]`, n at least 2.
+        args: positional inputs, such as images `[n, c, h, w]`, n at least 2.
         seed: of the draw; the global generator is left as it was.
+        kwargs: keyword inputs.
     """
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -43,7 +47,7 @@ def randomise(model: nn.Module, images: Tensor, seed: int) -> None:
 
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     hooks = [layer.register_forward_pre_hook(set_statistics) for layer in layers]
-    model.eval()(images)
+    model.eval()(*args, **(kwargs or {}))
     for hook in hooks:
         hook.remove()
 
