@@ -19,6 +19,8 @@ from fxrebasin.kinds import ClassKind, GroupKind
 from fxrebasin.layout import Layout, PermutationClass
 from fxrebasin.passes.match.canonical import Canonical, canonical, in_gauge_of
 from fxrebasin.passes.match.closeness import closeness
+from fxrebasin.passes.match.group_activation import match_activations_over_groups
+from fxrebasin.passes.match.group_learned import match_learned_over_groups
 from fxrebasin.passes.match.group_problem import Element, GroupProblem, GroupResult
 from fxrebasin.passes.match.group_weight import match_weights_over_groups
 from fxrebasin.passes.match.methods import OTHER_CONSTANTS
@@ -30,6 +32,8 @@ from fxrebasin.symmetry import Symmetry
 GroupMethodFunction: TypeAlias = Callable[..., GroupResult]
 
 GROUP_METHODS: Mapping[str, GroupMethodFunction] = {
+    "activation": match_activations_over_groups,
+    "learned": match_learned_over_groups,
     "weight": match_weights_over_groups,
 }
 """By name. Each takes a `GroupProblem`; keyword arguments are its options."""

@@ -1,0 +1,330 @@
+"""What data show of the units of two models, for the groups that act on them.
+
+Values that matrices mix are compared by their cross-moments, at every module that reads them, each
+depth with the same weight: a stream grows with depth, and what is read of it is often normalised.
+Other units are compared by correlations, whose sign tells that of a unit where it may be chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxrebasin.indexing import Arrays, gather_index
+from fxrebasin.kinds import Behind, GroupKind, Place
+from fxrebasin.layout import AxisGroup, PermutationClass, Piece, Slot
+from fxrebasin.passes.match.group_problem import GroupProblem
+from fxrebasin.passes.match.representatives import (
+    Representative,
+    Side,
+    find_representatives,
+    watching,
+)
+from fxrebasin.places import parts_of, units_of
+from fxrebasin.progress import LateBar
+from fxrebasin.running.batches import Batch, Runner, State
+from fxrebasin.solvers.activations import Assembled, Correlation, of_sums, sum_device
+
+_ROTATED = frozenset({GroupKind.ORTHOGONAL, GroupKind.ORTHOGONAL_FIXING_ONES})
+
+
+@dataclass
+class CrossMoment:
+    """Second moments between what two models have on one axis.
+
+    Attributes:
+        product: sum over samples of the outer products, float64.
+        powers: sum of the squares of each model.
+    """
+
+    product: Tensor | None = None
+    powers: tuple[float, float] = (0.0, 0.0)
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Take in samples.
+
+        Args:
+            a: of the reference, of shape (samples, units).
+            b: of the model, for the same data.
+        """
+        device = sum_device(a)
+        product = (a.T @ b).to(device, torch.float64)
+        self.product = product if self.product is None else self.product + product
+        own = (float(x.to(device, torch.float64).square().sum()) for x in (a, b))
+        self.powers = (self.powers[0] + next(own), self.powers[1] + next(own))
+
+    def cosine(self) -> Tensor:
+        """The product as if all samples together had length one in both models."""
+        assert self.product is not None  # noqa: S101 - only asked after samples
+        size = (self.powers[0] * self.powers[1]) ** 0.5
+        return self.product / size if size else self.product
+
+
+@dataclass
+class Evidence:
+    """What data show, summed up batch by batch.
+
+    Args:
+        problem: what is matched.
+    """
+
+    problem: GroupProblem
+    _watched: list[_Watched] = field(init=False, default_factory=list)
+    _correlations: list[tuple[bool, Correlation]] = field(init=False, default_factory=list)
+
+    @property
+    def rotated(self) -> list[PermutationClass]:
+        """Classes whose matrices data can show: orthogonal ones, once in a model."""
+        return [
+            c
+            for c in self.problem.classes
+            if self._kind(c) in _ROTATED and c.count == 1 and self.problem.free(c)
+        ]
+
+    @property
+    def paired(self) -> list[PermutationClass]:
+        """Classes whose units are told apart, and those within them."""
+        classes = self.problem.classes
+        mixing = {c.name for c in classes if self._kind(c).has_matrices}
+        mixing |= {name for c in classes if c.name in mixing for name in c.within}
+        return [c for c in classes if c.name not in mixing and self.problem.free(c)]
+
+    def _kind(self, c: PermutationClass) -> GroupKind:
+        return self.problem.groups.kinds[c.name].kind
+
+    def collect(
+        self,
+        running: Runner,
+        loader: Iterable[Any],
+        most: int | None,
+        report: LateBar,
+    ) -> None:
+        """Run both models on the batches of a loader.
+
+        Args:
+            running: of the model, whose code runs both states.
+            loader: any iterable of batches.
+            most: number of batches; all when None.
+            report: shows how far this is.
+
+        Raises:
+            InputError: a model does not run on a batch.
+        """
+        a, b = (running.own(s) for s in (self.problem.state_a, self.problem.state_b))
+        total = min(len(loader), most or len(loader)) if isinstance(loader, Sized) else most
+        for batch in running.batches(loader, most):
+            if batch.number == 0:
+                self._prepare(running, b, batch)
+            self._add(self._seen(running, a, batch), self._seen(running, b, batch))
+            report("activations", batch.number + 1, total)
+
+    def matrices(self) -> dict[str, Tensor]:
+        """For rotated classes that data show: the sum of cosines, of shape (units, units)."""
+        found: dict[str, Tensor] = {}
+        known = {c.name: c for c in self.problem.classes}
+        for item in self._watched:
+            if isinstance(item.compared, CrossMoment) and item.compared.product is not None:
+                [name] = _names(AxisGroup((0,), (item.piece,)))
+                at = [slot.class_name for slot in item.piece.slots].index(name)
+                units = units_of(item.piece, at, known[name], {name: known[name].size})
+                places = torch.from_numpy(units.reshape(-1).argsort(kind="stable"))
+                cosine = item.compared.cosine()
+                for own in places.reshape(known[name].size, -1).T:
+                    part = cosine[own][:, own]
+                    found[name] = found[name] + part if name in found else part
+        return found
+
+    def pairs(self) -> Pairs:
+        """Correlations of the other units."""
+        even: dict[tuple[Slot, ...], Tensor] = {}
+        odd: dict[tuple[Slot, ...], Tensor] = {}
+        for is_odd, correlation in self._correlations:
+            for slots, matrix in correlation.matrices().items():
+                total = odd if is_odd else even
+                total[slots] = total[slots] + matrix if slots in total else matrix
+        return Pairs(self.problem.plain.symmetry.classes, [c.name for c in self.paired], even, odd)
+
+    def _prepare(self, running: Runner, state: State, batch: Batch) -> None:
+        """Find out which modules to watch: readers, and writers of what no module reads."""
+        own = self.problem.plain.symmetry
+        layout = {name: groups for name, groups in own.layout.items() if name in state}
+        read: set[str] = set()
+        for side in (Side.INPUTS, Side.OUTPUTS):
+            found = find_representatives(running, own.classes, layout, state, batch, (), side)
+            for item in found:
+                if side is Side.INPUTS or not _names(item.group) <= read:
+                    watched = self._watch(item, side)
+                    read |= watched if side is Side.INPUTS else set()
+
+    def _watch(self, item: Representative, side: Side) -> set[str]:
+        """Compare what an item shows, part by part; returns the classes that are seen there."""
+        seen: set[str] = set()
+        groups = self.problem.groups.layout[item.state]
+        number = next(
+            k
+            for k, group in enumerate(groups)
+            if (group.axes, group.pattern) == (item.group.axes, item.group.pattern)
+        )
+        rotated, paired = ({c.name for c in some} for some in (self.rotated, self.paired))
+        for at, piece in enumerate(item.group.pieces):
+            for part, index in enumerate(parts_of(piece)):
+                one = _part(piece, index)
+                names = {slot.class_name for slot in one.slots} - {None}
+                compared: CrossMoment | Correlation | None = None
+                place = Place(item.state, number, at, 0, part)
+                if len(names) == 1 and names <= rotated:
+                    compared = CrossMoment() if self._reads(place, one, side) else None
+                elif names <= paired:
+                    compared = Correlation(AxisGroup(item.group.axes, (one,)))
+                    self._correlations.append((self._is_odd(place, one), compared))
+                if compared is not None:
+                    self._watched.append(_Watched(item, side, one, compared))
+                    seen |= names
+        return seen
+
+    def _reads(self, place: Place, piece: Piece, side: Side) -> bool:
+        """Whether matrices act on what is seen as a whole: norms read what is not normalised."""
+        found = False
+        for at, slot in enumerate(piece.slots):
+            if slot.class_name is not None:
+                parts = self.problem.groups.kinds[slot.class_name].parts
+                part = parts.get(replace(place, slot=at), Behind(0))
+                found = bool(part.variance) and (part.reads or not part.factors)
+        return found or side is Side.OUTPUTS
+
+    def _is_odd(self, place: Place, piece: Piece) -> bool:
+        """Whether the sign that may be chosen for a unit is that of what is seen."""
+        powers = [
+            self.problem.groups.kinds[slot.class_name].signs.get(replace(place, slot=at), 0)
+            for at, slot in enumerate(piece.slots)
+            if slot.class_name is not None
+        ]
+        return sum(power % 2 for power in powers) == 1
+
+    def _add(self, first: _Seen, second: _Seen) -> None:
+        """Take in what both models show of one batch."""
+        for item in self._watched:
+            key = (item.shown.module, item.side)
+            for own, other in zip(first.get(key, []), second.get(key, []), strict=False):
+                if own.shape == other.shape:
+                    item.add(own, other)
+
+    def _seen(self, running: Runner, state: State, batch: Batch) -> _Seen:
+        """What a model shows of one batch; what several modules read is taken once."""
+        shown = {(item.shown.module, item.side): item.shown for item in self._watched}
+        found: _Seen = {}
+        taken: list[Tensor] = []
+
+        def keeping(side: Side) -> Callable[[str, Tensor], None]:
+            def keep(name: str, value: Tensor) -> None:
+                if not any(value is other for other in taken):
+                    taken.append(value)
+                    samples = shown[name, side].samples(value)
+                    found.setdefault((name, side), []).append(samples)
+
+            return keep
+
+        with ExitStack() as stack:
+            for side in Side:
+                names = [name for name, own in shown if own is side]
+                stack.enter_context(watching(running.model, names, keeping(side), side))
+            running.call(state, batch)
+        return found
+
+
+_Seen: TypeAlias = dict[tuple[str, Side], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """A part of what a module shows.
+
+    Attributes:
+        shown: which module, and where.
+        side: of it.
+        piece: where the units are.
+        compared: what is summed up.
+    """
+
+    shown: Representative
+    side: Side
+    piece: Piece
+    compared: CrossMoment | Correlation
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Take in samples of both models, of shape (samples, units)."""
+        if isinstance(self.compared, Correlation):
+            self.compared.add(a, b)
+        else:
+            at = torch.from_numpy(self.piece.positions.reshape(-1))
+            self.compared.add(a[:, at.to(a.device)], b[:, at.to(b.device)])
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Correlations of units that are told apart.
+
+    Attributes:
+        classes: of the symmetry.
+        free: names of those that may move.
+        even: correlations where the sign of a unit does not show, by slots.
+        odd: correlations where it does.
+    """
+
+    classes: tuple[PermutationClass, ...]
+    free: Sequence[str]
+    even: Mapping[tuple[Slot, ...], Tensor]
+    odd: Mapping[tuple[Slot, ...], Tensor]
+
+    def assembled(self) -> Assembled:
+        """The matching problem whose objective is the sum of what paired units agree."""
+        total = dict(self.even)
+        for slots, matrix in self.odd.items():
+            agreed = matrix.abs()
+            total[slots] = total[slots] + agreed if slots in total else agreed
+        return of_sums(self.classes, self.free, total)
+
+    def signs(self, arrays: Arrays) -> dict[str, Tensor]:
+        """For classes whose signs show: those with which paired units agree, (copies, units).
+
+        Args:
+            arrays: int64 by class name, of the permutation.
+        """
+        sizes = {c.name: c.size for c in self.classes}
+        known = {c.name: c for c in self.classes}
+        found: dict[str, Tensor] = {}
+        for slots, matrix in self.odd.items():
+            shape = tuple(slot.size for slot in slots)
+            piece = Piece(slots, np.arange(len(matrix), dtype=np.int64).reshape(shape))
+            source = gather_index(AxisGroup((0,), (piece,)), len(matrix), arrays)
+            picked = matrix[torch.arange(len(matrix)), torch.from_numpy(source)].cpu()
+            for at, slot in enumerate(slots):
+                if slot.class_name is None:
+                    continue
+                c = known[slot.class_name]
+                units = torch.from_numpy(units_of(piece, at, c, sizes).reshape(-1))
+                total = found.setdefault(c.name, torch.zeros(c.count * c.size, dtype=picked.dtype))
+                total.index_add_(0, units, picked)
+        return {
+            name: torch.where(total < 0, -1.0, 1.0).double().reshape(known[name].count, -1)
+            for name, total in found.items()
+        }
+
+
+def _names(group: AxisGroup) -> set[str]:
+    """The classes whose units an axis has."""
+    slots = (slot for piece in group.pieces for slot in piece.slots)
+    return {slot.class_name for slot in slots if slot.class_name is not None}
+
+
+def _part(piece: Piece, index: tuple[slice, ...]) -> Piece:
+    """A rigid part of a piece."""
+    positions = piece.positions[index]
+    slots = zip(piece.slots, positions.shape, strict=True)
+    return Piece(tuple(replace(slot, size=size) for slot, size in slots), positions)
