@@ -11,6 +11,7 @@ from benchmarks.experiments import (
     mlp_weight_decay,
     peers,
     resnet_filter_size,
+    symmetries,
     torchvision_pairs,
 )
 from benchmarks.experiments.page import assemble
@@ -61,6 +62,18 @@ torchvision_command = experiment(torchvision_pairs.run)
 for option in reversed(own_options):
     torchvision_command = option(torchvision_command)
 main.command("torchvision-pairs")(torchvision_command)
+
+symmetries_command = peer_environment(experiment(symmetries.run))
+for option in (
+    click.option("--networks", help="Some of them, with commas."),
+    click.option(
+        "--keep",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Folder for finished rows, from which a run that was stopped goes on.",
+    ),
+):
+    symmetries_command = option(symmetries_command)
+main.command("symmetries")(symmetries_command)
 
 
 @main.command("page")

@@ -18,7 +18,7 @@ from fxrebasin.errors import FxRebasinError
 
 RESULTS = Path("benchmarks/results/experiments")
 BUILD = Path("build/experiments")
-_PLACES = frozenset({"output", "cache", "environment", "threads"})
+_PLACES = frozenset({"output", "cache", "environment", "keep", "threads"})
 
 Value = TypeVar("Value")
 
