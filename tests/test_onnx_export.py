@@ -19,6 +19,7 @@ from fxrebasin.exporters.onnx import export as onnx_module
 from fxrebasin.exporters.onnx import write
 from fxrebasin.exporters.onnx.export import export_onnx
 from fxrebasin.exporters.verify.equivalence import NOISE_MULTIPLE, verify
+from fxrebasin.exporters.verify.onnx_session import OnnxModel
 from tests.support.small_nets import CASES, Case, Residual, draw, mlp, unsettled
 
 
@@ -351,6 +352,30 @@ def test_files_that_hold_no_model_are_refused(keep, linear, linear_file, tmp_pat
     path.write_text("hello")
     with pytest.raises(CheckpointError, match="not an ONNX model"):
         verify(linear, path, draw(2, 4))
+
+
+def without_a_kernel(kind):
+    """A well-formed file that onnxruntime has no kernel for."""
+    make, types = onnx.helper, onnx.TensorProto
+    if kind == "element type":
+        node, element = make.make_node("Conv", ["x", "w"], ["y"]), types.BFLOAT16
+        shapes = {"x": [1, 1, 4, 4], "w": [1, 1, 2, 2], "y": [1, 1, 3, 3]}
+    else:
+        node, element = make.make_node("GRU", ["x", "w", "r"], ["y"], hidden_size=0), types.FLOAT
+        shapes = {"x": [2, 3, 4], "w": [1, 3, 4], "r": [1, 3, 1], "y": None}
+    *inputs, output = (make.make_tensor_value_info(n, element, s) for n, s in shapes.items())
+    graph = make.make_graph([node], "graph", inputs, [output])
+    return make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "quoted"), [("element type", "tensor\\(bfloat16\\)"), ("attribute", "hidden_size")]
+)
+def test_what_onnxruntime_cannot_build_is_its_own_fault_and_quoted(kind, quoted, tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(without_a_kernel(kind), path)
+    with pytest.raises(ExportError, match=f"onnxruntime cannot prepare(?s:.)*{quoted}"):
+        OnnxModel(path)
 
 
 def test_a_missing_file_is_refused(linear, tmp_path):

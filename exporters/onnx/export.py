@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from fxrebasin.exporters.onnx.metadata import origin_of
 from fxrebasin.exporters.onnx.names import names_in_file
 from fxrebasin.exporters.onnx.past import with_cache
 from fxrebasin.exporters.onnx.sizes import Sizes
-from fxrebasin.exporters.onnx.state import folding_notes, state_of
+from fxrebasin.exporters.onnx.state import folding_notes, state_bytes, state_of
 from fxrebasin.exporters.onnx.write import EMBEDDED_BYTES, data_name, write_onnx
 from fxrebasin.exporters.verify.equivalence import compare_onnxruntime
 from fxrebasin.exporters.verify.input_names import named_inputs
@@ -49,6 +48,7 @@ from fxrebasin.wording import spoken
 
 _OLDEST_OPSET = 18  # what torch's exporter writes natively
 _LEAST_TRACED = 2  # an axis of size 1 may be one along which values are repeated
+_LAID_OUT_BYTES = 1 << 26  # of weights, up to which it does not matter that onnxruntime copies them
 _CONSTANTS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
 
 
@@ -150,7 +150,7 @@ def _destination(model: nn.Module, path: str | PathLike[str], overwrite: bool) -
     if not os.access(target.parent, os.W_OK):
         raise CheckpointError(f"the directory {target.parent} is not writable")
     names = [target.name]
-    if sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers())) > EMBEDDED_BYTES:
+    if state_bytes(model) > EMBEDDED_BYTES:
         names.append(data_name(target))
     for name in names:
         if not overwrite and os.path.lexists(target.parent / name):
@@ -312,7 +312,8 @@ def _traced_size(job: _Job, axes: Axes, label: str) -> int:
 
 def _open(job: _Job) -> OnnxModel:
     try:
-        return OnnxModel(job.draft, "the exported model")
+        compact = state_bytes(job.model) > _LAID_OUT_BYTES
+        return OnnxModel(job.draft, "the exported model", compact=compact)
     except CheckpointError as error:  # not a file of the user's
         raise ExportError(f"onnxruntime refuses what was exported: {error}") from error
 

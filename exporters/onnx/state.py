@@ -34,6 +34,16 @@ def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: _as_real(tensor.detach()) for name, tensor in named}
 
 
+def state_bytes(model: nn.Module) -> int:
+    """How much memory parameters and buffers take, tied ones once.
+
+    Example:
+        >>> state_bytes(nn.Linear(2, 1))
+        12
+    """
+    return sum(tensor.nbytes for tensor in chain(model.parameters(), model.buffers()))
+
+
 def add_unread(graph: ir.Graph, model: nn.Module, names: Mapping[str, str]) -> None:
     """Add the parameters that no node reads, so that the file has all.
 

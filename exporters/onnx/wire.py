@@ -38,7 +38,7 @@ class Weight:
 
     header: onnx.TensorProto
     size: int
-    data: Callable[[], bytes]
+    data: Callable[[], bytes | memoryview]
     same: object = None
 
 
@@ -138,7 +138,7 @@ def with_data_elsewhere(
         tensor.CopyFrom(weight.header)
         place = places.get(tensor.name)
         if place is None:
-            tensor.raw_data = weight.data()
+            tensor.raw_data = bytes(weight.data())
             continue
         tensor.data_location = onnx.TensorProto.EXTERNAL
         values = {"location": place.path.name, "offset": place.offset, "length": place.size}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -15,6 +16,7 @@ from torch import nn
 
 from fxrebasin.errors import ExportError
 from fxrebasin.exporters.onnx.capture import SCOPE, Captured, root_cause
+from fxrebasin.exporters.onnx.lower import lowered_first
 from fxrebasin.exporters.onnx.names import names_in_file, tidy
 from fxrebasin.exporters.onnx.quiet import quiet
 from fxrebasin.exporters.onnx.recurrent import whole_recurrent_layers
@@ -102,7 +104,7 @@ def _translated(
     try:
         with torch.no_grad(), whole_recurrent_layers(), quiet():
             program = torch.onnx.export(
-                captured.program,
+                lowered_first(captured.program),
                 dynamo=True,
                 verbose=False,
                 opset_version=opset,
@@ -173,13 +175,22 @@ def _weight(value: ir.Value) -> Weight:
     header = onnx.TensorProto(
         name=value.name, dims=tensor.shape.numpy(), data_type=tensor.dtype.value
     )
-    data: Callable[[], bytes] = tensor.tobytes
-    return Weight(header, tensor.nbytes, data, _identity(tensor))
+    raw = _behind(tensor)
+    if raw is None:
+        return Weight(header, tensor.nbytes, tensor.tobytes)
+    identity = raw.data_ptr(), raw.dtype, tuple(raw.shape), raw.stride()
+    in_memory = raw.is_cpu and raw.is_contiguous() and raw.nbytes == tensor.nbytes > 0
+    data: Callable[[], bytes | memoryview] = partial(_view_of, raw) if in_memory else tensor.tobytes
+    return Weight(header, tensor.nbytes, data, identity)
 
 
-def _identity(tensor: ir.TensorProtocol) -> object:
-    """Equal for tensors of PyTorch that are the same numbers in memory, else None."""
+def _behind(tensor: ir.TensorProtocol) -> torch.Tensor | None:
+    """The tensor of PyTorch that holds the numbers, if there is one."""
     raw = tensor.raw if isinstance(tensor, ir.Tensor | TorchTensor) else None
-    if not isinstance(raw, torch.Tensor) or raw.layout != torch.strided:
-        return None
-    return raw.data_ptr(), raw.dtype, tuple(raw.shape), raw.stride()
+    return raw if isinstance(raw, torch.Tensor) and raw.layout == torch.strided else None
+
+
+def _view_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor where they are."""
+    flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy())

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from fxrebasin.errors import EquivalenceError
+from fxrebasin.exporters.verify.pages import Pages, may_be_paged
 from fxrebasin.running.watching import OperatorMode
 from fxrebasin.wording import spoken
 
@@ -126,13 +127,17 @@ def widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to(WIDENED.get(tensor.dtype, tensor.dtype), copy=True)
 
 
-def float64_copy(model: nn.Module) -> nn.Module:
+def float64_copy(model: nn.Module, pages: Pages | None = None) -> nn.Module:
     """A copy of `model` whose floating-point state is float64 (complex state: complex128).
 
     Parameters, buffers and tensors that are plain attributes are widened one by one while the
     module tree is copied, so that no float32 copy is made on the way; tied tensors stay tied. To be
     called inside `preserve(model)`: a model that cannot be copied (it holds a lock, say) is widened
     in place and returned itself, and leaving `preserve` gives it its own tensors back.
+
+    Args:
+        model: left as it is.
+        pages: if given, parameters take memory only while operators read them, inside this mode.
 
     Example:
         >>> float64_copy(nn.Linear(2, 1)).weight.dtype
@@ -145,7 +150,7 @@ def float64_copy(model: nn.Module) -> nn.Module:
         for value in values.values()
         if isinstance(value, torch.Tensor)
     }
-    memo: dict[int, Any] = {key: _widen_state(value) for key, value in state.items()}
+    memo: dict[int, Any] = {key: _widen_state(value, pages) for key, value in state.items()}
     try:
         with warnings.catch_warnings():  # warnings of classes that are deprecated
             warnings.simplefilter("ignore")
@@ -156,8 +161,11 @@ def float64_copy(model: nn.Module) -> nn.Module:
         return model
 
 
-def _widen_state(tensor: torch.Tensor) -> torch.Tensor:
-    wide = widened(tensor)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(wide, requires_grad=tensor.requires_grad)
-    return wide
+def _widen_state(tensor: torch.Tensor, pages: Pages | None) -> torch.Tensor:
+    if not isinstance(tensor, nn.Parameter):
+        return widened(tensor)
+    if pages is not None and may_be_paged(tensor):
+        wide = pages.stand_in(tensor.detach(), WIDENED.get(tensor.dtype, tensor.dtype))
+    else:
+        wide = widened(tensor)
+    return nn.Parameter(wide, requires_grad=tensor.requires_grad)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
@@ -17,7 +18,7 @@ from torch import nn
 from fxrebasin.errors import CheckpointError, ExportError, InputError
 from fxrebasin.exporters.verify.input_names import named_inputs
 from fxrebasin.exporters.verify.input_sets import batch_size
-from fxrebasin.running.messages import describe, first_lines
+from fxrebasin.running.messages import attempt, describe, first_lines
 
 _FATAL = 4  # onnxruntime's log level; errors reach the caller as exceptions
 
@@ -57,14 +58,21 @@ class OnnxModel:
         path: the file; its external data, if any, is looked for beside it.
         label: what messages call it; its path when left out.
         optimized: whether onnxruntime may rewrite the graph before it runs it.
+        compact: keep it from laying out the weights of convolutions for the processor, for which
+            it takes twice the memory of the weights on top.
 
     Raises:
-        CheckpointError: there is no such file, or it holds no ONNX model.
+        CheckpointError: there is no such file, or it holds no well-formed ONNX model.
         ExportError: it is an ONNX model that onnxruntime cannot prepare.
     """
 
     def __init__(
-        self, path: str | PathLike[str], label: str | None = None, *, optimized: bool = True
+        self,
+        path: str | PathLike[str],
+        label: str | None = None,
+        *,
+        optimized: bool = True,
+        compact: bool = False,
     ) -> None:
         self.path = Path(path)
         self._label = label or str(path)
@@ -74,18 +82,17 @@ class OnnxModel:
         options.log_severity_level = _FATAL
         options.intra_op_num_threads = torch.get_num_threads()
         level = onnxruntime.GraphOptimizationLevel
-        options.graph_optimization_level = (
-            level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
-        )
+        most = level.ORT_ENABLE_EXTENDED if compact else level.ORT_ENABLE_ALL
+        options.graph_optimization_level = most if optimized else level.ORT_DISABLE_ALL
         try:
             self._session = onnxruntime.InferenceSession(
                 str(self.path), options, providers=["CPUExecutionProvider"]
             )
-        except _UNREADABLE as error:
-            raise CheckpointError(
-                f"{self._label} is not an ONNX model that can be read: {first_lines(error)}"
-            ) from error
         except ONNXRUNTIME_ERRORS as error:
+            if isinstance(error, _UNREADABLE) and not _is_well_formed(self.path):
+                raise CheckpointError(
+                    f"{self._label} is not an ONNX model that can be read: {first_lines(error)}"
+                ) from error
             raise ExportError(
                 f"onnxruntime cannot prepare {self._label}: {first_lines(error)}\n"
                 "Its CPU provider lacks operators for bfloat16 and some for float16; if the model "
@@ -168,6 +175,11 @@ class OnnxModel:
             name: torch.from_numpy(np.array(value))
             for name, value in zip(names, values, strict=True)
         }
+
+
+def _is_well_formed(path: Path) -> bool:
+    """Whether it is onnxruntime that lacks something, and not the file."""
+    return attempt(lambda: onnx.checker.check_model(str(path))) is None
 
 
 def _faults(port: Any, tensor: torch.Tensor) -> list[str]:

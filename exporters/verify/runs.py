@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from fxrebasin.errors import InputError
 from fxrebasin.exporters.verify.activity import Activity
 from fxrebasin.exporters.verify.float64 import TrueFloat64, float64_copy, widened
 from fxrebasin.exporters.verify.input_sets import InputSet
+from fxrebasin.exporters.verify.pages import Pages
 from fxrebasin.exporters.verify.state_reads import StateReads
 from fxrebasin.running.given import Given, remade
 from fxrebasin.running.messages import describe_call, first_lines
@@ -50,10 +51,11 @@ class Float64Run:
     Args:
         subject: what is run.
         twin: its copy.
+        pages: give the copy its numbers.
     """
 
-    def __init__(self, subject: Subject, twin: nn.Module) -> None:
-        self._subject, self._twin = subject, twin
+    def __init__(self, subject: Subject, twin: nn.Module, pages: Pages) -> None:
+        self._subject, self._twin, self._pages = subject, twin, pages
 
     def reads(self) -> StateReads:
         """A mode that notes reads of the copy's parameters, to be passed to calls."""
@@ -73,19 +75,23 @@ class Float64Run:
             reads: notes what is read.
             *watching: further modes.
         """
-        return _attempt(self._subject, self._twin, inputs, widened, reads, watching)
+        return _attempt(
+            self._subject, self._twin, inputs, widened, reads, watching, pages=self._pages
+        )
 
 
 @contextmanager
 def in_float64(subject: Subject) -> Iterator[Float64Run]:
-    """A float64 copy of what is to be run, in eval mode; it is all the memory that is taken."""
+    """A float64 copy of what is to be run, in eval mode; its weights take memory while read."""
     with preserve(subject.model):
-        twin = float64_copy(subject.model)
+        pages = Pages()
+        twin = float64_copy(subject.model, pages)
         if subject.state is not None:
             for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
-                if name in subject.state:
-                    tensor.data = widened(subject.state[name]).to(tensor)
-        yield Float64Run(subject, twin)
+                own = subject.state.get(name)
+                if own is not None and not pages.replace(tensor, own):
+                    tensor.data = widened(own).to(tensor)
+        yield Float64Run(subject, twin, pages)
 
 
 def run_float64(subject: Subject, sets: Sequence[InputSet]) -> list[Tensors | Exception]:
@@ -106,6 +112,8 @@ def _attempt(
     prepare: Callable[[torch.Tensor], torch.Tensor],
     reads: StateReads | None = None,
     watching: Sequence[OperatorMode] = (),
+    *,
+    pages: Pages | None = None,
 ) -> Tensors | Exception:
     """The outputs that count of a call, or what it raises; the model is as before."""
     wide = prepare is widened
@@ -113,7 +121,7 @@ def _attempt(
     given = Given(args, kwargs, values=True)
     if reads is not None:
         given.each(reads.count_as_computed)
-    with preserve(model), warnings.catch_warnings():
+    with preserve(model), pages or nullcontext(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with ExitStack() as modes:

@@ -86,11 +86,17 @@ class StateReads(OperatorMode):
         own = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
         if own in places:
             return 0
-        size = tensor.untyped_storage().nbytes() // tensor.element_size()
-        marks = torch.zeros(size, dtype=torch.bool)
+        marks = torch.zeros(max(map(_end, (own, *places))), dtype=torch.bool)
         for offset, shape, strides in places:
             marks.as_strided(shape, strides, offset).fill_(True)
         return int((~marks.as_strided(tensor.shape, tensor.stride(), own[0])).sum())
+
+
+def _end(place: tuple[Any, ...]) -> int:
+    """The first element of a storage that is behind all that a tensor shows."""
+    offset, shape, strides = place
+    last = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+    return int(offset + last + 1) if all(shape) else 0
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

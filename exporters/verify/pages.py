@@ -1,0 +1,202 @@
+"""Float64 weights that exist only while operators read them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fxrebasin.running.operators import tensors_in, touched_by, viewed_by, writes
+from fxrebasin.running.watching import OperatorMode
+
+# Weights are kept up to this, since recurrent layers read the same ones at every step: a part of
+# all, and what costs nothing.
+_KEPT_PART = 4
+_KEPT_BYTES = 1 << 25
+
+# How values leave the sight of dispatch modes.
+_ESCAPES = frozenset(
+    getattr(torch.Tensor, name)
+    for name in ("numpy", "__array__", "__dlpack__", "tolist", "data_ptr")
+)
+
+
+class Pages(OperatorMode):
+    """Dispatch mode that fills tensors just before an operator reads them, and empties them again.
+
+    A float64 copy of a model takes twice the memory of float32 weights. Here a copy has tensors
+    without memory. An operator finds the numbers that it reads; a view is made without any. Of the
+    rest only those that were read last are kept. What an operator writes to stays until the mode
+    is left, and what leaves torch (`.numpy()`) stays for good.
+
+    Example:
+        >>> pages = Pages()
+        >>> wide = pages.stand_in(torch.ones(2), torch.float64)
+        >>> wide.untyped_storage().nbytes()
+        0
+        >>> with pages:
+        ...     float(wide.sum())
+        2.0
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pages: dict[int, _Page] = {}
+        self._filled: dict[int, _Page] = {}  # the one that was read last is the last
+        self._escapes: list[_Escapes] = []  # while inside: it knows this mode
+
+    def stand_in(self, source: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor without memory that has the numbers of another one when it is read.
+
+        Args:
+            source: has to stay as it is; of any shape, with a layout of strides.
+            dtype: of what is read.
+        """
+        wide = torch.empty_like(source, dtype=dtype, requires_grad=False)
+        page = _Page(wide, source.detach())
+        page.empty()
+        self._pages[page.key] = page
+        return wide
+
+    def replace(self, wide: torch.Tensor, source: torch.Tensor) -> bool:
+        """Let a stand-in have other numbers from now on; False if it is none."""
+        page = self._pages.get(_key(wide))
+        if page is None:
+            return False
+        page.source = source.detach()
+        self._forget(page)
+        return True
+
+    def called(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run an operator on tensors that have their numbers."""
+        pages = self._among(tensors_in((list(args), kwargs)))
+        looks_only = pages and _only_views(func)
+        for page in pages:
+            if looks_only:
+                page.allocate()
+            else:
+                self._fill(page)
+        result = func(*args, **kwargs)
+        if pages and isinstance(func, torch._ops.OpOverload) and writes(func):
+            bound = dict(zip((a.name for a in func._schema.arguments), args, strict=False))
+            for page in self._among(touched_by(func, bound | kwargs)):
+                page.stays = True
+        if pages:
+            self._make_room()
+        return result
+
+    def let_go(self, found: Any) -> None:
+        """Fill what is looked at by other means than operators, and leave it so for good."""
+        for page in self._among(tensors_in(found)):
+            page.fill()
+            del self._pages[page.key]
+            self._filled.pop(page.key, None)
+
+    def __enter__(self) -> Pages:
+        super().__enter__()
+        self._escapes.append(_Escapes(self))
+        self._escapes[-1].__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._escapes.pop().__exit__(*error)
+        super().__exit__(*error)
+        self.empty()
+
+    def empty(self) -> None:
+        """Give back all memory, written or not."""
+        for page in self._pages.values():
+            self._forget(page)
+
+    def _among(self, tensors: list[torch.Tensor]) -> list[_Page]:
+        found = {_key(t): t for t in tensors if t.layout == torch.strided}
+        return [self._pages[key] for key in found if key in self._pages]
+
+    def _fill(self, page: _Page) -> None:
+        self._filled.pop(page.key, None)
+        self._filled[page.key] = page
+        page.fill()
+
+    def _make_room(self) -> None:
+        most = max(sum(page.size for page in self._pages.values()) // _KEPT_PART, _KEPT_BYTES)
+        held = sum(page.size for page in self._filled.values())
+        for page in list(self._filled.values()):
+            if held <= most:
+                return
+            if not page.stays:
+                self._forget(page)
+                held -= page.size
+
+    def _forget(self, page: _Page) -> None:
+        page.empty()
+        self._filled.pop(page.key, None)
+
+
+class _Page:
+    """A tensor, and where its numbers come from."""
+
+    def __init__(self, wide: torch.Tensor, source: torch.Tensor) -> None:
+        self._wide, self.source = wide, source
+        self._storage = wide.untyped_storage()
+        self.key, self.size = self._storage._cdata, self._storage.nbytes()
+        self._has_numbers = self.stays = False
+
+    def allocate(self) -> None:
+        if self._storage.nbytes() != self.size:
+            self._storage.resize_(self.size)
+
+    def fill(self) -> None:
+        self.allocate()
+        if not self._has_numbers:
+            with _disable_current_modes(), torch.no_grad():
+                self._wide.copy_(self.source)
+        self._has_numbers = True
+
+    def empty(self) -> None:
+        self._has_numbers = self.stays = False
+        self._storage.resize_(0)
+
+
+class _Escapes(TorchFunctionMode):
+    """Fills what leaves the sight of the dispatcher."""
+
+    def __init__(self, pages: Pages) -> None:
+        super().__init__()
+        self._pages = pages
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _ESCAPES:
+            self._pages.let_go(args[:1])
+        return func(*args, **(kwargs or {}))
+
+
+def may_be_paged(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a plain one, whose numbers are in a storage of its own."""
+    plain = type(tensor) in (torch.Tensor, nn.Parameter)
+    return plain and tensor.layout == torch.strided and not tensor.is_meta
+
+
+def _key(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+@cache
+def _only_views(func: Any) -> bool:
+    """Whether an operator makes views and reads nothing.
+
+    Composite operators say so in their schema and may copy all the same.
+    """
+    if not isinstance(func, torch._ops.OpOverload) or func.namespace != "aten" or writes(func):
+        return False
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), "CompositeImplicitAutograd"
+    )
+    return bool(viewed_by(func)) and not composite

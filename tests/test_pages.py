@@ -1,0 +1,164 @@
+"""Weights in float64 that have memory only while operators read them."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fxrebasin.exporters.verify import pages as pages_module
+from fxrebasin.exporters.verify.equivalence import compare_float64
+from fxrebasin.exporters.verify.input_sets import example_set
+from fxrebasin.exporters.verify.pages import Pages
+from fxrebasin.exporters.verify.runs import Subject, in_float64
+from fxrebasin.running.watching import OperatorMode
+from tests.support.small_nets import draw, unsettled
+
+
+@pytest.fixture(autouse=True)
+def few_bytes(monkeypatch):
+    monkeypatch.setattr(pages_module, "_KEPT_BYTES", 64)
+
+
+def held(tensors):
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+class Held(OperatorMode):
+    """The most memory that some tensors have together when an operator is called."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.tensors, self.most = list(tensors), 0
+
+    def called(self, func, args, kwargs):
+        result = func(*args, **kwargs)
+        self.most = max(self.most, held(self.tensors))
+        return result
+
+
+def paged(*shape, seed=0):
+    pages, source = Pages(), draw(*shape, seed=seed)
+    return pages, source, pages.stand_in(source, torch.float64)
+
+
+def test_a_run_holds_a_quarter_of_the_copy_and_what_is_read():
+    model = unsettled(nn.Sequential(*[nn.Linear(32, 32) for _ in range(12)]))
+    one = example_set((draw(3, 32),), {})
+    copies = []
+    with in_float64(Subject(model)) as run:
+        parameters = list(run._twin.parameters())
+        assert held(parameters) == 0
+        probe = Held(parameters)
+        with probe:
+            found = run(one)
+        copies += [weakref.ref(parameter) for parameter in parameters]
+        whole = 2 * sum(parameter.nbytes for parameter in model.parameters())
+        largest = 2 * model[0].weight.nbytes
+        assert largest <= probe.most <= whole // 4 + 2 * largest < whole
+        assert held(parameters) == 0
+    expected = nn.Sequential(*model).double()(one.args[0].double())
+    assert torch.allclose(found["output"], expected, rtol=1e-14, atol=0)
+
+
+def test_no_copy_outlives_a_comparison():
+    model = unsettled(nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.BatchNorm1d(7), nn.Linear(7, 2)))
+    made = []
+    stand_in = Pages.stand_in
+
+    def noted(self, source, dtype):
+        wide = stand_in(self, source, dtype)
+        made.append((weakref.ref(wide), wide.untyped_storage()))
+        return wide
+
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Pages, "stand_in", noted)
+            assert compare_float64(model, model, (draw(4, 5),), {}).passed
+        assert len(made) == 12
+        assert all(storage.nbytes() == 0 for _, storage in made)
+        assert all(reference() is None for reference, _ in made)
+    finally:
+        gc.enable()
+
+
+def test_views_are_made_without_numbers_and_read_with_them():
+    pages, source, wide = paged(6, 4)
+    with pages:
+        turned = wide.t()[1:]
+        assert torch.equal(turned.reshape(-1), source.double().t()[1:].reshape(-1))
+        other = pages.stand_in(source + 1, torch.float64)
+        assert torch.equal(other + 0, (source + 1).double())  # empties the first one
+        assert torch.equal(turned * 2, source.double().t()[1:] * 2)
+
+
+def test_what_is_written_stays_until_the_end():
+    pages, source, wide = paged(8, 8)
+    with pages, torch.no_grad():
+        wide[2].mul_(3)
+        others = [pages.stand_in(source, torch.float64) for _ in range(6)]
+        assert sum(float(other.sum()) for other in others) == pytest.approx(
+            6 * float(source.double().sum())
+        )
+        expected = source.double()
+        expected[2] *= 3
+        assert torch.equal(wide + 0, expected)
+    assert wide.untyped_storage().nbytes() == 0
+    with pages:
+        assert torch.equal(wide + 0, source.double())
+
+
+@pytest.mark.parametrize(
+    "leave", [lambda t: t.numpy(), np.asarray, np.from_dlpack, lambda t: np.array(t.tolist())]
+)
+def test_what_leaves_torch_has_numbers(leave):
+    pages, source, wide = paged(5, 5)
+    with pages:
+        array = leave(wide.t())
+        pages.stand_in(source, torch.float64).sum()
+        assert np.array_equal(array, source.double().t().numpy())
+    assert np.array_equal(array, source.double().t().numpy())
+
+
+def test_a_returned_weight_is_compared():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(9, 6)
+
+        def forward(self, ids):
+            return self.table(ids), self.table.weight.t()
+
+    model, other = Tied(), Tied()
+    unsettled(model)
+    other.load_state_dict(model.state_dict())
+    ids = torch.tensor([[1, 2, 5]])
+    assert compare_float64(model, other, (ids,), {}).passed
+    with torch.no_grad():
+        other.table.weight[7, 3] += 1e-3  # no row reads it
+    assert not compare_float64(model, other, (ids,), {}).passed
+
+
+def test_a_model_that_writes_to_its_weights_starts_each_run_as_it_was():
+    class Clipped(nn.Linear):
+        def forward(self, x):
+            self.weight.data.clamp_(-0.1, 0.1)
+            return super().forward(x)
+
+    model = unsettled(Clipped(4, 3))
+    before = model.weight.clone()
+    report = compare_float64(model, model, (draw(2, 4),), {})
+    assert report.passed
+    assert len(report.inputs) > 1
+    with in_float64(Subject(model)) as run:
+        first, second = (run(example_set((draw(2, 4),), {}))["output"] for _ in "ab")
+    expected = draw(2, 4).double() @ before.double().clamp(-0.1, 0.1).t() + model.bias.double()
+    assert torch.equal(first, second)
+    assert torch.allclose(first, expected, rtol=1e-12)
+    assert torch.equal(model.weight, before)
