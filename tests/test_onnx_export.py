@@ -362,7 +362,7 @@ def without_a_kernel(kind):
         shapes = {"x": [1, 1, 4, 4], "w": [1, 1, 2, 2], "y": [1, 1, 3, 3]}
     else:
         node, element = make.make_node("GRU", ["x", "w", "r"], ["y"], hidden_size=0), types.FLOAT
-        shapes = {"x": [2, 3, 4], "w": [1, 3, 4], "r": [1, 3, 1], "y": None}
+        shapes = {"x": [2, 3, 4], "w": [1, 3, 4], "r": [1, 3, 1], "y": [None]}
     *inputs, output = (make.make_tensor_value_info(n, element, s) for n, s in shapes.items())
     graph = make.make_graph([node], "graph", inputs, [output])
     return make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=9)
