@@ -107,10 +107,10 @@ def _copied(graph: fx.Graph) -> fx.Graph:
 
 def _adopt(program: ExportedProgram, graph: fx.Graph) -> None:
     program.graph_module.graph = graph
-    results = graph.output_node().args[0]
+    results: Any = graph.output_node().args[0]
     for spec, result in zip(program.graph_signature.output_specs, results, strict=True):
         if isinstance(result, fx.Node):
-            spec.arg.name = result.name  # type: ignore[union-attr]
+            spec.arg.name = result.name
 
 
 def _is_write(target: Any) -> bool:
@@ -322,7 +322,8 @@ def lowered_first(program: ExportedProgram) -> ExportedProgram:
     def run_decompositions(table: Table) -> ExportedProgram:
         if lower(program, Operators(table, _translated_names())):
             return program
-        return ExportedProgram.run_decompositions(program, dict(table))
+        whole: ExportedProgram = ExportedProgram.run_decompositions(program, dict(table))
+        return whole
 
     vars(program)["run_decompositions"] = run_decompositions
     return program

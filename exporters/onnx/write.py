@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -193,4 +194,5 @@ def _behind(tensor: ir.TensorProtocol) -> torch.Tensor | None:
 def _view_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor where they are."""
     flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    bytes_of: Any = flat.view(torch.uint8).numpy()
+    return memoryview(bytes_of)

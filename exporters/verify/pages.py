@@ -76,7 +76,7 @@ class Pages(OperatorMode):
     ) -> Any:
         """Run an operator on tensors that have their numbers."""
         pages = self._among(tensors_in((list(args), kwargs)))
-        looks_only = pages and _only_views(func)
+        looks_only = _only_views(func) if pages else False
         for page in pages:
             if looks_only:
                 page.allocate()
@@ -99,14 +99,14 @@ class Pages(OperatorMode):
             self._filled.pop(page.key, None)
 
     def __enter__(self) -> Pages:
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         self._escapes.append(_Escapes(self))
-        self._escapes[-1].__enter__()
+        self._escapes[-1].__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._escapes.pop().__exit__(*error)
-        super().__exit__(*error)
+        self._escapes.pop().__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self.empty()
 
     def empty(self) -> None:
@@ -185,7 +185,7 @@ def may_be_paged(tensor: torch.Tensor) -> bool:
 
 
 def _key(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 @cache
