@@ -83,8 +83,9 @@ class Pages(OperatorMode):
             else:
                 self._fill(page)
         result = func(*args, **kwargs)
-        if pages and isinstance(func, torch._ops.OpOverload) and writes(func):
-            bound = dict(zip((a.name for a in func._schema.arguments), args, strict=False))
+        schema = getattr(func, "_schema", None)  # control flow has none
+        if pages and schema is not None and writes(func):
+            bound = dict(zip((a.name for a in schema.arguments), args, strict=False))
             for page in self._among(touched_by(func, bound | kwargs)):
                 page.stays = True
         if pages:
