@@ -88,6 +88,19 @@ def test_no_copy_outlives_a_comparison():
         gc.enable()
 
 
+def test_a_model_that_cannot_be_copied_has_its_own_numbers():
+    model = unsettled(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
+    model.kept = model[0].weight * 2  # no leaf, which refuses to be copied
+    state = dict(model.named_parameters())
+    expected = model(draw(3, 4)).double()
+    with in_float64(Subject(model, state)) as run:
+        assert run._twin is model
+        found = run(example_set((draw(3, 4),), {}))["output"]
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert expected.abs().max() > 0.1
+    assert torch.equal(model(draw(3, 4)).double(), expected)
+
+
 def test_views_are_made_without_numbers_and_read_with_them():
     pages, source, wide = paged(6, 4)
     with pages:

@@ -63,11 +63,15 @@ class Pages(OperatorMode):
         return wide
 
     def replace(self, wide: torch.Tensor, source: torch.Tensor) -> bool:
-        """Let a stand-in have other numbers from now on; False if it is none."""
-        page = self._pages.get(_key(wide))
+        """Let a stand-in have other numbers from now on; False if it is none.
+
+        The source may be a stand-in itself: a model that cannot be copied has them in its own
+        parameters.
+        """
+        page, other = (self._pages.get(_key(tensor)) for tensor in (wide, source))
         if page is None:
             return False
-        page.source = source.detach()
+        page.source = source.detach() if other is None else other.source
         self._forget(page)
         return True
 
