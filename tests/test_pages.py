@@ -90,7 +90,7 @@ def test_no_copy_outlives_a_comparison():
 
 def test_a_model_that_cannot_be_copied_has_its_own_numbers():
     model = unsettled(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
-    model.kept = model[0].weight * 2  # no leaf, which refuses to be copied
+    model.cache = {"twice": model[0].weight * 2}  # no leaf, which refuses to be copied
     state = dict(model.named_parameters())
     expected = model(draw(3, 4)).double()
     with in_float64(Subject(model, state)) as run:

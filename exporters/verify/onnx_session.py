@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import onnxruntime
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
@@ -179,6 +178,8 @@ class OnnxModel:
 
 def _is_well_formed(path: Path) -> bool:
     """Whether it is onnxruntime that lacks something, and not the file."""
+    import onnx  # is not needed where all is well
+
     return attempt(lambda: onnx.checker.check_model(str(path))) is None
 
 
