@@ -29,16 +29,32 @@ class Shift:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What was done to centred units before a part of the state reads them.
+
+    Attributes:
+        factors: vectors that they were multiplied by.
+        shift: a vector that was added after that.
+    """
+
+    factors: tuple[Place, ...] = ()
+    shift: Place | None = None
+
+
+@dataclass(frozen=True)
 class Centring:
     """What norms that take the mean off leave open.
 
     Attributes:
-        readers: parts that read centred values; any multiple of ones may be added to their rows.
+        readers: parts that read centred values; any multiple of ones may be added to their rows,
+            once these are multiplied by the factors in front of them.
+        readings: what was done to these values before, for each reader.
         writers: parts whose mean over the units nothing sees.
         shifts: shifts of norms that readers without a bias can take back for this reason.
     """
 
     readers: tuple[Place, ...] = ()
+    readings: Mapping[Place, Reading] = field(default_factory=dict)
     writers: tuple[Place, ...] = ()
     shifts: tuple[Place, ...] = ()
 

@@ -20,6 +20,7 @@ from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.gauges import centring_of, shifts_of
 from fxrebasin.passes.kinds.marks import Mark, placed
 from fxrebasin.passes.kinds.matrices import Linear, Matrices
+from fxrebasin.passes.kinds.means import Means, Seen
 from fxrebasin.passes.kinds.pairs import Pairs, Term
 from fxrebasin.passes.kinds.scales import Scales, of_place
 from fxrebasin.passes.kinds.turned import turned_in
@@ -102,19 +103,16 @@ def _kind_of(
         if math.prod(shapes[place.state]) == units.numel()
         and (units >= 0).sum() == (units[units >= 0]).unique().numel()
     }
+    means = Means(c.size, vectors)
+    centring = centring_of(_walk(graph, means, places, lambda place: Seen()), means)
     matrices = Matrices(c.size, vectors)
     try:
-        walk = _walk(graph, matrices, places, lambda place: Linear(place, 1))
+        _walk(graph, matrices, places, lambda place: Linear(place, 1))
+        parts, factors = matrices.found(), matrices.factors()
     except LimitError as error:
-        return _scales_of(graph, c, places, vectors, error.reason), Centring()
-    found = ClassKind(
-        matrices.kind(),
-        matrices.found(),
-        {},
-        factors=matrices.factors(),
-        limits=tuple(matrices.reasons),
-    )
-    return found, centring_of(walk, matrices)
+        return _scales_of(graph, c, places, vectors, error.reason), centring
+    limits = tuple(matrices.reasons)
+    return ClassKind(matrices.kind(), parts, {}, factors=factors, limits=limits), centring
 
 
 def _scales_of(

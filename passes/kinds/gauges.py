@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx
 
-from fxrebasin.groups import Centring, Shift
+from fxrebasin.groups import Centring, Reading, Shift
 from fxrebasin.kinds import Place
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.marks import Mark
-from fxrebasin.passes.kinds.matrices import Matrices
+from fxrebasin.passes.kinds.means import Means
 from fxrebasin.passes.kinds.shifts import absorbers, invisible_ones, taken_back
 from fxrebasin.passes.kinds.walk import Walk, name_of, shape_of
 
@@ -56,32 +56,55 @@ def _may_shift(node: fx.Node) -> bool:
     return True
 
 
-def centring_of(walk: Walk, matrices: Matrices) -> Centring:
+def centring_of(walk: Walk, means: Means) -> Centring:
     """What is left open by centred norms on a class.
 
     Args:
         walk: of the class.
-        matrices: what was found on it.
+        means: what was found on it.
     """
-    if not matrices.ones:
-        return Centring()
     graph = walk.graph
-    free, unable = [], []
-    for place, node, shift in matrices.readers:
-        if shift is None or taken_back(graph, node):
-            free.append(place)
+    readings: dict[Place, Reading] = {}
+    writers, unable = [], []
+    for place, uses in means.uses.items():
+        found = {use.reads for use in uses if use.reads is not None}
+        written = [use.node for use in uses if use.writes]
+        if len(found) + bool(written) == 0 or len(found) > 1:
+            continue
+        if not all(use.writes or use.reads is not None for use in uses):
+            continue
+        if not all(_hidden(walk, node, means.size) for node in written):
+            continue
+        if not found:
+            writers.append(place)
+            continue
+        [reading] = found
+        if written and reading != Reading():
+            continue  # ones are added behind the factors, and in front of nothing
+        read = [use.node for use in uses if use.reads is not None]
+        if reading.shift is None or all(_takes_back(graph, node) for node in read):
+            readings[place] = reading
         else:
-            unable.append(shift)
-    own = {place.state for place in matrices.parts}
-    shifts = [place for place in unable if absorbers(graph, place.state) is None]
-    seen: dict[Place, bool] = {}
-    for place, node in matrices.writers:
-        if place in matrices.parts and not matrices.parts[place].factors and place.state in own:
-            axis = _axis(walk, node, matrices.size)
-            hidden = axis is not None and invisible_ones(graph, node, axis)
-            seen[place] = seen.get(place, True) and hidden
-    writers = tuple(place for place, hidden in seen.items() if hidden)
-    return Centring(tuple(dict.fromkeys(free)), writers, tuple(dict.fromkeys(shifts)))
+            unable.append(reading.shift)
+    shifts = [
+        place
+        for place in dict.fromkeys(unable)
+        if place not in means.shown and absorbers(graph, place.state) is None
+    ]
+    return Centring(tuple(readings), readings, tuple(writers), tuple(shifts))
+
+
+def _takes_back(graph: FunctionalGraph, node: fx.Node) -> bool:
+    """Whether what a reader adds everywhere can be taken back; at borders, it may add less."""
+    if name_of(node) == "convolution" and any(node.args[4]):  # type: ignore[arg-type]
+        return False
+    return taken_back(graph, node)
+
+
+def _hidden(walk: Walk, node: fx.Node, size: int) -> bool:
+    """Whether nothing sees the mean over units of what a node makes."""
+    axis = _axis(walk, node, size)
+    return axis is not None and invisible_ones(walk.graph, node, axis)
 
 
 def _axis(walk: Walk, node: fx.Node, size: int) -> int | None:

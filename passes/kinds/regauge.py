@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from fxrebasin.acting import factors_of, numbers_of, refactored
-from fxrebasin.groups import Centring, Groups
-from fxrebasin.kinds import Place
+from fxrebasin.groups import Centring, Groups, Reading
 from fxrebasin.layout import PermutationClass
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.shifts import Shifts, changed
@@ -99,14 +98,13 @@ def centred(
         own = groups.centring.get(c.name, Centring())
         for place in (*own.writers, *own.readers):
             group = groups.layout[place.state][place.group]
-            part = groups.kinds[c.name].parts[place]
-            reads = place in own.readers
-            if reads and _is_shifted(found, groups, c, part.factors):
-                continue
             positions = positions_of(groups.layout, place, c, sizes)
             rows = rows_of(found[place.state], group, positions)
+            reading = own.readings.get(place, Reading())
+            if reading.shift is not None and bool(found[reading.shift.state].any()):
+                continue
             scale = torch.ones_like(rows[:, :, :1, :1])
-            for factor in part.factors if reads else ():
+            for factor in reading.factors:
                 scale = scale * numbers_of(found, groups, factor, c, sizes)[:, :, None, None]
             mean = (rows * scale).mean(1, keepdim=True)
             if reference is not None:
@@ -116,14 +114,3 @@ def centred(
                 found[place.state], group, positions, rows - mean / scale
             )
     return found
-
-
-def _is_shifted(
-    state: State, groups: Groups, c: PermutationClass, factors: tuple[Place, ...]
-) -> bool:
-    """Whether something is added behind factors that is not zero."""
-    return any(
-        part.factors == factors and not part.reads and bool(state[place.state].any())
-        for place, part in groups.kinds[c.name].parts.items()
-        if factors
-    )

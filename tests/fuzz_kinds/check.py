@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import fxrebasin
-from fxrebasin.passes.kinds.acting import acted
+from fxrebasin.acting import acted
 from fxrebasin.running.outputs import counted
 from tests.fuzz_kinds import attending, convolving
 from tests.fuzz_kinds.words import Form, draw
