@@ -30,11 +30,11 @@ class Shift:
 
 @dataclass(frozen=True)
 class Reading:
-    """What was done to centred units before a part of the state reads them.
+    """What is done to units between a part of the state and a norm that takes their mean off.
 
     Attributes:
-        factors: vectors that they were multiplied by.
-        shift: a vector that was added after that.
+        factors: vectors that they are multiplied by.
+        shift: a vector that is added after that, in front of what reads.
     """
 
     factors: tuple[Place, ...] = ()
@@ -48,7 +48,7 @@ class Centring:
     Attributes:
         readers: parts that read centred values; any multiple of ones may be added to their rows,
             once these are multiplied by the factors in front of them.
-        readings: what was done to these values before, for each reader.
+        readings: what is between the norm and each reader or writer.
         writers: parts whose mean over the units nothing sees.
         shifts: shifts of norms that readers without a bias can take back for this reason.
     """

@@ -86,8 +86,17 @@ def _of_centring(groups: Groups, c: PermutationClass, graph: FunctionalGraph) ->
         doubly = [s for s in groups.shifts if s.takers and {s.parameter, *s.takers} <= {*names}]
         count = sum(rows[place] for place in own.writers)
         count -= sum(shift.dimension // c.size for shift in doubly)
+        count -= c.count * sum(_read_too(groups, place.state) for place in own.writers)
         found.append(Gauge(GaugeKind.MEAN_WRITTEN, names, count))
     return found
+
+
+def _read_too(groups: Groups, state: str) -> int:
+    """In how many classes a tensor reads centred values, so that some of its means are those."""
+    return sum(
+        any(place.state == state for place in centring.readers)
+        for centring in groups.centring.values()
+    )
 
 
 def _rows(groups: Groups, graph: FunctionalGraph, place: Place, size: int) -> int:

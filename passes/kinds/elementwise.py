@@ -9,7 +9,7 @@ from torch import fx
 from fxrebasin.passes.kinds.marks import (
     Value,
 )
-from fxrebasin.passes.kinds.walk import Step, handles, name_of
+from fxrebasin.passes.kinds.walk import Step, handles, name_of, shape_of
 
 
 @handles("_softmax", "_log_softmax", "_safe_softmax")
@@ -34,13 +34,26 @@ def _is_mean_of(item: Any, value: Any, step: Step) -> bool:
         if item.args[1] != 1:
             return False
         source = item.all_input_nodes[0]
-    return name_of(source) in ("mean", "var_mean") and source.args[0] is value
+    if name_of(source) not in ("mean", "var_mean") or source.args[0] is not value:
+        return False
+    shape = shape_of(value)
+    dims: Any = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim")
+    over = {dim % len(shape) for dim in dims} if dims else set(range(len(shape)))
+    marks = step.value(value)  # at each place by itself: else only the sum of all is zero
+    return all(
+        shape[axis] == 1 or axis in mark.inner_axes(step.analysis.size)
+        for mark in marks
+        for axis in over
+    )
 
 
 @handles("mul")
 def _mul(step: Step) -> list[Value]:
     analysis = step.analysis
-    return [step.meet(step.args["self"], step.args["other"], analysis.multiplied, analysis.carried)]
+    one, two = step.args["self"], step.args["other"]
+    if not isinstance(two, fx.Node) and two == 1:
+        return [step.value(one)]
+    return [step.meet(one, two, analysis.multiplied, analysis.carried)]
 
 
 @handles("div")

@@ -27,7 +27,7 @@ from fxrebasin.running.preserve import preserve
 _aten = torch.ops.aten
 
 _TAKEN_APART = (
-    *(_aten.addmm, _aten.addmv, _aten.baddbmm, _aten.linear, _aten.addcmul, _aten.rsub),
+    *(_aten.addmv, _aten.baddbmm, _aten.linear, _aten.addcmul, _aten.rsub),
     *(_aten.native_layer_norm, _aten._fused_rms_norm, _aten.t),
     *(_aten.native_batch_norm, _aten._native_batch_norm_legit_no_training),
 )
@@ -92,7 +92,10 @@ def _traced(
         return list(counted(reduced(model, returned, wanted), wanted).values())
 
     inputs = [leaves[place].detach() for place in places]
-    table: Any = get_decompositions(_TAKEN_APART)
+    table: Any = get_decompositions(_TAKEN_APART) | {
+        _aten.addmm.default: _added_product,
+        _aten.native_group_norm.default: _norm_of_groups,
+    }
     module = make_fx(
         functionalize(call, remove="mutations_and_views"),
         decomposition_table=table,
@@ -110,6 +113,38 @@ def _traced(
         if node.op == "get_attr" and isinstance(held := getattr(module, str(node.target)), Tensor):
             values[node] = held
     return FunctionalGraph(nodes, names, outputs, _reached(nodes, given[len(state) :]), values)
+
+
+def _added_product(
+    added: Tensor, one: Tensor, two: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Tensor:
+    """A product and a bias, without the multiplications by one that a library writes."""
+    product = torch.mm(one, two)
+    product = product if alpha == 1 else product * alpha
+    return product + (added if beta == 1 else added * beta)
+
+
+def _norm_of_groups(
+    value: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    batch: int,
+    channels: int,
+    places: int,
+    groups: int,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A norm over the channels of each group, at all places."""
+    split = value.reshape(batch, groups, channels // groups, places)
+    variance, mean = torch.var_mean(split, [2, 3], correction=0, keepdim=True)
+    size = torch.rsqrt(variance + epsilon)
+    found = ((split - mean) * size).reshape(value.shape)
+    along = [channels] + [1] * (value.dim() - 2)
+    if weight is not None:
+        found = found * weight.reshape(along)
+    if bias is not None:
+        found = found + bias.reshape(along)
+    return found, mean.reshape(batch, groups), size.reshape(batch, groups)
 
 
 def _flat(found: Any) -> list[Any]:

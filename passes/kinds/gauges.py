@@ -67,23 +67,18 @@ def centring_of(walk: Walk, means: Means) -> Centring:
     readings: dict[Place, Reading] = {}
     writers, unable = [], []
     for place, uses in means.uses.items():
-        found = {use.reads for use in uses if use.reads is not None}
-        written = [use.node for use in uses if use.writes]
-        if len(found) + bool(written) == 0 or len(found) > 1:
-            continue
-        if not all(use.writes or use.reads is not None for use in uses):
-            continue
-        if not all(_hidden(walk, node, means.size) for node in written):
-            continue
-        if not found:
-            writers.append(place)
+        found = {use.reads or Reading(use.factors) for use in uses}
+        if len(found) != 1 or not all(use.writes or use.reads is not None for use in uses):
+            continue  # the same is added everywhere, once factors are multiplied in
+        vector = place in means.vectors
+        if not all(_hidden(walk, use.node, vector, means) for use in uses if use.writes):
             continue
         [reading] = found
-        if written and reading != Reading():
-            continue  # ones are added behind the factors, and in front of nothing
         read = [use.node for use in uses if use.reads is not None]
         if reading.shift is None or all(_takes_back(graph, node) for node in read):
             readings[place] = reading
+            if not read:
+                writers.append(place)
         else:
             unable.append(reading.shift)
     shifts = [
@@ -91,7 +86,8 @@ def centring_of(walk: Walk, means: Means) -> Centring:
         for place in dict.fromkeys(unable)
         if place not in means.shown and absorbers(graph, place.state) is None
     ]
-    return Centring(tuple(readings), readings, tuple(writers), tuple(shifts))
+    readers = tuple(place for place in readings if place not in writers)
+    return Centring(readers, readings, tuple(writers), tuple(shifts))
 
 
 def _takes_back(graph: FunctionalGraph, node: fx.Node) -> bool:
@@ -101,17 +97,24 @@ def _takes_back(graph: FunctionalGraph, node: fx.Node) -> bool:
     return taken_back(graph, node)
 
 
-def _hidden(walk: Walk, node: fx.Node, size: int) -> bool:
-    """Whether nothing sees the mean over units of what a node makes."""
-    axis = _axis(walk, node, size)
-    return axis is not None and invisible_ones(walk.graph, node, axis)
+def _hidden(walk: Walk, node: fx.Node, vector: bool, means: Means) -> bool:
+    """Whether nothing sees the mean over units of each copy of what a node makes.
 
-
-def _axis(walk: Walk, node: fx.Node, size: int) -> int | None:
-    """The one axis along which units of the class are on what a node makes."""
-    axes = {axis for mark in _marks(walk, node) for axis in mark.axes()}
-    [axis] = axes if len(axes) == 1 else [None]
-    return axis if axis is not None and shape_of(node)[axis] == size else None
+    Args:
+        walk: of the class.
+        node: that makes it.
+        vector: whether it is the same at all places but those of the units.
+        means: what was found on the class.
+    """
+    marks = _marks(walk, node)
+    axes = {axis for mark in marks for axis in mark.axes()}
+    if len(axes) != 1 or any(bool((mark.units < 0).any()) for mark in marks):
+        return False
+    [axis] = axes
+    if marks[0].units.numel() != shape_of(node)[axis]:
+        return False
+    copies = marks[0].units.flatten() // means.size
+    return invisible_ones(walk.graph, node, axis, copies, vector)
 
 
 def _marks(walk: Walk, node: fx.Node) -> Sequence[Mark]:

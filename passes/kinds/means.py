@@ -19,30 +19,34 @@ from fxrebasin.passes.kinds.walk import name_of
 from fxrebasin.passes.rules.scaling import Scaling
 
 
+@dataclass(eq=False)
+class Use:
+    """A part of the state at one operator.
+
+    Attributes:
+        node: of the operator; of what writes behind factors, that of the last of these.
+        writes: whether it makes a value that is linear in the part.
+        reads: how centred units were changed that it is contracted with.
+        factors: by which what it writes is multiplied.
+    """
+
+    node: fx.Node
+    writes: bool = False
+    reads: Reading | None = None
+    factors: tuple[Place, ...] = ()
+
+
 @dataclass(frozen=True)
 class Seen:
     """What is known of a value with units.
 
     Attributes:
         centred: how what has no mean was changed since; None if it may have one.
+        written: uses of parts that wrote it, and nothing else.
     """
 
     centred: Reading | None = None
-
-
-@dataclass(frozen=True)
-class Use:
-    """A part of the state at one operator.
-
-    Attributes:
-        node: of the operator.
-        writes: whether it makes a value that is linear in the part.
-        reads: how centred units were changed that it is contracted with.
-    """
-
-    node: fx.Node
-    writes: bool = False
-    reads: Reading | None = None
+    written: tuple[Use, ...] = ()
 
 
 @dataclass
@@ -67,12 +71,13 @@ class Means(Analysis):
         """See `Analysis`."""
         if one.source is not None and two.source is None:
             one, two = two, one
-        self._uses(one, writes=True)
-        self._uses(two, writes=True)
+        found = (*self._uses(one, writes=True), *self._uses(two, writes=True))
         reading = self._open(one, two)
-        return (
-            self._plain(one, two) if reading is None else Seen(replace(reading, shift=two.source))
-        )
+        if reading is not None:
+            return Seen(replace(reading, shift=two.source))
+        if two.source is not None:
+            found = (*_seen(one).written, *found)
+        return replace(self._plain(one, two), written=found if self._alone() else ())
 
     def multiplied(self, one: Mark, two: Mark) -> Seen:
         """See `Analysis`."""
@@ -82,7 +87,10 @@ class Means(Analysis):
         self._uses(two)
         reading = self._open(one, two)
         if reading is None or two.source is None:
-            return self._plain(one, two)
+            written = _seen(one).written if two.source in self.vectors and self._alone() else ()
+            for use in written if self.node is not None and two.source is not None else ():
+                use.node, use.factors = self.node, (*use.factors, two.source)
+            return replace(self._plain(one, two), written=written)
         return Seen(replace(reading, factors=(*reading.factors, two.source)))
 
     def contracted(self, one: Mark, two: Mark) -> None:
@@ -120,11 +128,11 @@ class Means(Analysis):
 
     def carried(self, mark: Mark) -> Seen:
         """See `Analysis`: a shift stays the same only where it is averaged."""
-        self._uses(mark, writes=True)
+        written = self._uses(mark, writes=True)
         reading = _seen(mark).centred
         averaged = self.node is not None and name_of(self.node) == "mean"
         if reading is None or (reading.shift is not None and not averaged):
-            return self._plain(mark)
+            return replace(self._plain(mark), written=written)
         return _seen(mark)
 
     def stays(self, mark: Mark) -> Seen:
@@ -149,9 +157,19 @@ class Means(Analysis):
         self.shown.update(r.shift for r in readings if r is not None and r.shift is not None)
         return Seen()
 
-    def _uses(self, mark: Mark, writes: bool = False, reads: Reading | None = None) -> None:
-        if mark.source is not None and self.node is not None:
-            self.uses.setdefault(mark.source, []).append(Use(self.node, writes, reads))
+    def _alone(self) -> bool:
+        """Whether nothing else reads what an operator works on."""
+        inputs = self.node.all_input_nodes if self.node is not None else []
+        return all(len(item.users) == 1 for item in inputs if item.op == "call_function")
+
+    def _uses(
+        self, mark: Mark, writes: bool = False, reads: Reading | None = None
+    ) -> tuple[Use, ...]:
+        if mark.source is None or self.node is None:
+            return ()
+        use = Use(self.node, writes, reads)
+        self.uses.setdefault(mark.source, []).append(use)
+        return (use,)
 
 
 def _seen(mark: Mark) -> Seen:

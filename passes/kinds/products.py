@@ -12,6 +12,7 @@ from fxrebasin.passes.kinds.marks import (
     complete,
     overlap,
     raised,
+    reshaped,
 )
 from fxrebasin.passes.kinds.walk import Step, handles, name_of, shape_of
 
@@ -60,7 +61,8 @@ def _var_mean(step: Step) -> list[Value]:
     marks = step.value(step.args["self"])
     size = step.analysis.size
     if not all(
-        set(mark.axes()) <= axes and complete(mark.units, sorted(axes), size) for mark in marks
+        set(mark.inner_axes(size)) <= axes and complete(mark.units, sorted(axes), size)
+        for mark in marks
     ):
         return step.give_up()
     for mark in marks:
@@ -103,7 +105,7 @@ def _convolution(step: Step) -> list[Value]:
     value, weight = step.args["input"], step.args["weight"]
     space = "xyz"[: len(shape_of(weight)) - 2]
     batch = "n" if len(shape_of(value)) == len(space) + 2 else ""
-    if step.args["groups"] != 1 or any(
+    if any(
         axis >= len(shape_of(item)) - len(space)
         for item in (value, weight)
         for mark in step.value(item)
@@ -113,12 +115,36 @@ def _convolution(step: Step) -> list[Value]:
     filters = "io" if step.args["transposed"] else "oi"
     # positions are summed over in both: the axes of space carry no units, whatever their size
     kernel = space.upper()
-    pattern = (f"{batch}i{space}", f"{filters}{kernel}", f"{batch}o{space}")
-    product = step.contract(value, weight, pattern)
+    groups = int(step.args["groups"])
+    if groups == 1:
+        pattern = (f"{batch}i{space}", f"{filters}{kernel}", f"{batch}o{space}")
+        product = step.contract(value, weight, pattern)
+    else:
+        pattern = (f"{batch}gi{space}", f"g{filters}{kernel}", f"{batch}go{space}")
+        product = _in_groups(step, pattern, groups)
     bias = step.args.get("bias")
     if bias is None:
         return [product]
     return [_with_bias(step, product, bias, len(batch))]
+
+
+def _in_groups(step: Step, pattern: tuple[str, str, str], groups: int) -> Value:
+    """A product for each group of channels: their axis is split, and joined again."""
+    operands = ((step.args["input"], pattern[0].index("g")), (step.args["weight"], 0))
+    parts: list[tuple[Value, tuple[int, ...]]] = []
+    for item, axis in operands:
+        before = shape_of(item)
+        after = (*before[:axis], groups, before[axis] // groups, *before[axis + 1 :])
+        parts.append((_reshaped(step.value(item), before, after), after))
+    after = step.shape
+    axis = pattern[2].index("g")
+    split = (*after[:axis], groups, after[axis] // groups, *after[axis + 1 :])
+    return _reshaped(step.contract_values(*parts, pattern), split, after)
+
+
+def _reshaped(value: Value, before: tuple[int, ...], after: tuple[int, ...]) -> Value:
+    moved = (mark.moved(lambda units: reshaped(units, before, after)) for mark in value)
+    return tuple(mark for mark in moved if mark is not None)
 
 
 def _with_bias(step: Step, product: Value, bias: fx.Node, axis: int) -> Value:

@@ -45,6 +45,11 @@ class Change:
 _NOTHING = -1e38
 """A score below this gets no weight at all."""
 
+_POOLS = (
+    *("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d"),
+    *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"),
+)
+
 _MOVES = frozenset(
     {
         *("view", "_unsafe_view", "reshape", "transpose", "t", "permute", "expand", "unsqueeze"),
@@ -100,8 +105,9 @@ class Shifts:
     def _step(self, node: fx.Node) -> Change | None:
         name = name_of(node)
         if name.endswith("getitem>"):
-            # of the variance and the mean of what is the same along the axes of these
-            return self._changes[node.all_input_nodes[0]] if node.args[1] == 1 else None
+            # the variance does not depend on what is the same along its axes, and nor do places
+            values = 1 if name_of(node.all_input_nodes[0]) == "var_mean" else 0
+            return self._changes[node.all_input_nodes[0]] if node.args[1] == values else None
         args = bind(node.target, node.args, node.kwargs)
         if name in _MOVES:
             change = self._changes[args["self"]]
@@ -120,6 +126,8 @@ class Shifts:
             "_softmax": self._softmax,
             "_safe_softmax": self._softmax,
             "convolution": self._convolution,
+            "amax": self._mean,
+            **dict.fromkeys(_POOLS, self._pooled),
         }.get(name)
         if step is None:
             raise ShownError
@@ -176,7 +184,7 @@ class Shifts:
         return None if change is None else replace(change, added=raised(change.added, rank))
 
     def _mean(self, node: fx.Node, args: Mapping[str, Any]) -> Change:
-        """Averages over axes along which the same was added."""
+        """Averages, or the largest, over axes along which the same was added."""
         change = self._changes[args["self"]]
         rank = len(shape_of(args["self"]))
         dims = sorted((dim % rank for dim in args.get("dim") or range(rank)), reverse=True)
@@ -262,13 +270,49 @@ class Shifts:
             raise ShownError
         return None
 
-    def _convolution(self, node: fx.Node, args: Mapping[str, Any]) -> Change:
-        change = self._changes.get(args["bias"]) if args["bias"] is not None else None
-        if change is None or args["input"] in self._changes or args["weight"] in self._changes:
+    def _convolution(self, node: fx.Node, args: Mapping[str, Any]) -> Change | None:
+        if args["weight"] in self._changes:
             raise ShownError
         space = len(shape_of(args["weight"])) - 2
         batch = len(shape_of(node)) - space - 1
-        return Change(change.added.reshape([1] * batch + [-1] + [1] * space), change.known)
+        added: Tensor | None = None
+        known = True
+        if args["input"] in self._changes:
+            added = self._filtered(args, self._changes[args["input"]], batch)
+        if args["bias"] in self._changes:
+            own = self._changes[args["bias"]]
+            known = own.known
+            along = own.added.reshape([1] * batch + [-1] + [1] * space)
+            added = along if added is None else added + along
+        elif added is not None and self._take(args["bias"], added.flatten(), args["bias"]):
+            return None
+        if added is None:
+            raise ShownError
+        return Change(added, known)
+
+    def _filtered(self, args: Mapping[str, Any], change: Change, batch: int) -> Tensor:
+        """What is added to each channel of a convolution without borders."""
+        weight = self._value(args["weight"])
+        rest = (*change.added.shape[:batch], *change.added.shape[batch + 1 :])
+        plain = not any(args["padding"]) and args["groups"] == 1 and not args["transposed"]
+        if not plain or not change.known or any(size > 1 for size in rest):
+            raise ShownError
+        rows = change.added.flatten().expand(weight.shape[1])
+        space = weight.dim() - 2
+        if self._synthetic:
+            found = (rows @ _some(len(rows))) * _some(weight.shape[0])
+        else:
+            found = weight.flatten(2).sum(2) @ rows
+        return found.reshape([1] * batch + [-1] + [1] * space)
+
+    def _pooled(self, node: fx.Node, args: Mapping[str, Any]) -> Change:
+        """The largest or the average of places at which the same was added."""
+        change = self._changes[args["self"]]
+        name, space = name_of(node), int(name_of(node).split("pool")[1][0])
+        averaged = name.startswith("avg") and any(args["padding"])
+        if averaged or any(size > 1 for size in change.added.shape[-space:]):
+            raise ShownError
+        return change
 
     # Parameters -------------------------------------------------------------------------------
 
@@ -277,14 +321,14 @@ class Shifts:
         found = _added_parameter(other, self._names)
         if found is None:
             return False
-        name, rows = found
+        name = found.name
         shape = tuple(self.state[name].shape)
-        if rows:
+        if found.rows:
             if any(size > 1 for size in added.shape[:-1]) or added.shape[-1] not in (1, shape[-1]):
                 return False
             change = -added.reshape(1, -1).expand(shape)
         else:
-            wide = raised_shape(shape_of(other), len(shape_of(node)))
+            wide = raised_shape(found.shape, len(shape_of(node)))
             if any(size > 1 and size != own for size, own in zip(added.shape, wide, strict=True)):
                 return False
             change = -added.expand(wide).reshape(shape)
@@ -325,30 +369,67 @@ def _some(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def _added_parameter(node: Any, names: Mapping[fx.Node, str]) -> tuple[str, bool] | None:
-    """The parameter that a node is, or the rows of which it looks up; None if it is neither.
+@dataclass(frozen=True)
+class _Added:
+    """A parameter that is added to something.
+
+    Attributes:
+        name: of the parameter.
+        rows: whether its rows are looked up.
+        shape: in which it is added.
+    """
+
+    name: str
+    rows: bool
+    shape: tuple[int, ...]
+
+
+def _added_parameter(top: Any, names: Mapping[fx.Node, str]) -> _Added | None:
+    """The parameter that a node is, looks rows up of, or is a sum with; None if there is none.
 
     It is used nowhere else, and nothing but its shape is changed.
     """
+    node, last = top, True
     while isinstance(node, fx.Node):
         if len(node.users) != 1:
             return None
         if node in names:
-            return names[node], False
+            return _Added(names[node], False, shape_of(top))
         name = name_of(node) if node.op == "call_function" else ""
+        if name == "add" and node.kwargs.get("alpha", 1) == 1:
+            return _in_sum(node, names, None if node is top else last)
         if name == "embedding":
-            weight = node.args[0]
-            single = isinstance(weight, fx.Node) and weight in names and len(weight.users) == 1
-            return (names[weight], True) if single else None  # type: ignore[index]
+            weight: Any = node.args[0]
+            single = weight in names and len(weight.users) == 1
+            return _Added(names[weight], True, shape_of(top)) if single else None
         if name == "mul" and node.args[1] == 1:
             node = node.args[0]
         elif name in ("view", "unsqueeze", "clone", "_to_copy", "slice"):
             source = node.all_input_nodes[0]
             if shape_of(source) != shape_of(node) and name == "slice":
                 return None
+            last = last and shape_of(source)[-1:] == shape_of(node)[-1:]
             node = source
         else:
             return None
+    return None
+
+
+def _in_sum(node: fx.Node, names: Mapping[fx.Node, str], last: bool | None) -> _Added | None:
+    """A parameter that is added in a sum, the shape of which may be changed after that.
+
+    Args:
+        node: the sum.
+        names: of parameters.
+        last: whether a change of the shape left the last axis alone; None if there is none.
+    """
+    for item in node.args:
+        found = _added_parameter(item, names)
+        if found is not None and last is not False:
+            alike = found.rows or len(found.shape) == 1
+            if last is None or alike:
+                shape = found.shape if last is None else found.shape[-1:]
+                return _Added(found.name, found.rows, shape)
     return None
 
 
@@ -431,6 +512,9 @@ def taken_back(graph: FunctionalGraph, node: fx.Node) -> bool:
     """
     shapes = {k: torch.empty(shape_of(n), device="meta") for k, n in graph.state.items()}
     shape = shape_of(node)
+    bias: Any = node.args[2] if name_of(node) == "convolution" else None
+    if bias in graph.state.values() and len(bias.users) == 1:
+        return True
     axis = 1 if name_of(node) == "convolution" else len(shape) - 1
     added = _some(*(size if k == axis else 1 for k, size in enumerate(shape)))
     try:
@@ -440,18 +524,24 @@ def taken_back(graph: FunctionalGraph, node: fx.Node) -> bool:
     return True
 
 
-def invisible_ones(graph: FunctionalGraph, node: fx.Node, axis: int) -> bool:
-    """Whether nothing depends on what is added to all units of a tensor alike.
+def invisible_ones(
+    graph: FunctionalGraph, node: fx.Node, axis: int, copies: Tensor, everywhere: bool
+) -> bool:
+    """Whether nothing depends on what is added to all units of a copy alike.
 
     Args:
         graph: of the model.
         node: that makes the tensor.
         axis: of the units.
+        copies: which copy each position along it belongs to.
+        everywhere: whether the same is added at all positions of the other axes.
     """
-    shape = list(shape_of(node))
-    shape[axis] = 1
+    shape = [1 if everywhere else size for size in shape_of(node)]
+    shape[axis] = int(copies.max()) + 1
     try:
         added = _some(*shape)
+        if shape[axis] > 1:
+            added = added.index_select(axis, copies)
         shapes = {k: torch.empty(shape_of(n), device="meta") for k, n in graph.state.items()}
         taken = Shifts(graph, shapes).follow({node: Change(added, known=False, origin=object())})
     except ShownError:

@@ -278,11 +278,18 @@ class Step:
             two: another.
             pattern: letters for the axes of both and of the result.
         """
+        operands = ((self.value(item), shape_of(item)) for item in (one, two))
+        return self.contract_values(*operands, pattern)
+
+    def contract_values(
+        self, one: tuple[Value, Shape], two: tuple[Value, Shape], pattern: tuple[str, str, str]
+    ) -> Value:
+        """As `contract`, of what is known of two tensors, with their shapes."""
         left, right, result = pattern
         letters = sorted({*left, *right})
         first, second = (
-            [_on_letters(mark, own, letters) for mark in self.value(item)]
-            for item, own in ((one, left), (two, right))
+            [_on_letters(mark, own, letters) for mark in value]
+            for (value, _), own in ((one, left), (two, right))
         )
         summed = [k for k, letter in enumerate(letters) if letter not in result]
         if self.analysis.contracted_whole(tuple(first), tuple(second), summed):
@@ -294,7 +301,7 @@ class Step:
             (first, second, two, right),
             (second, first, one, left),
         ):
-            sizes = dict(zip(own, shape_of(item), strict=True))
+            sizes = dict(zip(own, item[1], strict=True))
             across = [sizes.get(letter, 1) for letter in letters]
             for mark in marks:
                 if not any(overlap(mark.units, other.units) for other in others):

@@ -20,7 +20,7 @@ class Convolving(Form):
     groups: int = 1
     biases: bool = True
     norm: str = "none"
-    bend: str = "relu"
+    bend: str = "leaky"
     depthwise: bool = False
     block: str = "none"
     excited: bool = False
@@ -41,7 +41,7 @@ CHOICES = {
     "groups": (2,),
     "biases": (False,),
     "norm": ("batch", "group", "instance", "channels", "plain batch"),
-    "bend": ("gelu", "silu", "tanh", "none", "leaky", "prelu", "relu6", "hardswish"),
+    "bend": ("gelu", "silu", "tanh", "none", "relu", "prelu", "relu6", "hardswish"),
     "depthwise": (True,),
     "block": ("residual", "inverted", "convnext"),
     "excited": (True,),
