@@ -21,11 +21,13 @@ class Shift:
         parameter: its name; of an embedding, the same is added to all rows.
         takers: names of those that take it back; a softmax may not see it at all.
         dimension: how many numbers may be chosen.
+        positions: which elements of the parameter they are; none for all, or whole rows.
     """
 
     parameter: str
     takers: frozenset[str]
     dimension: int
+    positions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

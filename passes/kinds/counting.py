@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fxrebasin.groups import Centring, Gauge, GaugeKind, Groups
 from fxrebasin.kinds import GroupKind, Place
 from fxrebasin.layout import PermutationClass
 from fxrebasin.passes.kinds.functional import FunctionalGraph
+from fxrebasin.passes.kinds.shifts import absorbers
 from fxrebasin.passes.kinds.walk import shape_of
 from fxrebasin.places import parts_of
 
@@ -26,6 +27,8 @@ def moving(groups: Groups, c: PermutationClass, graph: FunctionalGraph) -> int:
     """
     own = groups.kinds[c.name]
     whole = own.kind.dimension(c.size)
+    if not parameters_do(graph, own.scales):
+        return 0
     if not own.kind.has_matrices or own.kind is GroupKind.COMPLEX_PAIRS:
         return c.count * whole
     rank = {1: 0, -1: 0}
@@ -40,10 +43,20 @@ def moving(groups: Groups, c: PermutationClass, graph: FunctionalGraph) -> int:
     return c.count * (whole - still)
 
 
+def parameters_do(graph: FunctionalGraph, places: Iterable[Place]) -> bool:
+    """Whether a change of parameters alone can do what a change at some places does.
+
+    Where buffers change as well, such as a running mean, parameters have to be able to take that
+    back.
+    """
+    held = {place.state for place in places} - graph.parameters
+    return all(absorbers(graph, name) is not None for name in held)
+
+
 def _held(groups: Groups, graph: FunctionalGraph, place: Place, c: PermutationClass) -> int:
     """How many vectors of units a part holds that are no matter of a gauge."""
     if any(shift.parameter == place.state for shift in groups.shifts):
-        return 0
+        return 0  # at least some of it
     found = _rows(groups, graph, place, c.size)
     for name, centring in groups.centring.items():
         others = (*centring.readers, *centring.writers) if name != c.name else ()
@@ -67,6 +80,8 @@ def gauges_of(
     ]
     for c in classes:
         for factor in groups.kinds[c.name].factors:
+            if not parameters_do(graph, factor):
+                continue
             names = tuple(dict.fromkeys(place.state for place in factor))
             found.append(Gauge(GaugeKind.SCALE, names, c.size * c.count))
         found += _of_centring(groups, c, graph)
@@ -83,7 +98,7 @@ def _of_centring(groups: Groups, c: PermutationClass, graph: FunctionalGraph) ->
         found.append(Gauge(GaugeKind.MEAN_READ, names, count))
     if own.writers:
         names = tuple(dict.fromkeys(place.state for place in own.writers))
-        doubly = [s for s in groups.shifts if s.takers and {s.parameter, *s.takers} <= {*names}]
+        doubly = [s for s in groups.shifts if {s.parameter, *s.takers} <= {*names}]
         count = sum(rows[place] for place in own.writers)
         count -= sum(shift.dimension // c.size for shift in doubly)
         count -= c.count * sum(_read_too(groups, place.state) for place in own.writers)

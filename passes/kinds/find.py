@@ -18,6 +18,7 @@ from fxrebasin.passes.kinds.analysis import Analysis, LimitError
 from fxrebasin.passes.kinds.counting import gauges_of, moving
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.gauges import centring_of, shifts_of
+from fxrebasin.passes.kinds.known import Known
 from fxrebasin.passes.kinds.marks import Mark, placed
 from fxrebasin.passes.kinds.matrices import Linear, Matrices
 from fxrebasin.passes.kinds.means import Means, Seen
@@ -48,13 +49,14 @@ def kinds_of(
     turned: list[PermutationClass] = []
     own: dict[str, tuple[AxisGroup, ...]] = {}
     for c in classes:
-        pairs = None if c.within else turned_in(layout, c)
-        found = None if pairs is None else _pairs_of(graph, *pairs, sizes, layout)
-        if pairs is not None and found is not None:
-            turned.append(pairs[0])
-            own |= pairs[1]
-            outer.add(c.name)
-            kinds[pairs[0].name] = found
+        for inner, places in () if c.within else turned_in(layout, c):
+            found = _pairs_of(graph, inner, places, sizes, layout)
+            if found is not None:
+                turned.append(inner)
+                own |= places
+                outer.add(c.name)
+                kinds[inner.name] = found
+                break
     for c in classes:
         if c.name in outer:
             kinds[c.name] = ClassKind(GroupKind.PERMUTATION, {}, {}, limits=(_OUTER,))
@@ -77,7 +79,7 @@ def _pairs_of(
     """How complex numbers act on units that are turned in pairs; None if they are not."""
     shapes = {name: shape_of(node) for name, node in graph.state.items()}
     places = dict(placed(own, c, sizes, shapes))
-    pairs = Pairs(c.size, graph, frozenset(layout))
+    pairs = Pairs(c.size, Known(graph, frozenset(layout)))
     try:
         _walk(graph, pairs, places, Term)
         parts = pairs.found()

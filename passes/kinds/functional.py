@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,6 +44,8 @@ class FunctionalGraph:
         outputs: the nodes of the outputs that count.
         from_inputs: the nodes that depend on inputs of the model.
         values: of state tensors and of constants, by node.
+        given: example values of inputs, by node.
+        parameters: names of the state that are no buffers.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -51,6 +53,8 @@ class FunctionalGraph:
     outputs: tuple[fx.Node, ...]
     from_inputs: frozenset[fx.Node]
     values: Mapping[fx.Node, Tensor]
+    given: Mapping[fx.Node, Tensor] = field(default_factory=dict)
+    parameters: frozenset[str] = frozenset()
 
 
 def functional_graph(
@@ -112,7 +116,10 @@ def _traced(
     for node in nodes:
         if node.op == "get_attr" and isinstance(held := getattr(module, str(node.target)), Tensor):
             values[node] = held
-    return FunctionalGraph(nodes, names, outputs, _reached(nodes, given[len(state) :]), values)
+    own = dict(zip(given[len(state) :], inputs, strict=True))
+    parameters = frozenset(name for name, _ in model.named_parameters())
+    reached = _reached(nodes, list(own))
+    return FunctionalGraph(nodes, names, outputs, reached, values, own, parameters)
 
 
 def _added_product(

@@ -8,7 +8,7 @@ only after the same choices were made in both.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import fx
 
@@ -17,6 +17,7 @@ from fxrebasin.kinds import Place
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.marks import Mark
 from fxrebasin.passes.kinds.means import Means
+from fxrebasin.passes.kinds.regions import read_apart
 from fxrebasin.passes.kinds.shifts import absorbers, invisible_ones, taken_back
 from fxrebasin.passes.kinds.walk import Walk, name_of, shape_of
 
@@ -28,7 +29,7 @@ def shifts_of(graph: FunctionalGraph, parameters: Sequence[str]) -> tuple[Shift,
         graph: of the model.
         parameters: names of those that are of interest.
     """
-    found: dict[frozenset[str], Shift] = {}
+    found: dict[tuple[frozenset[str], tuple[int, ...]], Shift] = {}
     for name in parameters:
         node = graph.state.get(name)
         if node is None or not node.users or not _may_shift(node):
@@ -38,8 +39,20 @@ def shifts_of(graph: FunctionalGraph, parameters: Sequence[str]) -> tuple[Shift,
             shape = shape_of(node)
             rows = any(name_of(user) == "embedding" for user in node.users)
             size = shape[-1] if rows else math.prod(shape)
-            found.setdefault(takers | {name}, Shift(name, takers, size))
+            found.setdefault((takers | {name}, ()), Shift(name, takers, size))
+        elif len(shape_of(node)) == 1:
+            for shift in _parts_of_bias(graph, name):
+                found.setdefault((shift.takers | {name}, shift.positions), shift)
     return tuple(found.values())
+
+
+def _parts_of_bias(graph: FunctionalGraph, name: str) -> Iterator[Shift]:
+    """Parts of a bias, such as those of keys and of values, to which anything may be added."""
+    parts = read_apart(graph, name)
+    for part in parts if len(parts) > 1 else ():
+        takers = absorbers(graph, name, part)
+        if takers is not None:
+            yield Shift(name, takers, len(part), tuple(part.tolist()))
 
 
 def _may_shift(node: fx.Node) -> bool:

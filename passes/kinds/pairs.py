@@ -4,6 +4,7 @@ Queries and keys of a head are turned, position by position, before their produc
 turns them is linear with constant coefficients, so that a value is followed as a sum of terms: a
 coefficient, and the unit that it multiplies. Complex numbers commute with that if, at each
 position, both units of a pair get the same share of themselves and opposite shares of each other.
+Coefficients may depend on the model's inputs, such as positions, as long as that holds for all.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, fx
 
 from fxrebasin.kinds import Behind, Place
 from fxrebasin.passes.kinds.analysis import Analysis, LimitError
-from fxrebasin.passes.kinds.functional import FunctionalGraph
+from fxrebasin.passes.kinds.known import Known
 from fxrebasin.passes.kinds.marks import Mark, Value, raised, same_units
 from fxrebasin.passes.rules.scaling import Parity, Scaling
 
@@ -52,8 +53,7 @@ class Pairs(Analysis):
 
     Attributes:
         size: of a copy of the class.
-        graph: of the model, for constants.
-        state: names of tensors that are no constants.
+        known: values of what depends on no state.
         at: the operator that is looked at.
         partner: the other unit of each pair.
         parts: how places answer.
@@ -62,13 +62,11 @@ class Pairs(Analysis):
     apart = True
 
     size: int
-    graph: FunctionalGraph
-    state: frozenset[str]
+    known: Known
     at: str = ""
     partner: Tensor | None = None
     parts: dict[Place, Behind] = field(default_factory=dict)
     _tied: list[tuple[Place, Place]] = field(default_factory=list)
-    _known: dict[fx.Node, Tensor | None] = field(default_factory=dict)
 
     # Operators --------------------------------------------------------------------------------
 
@@ -100,7 +98,7 @@ class Pairs(Analysis):
 
     def uneven(self, mark: Mark, other: Any, name: str) -> Term:
         """See `Analysis`: a constant that differs from unit to unit multiplies them."""
-        value = self._constant(other) if isinstance(other, fx.Node) else None
+        value = self.known.value(other) if isinstance(other, fx.Node) else None
         if value is None or name != "mul":
             raise self._limit()
         return self._term(mark).times(raised(value.double(), mark.units.dim()))
@@ -196,26 +194,6 @@ class Pairs(Analysis):
 
     def _limit(self) -> LimitError:
         return LimitError(f"{self.at} does not turn units in pairs")
-
-    # Constants --------------------------------------------------------------------------------
-
-    def _constant(self, node: fx.Node) -> Tensor | None:
-        """The value of a node that depends on no state and no input."""
-        if node not in self._known:
-            self._known[node] = self._computed(node)
-        return self._known[node]
-
-    def _computed(self, node: fx.Node) -> Tensor | None:
-        if node in self.graph.from_inputs:
-            return None
-        if node.op != "call_function":
-            names = {self.graph.state[name] for name in self.state if name in self.graph.state}
-            return None if node in names else self.graph.values.get(node)
-        if any(self._constant(item) is None for item in node.all_input_nodes):
-            return None
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._constant)
-        result = node.target(*args, **kwargs)  # type: ignore[operator]
-        return result if isinstance(result, Tensor) and not result.is_meta else None
 
 
 def _minus_one(mark: Mark) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 from torch import fx
 
@@ -15,6 +16,7 @@ from fxrebasin.passes.kinds.marks import (
     reshaped,
 )
 from fxrebasin.passes.kinds.walk import Step, handles, name_of, shape_of
+from fxrebasin.passes.rules.scaling import Parity, Scaling
 
 
 @handles("sum", "mean")
@@ -60,6 +62,11 @@ def _var_mean(step: Step) -> list[Value]:
     axes = {dim % rank for dim in dims} if dims else set(range(rank))
     marks = step.value(step.args["self"])
     size = step.analysis.size
+    if not any(set(mark.axes()) & axes for mark in marks):  # of each unit by itself
+        keep = bool(step.args.get("keepdim"))
+        mean = step.reduce("self", dims, keep, step.analysis.carried)
+        square = Scaling(Fraction(2), Parity.EVEN)
+        return [step.reduce("self", dims, keep, lambda m: step.analysis.scaled(m, square)), mean]
     if not all(
         set(mark.inner_axes(size)) <= axes and complete(mark.units, sorted(axes), size)
         for mark in marks

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fxrebasin.acting import factors_of, numbers_of, refactored
-from fxrebasin.groups import Centring, Groups, Reading
+from fxrebasin.groups import Centring, Groups, Reading, Shift
 from fxrebasin.layout import PermutationClass
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.shifts import Shifts, changed
@@ -54,19 +54,33 @@ def with_shifts(
         groups: that act on it.
     """
     found = dict(state)
-    ordered = sorted(groups.shifts, key=lambda shift: _depth(graph, shift.parameter))
-    for shift in ordered:
+    for shift in _in_order(groups.shifts, graph):
         own = found[shift.parameter]
         wanted = torch.zeros_like(own)
         if reference is not None:
             wanted = reference[shift.parameter].to(own)
-        if shift.dimension != own.numel():
+        if shift.positions:
+            at = torch.tensor(shift.positions)
+            wanted = own.index_put((at,), wanted[at])
+        elif shift.dimension != own.numel():
             rows = wanted.mean(0) - own.mean(0)
             wanted = own + rows
         taken = Shifts(graph, found).follow(changed(graph, shift.parameter, wanted - own))
         found[shift.parameter] = wanted
         for name, change in taken.items():
             found[name] = found[name] + change
+    return found
+
+
+def _in_order(shifts: Sequence[Shift], graph: FunctionalGraph) -> list[Shift]:
+    """Shifts so that what takes others back is chosen itself after that."""
+    left = sorted(shifts, key=lambda shift: _depth(graph, shift.parameter))
+    found: list[Shift] = []
+    while left:
+        taking = [{*shift.takers} - {shift.parameter} for shift in left]
+        chosen = next((s for s in left if not any(s.parameter in t for t in taking)), left[0])
+        left.remove(chosen)
+        found.append(chosen)
     return found
 
 

@@ -34,7 +34,7 @@ class Change:
         added: broadcast to the tensor, as far as it is known.
         known: whether it is; else it depends on the input, and only the axes matter along which
             it is the same.
-        origin: equal for what is the same number, where that is not known.
+        origin: equal for what is the same number in all models, where that is not known.
     """
 
     added: Tensor
@@ -49,6 +49,8 @@ _POOLS = (
     *("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d"),
     *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"),
 )
+
+_SPLITS = ("split", "split_with_sizes", "chunk", "unbind")
 
 _MOVES = frozenset(
     {
@@ -94,7 +96,7 @@ class Shifts:
             met = [item for item in node.all_input_nodes if item in self._changes]
             if node.op == "call_function" and met and node not in start:
                 change = self._step(node)
-                if change is not None:
+                if change is not None and not (change.known and not bool(change.added.any())):
                     self._changes[node] = change
         if any(node in self._changes for node in self.graph.outputs):
             raise ShownError
@@ -105,9 +107,9 @@ class Shifts:
     def _step(self, node: fx.Node) -> Change | None:
         name = name_of(node)
         if name.endswith("getitem>"):
-            # the variance does not depend on what is the same along its axes, and nor do places
-            values = 1 if name_of(node.all_input_nodes[0]) == "var_mean" else 0
-            return self._changes[node.all_input_nodes[0]] if node.args[1] == values else None
+            return self._item(node.all_input_nodes[0], int(str(node.args[1])))
+        if name in _SPLITS:
+            return self._changes[node.all_input_nodes[0]]
         args = bind(node.target, node.args, node.kwargs)
         if name in _MOVES:
             change = self._changes[args["self"]]
@@ -132,6 +134,22 @@ class Shifts:
         if step is None:
             raise ShownError
         return step(node, args)
+
+    def _item(self, several: fx.Node, index: int) -> Change | None:
+        """One of the tensors that an operator returns."""
+        change, name = self._changes[several], name_of(several)
+        if name not in _SPLITS:
+            # the variance does not depend on what is the same along its axes, and nor do places
+            return change if index == (1 if name == "var_mean" else 0) else None
+        args = bind(several.target, several.args, several.kwargs)
+        dim = args["dim"] % len(shape_of(args["self"]))
+        if name == "unbind":
+            added = change.added.select(dim, index if change.added.shape[dim] > 1 else 0)
+            return replace(change, added=added)
+        if change.added.shape[dim] == 1:
+            return change
+        lengths = [int(item.shape[dim]) for item in several.meta["val"]]
+        return replace(change, added=change.added.narrow(dim, sum(lengths[:index]), lengths[index]))
 
     def _moved(self, node: fx.Node, args: Mapping[str, Any], added: Tensor) -> Tensor:
         before, after, name = shape_of(args["self"]), shape_of(node), name_of(node)
@@ -164,8 +182,8 @@ class Shifts:
         sign = -1 if name_of(node) == "sub" else 1
         left, right = (self._raised(item, rank) for item in (one, two))
         if left is not None and right is not None:
-            same = left.added.shape == right.added.shape and left.origin is right.origin
-            if same and left.origin is not None and sign == -1:
+            same = left.origin is right.origin and left.known is right.known
+            if same and sign == -1 and torch.equal(left.added, right.added):
                 return None
             if not (left.known and right.known):
                 raise ShownError
@@ -464,7 +482,9 @@ def _may_mask_all(node: Any, graph: FunctionalGraph) -> bool:
     return True
 
 
-def absorbers(graph: FunctionalGraph, name: str) -> frozenset[str] | None:
+def absorbers(
+    graph: FunctionalGraph, name: str, positions: Tensor | None = None
+) -> frozenset[str] | None:
     """The parameters that can take back whatever is added to one; None if they cannot.
 
     To an embedding, the same is added in all rows.
@@ -472,12 +492,14 @@ def absorbers(graph: FunctionalGraph, name: str) -> frozenset[str] | None:
     Args:
         graph: of the model.
         name: of the parameter.
+        positions: to which of its elements; None for all.
     """
     shapes = {key: torch.empty(shape_of(node), device="meta") for key, node in graph.state.items()}
+    added = _some(*shapes[name].shape)
+    if positions is not None:
+        added = torch.zeros_like(added).index_put((positions,), added[positions])
     try:
-        return frozenset(
-            Shifts(graph, shapes).follow(changed(graph, name, _some(*shapes[name].shape)))
-        )
+        return frozenset(Shifts(graph, shapes).follow(changed(graph, name, added)))
     except ShownError:
         return None
 
