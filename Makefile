@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 TREE := build/types/fxrebasin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types fuzz bench docs clean distclean
+.PHONY: help setup demo test lint format types tree fuzz bench docs clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -39,7 +39,7 @@ $(READY): pyproject.toml constraints.txt
 		echo "Making $(VENV); the first time this downloads torch and what it needs."; \
 		$(PYTHON) -m venv $(VENV); }
 	$(PIP) setuptools
-	$(PIP) --no-build-isolation --editable '.[demo,draw,models,test,dev]'
+	$(PIP) --no-build-isolation --editable '.[demo,draw,models,test,site,dev]'
 	@touch $@
 
 demo: $(READY) ## rebasin two small models, verify on onnxruntime, draw the barrier
@@ -57,10 +57,12 @@ format: $(READY) ## mend style and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# mypy knows modules by their place, so it gets a tree of links in the shape of the installed package.
-types: $(READY) ## check types, strictly
+# mypy and the site know modules by their place, so they get links in the shape of the installed package.
+tree:
 	@rm -rf $(TREE) && mkdir -p $(TREE)
 	@cd $(TREE) && ln -s ../../../fxrebasin/* ../../../passes ../../../exporters .
+
+types: $(READY) tree ## check types, strictly
 	cd $(TREE)/.. && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 		--cache-dir ../../.mypy_cache -p fxrebasin
 
@@ -70,10 +72,11 @@ fuzz: $(READY) ## try random programs; FUZZ_FLAGS="--seconds 600 --seed 1" for h
 bench: $(READY) ## measure torchvision's models
 	$(BIN)/python -m benchmarks.equivalence $(BENCH_FLAGS)
 
-docs: $(READY) ## write the API pages to build/docs
-	$(BIN)/python -m pdoc --output-directory build/docs \
-		fxrebasin fxrebasin.passes fxrebasin.exporters
-	@echo "Open build/docs/index.html"
+docs: $(READY) tree ## write the documentation site to build/site
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "The site is made with Python 3.11 or newer." >&2; exit 1; }
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "Open build/site/index.html"
 
 clean: ## remove what the other targets wrote, except .venv
 	rm -rf build dist fxrebasin.egg-info fxrebasin-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
