@@ -26,9 +26,19 @@ from fxrebasin.storage.alignment_file import AlignmentContents, GaugeValues
 from fxrebasin.storage.files import publish
 from fxrebasin.wording import listed
 
-__all__ = ["Alignment", "Certificate", "GaugeValues", "applied", "applied_exactly", "marks_of"]
+__all__ = [
+    "Alignment",
+    "Certificate",
+    "GaugeValues",
+    "applied",
+    "applied_exactly",
+    "certificate_from",
+    "marks_of",
+]
 
 _LISTED = 5
+_KNOWN = 1e-6
+"""A state may be stored in another precision than it was aligned in; this is that of float32."""
 _SAME = 1e-9
 """Relative error up to which two gauges are one."""
 
@@ -334,13 +344,27 @@ Certificate: TypeAlias = Permutation | Alignment
 """What may be applied to a state: its function stays."""
 
 
+def certificate_from(path: str | Path) -> Certificate:
+    """Read a permutation or an alignment, whichever a file holds.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        CheckpointError: see `Permutation.load`.
+    """
+    with certificate.naming(Path(path)):
+        kind = certificate.format_of(Path(path))
+    return Alignment.load(path) if kind == alignment_file.FORMAT else Permutation.load(path)
+
+
 def applied(
-    certificate: Certificate, state: Mapping[str, Tensor], *, check_constants: bool = True
+    found: Certificate, state: Mapping[str, Tensor], *, check_constants: bool = True
 ) -> dict[str, Tensor]:
     """A state, rewritten.
 
     Args:
-        certificate: a permutation or an alignment.
+        found: a permutation or an alignment.
         state: by name; it is not changed.
         check_constants: see `Permutation.permute_state_dict`.
 
@@ -348,31 +372,28 @@ def applied(
         ArchitectureMismatchError: see `Permutation.permute_state_dict`.
         InputError: see `Alignment.apply`.
     """
-    if isinstance(certificate, Permutation):
-        return certificate.permute_state_dict(state, check_constants=check_constants)
-    return certificate.apply(state, check_constants=check_constants)
+    if isinstance(found, Permutation):
+        return found.permute_state_dict(state, check_constants=check_constants)
+    return found.apply(state, check_constants=check_constants)
 
 
-def applied_exactly(certificate: Certificate, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def applied_exactly(found: Certificate, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state, rewritten, with what is computed not rounded but left in float64.
 
     Args:
-        certificate: a permutation or an alignment.
+        found: a permutation or an alignment.
         state: by name; it is not changed.
 
     Raises:
         ArchitectureMismatchError: see `Permutation.permute_state_dict`.
         InputError: see `Alignment.apply`.
     """
-    if isinstance(certificate, Permutation):
-        return certificate.permute_state_dict(state)
-    found = certificate.permutation.permute_state_dict(state)
-    wide = certificate.in_float64(state)
-    return found | {
-        name: wide[certificate.ties.get(name, name)]
-        for name in found
-        if certificate.ties.get(name, name) in wide
-    }
+    if isinstance(found, Permutation):
+        return found.permute_state_dict(state)
+    permuted = found.permutation.permute_state_dict(state)
+    wide = found.in_float64(state)
+    first = {name: found.ties.get(name, name) for name in permuted}
+    return permuted | {name: wide[own] for name, own in first.items() if own in wide}
 
 
 def marks_of(state: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
@@ -394,7 +415,7 @@ def _check_marks(gauge: GaugeValues, held: Mapping[str, Tensor]) -> None:
     other = sorted(gauge.marks.keys() - held.keys())
     own = marks_of({name: held[name] for name in gauge.marks if name in held})
     for name, found in own.items():
-        precision = max(torch.finfo(held[name].dtype).eps, _SAME)
+        precision = max(torch.finfo(held[name].dtype).eps, _KNOWN)
         room = precision * held[name].numel() ** 0.5 * max(gauge.marks[name][0], found[0])
         if any(abs(a - b) > room for a, b in zip(found, gauge.marks[name], strict=True)):
             other.append(name)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import fxrebasin
+from fxrebasin.alignment import Alignment, Certificate, applied
 from fxrebasin.api import matched
 from fxrebasin.cli.options import AS_THEY_ARE, JOINT, HowToMatch, Inputs
 from fxrebasin.cli.user_objects import batches, function
@@ -22,7 +23,7 @@ from fxrebasin.merge.states import own_state
 from fxrebasin.passes.match.methods import METHODS
 from fxrebasin.permutation import Permutation
 from fxrebasin.reports.rebasin import RebasinReport
-from fxrebasin.storage.reading import Checkpoint
+from fxrebasin.storage.reading import Checkpoint, Move
 
 _OPTIONS = {"restarts": "--restarts", "loader": "--data", "loss": "--loss"}
 
@@ -38,7 +39,7 @@ class Aligned:
     """
 
     method: str
-    permutations: tuple[Permutation | None, ...]
+    permutations: tuple[Certificate | None, ...]
     reports: tuple[RebasinReport | None, ...]
 
     @property
@@ -103,7 +104,12 @@ def align(
         nothing = (None,) * len(checkpoints)
         bench.lay(checkpoints[0])
         return Aligned(method, nothing, nothing)
-    common = {"seed": matching.seed, **inputs.choices, **options}
+    common = {
+        "seed": matching.seed,
+        "symmetry": matching.symmetry,
+        **inputs.choices,
+        **options,
+    }
     if bench.reading.ignore:
         common["ignore"] = bench.reading.ignore
     if method in JOINT:
@@ -136,12 +142,13 @@ def align(
     return Aligned(method, (None, *(r.certificate for r in reports)), (None, *reports))
 
 
-def _for_file(bench: Bench, checkpoint: Checkpoint, report: RebasinReport) -> Permutation:
-    """The permutation for the tensors of a file, which may differ from the model's if ignored."""
-    if not bench.reading.ignore:
-        return report.certificate
+def _for_file(bench: Bench, checkpoint: Checkpoint, report: RebasinReport) -> Certificate:
+    """What acts on the tensors of a file, which may differ from the model's if ignored."""
+    found = report.certificate
+    if not bench.reading.ignore or isinstance(found, Alignment):
+        return found
     return by_shapes(
-        report.certificate,
+        found,
         checkpoint.state,
         own_state(bench.module),
         report.ignored,
@@ -155,17 +162,28 @@ def default_method(count: int) -> str:
     return "weight" if count == 2 else JOINT[0]
 
 
-def moved(checkpoint: Checkpoint, permutation: Permutation | None) -> dict[str, torch.Tensor]:
+def moved(checkpoint: Checkpoint, permutation: Certificate | None) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint as they are stored, with their units in another order.
 
     Args:
         checkpoint: whose model was matched or analysed, in its own precision.
-        permutation: of the units; None for none.
+        permutation: of the units, or an alignment; None for none.
     """
     if permutation is None:
         return dict(checkpoint.state)
     # Constants were compared on the model; here they may be of another dtype.
-    return permutation.permute_state_dict(checkpoint.state, check_constants=False)
+    return applied(permutation, checkpoint.state, check_constants=False)
+
+
+def for_copies(permutation: Certificate) -> Move | None:
+    """What makes other copies in a file fit, averages and moments; None where nothing does.
+
+    Only permutations act on one tensor by itself, and in the same way on weights and on moments.
+
+    Args:
+        permutation: of the units, or an alignment.
+    """
+    return permutation.permute_tensor if isinstance(permutation, Permutation) else None
 
 
 def _parameters(method: Any) -> Sequence[str]:

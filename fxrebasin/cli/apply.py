@@ -48,7 +48,8 @@ def apply(
     With --inverse the permutation is undone: bit for bit what it was. MODEL may be an ONNX file,
     and --out is one then.
     """
-    from fxrebasin.cli.aligning import moved
+    from fxrebasin.alignment import certificate_from
+    from fxrebasin.cli.aligning import for_copies, moved
     from fxrebasin.cli.documents import (
         card,
         checkpoint_document,
@@ -58,7 +59,6 @@ def apply(
     )
     from fxrebasin.cli.holding import proved_on
     from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write_weights
-    from fxrebasin.permutation import Permutation
 
     if is_onnx_file(model):
         given = {"--weights": weights, "--dtype": target.dtype, **reading_given(reading, inputs)}
@@ -70,7 +70,7 @@ def apply(
         raise click.UsageError("--out is an ONNX file only where MODEL is one")
     path = weights_or_folder(model, weights, "--weights")
     refuse_target(target, inputs=[path, certificate])
-    permutation = Permutation.load(certificate)
+    permutation = certificate_from(certificate)
     if inverse:
         permutation = permutation.inverse()
     bench = open_bench(model, inputs, reading)
@@ -87,7 +87,7 @@ def apply(
     ]
     text = card(target.out.stem, [*facts, *digest_facts(path, permutation)])
     files = write_weights(
-        target, checkpoint, moved(checkpoint, permutation), text, permutation.permute_tensor
+        target, checkpoint, moved(checkpoint, permutation), text, for_copies(permutation)
     )
     document = {
         **command_document("apply"),

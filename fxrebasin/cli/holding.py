@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from fxrebasin.alignment import Certificate
 from fxrebasin.api import held_by
 from fxrebasin.choices import choices_for
 from fxrebasin.cli.options import Inputs
 from fxrebasin.cli.work import Bench
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.passes.trace.graph_state import named_state
-from fxrebasin.permutation import Permutation
 from fxrebasin.progress import waiting
 from fxrebasin.proof import prove_state
 from fxrebasin.reports.equivalence import EquivalenceReport
 
 
 def proved_on(
-    bench: Bench, permutation: Permutation, inputs: Inputs
-) -> tuple[Permutation, EquivalenceReport | None]:
+    bench: Bench, permutation: Certificate, inputs: Inputs
+) -> tuple[Certificate, EquivalenceReport | None]:
     """The permutation for the weights on a bench, and the proof that it leaves the function alone.
 
     Args:

@@ -18,6 +18,7 @@ from fxrebasin.cli.options import (
     output_option,
     overwrite_option,
     reading_options,
+    symmetry_option,
 )
 from fxrebasin.cli.talking import say, show
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--weights", type=CHECKPOINT, help="Weights of MODEL, whose constants count.")
 @output_option("--svg", ".svg", help="Also draw the model, coloured by permutation class.")
 @overwrite_option
+@symmetry_option
 @reading_options
 @input_options
 @json_option
@@ -45,6 +47,7 @@ def inspect(
     weights: Path | None,
     svg: Path | None,
     overwrite: bool,
+    symmetry: str,
     reading: HowToRead,
     inputs: Inputs,
     as_json: bool,
@@ -60,22 +63,22 @@ def inspect(
 
     if svg is not None:
         refuse_existing([svg], overwrite=overwrite)
-    symmetry, shapes = _symmetry(model, weights, reading, inputs)
+    found, shapes = _symmetry(model, weights, symmetry, reading, inputs)
     talk = Talk(as_json, dry_run=False)
     if explain is not None:
-        text = symmetry.explain(*explain)
+        text = found.explain(*explain)
         show(talk, text, {"explanation": text})
     else:
-        document = {"model": model, "inputs": list(shapes), **symmetry_document(symmetry)}
-        show(talk, symmetry_view(model, symmetry, shapes), document)
+        document = {"model": model, "inputs": list(shapes), **symmetry_document(found)}
+        show(talk, symmetry_view(model, found, shapes), document)
     if svg is not None:
         with waiting("drawing"):
-            publish(svg, render_svg(dot_source(symmetry, model)), overwrite=overwrite)
+            publish(svg, render_svg(dot_source(found, model)), overwrite=overwrite)
         say(talk, f"wrote {svg}")
 
 
 def _symmetry(
-    model: str, weights: Path | None, reading: HowToRead, inputs: Inputs
+    model: str, weights: Path | None, symmetry: str, reading: HowToRead, inputs: Inputs
 ) -> tuple[Symmetry, tuple[str, ...]]:
     """The symmetry of a model, and the inputs that it was run on, in words."""
     import fxrebasin
@@ -85,12 +88,16 @@ def _symmetry(
     if is_onnx_file(model):
         refuse_options({"--weights": weights, **reading_given(reading, inputs)})
         with waiting("analysing"):
-            return fxrebasin.analyze(model, outputs=inputs.outputs), ()
+            return fxrebasin.analyze(model, outputs=inputs.outputs, symmetry=symmetry), ()
     bench = open_bench(model, inputs, reading)
     if weights is not None:
         bench.lay(bench.read(weights))
     with waiting("analysing"):
         found = fxrebasin.analyze(
-            bench.module, bench.example.args, bench.example.kwargs, **inputs.choices
+            bench.module,
+            bench.example.args,
+            bench.example.kwargs,
+            symmetry=symmetry,
+            **inputs.choices,
         )
     return found, bench.shapes()

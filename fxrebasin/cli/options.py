@@ -79,6 +79,7 @@ class HowToMatch:
     restarts: int | None
     data: str | None
     loss: str | None
+    symmetry: str
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,15 @@ limit_options = _grouped(
     ),
 )
 
+symmetry_option = click.option(
+    "--symmetry",
+    type=click.Choice(["permutation", "signed", "all"]),
+    default="permutation",
+    show_default=True,
+    help="Which groups act on units: permutations; signs as well; or the largest group of each "
+    "class, matrices among them.",
+)
+
 
 def matching_options(methods: tuple[str, ...], default: str) -> Decorator:
     """How units are matched, by one of some methods.
@@ -294,6 +304,7 @@ def matching_options(methods: tuple[str, ...], default: str) -> Decorator:
             help="A function of (outputs, targets) for methods that train, such as "
             "torch.nn.functional:cross_entropy.",
         ),
+        symmetry_option,
     )
 
 

@@ -41,7 +41,9 @@ from fxrebasin.cli.talking import say, show
 @click.option("--ref", type=CHECKPOINT, required=True, help="Weights to align them with.")
 @target_options("Permuted weights", also=(".onnx",))
 @output_option("--onnx", ".onnx", help="Also export the permuted model.")
-@output_option("--certificate", ".safetensors", help="Also write the permutation.")
+@output_option(
+    "--certificate", ".safetensors", help="Also write the permutation, or the alignment."
+)
 @matching_options(PAIRWISE, "weight")
 @reading_options
 @input_options
@@ -67,7 +69,8 @@ def transform(
     --out is one then.
     """
     import fxrebasin
-    from fxrebasin.cli.aligning import align, default_method, moved
+    from fxrebasin.alignment import applied
+    from fxrebasin.cli.aligning import align, default_method, for_copies, moved
     from fxrebasin.cli.documents import (
         card,
         checkpoint_document,
@@ -109,7 +112,7 @@ def transform(
     # The file that can fail to be made comes first, so that a failure leaves none.
     if onnx is not None:
         bench.lay(checkpoint)
-        bench.module.load_state_dict(permutation.permute_state_dict(bench.module.state_dict()))
+        bench.module.load_state_dict(applied(permutation, bench.module.state_dict()))
         onnx.parent.mkdir(parents=True, exist_ok=True)
         exported = fxrebasin.export_onnx(
             bench.module,
@@ -125,7 +128,7 @@ def transform(
     what = [("permuted", str(path)), ("towards", str(ref)), ("seed", str(matching.seed))]
     text = card(target.out.stem, [*what, *facts, *digest_facts(path, permutation)])
     state = moved(checkpoint, permutation)
-    files += write_weights(target, checkpoint, state, text, permutation.permute_tensor)
+    files += write_weights(target, checkpoint, state, text, for_copies(permutation))
     if certificate is not None:
         permutation.save(certificate, overwrite=target.overwrite)
         files.append(certificate)

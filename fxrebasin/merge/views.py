@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 import torch
 
-from fxrebasin.permutation import Permutation
+from fxrebasin.alignment import Alignment, Certificate
 from fxrebasin.running.batches import State
 
 
@@ -16,7 +16,7 @@ class StateView(Mapping[str, torch.Tensor]):
     Args:
         state: what is looked at; left as it is.
         names: of the tensors; all when left out.
-        permutation: of the units.
+        permutation: of the units, or an alignment.
 
     Example:
         >>> list(StateView({"a": torch.ones(1), "b": torch.ones(1)}, names=["b"]))
@@ -27,8 +27,10 @@ class StateView(Mapping[str, torch.Tensor]):
         self,
         state: State,
         names: Collection[str] | None = None,
-        permutation: Permutation | None = None,
+        permutation: Certificate | None = None,
     ) -> None:
+        if isinstance(permutation, Alignment):  # which acts on all at once
+            state, permutation = permutation.apply(state, check_constants=False), None
         self._state = state
         self._names = [name for name in state if names is None or name in names]
         self._permutation = permutation

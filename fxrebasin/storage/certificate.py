@@ -99,6 +99,16 @@ def packed(kind: str, tensors: Mapping[str, Array], document: Mapping[str, Any])
     return settled(safetensors.numpy.save(dict(tensors), metadata))
 
 
+def format_of(path: Path) -> str | None:
+    """The name of the format of a file. Call it inside `naming`, which words what is wrong.
+
+    Args:
+        path: of the file.
+    """
+    with safetensors.safe_open(path, framework="np") as file:
+        return (file.metadata() or {}).get("format")
+
+
 def unpacked(path: Path, kind: str, spoken: str) -> tuple[dict[str, Array], dict[str, Any]]:
     """What `packed` put into a file.
 
