@@ -303,14 +303,18 @@ class Alignment(Brief):
         classes = counted(len(self.classes), "class", "classes")
         return f"Alignment({classes}, {self.units_moved} of {self.units} units moved{acting})"
 
-    def _facts(self) -> list[tuple[str, str]]:
+    def groups_text(self) -> str:
+        """How many classes have which group, in words."""
         count: dict[str, int] = {}
         for c in self.classes:
             kind = self.kinds.get(c.name, GroupKind.PERMUTATION).value
             count[kind] = count.get(kind, 0) + 1
+        return ", ".join(f"{number} {kind}" for kind, number in count.items())
+
+    def _facts(self) -> list[tuple[str, str]]:
         return [
             ("classes", str(len(self.classes))),
-            ("groups", ", ".join(f"{number} {kind}" for kind, number in count.items())),
+            ("groups", self.groups_text()),
             ("moved", f"{self.units_moved} of {counted(self.units, 'unit')}"),
             ("condition", f"{self.condition():.4g}"),
             ("SHA-256", self.digest()),

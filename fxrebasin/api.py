@@ -14,8 +14,9 @@ from torch import fx, nn
 
 from fxrebasin.alignment import Alignment, Certificate
 from fxrebasin.analysis import symmetry_of
-from fxrebasin.choices import Choices, choices_for
+from fxrebasin.choices import Choices, choices_for, kinds_named
 from fxrebasin.errors import ArchitectureMismatchError, InputError
+from fxrebasin.exporters.verify.equivalence import rounding_of
 from fxrebasin.kinds import Kinds
 from fxrebasin.models.checks import check_usable, first_graph_difference, unwrap
 from fxrebasin.models.example_inputs import normalise_inputs
@@ -93,7 +94,7 @@ def analyze(
         >>> round(analyze(net).log10_order(), 3)  # log10 of 5!
         2.079
     """
-    kinds = _kinds(symmetry)
+    kinds = kinds_named(symmetry)
     if not isinstance(model, nn.Module) and _is_onnx(model):
         from fxrebasin.importers.onnx.finding import symmetry_of_file
 
@@ -106,13 +107,6 @@ def analyze(
     choices = choices_for(module, state_buffers=state_buffers, outputs=outputs)
     args, kwargs = normalise_inputs(module, example_inputs, example_kwargs, check=False)
     return symmetry_of(module, args, kwargs, choices, kinds)
-
-
-def _kinds(symmetry: str) -> Kinds:
-    known = [kind.value for kind in Kinds]
-    if symmetry not in known:
-        raise InputError(f"symmetry={symmetry!r} is none of {', '.join(map(repr, known))}")
-    return Kinds(symmetry)
 
 
 def _refuse_buffers(state_buffers: Sequence[str]) -> None:
@@ -293,7 +287,7 @@ def matched(
         from fxrebasin.importers.onnx.transforming import onnx_match
 
         _refuse_buffers(state_buffers)
-        _refuse_kinds(_kinds(symmetry))
+        _refuse_kinds(kinds_named(symmetry))
         return onnx_match(
             model_b,
             cast("ModelProto", ref),
@@ -307,7 +301,7 @@ def matched(
         )
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    wanted = (method, options, _kinds(symmetry))
+    wanted = (method, options, kinds_named(symmetry))
     request = _Request(unwrap(model_b), cast(Reference, ref), inputs, wanted, choices, ignore)
     seconds: dict[str, float] = {}
     with _timed(seconds, "analyze"):
@@ -512,7 +506,9 @@ def transform(
     """
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    request = _Request(model_b, ref, inputs, (method, options, _kinds(symmetry)), choices, ignore)
+    request = _Request(
+        model_b, ref, inputs, (method, options, kinds_named(symmetry)), choices, ignore
+    )
     seconds: dict[str, float] = {}
     with _timed(seconds, "trace"):
         traced = request.trace()
@@ -535,7 +531,10 @@ def transform(
                 (request.args, request.kwargs),
                 request.choices.outputs,
             )
-    result.meta["fxrebasin"] = _reported(request, analysed, found, seconds, equivalence, traced)
+    report = _reported(request, analysed, found, seconds, equivalence, traced)
+    if verify and isinstance(found, AlignmentResult) and not found.certificate.at_most_signed:
+        report = _with_rounding(report, request, result)
+    result.meta["fxrebasin"] = report
     result.meta[INPUTS_KEY] = {
         "model": state_digest(dict(request.model.state_dict())),
         "reference": state_digest(request.state_a),
@@ -568,6 +567,22 @@ def _reported(
         unknown_operators=symmetry.unknown_operators,
         ignored=request.ignored,
     )
+
+
+_ROUNDS_WORSE = 3.0
+"""A result that rounds more than this times as badly as the model is spoken of."""
+
+
+def _with_rounding(
+    report: RebasinReport, request: _Request, result: fx.GraphModule
+) -> RebasinReport:
+    """The report, with how the model and the result round in their own precision."""
+    inputs = (request.args, request.kwargs)
+    own, other = rounding_of(request.model, result, *inputs, request.choices.outputs)
+    notes = report.notes
+    if other > _ROUNDS_WORSE * own:
+        notes = (*notes, f"the result rounds {other / own:.1f} times as badly as the model")
+    return replace(report, rounding=(own, other), notes=notes)
 
 
 _SHOWS_ITS_PROGRESS = "match"

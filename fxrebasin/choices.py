@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fxrebasin.errors import InputError
+from fxrebasin.kinds import Kinds
 from fxrebasin.running.outputs import Outputs, Wanted
 from fxrebasin.wording import listed, spoken
 
@@ -113,6 +114,21 @@ def choices_for(
         ('running_mean', 'running_var')
     """
     return Choices(_buffers(model, state_buffers), _outputs(outputs))
+
+
+def kinds_named(symmetry: str) -> Kinds:
+    """Which groups are looked for.
+
+    Args:
+        symmetry: a value of `Kinds`.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    known = [kind.value for kind in Kinds]
+    if symmetry not in known:
+        raise InputError(f"symmetry={symmetry!r} is none of {', '.join(map(repr, known))}")
+    return Kinds(symmetry)
 
 
 def _outputs(wanted: Any) -> Wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -250,3 +251,77 @@ def test_an_element_outside_its_group_is_refused() -> None:
         Alignment(element.permutation, groups, {name: twice})
     with pytest.raises(InputError, match="classes that do not exist"):
         Alignment(element.permutation, groups, {"nothing": turned[None]})
+
+
+def test_many_models_are_brought_into_one_basis() -> None:
+    first = drawn(FORMS["GPT"], 1)
+    inputs = first.batch(2, 0)
+    _, _, second = planted(first, inputs)
+    assert isinstance(second, Transformer)
+    other_gauge(second)
+    _, _, third = planted(second, inputs)
+    models = [first, second, third]
+    found = fxrebasin.align_many(models, example_inputs=inputs, symmetry="all")
+    for certificate, net in zip(found, models, strict=True):
+        assert isinstance(certificate, Alignment)
+        assert apart(certificate.apply(net.state_dict()), first.state_dict()) <= 1e-9
+
+
+def test_rounds_over_many_models_raise_their_agreement() -> None:
+    """In a gauge with ones and zeros, what counts is as plain as it stands."""
+    nets = [drawn(FORMS["Llama"], seed) for seed in (1, 2, 3)]
+    for net in nets:
+        with torch.no_grad():
+            for key, value in net.named_parameters():
+                if key.endswith(("before.weight", "between.weight", "norm.weight")):
+                    value.fill_(1)
+    inputs = nets[0].batch(2, 0)
+    pairwise = [
+        fxrebasin.match(net, ref=nets[0], example_inputs=inputs, symmetry="all") for net in nets
+    ]
+    joint = fxrebasin.align_many(nets, example_inputs=inputs, symmetry="all")
+    sizes = []
+    for certificates in (pairwise, joint):
+        states = []
+        for certificate, net in zip(certificates, nets, strict=True):
+            assert isinstance(certificate, Alignment)
+            states.append(certificate.apply(net.state_dict()))
+        keys = [key for key in states[0] if key in ("enter.weight", "head.weight")]
+        sizes.append(
+            sum(float(sum(state[key] for state in states).square().sum()) for key in keys)  # type: ignore[union-attr]
+        )
+    assert sizes[1] > sizes[0]
+
+
+def test_the_merge_of_a_model_with_itself_in_another_basis_is_that_model() -> None:
+    net = drawn(FORMS["Llama"], 1)
+    inputs = net.batch(2, 0)
+    _, _, other = planted(net, inputs)
+    merged = fxrebasin.merge_many([net, other], "merge_many", example_inputs=inputs, symmetry="all")
+    assert apart(merged.state_dict(), net.state_dict()) <= 1e-9
+    with pytest.raises(InputError, match="is for the method 'merge_many'"):
+        fxrebasin.merge_many(
+            [net, other], "cycle_consistent", example_inputs=inputs, symmetry="all"
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_rounded_once_rounds_about_as_the_model_does(dtype: torch.dtype) -> None:
+    form = replace(FORMS["Llama"], width=32, hidden=48, heads=4)
+    net, other = (drawn(form, seed).to(dtype) for seed in (1, 2))
+    inputs = net.batch(4, 0)
+    result = fxrebasin.transform(other, ref=net, example_inputs=inputs, symmetry="all")
+    report = result.meta["fxrebasin"]
+    own, rounded = report.rounding
+    assert 0 < rounded <= 3 * own
+    assert report.equivalence.passed
+    assert {tensor.dtype for tensor in result.state_dict().values()} == {dtype}
+
+
+def test_the_aligned_model_is_exported(tmp_path: Path) -> None:
+    net, other = (drawn(FORMS["GPT"], seed).float() for seed in (1, 2))
+    inputs = net.batch(2, 0)
+    result = fxrebasin.transform(other, ref=net, example_inputs=inputs, symmetry="all")
+    report = fxrebasin.export_onnx(result, tmp_path / "b.onnx", inputs)
+    assert report.passed
+    assert fxrebasin.verify(other, tmp_path / "b.onnx", inputs).passed

@@ -57,6 +57,7 @@ def matching_document(report: RebasinReport) -> dict[str, Any]:
         "sweeps": report.sweeps,
         "log10_order": report.log10_order,
         "unknown_operators": list(report.unknown_operators),
+        **({} if report.groups is None else {"groups": report.groups}),
         "equivalence": None if equivalence is None else equivalence.to_dict(),
         "seconds": dict(report.seconds),
         "notes": list(report.notes),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import nn
 
+from fxrebasin.alignment import Alignment, Certificate, applied_exactly
 from fxrebasin.analysis import symmetry_of
-from fxrebasin.choices import choices_for
+from fxrebasin.choices import choices_for, kinds_named
 from fxrebasin.errors import InputError
+from fxrebasin.kinds import Kinds
 from fxrebasin.merge.alignment import AlignmentProblem, align_with_mean, to_first_order
 from fxrebasin.merge.heads import IgnoredFrom
 from fxrebasin.merge.holding import shared_symmetry
@@ -21,6 +23,8 @@ from fxrebasin.merge.states import copy_of, is_number, moved_towards, own_state,
 from fxrebasin.merge.universe import align_in_universe
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.options import check_count
+from fxrebasin.passes.match.group_methods import Permuted, many_over_groups
+from fxrebasin.passes.match.problem import MatchingProblem
 from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.permutation import Permutation
 from fxrebasin.proof import prove_state
@@ -37,6 +41,24 @@ ALIGNERS: Mapping[str, Aligner] = {
     "cycle_consistent": align_in_universe,
     "merge_many": align_with_mean,
 }
+OVER_GROUPS = "merge_many"
+"""The method that goes beyond permutations."""
+
+
+@overload
+def align_many(
+    models: Sequence[Any],
+    method: str = "merge_many",
+    *,
+    symmetry: Literal["permutation"] = "permutation",
+    **options: Any,
+) -> tuple[Permutation, ...]: ...
+
+
+@overload
+def align_many(
+    models: Sequence[Any], method: str = "merge_many", *, symmetry: str, **options: Any
+) -> tuple[Certificate, ...]: ...
 
 
 def align_many(
@@ -53,8 +75,9 @@ def align_many(
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
     ignore: Sequence[str] = (),
+    symmetry: str = "permutation",
     **options: Any,
-) -> tuple[Permutation, ...]:
+) -> tuple[Certificate, ...]:
     """Permutations of many models to one order of units, which is that of the first model.
 
     The map from model i to model j is `permutations[j].inverse().compose(permutations[i])`, and
@@ -87,6 +110,9 @@ def align_many(
             They do not count, and are permuted with their classes all the same. A model that has
             others than the architecture is analysed with its own, if it is a module that runs on
             these inputs; a class that only such tensors have stays as it is.
+        symmetry: `"permutation"`; `"signed"` or `"all"` (see `analyze`) for alignments of all
+            models with the first, by method `"merge_many"`: each is aligned with the first, then,
+            round by round, with the mean of the others (generalised Procrustes analysis).
         **options: of the method: `init` ("growing" or "identity") of `"merge_many"`, `max_steps`
             and `restarts` of `"cycle_consistent"`.
 
@@ -106,11 +132,14 @@ def align_many(
         (True, False)
     """
     _check(method, [*ALIGNERS], options)
+    kinds = _kinds(symmetry, method, options)
     check_count("max_sweeps", max_sweeps)
     sources = Sources(models, model, weights, ignore)
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
     alignment = _Alignment(sources, inputs, choices, verify)
+    if kinds is not Kinds.PERMUTATION:
+        return alignment.over_groups(kinds, (seed, max_sweeps))
     return alignment.for_each(alignment.found(method, (seed, max_sweeps), options))
 
 
@@ -129,6 +158,7 @@ def merge_many(
     outputs: Outputs = None,
     ignore: Sequence[str] = (),
     ignored_from: IgnoredFrom = "first",
+    symmetry: str = "permutation",
     **options: Any,
 ) -> nn.Module:
     """One model with the mean weights of many, whose units were aligned first.
@@ -156,6 +186,7 @@ def merge_many(
             averaged; see `match`.
         ignored_from: index of the model that gives these; `"first"` for the one that gives the
             class of the result, or if that is `model`, the first that has such tensors.
+        symmetry: see `align_many`.
         **options: see `align_many`; `"mean"` has none.
 
     Raises:
@@ -174,6 +205,7 @@ def merge_many(
         True
     """
     _check(method, ["mean", *ALIGNERS], options)
+    kinds = _kinds(symmetry, method, options)
     check_count("max_sweeps", max_sweeps)
     sources = Sources(models, model, weights, ignore, ignored_from)
     giver = sources.giver()
@@ -182,6 +214,8 @@ def merge_many(
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
     alignment = _Alignment(sources, inputs, choices, verify)
+    if kinds is not Kinds.PERMUTATION:
+        return _mean(sources, alignment.over_groups(kinds, (seed, max_sweeps)), giver)
     return _mean(sources, alignment.found(method, (seed, max_sweeps), options), giver)
 
 
@@ -200,6 +234,17 @@ def _check(method: str, methods: Sequence[str], options: Mapping[str, Any]) -> N
             f"method {method!r} has no option {', '.join(map(repr, unknown))}; its options are: "
             f"{', '.join(allowed) or 'none'}"
         )
+
+
+def _kinds(symmetry: str, method: str, options: Mapping[str, Any]) -> Kinds:
+    """Which groups are asked for; refuses methods that know permutations only."""
+    kinds = kinds_named(symmetry)
+    if kinds is not Kinds.PERMUTATION and (method != OVER_GROUPS or options):
+        raise InputError(
+            f"symmetry={symmetry!r} is for the method {OVER_GROUPS!r} without options of its own, "
+            f"not for {method!r}{' with ' + ', '.join(options) if options else ''}"
+        )
+    return kinds
 
 
 class _Alignment:
@@ -234,6 +279,37 @@ class _Alignment:
             self._prove(sources.model, sources.whole_state(index), permutation, index)
         return permutations
 
+    def over_groups(self, kinds: Kinds, effort: tuple[int, int]) -> tuple[Alignment, ...]:
+        """The alignments of all models with the first one."""
+        sources = self._sources
+        differing = [index for index in range(len(sources)) if sources.differs(index)]
+        if differing:
+            raise InputError(
+                f"models[{differing[0]}] has tensors of its own; beyond permutations all models "
+                "need the same ones"
+            )
+        shared_symmetry(sources, self._analysed)
+        symmetry = symmetry_of(sources.model, *self._inputs, self._choices, kinds)
+        seed, max_sweeps = effort
+        first = sources.whole_state(0)
+        names = [name for name, _ in sources.model.named_parameters(remove_duplicate=False)]
+        plain = MatchingProblem(
+            Permuted(symmetry.permuted, symmetry.layout),
+            first,
+            first,
+            names,
+            sources.model,
+            seed,
+            ignored=sources.ignored,
+        )
+        states = [sources.whole_state(index) for index in range(len(sources))]
+        found = many_over_groups(
+            symmetry, plain, sources.model, states, sources.weights, max_sweeps
+        )
+        for index, alignment in enumerate(found):
+            self._prove(sources.model, states[index], alignment, index)
+        return tuple(found)
+
     def for_each(self, permutations: Sequence[Permutation]) -> tuple[Permutation, ...]:
         """The same for the models as they are, with the tensors in which they differ."""
         result = list(permutations)
@@ -267,7 +343,7 @@ class _Alignment:
         self,
         module: nn.Module,
         state: Mapping[str, torch.Tensor],
-        permutation: Permutation,
+        permutation: Certificate,
         index: int,
     ) -> None:
         if self._verify:
@@ -275,7 +351,7 @@ class _Alignment:
             prove_state(module, state, permutation, self._inputs, wanted, f"models[{index}]")
 
 
-def _mean(sources: Sources, permutations: Sequence[Permutation | None], giver: int) -> nn.Module:
+def _mean(sources: Sources, permutations: Sequence[Certificate | None], giver: int) -> nn.Module:
     """The weighted mean of the permuted models, which are looked at one after the other."""
     ignored = set(sources.ignored)
     own = named_state(sources.model)
@@ -295,7 +371,7 @@ def _add(
     mean: dict[str, torch.Tensor],
     sources: Sources,
     index: int,
-    permutation: Permutation | None,
+    permutation: Certificate | None,
     own: Mapping[str, torch.Tensor],
 ) -> None:
     """Take one model into the mean of those before it, in place.
@@ -304,6 +380,8 @@ def _add(
     of the heaviest model, and tensors in which the models differ those of one model.
     """
     state, ignored = sources.state(index), set(sources.ignored)
+    if isinstance(permutation, Alignment):  # which acts on all at once, and is rounded once
+        state, permutation = applied_exactly(permutation, state), None
     share = sources.weights[index] / sum(sources.weights[: index + 1])
     for name, like in own.items():
         if name not in ignored and not is_number(like) and index != sources.heaviest:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from fxrebasin.alignment import Certificate
+from fxrebasin.alignment import Alignment, Certificate
 from fxrebasin.facts import Brief, counted
 from fxrebasin.reports.equivalence import EquivalenceReport
 
@@ -31,6 +31,9 @@ class RebasinReport(Brief):
         certificate: the permutation, or the alignment.
         log10_order: of the group that was searched.
         unknown_operators: operators without a rule, whose axes were pinned.
+        rounding: of the model and of the result in their own precision, each against the model in
+            float64: the largest relative error of an output. None where nothing was rounded, or
+            with `verify=False`.
         ignored: tensors that were not compared with the reference, as the caller asked.
     """
 
@@ -48,16 +51,24 @@ class RebasinReport(Brief):
     log10_order: float
     unknown_operators: tuple[str, ...]
     ignored: tuple[str, ...] = ()
+    rounding: tuple[float, float] | None = None
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.keys():
             raise KeyError(f"the report has no {key!r}; it has {', '.join(self.keys())}")
         return getattr(self, key)
 
+    @property
+    def groups(self) -> str | None:
+        """How many classes have which group, in words; None where all are only permuted."""
+        found = self.certificate
+        return found.groups_text() if isinstance(found, Alignment) else None
+
     def _facts(self) -> list[tuple[str, str]]:
         permutation = self.certificate
         facts = [
             ("method", self.method),
+            *(() if self.groups is None else (("groups", self.groups),)),
             (
                 "moved",
                 f"{permutation.units_moved} of {counted(permutation.units, 'unit')}",

@@ -206,6 +206,7 @@ def report_facts(
             f"{permutation.units_moved} of {counted(permutation.units, 'unit')}, "
             f"in {counted(len(permutation.classes), 'class', 'classes')}",
         ),
+        *(() if report.groups is None else (("groups", report.groups),)),
         ("distance", f"{report.distance_before:.6g} → {report.distance_after:.6g}"),
         ("agreement", f"{report.objective_before:.6g} → {report.objective_after:.6g}"),
         ("proof", proof or _proof(report.equivalence)),

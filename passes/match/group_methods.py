@@ -6,7 +6,7 @@ A method may have the name of one for permutations: `symmetry=` decides which of
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -21,6 +21,7 @@ from fxrebasin.passes.match.canonical import Canonical, canonical, in_gauge_of
 from fxrebasin.passes.match.closeness import closeness
 from fxrebasin.passes.match.group_activation import match_activations_over_groups
 from fxrebasin.passes.match.group_learned import match_learned_over_groups
+from fxrebasin.passes.match.group_many import elements_to_first
 from fxrebasin.passes.match.group_problem import Element, GroupProblem, GroupResult
 from fxrebasin.passes.match.group_weight import match_weights_over_groups
 from fxrebasin.passes.match.methods import OTHER_CONSTANTS
@@ -94,6 +95,44 @@ def match_over_groups(
         seconds=time.perf_counter() - plain.posed,
         notes=(*plain.notes, *found.notes, *notes),
     )
+
+
+def many_over_groups(
+    symmetry: Symmetry,
+    plain: MatchingProblem,
+    model: nn.Module,
+    states: Sequence[Mapping[str, Tensor]],
+    weights: Sequence[float],
+    max_sweeps: int,
+) -> list[Alignment]:
+    """Alignments of many models with the first one; see `elements_to_first`.
+
+    Args:
+        symmetry: with groups; without, every class is only permuted.
+        plain: of any two of the models.
+        model: a module of their architecture.
+        states: of the models, by name.
+        weights: how much each counts.
+        max_sweeps: most rounds over the models.
+
+    Raises:
+        InputError: what bringing a state into its canonical form raises.
+    """
+    groups = symmetry.groups or _permutations_only(symmetry)
+    classes, ties = symmetry.permuted, ties_of(model)
+    complete = [_complete(model, state, ties) for state in states]
+    forms = [canonical(state, groups, classes) for state in complete]
+    first = forms[0].state
+    problem = GroupProblem(plain, (*classes, *groups.turned), groups.folded(), first, first, ties)
+    elements = elements_to_first(problem, [form.state for form in forms], weights, max_sweeps)
+    reference = (forms[0], complete[0])
+    found = []
+    for element, form in zip(elements, forms, strict=True):
+        of_form = replace(problem, state_b=form.state)
+        certificate, _ = _aligned(of_form, groups, element, form.gauge, reference)
+        permutation = certificate.permutation.relying_on(symmetry.relies_on, symmetry.found_with)
+        found.append(replace(certificate, permutation=permutation))
+    return found
 
 
 def _aligned(
