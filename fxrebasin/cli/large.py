@@ -129,6 +129,7 @@ def _needing(matching: HowToMatch) -> dict[str, object]:
         "--restarts": matching.restarts,
         "--data": matching.data,
         "--loss": matching.loss,
+        f"--symmetry {matching.symmetry}": matching.symmetry != "permutation",
     }
 
 
@@ -172,9 +173,9 @@ def _for_file(room: Room, index: int, report: RebasinReport) -> Permutation:
     """The permutation for the tensors of a file, which may differ from the model's if ignored."""
     opened, ignore = room.opened[index], room.bench.reading.ignore
     if not ignore:
-        return report.certificate
+        return report.permutation
     return by_shapes(
-        report.certificate,
+        report.permutation,
         shapes_of(opened),
         own_state(room.bench.module),
         report.ignored,

@@ -56,7 +56,7 @@ def transform_large(
     settings = settings_of("transform", room, how, more)
     with unfinished_run(target.out, settings, resume=limits.resume) as run:
         report = found_in(room, 1, plan, run)
-        permutation = report.certificate
+        permutation = report.permutation
         notes = (*reference.notes, *moving.notes)
         facts = report_facts(report, notes, proof=PROOF)
         what = [("permuted", str(moving.path)), ("towards", str(reference.path))]

@@ -8,6 +8,7 @@ from typing import Any
 
 from fxrebasin.alignment import Alignment, Certificate
 from fxrebasin.facts import Brief, counted
+from fxrebasin.permutation import Permutation
 from fxrebasin.reports.equivalence import EquivalenceReport
 
 
@@ -57,6 +58,12 @@ class RebasinReport(Brief):
         if key not in self.keys():
             raise KeyError(f"the report has no {key!r}; it has {', '.join(self.keys())}")
         return getattr(self, key)
+
+    @property
+    def permutation(self) -> Permutation:
+        """The order of the units; of an alignment, what comes before its elements."""
+        found = self.certificate
+        return found.permutation if isinstance(found, Alignment) else found
 
     @property
     def groups(self) -> str | None:

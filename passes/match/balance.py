@@ -100,12 +100,11 @@ def _mean_root(p: Tensor, q: Tensor) -> Tensor:
     root, inverse = _root(p)
     inner, _ = _root(root @ q @ root)
     mean = inverse @ inner @ inverse
-    found, _ = _root((mean + mean.mT) / 2)
-    return found
+    return _root((mean + mean.mT) / 2)[0]
 
 
 def _is_full(p: Tensor) -> Tensor:
-    values = torch.linalg.eigvalsh(p)
+    values: Tensor = torch.linalg.eigvalsh(p)
     return values[:, 0] > _TINY * values[:, -1]
 
 
