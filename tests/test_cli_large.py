@@ -192,7 +192,7 @@ class _Interrupted:
 
     def __call__(self, file: Any, start: int, tensor: torch.Tensor) -> None:
         if self._left == 0:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         self._left -= 1
         self._write(file, start, tensor)
 
@@ -200,9 +200,9 @@ class _Interrupted:
 def test_an_interrupted_run_goes_on(folder: Path, case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
         _Interrupted(patch, after=6)
-        transform("shards", "c", *SOME, code=1)
+        transform("shards", "c", *SOME, code=130)
     assert not Path("c").exists()
-    kept = folder / ".c.unfinished" / "result"
+    kept = folder / ".c.unfinished" / "result-0"
     done = {p.name: p.stat().st_mtime_ns for p in kept.glob("net*")}
     assert len(done) == 1
     refused = transform("shards", "c", *SOME, code=2)
@@ -220,7 +220,7 @@ def test_an_interrupted_run_goes_on(folder: Path, case: Case) -> None:
 def test_it_does_not_go_on_with_other_files(folder: Path, case: Case) -> None:
     with pytest.MonkeyPatch.context() as patch:
         _Interrupted(patch, after=6)
-        transform("shards", "c", *SOME, code=1)
+        transform("shards", "c", *SOME, code=130)
     save_file({n: t + 1 for n, t in case.a.items()}, "a.safetensors", {"format": "pt"})
     assert "other inputs" in transform("shards", "c", *SOME, "--resume", code=2).output
     assert not Path("c").exists()
@@ -238,6 +238,94 @@ def test_files_that_change_meanwhile_are_refused(folder: Path) -> None:
         result = transform("b.safetensors", "c.safetensors", *SOME, code=2)
     assert "changed while it was read" in result.output
     assert not Path("c.safetensors").exists()
+
+
+def merge(*arguments: object, code: int = 0) -> Any:
+    return invoke("merge", STACK, *arguments, code=code)
+
+
+COMBINATIONS: dict[str, tuple[object, ...]] = {
+    "mean": ("--weights", "0.3,0.7", "--weights", "up.*=1,3"),
+    "slerp": ("--combine", "slerp", "--t", "0.4"),
+    "task_arithmetic": ("--combine", "task_arithmetic", "--base", "base.safetensors"),
+    "ties": ("--combine", "ties", "--base", "base.safetensors", "--density", "0.5"),
+    "dare": ("--combine", "dare", "--base", "base.safetensors", "--density", "0.5"),
+    "as they are": ("--method", "none"),
+}
+
+
+@pytest.fixture
+def noisy(folder: Path, case: Case) -> Path:
+    """b is not quite a in another order, and base is near both."""
+    generator = torch.Generator().manual_seed(0)
+    for name, state in {"b": case.b, "base": case.a}.items():
+        noise = {
+            n: t + 0.05 * torch.randn(t.shape, generator=generator) if t.ndim else t
+            for n, t in state.items()
+        }
+        save_file(noise, f"{name}.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_merges_are_those_of_models_in_memory(
+    name: str, noisy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("a.safetensors", "b.safetensors", *COMBINATIONS[name], "--no-report")
+    merge(*given, "--out", "whole.safetensors")
+    monkeypatch.setattr(making, "BLOCK", 1000)
+    result = merge(*given, "--out", "parts.safetensors", *SOME)
+    assert "what was computed" in result.output
+    assert Path("parts.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
+
+
+def test_three_are_merged_with_the_first(noisy: Path) -> None:
+    given = ("a.safetensors", "b.safetensors", "base.safetensors")
+    refused = merge(*given, "--out", "x.safetensors", *SOME, code=2)
+    assert "merge_many" in refused.output
+    merge(*given, "--out", "parts.safetensors", "--method", "weight", *SOME)
+    merge(*given, "--out", "whole.safetensors", "--method", "weight")
+    assert Path("parts.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
+    assert Path("parts.json").exists()
+    assert Path("parts.md").exists()
+
+
+def test_shards_are_merged_shard_by_shard(folder: Path, case: Case) -> None:
+    index = "shards/net.safetensors.index.json"
+    merge(index, "a.safetensors", "--out", "c", *SOME)
+    found = of(Path("c"))
+    assert all(torch.equal(found[n], t) for n, t in case.b.items())
+    assert sorted(p.name for p in Path("c").glob("net*")) == sorted(
+        p.name for p in Path("shards").iterdir()
+    )
+
+
+def test_models_on_the_line_are_those_in_memory(noisy: Path) -> None:
+    given = ("interpolate", STACK, "a.safetensors", "b.safetensors", "--t", "0,0.25,1")
+    invoke(*given, "--out", "whole-{t}.safetensors")
+    invoke(*given, "--out", "parts-{t}.safetensors", *SOME)
+    for t in ("0", "0.25", "1"):
+        whole, parts = (Path(f"{way}-{t}.safetensors") for way in ("whole", "parts"))
+        assert parts.read_bytes() == whole.read_bytes()
+
+
+def test_an_interrupted_merge_goes_on(noisy: Path) -> None:
+    given = ("shards", "a.safetensors", "--out", "c", *SOME)
+    with pytest.MonkeyPatch.context() as patch:
+        _Interrupted(patch, after=6)
+        merge(*given, code=130)
+    assert not Path("c").exists()
+    merge(*given, "--resume")
+    merge("shards", "a.safetensors", "--out", "d", *SOME)
+    assert of(Path("c")).keys() == of(Path("d")).keys()
+    assert all(torch.equal(t, of(Path("d"))[n]) for n, t in of(Path("c")).items())
+
+
+@pytest.mark.parametrize("option", ["--recalibrate", "--repair", "--evaluate"])
+def test_merges_that_run_models_are_refused(option: str, folder: Path) -> None:
+    given = ("a.safetensors", "b.safetensors", "--out", "c.safetensors", option, "nets:loader")
+    result = merge(*given, *SOME, code=2)
+    assert option in result.output
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import click
 from fxrebasin.cli.onnx_files import (
     interpolate_files,
     is_onnx_file,
+    limits_given,
     reading_given,
     refuse_options,
     running_given,
@@ -19,9 +20,11 @@ from fxrebasin.cli.options import (
     HowToMatch,
     HowToRead,
     Inputs,
+    Limits,
     Talk,
     Target,
     input_options,
+    limit_options,
     matching_options,
     reading_options,
     recalibrate_option,
@@ -48,6 +51,7 @@ from fxrebasin.cli.options import (
 @recalibrate_option
 @reading_options
 @input_options
+@limit_options
 @talk_options
 def interpolate(
     models: tuple[str, ...],
@@ -57,6 +61,7 @@ def interpolate(
     matching: HowToMatch,
     reading: HowToRead,
     inputs: Inputs,
+    limits: Limits,
     talk: Talk,
 ) -> None:
     """Align checkpoint B of MODEL with A, and write models on the line from A to B.
@@ -69,10 +74,10 @@ def interpolate(
     places = read_positions(positions or ("0.5",), target)
     if len(models) == 2 and all(map(is_onnx_file, models)):
         given = {"--recalibrate": recalibrate, **running_given(matching, target, talk)}
-        refuse_options({**given, **reading_given(reading, inputs)})
+        refuse_options({**given, **reading_given(reading, inputs), **limits_given(limits)})
         files = [Path(name) for name in models]
         interpolate_files(files, places, target, matching, inputs, talk)
         return
     if is_onnx_file(target.out):
         raise click.UsageError("--out is an ONNX file only where A and B are such files")
-    run_interpolate(models, places, recalibrate, target, (matching, reading, inputs), talk)
+    run_interpolate(models, places, recalibrate, target, (matching, reading, inputs), limits, talk)

@@ -66,12 +66,12 @@ def transform_large(
         with writing(outcome) as wrote:
             recipe = Permuting(moving, permutation)
             bench = room.bench
-            write_outcome(outcome, recipe, run.result, bench.module, bench.reading, text, wrote)
+            write_outcome(outcome, recipe, run.result(), bench.module, bench.reading, text, wrote)
         report = replace(report, seconds={**report.seconds, "write": time.perf_counter() - began})
         room.unchanged(before)
         if certificate is not None:
             permutation.save(certificate, overwrite=target.overwrite)
-        files = [publish_outcome(outcome, run.result, overwrite=target.overwrite)]
+        files = [publish_outcome(outcome, run.result(), overwrite=target.overwrite)]
         files += [] if certificate is None else [certificate]
     document = {
         **command_document("transform"),

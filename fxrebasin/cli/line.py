@@ -18,7 +18,7 @@ from fxrebasin.cli.documents import (
 )
 from fxrebasin.cli.ingredients import Ingredients
 from fxrebasin.cli.measuring import Measured, between
-from fxrebasin.cli.options import HowToMatch, HowToRead, Inputs, Talk, Target
+from fxrebasin.cli.options import HowToMatch, HowToRead, Inputs, Limits, Talk, Target
 from fxrebasin.cli.plans import show_plan
 from fxrebasin.cli.talking import say, show
 from fxrebasin.cli.user_objects import batches, function
@@ -67,6 +67,7 @@ def run_interpolate(
     recalibrate: str | None,
     target: Target,
     how: How,
+    limits: Limits,
     talk: Talk,
 ) -> None:
     """Write models between two checkpoints.
@@ -77,18 +78,27 @@ def run_interpolate(
         recalibrate: source of data for BatchNorm statistics.
         target: dtype, and whether files are replaced.
         how: units are matched, checkpoints read, and the model run.
+        limits: of memory.
         talk: what is printed.
     """
+    from fxrebasin.cli.large import room_for
+    from fxrebasin.cli.large_merge import interpolate_large
+
     targets = {t: Target(path, target.dtype, target.overwrite) for t, path in places.items()}
-    _, paths = split_models(arguments)
+    model, paths = split_models(arguments)
     for item in targets.values():
         refuse_target(item, inputs=paths)
+    if len(paths) == 2:
+        room = room_for(model, paths, how, limits, {"--recalibrate": recalibrate})
+        if room is not None:
+            interpolate_large(room, targets, how, limits, talk)
+            return
     made_of = _between_two(arguments, how, talk, "interpolate", target.out)
     if made_of is None:
         return
     bench, first = made_of.bench, made_of.checkpoints[0]
     files: list[Path] = []
-    facts = _facts(made_of)
+    facts = line_facts(made_of)
     digest = digest_facts(made_of.checkpoints[1].path, made_of.aligned.permutations[1])
     for t, item in targets.items():
         state = made_of.combined(Combination(weights=ByPattern((1 - t, t))))
@@ -99,7 +109,7 @@ def run_interpolate(
             state = {name: mended[name].to(tensor.dtype) for name, tensor in state.items()}
         text = card(item.out.stem, [("position", f"{t:g}"), *facts, *digest], ["merge"])
         files += write_weights(item, first, state, text)
-    document = _document("interpolate", made_of) | {
+    document = line_document("interpolate", made_of) | {
         "positions": list(targets),
         "recalibrate": recalibrate,
         "files": [str(file) for file in files],
@@ -140,12 +150,12 @@ def run_barrier(
     curves = between(made_of, function(name, "--evaluate"), steps, prepare)
     measured = Measured({}, curves)
     files = [] if picture is None else [measured.draw(picture, overwrite)]
-    document = _document("barrier", made_of) | {
+    document = line_document("barrier", made_of) | {
         "evaluation": measured.document(),
         "files": [str(file) for file in files],
     }
     rows = [(f"loss at {t:g}", _losses(curves, k)) for k, t in enumerate(curves[0].positions)]
-    show(talk, [*_facts(made_of), *rows, *measured.facts()], document)
+    show(talk, [*line_facts(made_of), *rows, *measured.facts()], document)
     for file in files:
         say(talk, f"wrote {file}")
 
@@ -173,7 +183,12 @@ def _between_two(
     )
 
 
-def _facts(made_of: Ingredients) -> list[tuple[str, str]]:
+def line_facts(made_of: Ingredients) -> list[tuple[str, str]]:
+    """What was read and matched, for people.
+
+    Args:
+        made_of: both checkpoints.
+    """
     a, b = made_of.checkpoints
     notes = [*a.notes, *b.notes, *a.left_out, *a.stays_behind]
     facts = [("from", str(a.path)), ("to", str(b.path))]
@@ -182,7 +197,13 @@ def _facts(made_of: Ingredients) -> list[tuple[str, str]]:
     return [*facts, ("method", made_of.aligned.method), *(("note", note) for note in notes)]
 
 
-def _document(command: str, made_of: Ingredients) -> dict[str, Any]:
+def line_document(command: str, made_of: Ingredients) -> dict[str, Any]:
+    """The same for programs.
+
+    Args:
+        command: its name.
+        made_of: both checkpoints.
+    """
     found = made_of.aligned.found
     return {
         **command_document(command),

@@ -8,6 +8,7 @@ import click
 
 from fxrebasin.cli.onnx_files import (
     is_onnx_file,
+    limits_given,
     reading_given,
     refuse_options,
     running_given,
@@ -21,10 +22,12 @@ from fxrebasin.cli.options import (
     HowToMatch,
     HowToRead,
     Inputs,
+    Limits,
     Talk,
     Target,
     evaluate_option,
     input_options,
+    limit_options,
     matching_options,
     picture_option,
     reading_options,
@@ -93,6 +96,7 @@ from fxrebasin.cli.options import (
 )
 @reading_options
 @input_options
+@limit_options
 @talk_options
 def merge(
     models: tuple[str, ...],
@@ -111,6 +115,7 @@ def merge(
     matching: HowToMatch,
     reading: HowToRead,
     inputs: Inputs,
+    limits: Limits,
     talk: Talk,
 ) -> None:
     """Align two or more checkpoints of MODEL, and merge them into one.
@@ -126,7 +131,7 @@ def merge(
         useless: dict[str, object] = {
             **{"--combine": combine != COMBINATIONS[0], "--density": density, "--base": base},
             **{"--scale": scale != 1.0, "--recalibrate": recalibrate, "--repair": repair},
-            **{"--evaluate": evaluate, "--picture": picture},
+            **{"--evaluate": evaluate, "--picture": picture, **limits_given(limits)},
         }
         given = {**running_given(matching, target, talk), **reading_given(reading, inputs)}
         refuse_options({**useless, **given})
@@ -141,4 +146,4 @@ def merge(
     numbers = Numbers(weights, position, density, scale)
     asked = (recalibrate, repair, evaluate, picture, report)
     task = Merge(models, Formula(combine), numbers, base, *asked)
-    run_merge(task, target, (matching, reading, inputs), talk)
+    run_merge(task, target, (matching, reading, inputs), limits, talk)

@@ -29,6 +29,7 @@ from fxrebasin.cli.options import (
     HowToMatch,
     HowToRead,
     Inputs,
+    Limits,
     Talk,
     Target,
 )
@@ -48,6 +49,7 @@ from fxrebasin.wording import listed
 _REPORT_IN_FOLDER = "fxrebasin.json"
 _SHOWN = 5
 _STEPS = 11
+METHOD = "weight"
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,22 @@ class Merge:
         if self.numbers.weights and (self.numbers.position or self.formula is Formula.SLERP):
             raise InputError("--t and --weights say the same: leave one out (slerp takes --t)")
 
+    def needing_models(self, matching: HowToMatch, count: int) -> dict[str, object]:
+        """Values of options, by name, that need whole models where they are given.
+
+        Args:
+            matching: how units are matched.
+            count: of the checkpoints.
+        """
+        joint = default_method(count) if matching.method is None else METHOD
+        return {
+            f"--method {joint}, the default for several checkpoints,": joint != METHOD,
+            "--recalibrate": self.recalibrate,
+            "--repair": self.repair,
+            "--evaluate": self.evaluate,
+            "--picture": self.picture,
+        }
+
     def combination(self, count: int, seed: int, aligned: Aligned) -> Combination:
         """The formula with its numbers.
 
@@ -145,7 +163,11 @@ class Merge:
 
 
 def run_merge(
-    task: Merge, target: Target, how: tuple[HowToMatch, HowToRead, Inputs], talk: Talk
+    task: Merge,
+    target: Target,
+    how: tuple[HowToMatch, HowToRead, Inputs],
+    limits: Limits,
+    talk: Talk,
 ) -> None:
     """Do all of it.
 
@@ -153,18 +175,26 @@ def run_merge(
         task: what is merged, and by which formula.
         target: where the result goes.
         how: units are matched, checkpoints read, and the model run.
+        limits: of memory.
         talk: what is printed.
     """
+    from fxrebasin.cli.large import room_for
+    from fxrebasin.cli.large_merge import merge_large
+
     matching, reading, inputs = how
     model, paths = split_models(task.arguments)
-    reports = _report_places(task, target)
+    reports = report_places(task, target)
     refuse_target(target, task.picture, inputs=paths)
     refuse_existing([p for p in reports if p.parent != target.out], overwrite=target.overwrite)
     task.check(len(paths))
     task.combination(len(paths), matching.seed, Aligned(AS_THEY_ARE, (), ()))
+    bases = [] if task.base is None else [task.base]
+    room = room_for(model, [*paths, *bases], how, limits, task.needing_models(matching, len(paths)))
+    if room is not None:
+        merge_large(task, room, target, how, limits, talk)
+        return
     bench = open_bench(model, inputs, reading)
     if talk.dry_run:
-        bases = [] if task.base is None else [task.base]
         show_plan(bench, [*paths, *bases], inputs, talk, "merge", target.out)
         return
     evaluate = None if task.evaluate is None else function(task.evaluate, "--evaluate")
@@ -176,14 +206,14 @@ def run_merge(
         bench, checkpoints, base, align(bench, everything, method, matching, inputs)
     )
     combination = task.combination(len(paths), matching.seed, made_of.aligned)
-    _check_patterns(combination, made_of)
+    check_patterns(combination, made_of)
     with waiting("merging"):
         merged = made_of.combined(combination)
     merged = _mended(task, made_of, combination, merged)
     measured = None if evaluate is None else _measured(task, made_of, combination, merged, evaluate)
-    document = _document(model, made_of, combination, (task, matching), measured)
-    facts = _facts(model, made_of, combination, task, measured)
-    text = card(target.out.stem, [*facts, *_digests(made_of)], ["merge"])
+    document = merge_document(model, made_of, combination, (task, matching), measured)
+    facts = merge_facts(model, made_of, combination, task, measured)
+    text = card(target.out.stem, [*facts, *merge_digests(made_of)], ["merge"])
     files = [*write_weights(target, checkpoints[0], merged, text)]
     if task.picture is not None and measured is not None:
         files.append(measured.draw(task.picture, target.overwrite))
@@ -197,8 +227,13 @@ def run_merge(
             say(talk, f"wrote {path}")
 
 
-def _report_places(task: Merge, target: Target) -> list[Path]:
-    """Where the report goes: beside a file, or into a folder, whose card is written with it."""
+def report_places(task: Merge, target: Target) -> list[Path]:
+    """Where the report goes: beside a file, or into a folder, whose card is written with it.
+
+    Args:
+        task: whether there is one.
+        target: where the result goes.
+    """
     if not task.report:
         return []
     if target.out.suffix in WEIGHTS_SUFFIXES:
@@ -206,7 +241,16 @@ def _report_places(task: Merge, target: Target) -> list[Path]:
     return [target.out / _REPORT_IN_FOLDER]
 
 
-def _check_patterns(combination: Combination, made_of: Ingredients) -> None:
+def check_patterns(combination: Combination, made_of: Ingredients) -> None:
+    """Refuse patterns that fit no tensor.
+
+    Args:
+        combination: whose numbers are for patterns.
+        made_of: has the tensors.
+
+    Raises:
+        InputError: naming what comes nearest.
+    """
     names = list(made_of.checkpoints[0].state)
     given = (combination.weights, combination.t, combination.density)
     for option, values in zip(("--weights", "--t", "--density"), given, strict=True):
@@ -258,13 +302,22 @@ def _measured(
     return Measured(losses(made_of, evaluate, merged, unaligned), curves)
 
 
-def _document(
+def merge_document(
     model: str,
     made_of: Ingredients,
     combination: Combination,
     how: tuple[Merge, HowToMatch],
     measured: Measured | None,
 ) -> dict[str, Any]:
+    """What was done, for programs.
+
+    Args:
+        model: its name.
+        made_of: the checkpoints, and the order of their units.
+        combination: what was computed.
+        how: what was merged, and how units were matched.
+        measured: losses, if they were asked for.
+    """
     task, matching = how
     aligned = made_of.aligned
     return {
@@ -291,14 +344,22 @@ def _alignment(aligned: Aligned, index: int) -> dict[str, Any] | None:
     return None if permutation is None else permutation_document(permutation)
 
 
-def _facts(
+def merge_facts(
     model: str,
     made_of: Ingredients,
     combination: Combination,
     task: Merge,
     measured: Measured | None,
 ) -> list[tuple[str, str]]:
-    """What was done, for people."""
+    """What was done, for people.
+
+    Args:
+        model: its name.
+        made_of: the checkpoints, and the order of their units.
+        combination: what was computed.
+        task: what was merged.
+        measured: losses, if they were asked for.
+    """
     aligned = made_of.aligned
     names = [str(checkpoint.path) for checkpoint in made_of.checkpoints]
     only = "" if model in names else " (its own weights do not count)"
@@ -333,7 +394,12 @@ def _moved(made_of: Ingredients, index: int) -> str:
     return f"{moved}, distance {report.distance_before:.6g} → {report.distance_after:.6g}"
 
 
-def _digests(made_of: Ingredients) -> list[tuple[str, str]]:
+def merge_digests(made_of: Ingredients) -> list[tuple[str, str]]:
+    """The lines of a card that say which permutations were applied.
+
+    Args:
+        made_of: has them.
+    """
     pairs = zip(made_of.everything, made_of.aligned.permutations, strict=True)
     return [fact for checkpoint, p in pairs for fact in digest_facts(checkpoint.path, p)]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fxrebasin.cli.options import AS_THEY_ARE, HowToMatch, HowToRead, Inputs, Talk, Target
+from fxrebasin.cli.options import AS_THEY_ARE, HowToMatch, HowToRead, Inputs, Limits, Talk, Target
 from fxrebasin.cli.talking import say, show
 
 if TYPE_CHECKING:
@@ -58,6 +58,15 @@ def running_given(matching: HowToMatch, target: Target, talk: Talk) -> dict[str,
         "--dtype": target.dtype,
         "--dry-run": talk.dry_run,
     }
+
+
+def limits_given(limits: Limits) -> dict[str, object]:
+    """Options about memory.
+
+    Args:
+        limits: of a command.
+    """
+    return {"--max-memory": limits.max_memory, "--resume": limits.resume}
 
 
 def reading_given(reading: HowToRead, inputs: Inputs) -> dict[str, object]:

@@ -8,6 +8,7 @@ import click
 
 from fxrebasin.cli.onnx_files import (
     is_onnx_file,
+    limits_given,
     reading_given,
     refuse_options,
     running_given,
@@ -86,7 +87,7 @@ def transform(
 
     if is_onnx_file(model):
         given = {"--model-b": model_b, "--onnx": onnx, **running_given(matching, target, talk)}
-        refuse_options({**given, **reading_given(reading, inputs)})
+        refuse_options({**given, **reading_given(reading, inputs), **limits_given(limits)})
         transform_file(Path(model), ref, certificate, target, matching, inputs, talk)
         return
     if is_onnx_file(target.out):

@@ -27,7 +27,7 @@ from fxrebasin.wording import spoken
 _STATE = "state-{}.safetensors"
 _SETTINGS = "settings"
 _LOCK = "lock"
-_RESULT = "result"
+_RESULT = "result-{}"
 _VERSION = 1
 _ARRAY, _TOTAL = "array.", "total."
 
@@ -61,10 +61,15 @@ class Unfinished:
         """From here on there is something to go on with."""
         publish(self.folder / _SETTINGS, self._settings.encode(), overwrite=True)
 
-    @property
-    def result(self) -> Path:
-        """Where the result is put together."""
-        return self.folder / _RESULT
+    def result(self, number: int = 0) -> Path:
+        """Where a result is put together.
+
+        Args:
+            number: which of the run's results.
+        """
+        place = self.folder / _RESULT.format(number)
+        place.mkdir(exist_ok=True)
+        return place
 
     def load(self, task: str) -> Progress | Found | None:
         """How far a match was, or what it found; None if nothing was kept.
@@ -176,8 +181,9 @@ def unfinished_run(out: Path, settings: Mapping[str, Any], *, resume: bool) -> I
                 "the same command again, or remove the folder to start over"
             )
         run = Unfinished(folder, digest)
-        run.result.mkdir(exist_ok=True)
-        for draft in run.result.glob(".*.part"):  # of files that were not finished
+        for draft in folder.glob(
+            f"{_RESULT.format('*')}/.*.part"
+        ):  # of files that were not finished
             draft.unlink()
         try:
             yield run
