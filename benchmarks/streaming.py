@@ -5,10 +5,10 @@
     python -m benchmarks.streaming --gib 8 --alone     a larger pair, streamed only
 
 The pair is of a Llama's shape in bfloat16, in shards of a tenth: one of random numbers, and one
-that is the first with its units in another order. The command runs in a process of its own; its memory
-is what the system says it took at most, and what of that was not files. Beside it stands the time
-of reading both checkpoints once, the second again, and of writing and reading the result.
-Rows are added to `<out>/pairs.csv`; the tables are written anew from there.
+that is the first with its units in another order. The command runs in a process of its own; its
+memory is what the system says it took at most, and what of that was not files. Beside it stands the
+time of reading both checkpoints once, the second again, and of writing and reading the result. Rows
+are added to `<out>/pairs.csv`; the tables are written anew from there.
 """
 
 from __future__ import annotations
@@ -319,7 +319,8 @@ def pairs_table(rows: list[Mapping[str, str]]) -> str:
         "well. `files alone`: both read once, the second again, the result written and read.",
         "",
         "| GiB each | way | layers | recovered bit for bit | seconds | of that matching "
-        "| files alone | seconds / (matching + files) | peak | peak without files | estimate | reads of both |",
+        "| files alone | seconds / (matching + files) | peak | peak without files "
+        "| estimate | reads of both |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
