@@ -1,16 +1,18 @@
-"""Proof, by running it, that a permuted model computes what it computed before."""
+"""Proof that a permuted model is what it should be, and computes what it computed before."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from fxrebasin.alignment import Alignment, Certificate, applied_exactly
-from fxrebasin.errors import EquivalenceError
+from fxrebasin.errors import EquivalenceError, InputError
+from fxrebasin.exporters.verify.bits import compare_bits
 from fxrebasin.exporters.verify.equivalence import compare_float64, compare_states
 from fxrebasin.passes.trace.graph_state import copy_with_state, named_state
 from fxrebasin.passes.trace.trace import TraceResult
@@ -18,6 +20,77 @@ from fxrebasin.permutation import Permutation
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.running.outputs import Wanted
 from fxrebasin.wording import spoken
+
+
+class Proof(Enum):
+    """How much of a result is proved."""
+
+    NONE = "none"
+    EXACT = "exact"
+    RUN = "run"
+
+
+def proof_of(verify: bool | str) -> Proof:
+    """What a caller asked for.
+
+    Args:
+        verify: `True`, `False` or `"exact"`.
+
+    Raises:
+        InputError: it is something else.
+
+    Example:
+        >>> proof_of("exact"), proof_of(True)
+        (<Proof.EXACT: 'exact'>, <Proof.RUN: 'run'>)
+    """
+    if isinstance(verify, bool):
+        return Proof.RUN if verify else Proof.NONE
+    if verify != Proof.EXACT.value:
+        raise InputError(f"verify={verify!r}; expected True, False or 'exact'")
+    return Proof.EXACT
+
+
+def prove_bits(
+    state: Mapping[str, torch.Tensor],
+    moved: Mapping[str, torch.Tensor],
+    certificate: Certificate,
+) -> EquivalenceReport:
+    """Compare a permuted state with what a permutation makes of the state, bit for bit.
+
+    One pass over memory, one tensor at a time. It shows that the result is the permutation's, not
+    that the permutation leaves the function as it is.
+
+    Args:
+        state: by name.
+        moved: the result, by the same names.
+        certificate: of the state.
+
+    Raises:
+        EquivalenceError: tensors are missing, or others than they should be.
+        InputError: the certificate computes with numbers, which are rounded.
+
+    Example:
+        >>> import fxrebasin
+        >>> net = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3))
+        >>> order = fxrebasin.analyze(net).random(seed=0)
+        >>> moved = order.permute_state_dict(net.state_dict())
+        >>> prove_bits(net.state_dict(), moved, order).passed
+        True
+    """
+    if not isinstance(certificate, Permutation):
+        raise InputError(
+            "verify='exact' compares bits, and an alignment computes with numbers that are rounded;"
+            " pass verify=True"
+        )
+    if state.keys() != moved.keys():
+        other = sorted(state.keys() ^ moved.keys())
+        raise EquivalenceError(f"the result has other tensors than the model: {', '.join(other)}")
+    report = compare_bits(
+        (name, certificate.permute_tensor(name, tensor), moved[name])
+        for name, tensor in state.items()
+    )
+    report.raise_if_failed()
+    return report
 
 
 def _what_now() -> str:
@@ -38,8 +111,8 @@ def prove_state(
 ) -> EquivalenceReport | None:
     """Compare in float64 what a module computes with a state, and with that state permuted.
 
-    Takes two forward passes of the example and two of a few other rows, and memory for a float64
-    copy of the module and a permuted copy of the state. Nothing is traced.
+    Takes two forward passes of two rows of the example and two of three other rows, and memory for
+    a float64 copy of the module and a permuted copy of the state. Nothing is traced.
 
     Args:
         model: of the architecture.
@@ -66,7 +139,7 @@ def prove_state(
     if isinstance(permutation, Permutation) and permutation.is_identity:
         return None
     moved = applied_exactly(permutation, state)
-    report = compare_states(model, state, moved, *inputs, wanted, label=label)
+    report = compare_states(model, state, moved, *inputs, wanted, label=label, few=True)
     if not report.passed:
         raise EquivalenceError(
             f"{label} does not compute the same with its units permuted: {report}\n"
@@ -87,7 +160,9 @@ def prove_graph(
 
     A graph may be right for the batch size that it was traced with and for no other, which is not
     the permutation's fault. Then the permuted state is compared on other sizes instead, and the
-    report has a note. What an alignment makes is compared before it is rounded.
+    report has a note. That all tensors of the graph are the model's, permuted, is shown bit for bit
+    (`prove_bits`), so that a few rows are enough. What an alignment makes is compared before it is
+    rounded.
 
     Args:
         model: the module.
@@ -104,7 +179,10 @@ def prove_graph(
     if isinstance(permutation, Alignment) and not permutation.at_most_signed:
         exact = applied_exactly(permutation, named_state(traced.graph_module))
         result = copy_with_state(result, {**named_state(result), **exact})
-    report = compare_float64(model, result, *inputs, wanted, any_batch=traced.any_batch)
+    elif isinstance(permutation, Permutation):
+        prove_bits(named_state(traced.graph_module), named_state(result), permutation)
+    few = isinstance(permutation, Permutation)
+    report = compare_float64(model, result, *inputs, wanted, any_batch=traced.any_batch, few=few)
     if not report.passed and traced.any_batch:
         narrow = compare_float64(model, result, *inputs, wanted, any_batch=False)
         if narrow.passed:

@@ -265,7 +265,12 @@ def _proved(job: _Job, axes: Axes, *, as_asked: bool = False) -> EquivalenceRepo
     sizes = Sizes(job.subject, job.example, open_axes, captured)
     further = [replace(one, required=True) for one in job.further or sizes.sets()]
     references = reference_runs(
-        job.subject, job.args, job.kwargs, any_batch=sizes.any_batch, further=further
+        job.subject,
+        job.args,
+        job.kwargs,
+        any_batch=sizes.any_batch,
+        further=further,
+        little_memory=True,
     )
     if sizes.any_batch and not references.other_batch:
         raise InputError("; ".join(references.notes))

@@ -12,7 +12,7 @@ from torch import nn
 
 from fxrebasin.choices import choices_for
 from fxrebasin.errors import InputError
-from fxrebasin.exporters.verify.input_sets import InputSet, same_start
+from fxrebasin.exporters.verify.input_sets import InputSet, batch_size, same_start
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
 from fxrebasin.exporters.verify.outputs import compare_tensors, relative_error
 from fxrebasin.exporters.verify.references import References, reference_runs
@@ -130,6 +130,7 @@ def compare_float64(
     *,
     any_batch: bool = True,
     rows: int = 0,
+    few: bool = False,
 ) -> EquivalenceReport:
     """Compare two modules on copies that work in float64 throughout, casts inside included.
 
@@ -146,6 +147,7 @@ def compare_float64(
         wanted: which outputs count; see `fxrebasin.running.outputs`.
         any_batch: False if the other model is known to take the batch size of the inputs only.
         rows: how many rows are to be compared in all; see `reference_runs`.
+        few: two rows of the example will do; see `reference_runs`.
 
     Raises:
         InputError: a model does not run in float64 on these inputs.
@@ -157,9 +159,9 @@ def compare_float64(
     """
     reference = Subject(model, wanted=wanted)
     candidate = Subject(other, label="the other model", wanted=wanted, strict=False)
-    references = reference_runs(reference, args, kwargs, any_batch=any_batch, rows=rows)
+    references = reference_runs(reference, args, kwargs, any_batch=any_batch, rows=rows, few=few)
     runs = run_float64(candidate, references.sets)
-    refused = _refused_batch(references, candidate, runs)
+    refused = _refused_batch(references, candidate, runs, batch_size(args, kwargs))
     if refused is None:
         return _float64_report(references, candidate, runs)
     narrow = compare_float64(model, other, args, kwargs, wanted, any_batch=False, rows=rows)
@@ -175,6 +177,7 @@ def compare_states(
     wanted: Wanted = None,
     *,
     label: str,
+    few: bool = False,
 ) -> EquivalenceReport:
     """Compare what a module computes with one state and with another; as `compare_float64` does.
 
@@ -188,6 +191,7 @@ def compare_states(
         kwargs: keyword inputs.
         wanted: which outputs count; see `fxrebasin.running.outputs`.
         label: what messages call the model with this state.
+        few: two rows of the example will do; see `reference_runs`.
 
     Raises:
         InputError: the model does not run in float64 on these inputs.
@@ -199,7 +203,7 @@ def compare_states(
         >>> compare_states(net, own, swapped, (torch.ones(4, 3),), {}, label="net").passed
         False
     """
-    references = reference_runs(Subject(model, state, label, wanted), args, kwargs)
+    references = reference_runs(Subject(model, state, label, wanted), args, kwargs, few=few)
     candidate = Subject(model, moved, f"{label}, permuted,", wanted)
     return _float64_report(references, candidate, run_float64(candidate, references.sets))
 
@@ -250,10 +254,12 @@ def _largest_error(wide: Tensors, run: Tensors | Exception) -> float:
 
 
 def _refused_batch(
-    references: References, candidate: Subject, runs: Sequence[Tensors | Exception]
+    references: References,
+    candidate: Subject,
+    runs: Sequence[Tensors | Exception],
+    own: int | None,
 ) -> str | None:
     """A note if the candidate refuses a batch size that is not the example's."""
-    own = references.sets[0].batch
     for one, run in zip(references.sets, runs, strict=True):
         if isinstance(run, Exception) and one.batch != own:
             return (

@@ -120,6 +120,23 @@ def further_sets(example: InputSet, batch: int | None, manner: Manner) -> Iterat
         yield replace(one, label=f"{manner.name.lower()}{_of_batch(one, example)} #{number}")
 
 
+def first_rows(example: InputSet, rows: int) -> InputSet:
+    """The first rows of the example; inputs without a batch axis are kept.
+
+    Example:
+        >>> first_rows(example_set((torch.ones(4, 3),), {}), 2).label
+        'example, 2 rows'
+    """
+    before = example.batch
+
+    def cut(value: Any) -> Any:
+        return value[:rows] if before is not None and is_batched(value, before) else value
+
+    args, kwargs = tree_map(cut, (example.args, dict(example.kwargs)))
+    label = f"{example.label}, {rows} rows"
+    return InputSet(label, args, kwargs, required=False, batch=rows)
+
+
 def with_batch(example: InputSet, batch: int, *, required: bool = False) -> InputSet:
     """Inputs with another batch size: rows of the example, in their order, then redrawn.
 

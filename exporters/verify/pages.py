@@ -13,10 +13,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from fxrebasin.running.operators import tensors_in, touched_by, viewed_by, writes
 from fxrebasin.running.watching import OperatorMode
 
-# Weights are kept up to this, since recurrent layers read the same ones at every step: a part of
-# all, and what costs nothing.
+# Of all weights this part is kept in any case: recurrent layers read the same ones at every step.
 _KEPT_PART = 4
-_KEPT_BYTES = 1 << 25
 
 # How values leave the sight of dispatch modes.
 _ESCAPES = frozenset(
@@ -33,8 +31,11 @@ class Pages(OperatorMode):
     rest only those that were read last are kept. What an operator writes to stays until the mode
     is left, and what leaves torch (`.numpy()`) stays for good.
 
+    Args:
+        kept: bytes that may stay from operator to operator, and from run to run.
+
     Example:
-        >>> pages = Pages()
+        >>> pages = Pages(kept=1024)
         >>> wide = pages.stand_in(torch.ones(2), torch.float64)
         >>> wide.untyped_storage().nbytes()
         0
@@ -43,8 +44,9 @@ class Pages(OperatorMode):
         2.0
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int) -> None:
         super().__init__()
+        self._kept = kept
         self._pages: dict[int, _Page] = {}
         self._filled: dict[int, _Page] = {}  # the one that was read last is the last
         self._escapes: list[_Escapes] = []  # while inside: it knows this mode
@@ -112,7 +114,9 @@ class Pages(OperatorMode):
     def __exit__(self, *error: Any) -> None:
         self._escapes.pop().__exit__(*error)  # type: ignore[no-untyped-call]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        self.empty()
+        for page in self._pages.values():
+            if page.stays:
+                self._forget(page)
 
     def empty(self) -> None:
         """Give back all memory, written or not."""
@@ -129,7 +133,7 @@ class Pages(OperatorMode):
         page.fill()
 
     def _make_room(self) -> None:
-        most = max(sum(page.size for page in self._pages.values()) // _KEPT_PART, _KEPT_BYTES)
+        most = max(sum(page.size for page in self._pages.values()) // _KEPT_PART, self._kept)
         held = sum(page.size for page in self._filled.values())
         for page in list(self._filled.values()):
             if held <= most:

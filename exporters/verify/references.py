@@ -11,6 +11,7 @@ from fxrebasin.exporters.verify.effort import Effort, portions
 from fxrebasin.exporters.verify.input_sets import (
     InputSet,
     example_set,
+    first_rows,
     further_sets,
     other_sets,
     wide_sets,
@@ -31,6 +32,7 @@ _MOST_WIDE = 4  # sets for a model that may take one of several paths
 _ROWS = 16  # of such a set
 _ROWS_TO_FIND_WAYS = 64  # if the model is known to choose
 _MANNERS = (Manner.BEYOND, Manner.FAR, Manner.WIDE, Manner.FREE)  # of many rows
+_FEW = 2  # rows of an example, and the next set has one more
 _SHOWN = 5  # names in a note
 
 
@@ -63,6 +65,8 @@ def reference_runs(
     *,
     any_batch: bool = True,
     rows: int = 0,
+    few: bool = False,
+    little_memory: bool = False,
     further: Sequence[InputSet] = (),
 ) -> References:
     """Run the reference of a comparison in float64 on the example and on other inputs.
@@ -80,16 +84,19 @@ def reference_runs(
         rows: how many rows there are to be in all, for two models whose relation is not known;
             fewer where a row takes long, and then there is a note. Units that none of them shows
             are noted, too.
+        few: two rows of the example will do, if the model takes them. For what is proved otherwise
+            as well.
+        little_memory: as for `in_float64`.
         further: sets that have to be run as well.
 
     Raises:
         InputError: the reference does not run on the example, or on one of the further sets.
     """
     example = example_set(args, kwargs)
-    with in_float64(subject) as run:
+    with in_float64(subject, little_memory=little_memory) as run:
         reads = run.reads()
         explorer = _Explorer(subject, run, reads, run.activity() if rows else None)
-        explorer.require(example)
+        example = explorer.start(example, _FEW if few and any_batch else None)
         other = explorer.first_taken(example, any_batch)
         if other is not None:
             explorer.explore(example, other)
@@ -112,6 +119,15 @@ class _Explorer:
         self.sets: list[InputSet] = []
         self.runs: list[Tensors] = []
         self.notes: list[str] = []
+
+    def start(self, example: InputSet, rows: int | None) -> InputSet:
+        """Keep the example, or some of its rows if the model takes these; what is kept."""
+        if rows is not None and (example.batch or 0) > rows:
+            cut = first_rows(example, rows)
+            if self._try(cut) is None:
+                return cut
+        self.require(example)
+        return example
 
     def require(self, one: InputSet) -> None:
         self._keep(one, tensors_of(self._subject, one, self._watched(one)))

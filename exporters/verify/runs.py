@@ -23,6 +23,10 @@ from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
 from fxrebasin.running.watching import OperatorMode
 
+# Of float64 weights, which are kept from run to run where they take no more.
+_KEPT_BYTES = 1 << 30
+_LITTLE_BYTES = 1 << 25
+
 Tensors: TypeAlias = dict[str, torch.Tensor]
 
 
@@ -81,17 +85,26 @@ class Float64Run:
 
 
 @contextmanager
-def in_float64(subject: Subject) -> Iterator[Float64Run]:
-    """A float64 copy of what is to be run, in eval mode; its weights take memory while read."""
+def in_float64(subject: Subject, *, little_memory: bool = False) -> Iterator[Float64Run]:
+    """A float64 copy of what is to be run, in eval mode; its weights take memory when read.
+
+    Args:
+        subject: what is to be run.
+        little_memory: give most of it back between operators, so that a run takes a part of the
+            memory of a copy. Otherwise only a large copy does so.
+    """
+    pages = Pages(_LITTLE_BYTES if little_memory else _KEPT_BYTES)
     with preserve(subject.model):
-        pages = Pages()
         twin = float64_copy(subject.model, pages)
         if subject.state is not None:
             for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
                 own = subject.state.get(name)
                 if own is not None and not pages.replace(tensor, own):
                     tensor.data = widened(own).to(tensor)
-        yield Float64Run(subject, twin, pages)
+        try:
+            yield Float64Run(subject, twin, pages)
+        finally:
+            pages.empty()  # whatever refers to the copy in cycles
 
 
 def run_float64(subject: Subject, sets: Sequence[InputSet]) -> list[Tensors | Exception]:

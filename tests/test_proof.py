@@ -1,0 +1,164 @@
+"""What transform proves, and what that takes."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+import fxrebasin
+from fxrebasin import api
+from fxrebasin.errors import EquivalenceError, InputError
+from fxrebasin.exporters.verify.bits import compare_bits, same_bits
+from fxrebasin.exporters.verify.pages import Pages
+from fxrebasin.exporters.verify.runs import Float64Run
+from fxrebasin.proof import prove_bits
+from tests.support.small_nets import draw, unsettled
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 3))
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """Rows of every run in float64."""
+    found = []
+    call = Float64Run.__call__
+
+    def noted(self, inputs, *watching):
+        found.append(inputs.rows)
+        return call(self, inputs, *watching)
+
+    monkeypatch.setattr(Float64Run, "__call__", noted)
+    return found
+
+
+def pair():
+    return tuple(unsettled(Net(), seed) for seed in (1, 2))
+
+
+def test_a_large_batch_is_proved_on_a_few_of_its_rows(rows):
+    a, b = pair()
+    g = fxrebasin.transform(b, ref=a, example_inputs=draw(64, 6))
+    report = g.meta["fxrebasin"].equivalence
+    assert report.passed
+    assert report.inputs == ("example, 2 rows", "redrawn batch of 3")
+    assert report.rows == 5
+    assert rows == [2, 3] * 2
+
+
+def test_a_model_of_one_batch_size_is_proved_on_that():
+    class Fixed(Net):
+        def forward(self, x):
+            if x.shape[0] != 8:
+                raise ValueError("a batch of 8")
+            return super().forward(x)
+
+    a, b = (unsettled(Fixed(), seed) for seed in (1, 2))
+    report = fxrebasin.transform(b, ref=a, example_inputs=draw(8, 6)).meta["fxrebasin"].equivalence
+    assert report.passed
+    assert report.inputs[0] == "example"
+
+
+def test_exact_runs_nothing(rows):
+    a, b = pair()
+    g = fxrebasin.transform(b, ref=a, example_inputs=draw(4, 6), verify="exact")
+    report = g.meta["fxrebasin"]
+    assert report.equivalence.passed
+    assert report.equivalence.backend == "bits"
+    assert report.equivalence.rows == 0
+    assert report.equivalence.outputs[0].elements == sum(
+        tensor.numel() for tensor in b.state_dict().values()
+    )
+    assert report.certificate.units_moved > 0
+    assert not rows
+
+
+@pytest.mark.parametrize("verify", ["exact", True])
+def test_a_changed_bit_of_the_result_is_found(verify, monkeypatch):
+    a, b = pair()
+    rewrite = api.rewrite
+
+    def damaged(*args, **kwargs):
+        result = rewrite(*args, **kwargs)
+        with torch.no_grad():
+            weight = result.get_parameter("inner.0.weight")
+            weight.view(torch.int32)[0, 0] ^= 1
+        return result
+
+    monkeypatch.setattr(api, "rewrite", damaged)
+    with pytest.raises(EquivalenceError, match=r"1 tensors have other bits.*inner\.0\.weight"):
+        fxrebasin.transform(b, ref=a, example_inputs=draw(4, 6), verify=verify)
+
+
+def test_what_cannot_be_asked_for_is_refused_before_any_work(monkeypatch):
+    a, b = pair()
+    monkeypatch.setattr(api, "_Request", None)
+    for wrong in ("Exact", "all", 2, None):
+        with pytest.raises(InputError, match=r"expected True, False or 'exact'"):
+            fxrebasin.transform(b, ref=a, example_inputs=draw(4, 6), verify=wrong)
+
+
+def test_bits_are_those_of_every_kind_of_tensor():
+    nan = torch.tensor([float("nan"), -0.0])
+    kinds = [
+        nan,
+        nan.bfloat16(),
+        nan.to(torch.float8_e4m3fn),
+        torch.tensor(3),
+        torch.tensor([True, False]),
+        torch.empty(0, 3),
+        torch.complex(nan, nan).conj(),
+        draw(3, 4).t(),
+    ]
+    for tensor in kinds:
+        assert same_bits(tensor, tensor.clone())
+        assert not same_bits(tensor, tensor.reshape(1, -1))
+    assert not same_bits(torch.ones(3), torch.ones(3).double())
+    assert not same_bits(torch.tensor([0.0]), torch.tensor([-0.0]))
+    assert not same_bits(torch.ones(2, 3), torch.ones(3, 2))
+    report = compare_bits(
+        [("a", torch.ones(2), torch.ones(2)), ("b", torch.ones(3), torch.zeros(3))]
+    )
+    assert report.outputs[0].differing == 3
+    assert not report.passed
+
+
+def test_a_missing_tensor_is_found():
+    _, b = pair()
+    state = b.state_dict()
+    order = fxrebasin.analyze(b, draw(2, 6)).random(seed=1)
+    moved = order.permute_state_dict(state)
+    assert prove_bits(state, moved, order).passed
+    del moved["inner.3.bias"]
+    with pytest.raises(EquivalenceError, match=r"other tensors.*inner\.3\.bias"):
+        prove_bits(state, moved, order)
+
+
+def test_no_float64_memory_outlives_a_proof_of_a_graph(monkeypatch):
+    a, b = pair()
+    storages = []
+    stand_in = Pages.stand_in
+
+    def noted(self, source, dtype):
+        wide = stand_in(self, source, dtype)
+        storages.append(wide.untyped_storage())
+        return wide
+
+    monkeypatch.setattr(Pages, "stand_in", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        fxrebasin.transform(b, ref=a, example_inputs=draw(4, 6))
+        assert len(storages) == 2 * len(list(b.parameters()))
+        assert not any(storage.nbytes() for storage in storages)
+    finally:
+        gc.enable()
