@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 
 import pytest
 import torch
@@ -11,10 +12,14 @@ from torch import nn
 import fxrebasin
 from fxrebasin import api
 from fxrebasin.errors import EquivalenceError, InputError
+from fxrebasin.exporters.verify import outputs
 from fxrebasin.exporters.verify.bits import compare_bits, same_bits
+from fxrebasin.exporters.verify.outputs import compare_tensors
 from fxrebasin.exporters.verify.pages import Pages
 from fxrebasin.exporters.verify.runs import Float64Run
 from fxrebasin.proof import prove_bits
+from fxrebasin.running.operators import viewed_by
+from fxrebasin.running.watching import OperatorMode
 from tests.support.small_nets import draw, unsettled
 
 
@@ -162,3 +167,57 @@ def test_no_float64_memory_outlives_a_proof_of_a_graph(monkeypatch):
         assert not any(storage.nbytes() for storage in storages)
     finally:
         gc.enable()
+
+
+# --- large outputs -----------------------------------------------------------------------------
+
+
+class Largest(OperatorMode):
+    """The largest tensor that is computed; views are none."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def called(self, func, args, kwargs):
+        result = func(*args, **kwargs)
+        if isinstance(result, torch.Tensor) and not viewed_by(func):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_a_large_output_is_seen_block_by_block(monkeypatch):
+    monkeypatch.setattr(outputs, "_BLOCK", 64)
+    left = draw(40, 16, seed=1)
+    left[3, 5] = left[20, 1] = -math.inf
+    right = left + 1e-3 * draw(40, 16, seed=2)
+    with Largest() as largest:
+        found = compare_tensors("y", left, right, tolerance=1.0)
+    assert largest.elements <= 64
+    finite = left.isfinite()
+    wide, error = left.double()[finite], (right.double() - left.double())[finite]
+    assert found.non_finite == ("0 NaN and 2 infinite among 640 values of both",)
+    assert found.max_abs == float(error.abs().max())
+    assert found.max_rel == float(error.abs().max() / wide.abs().max())
+    assert found.mean_abs == pytest.approx(float(error.abs().sum()) / 640)
+    cosine = torch.nn.functional.cosine_similarity(wide, right.double()[finite], dim=0)
+    assert found.cosine == pytest.approx(float(cosine), abs=1e-12)
+    ranked = [x.double().where(finite, 0).argmax(-1) for x in (left, right)]
+    assert found.top1 == pytest.approx(float((ranked[0] == ranked[1]).double().mean()))
+    assert outputs.relative_error(left, right) == found.max_rel
+    with Largest() as largest:
+        outputs.relative_error(left, right)
+    assert largest.elements <= 64
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e-300])
+def test_magnitudes_that_grow_from_block_to_block_do_not_overflow(scale, monkeypatch):
+    monkeypatch.setattr(outputs, "_BLOCK", 4)
+    left = (torch.arange(1, 13).double() * scale).reshape(6, 2)
+    right = left.flip(1)
+    found = compare_tensors("y", left, right, tolerance=1.0)
+    plain = left / scale
+    expected = float((plain * plain.flip(1)).sum() / (plain * plain).sum())
+    assert found.cosine == pytest.approx(expected)
+    assert found.max_rel == pytest.approx(1 / 12)
+    assert found.top1 == 0.0

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
 from fxrebasin.reports.equivalence import OutputFigures
+
+_BLOCK = 1 << 17  # elements of a block, so that in float64 two of them fit into a cache
 
 
 def compare_tensors(
@@ -50,7 +53,7 @@ def compare_tensors(
         return figures
     if exact:
         return _with_exact_error(figures, reference, candidate)
-    return _with_float_error(figures, _wide(reference), _wide(candidate))
+    return _with_float_error(figures, reference, candidate)
 
 
 def relative_error(reference: torch.Tensor, candidate: torch.Tensor) -> float:
@@ -62,14 +65,29 @@ def relative_error(reference: torch.Tensor, candidate: torch.Tensor) -> float:
         >>> relative_error(torch.tensor([4.0, 0.0]), torch.tensor([4.0, 1.0]))
         0.25
     """
-    left, right = _shared(_wide(reference), _wide(candidate))
-    return _ratio(_peak(right - left), _peak(left))
+    largest = error = 0.0
+    for left, right in _blocks(reference, candidate):
+        left, right = _shared(left, right)
+        largest, error = max(largest, _peak(left)), max(error, _peak(right - left))
+    return _ratio(error, largest)
+
+
+def _blocks(
+    reference: torch.Tensor, candidate: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Both in float64 on the CPU, some rows at a time: what a processor's cache holds."""
+    width = reference.shape[-1] if reference.dim() else 1
+    flat = reference.dim() < 2
+    left, right = (x.detach().reshape(-1, 1 if flat else width) for x in (reference, candidate))
+    rows = max(_BLOCK // max(left.shape[1], 1), 1)
+    for start in range(0, left.shape[0] if left.numel() else 0, rows):
+        yield _wide(left[start : start + rows]), _wide(right[start : start + rows])
 
 
 def _shared(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both with zeros where either is not finite."""
     finite = torch.isfinite(left) & torch.isfinite(right)
-    return left.where(finite, 0), right.where(finite, 0)
+    return (left, right) if bool(finite.all()) else (left.where(finite, 0), right.where(finite, 0))
 
 
 def _kind_problems(reference: torch.Tensor, candidate: torch.Tensor) -> tuple[str, ...]:
@@ -106,34 +124,99 @@ def _with_exact_error(
 def _with_float_error(
     figures: OutputFigures, left: torch.Tensor, right: torch.Tensor
 ) -> OutputFigures:
-    findings, fatal = _non_finite(left, right)
+    sums = _Sums()
+    for blocks in _blocks(left, right):
+        sums.add(*blocks)
+    findings, fatal = sums.non_finite(left.numel())
     if fatal:
         return replace(figures, non_finite=findings, problems=findings)
-    left, right = _shared(left, right)
+    ranked = left.dim() > 1 and left.shape[-1] > 1 and not left.is_complex() and left.numel()
     return replace(
         figures,
-        max_abs=_peak(right - left),
-        max_rel=_ratio(_peak(right - left), _peak(left)),
-        mean_abs=float((right - left).abs().mean()) if left.numel() else 0.0,
-        cosine=_cosine(left, right),
-        top1=_top1(left, right),
+        max_abs=sums.error,
+        max_rel=_ratio(sums.error, sums.left.peak),
+        mean_abs=sums.errors / left.numel() if left.numel() else 0.0,
+        cosine=sums.cosine(),
+        top1=sums.same_first * left.shape[-1] / left.numel() if ranked else None,
         non_finite=findings,
     )
 
 
-def _non_finite(left: torch.Tensor, right: torch.Tensor) -> tuple[tuple[str, ...], bool]:
-    """What there is that is not finite, in words, and whether it makes the comparison fail."""
-    counts = [(int(tensor.isnan().sum()), int(tensor.isinf().sum())) for tensor in (left, right)]
-    if counts == [(0, 0), (0, 0)]:
-        return (), False
-    words = [f"{nan} NaN and {infinite} infinite" for nan, infinite in counts]
-    if words[0] == words[1]:
-        findings = (f"{words[0]} among {left.numel()} values of both",)
-    else:
-        findings = (f"{words[0]} among {left.numel()} values, but {words[1]} in the candidate",)
-    masked = left.isinf() & (left == right)
-    finite = torch.isfinite(left) & torch.isfinite(right)
-    return findings, not (bool((masked | finite).all()) and bool(finite.any()))
+@dataclass
+class _Side:
+    """What is summed up of one of two tensors.
+
+    Attributes:
+        nan: how many there are.
+        infinite: how many there are.
+        peak: largest magnitude of what is finite in both.
+        squares: sum of squares, in units of the square of the peak.
+    """
+
+    nan: int = 0
+    infinite: int = 0
+    peak: float = 0.0
+    squares: float = 0.0
+
+
+class _Sums:
+    """Figures of two tensors, of which blocks are seen one after the other, once each."""
+
+    def __init__(self) -> None:
+        self.left, self.right = _Side(), _Side()
+        self.error = self.errors = 0.0  # the largest, and all
+        self.same_first = 0  # rows with the largest entry at one place in both
+        self._product = 0.0  # in units of both peaks
+        self._finite = self._unlike = 0  # places that are not finite, and not one infinity
+
+    def add(self, left: torch.Tensor, right: torch.Tensor) -> None:
+        """Take blocks `[rows, width]` in float64 or complex128."""
+        finite = torch.isfinite(left) & torch.isfinite(right)
+        count = int(finite.sum())
+        self._finite += count
+        if count != left.numel():
+            for side, block in ((self.left, left), (self.right, right)):
+                side.nan += int(block.isnan().sum())
+                side.infinite += int(block.isinf().sum())
+            self._unlike += int((~finite & ~(left.isinf() & (left == right))).sum())
+            left, right = left.where(finite, 0), right.where(finite, 0)
+        errors = (right - left).abs()
+        self.error = max(self.error, float(errors.max()))
+        self.errors += float(errors.sum())
+        if not left.is_complex():
+            self.same_first += int((left.argmax(-1) == right.argmax(-1)).sum())
+        self._correlate(left.flatten(), right.flatten())
+
+    def _correlate(self, left: torch.Tensor, right: torch.Tensor) -> None:
+        """Sum up products, scaled by the peaks against overflow."""
+        shrunk = 1.0
+        scaled = []
+        for side, block in ((self.left, left), (self.right, right)):
+            peak = max(side.peak, _peak(block))
+            by = side.peak / peak if peak else 1.0
+            block = block / peak if peak else block
+            side.peak, side.squares = peak, side.squares * by * by + float(block.norm()) ** 2
+            shrunk *= by
+            scaled.append(block)
+        self._product = self._product * shrunk + float(torch.vdot(*scaled).real)
+
+    def cosine(self) -> float:
+        """Of what is finite; 1 if both are zero, 0 if one is."""
+        if 0 in (self.left.peak, self.right.peak):
+            return float(self.left.peak == self.right.peak)
+        return min(1.0, self._product / math.sqrt(self.left.squares * self.right.squares))
+
+    def non_finite(self, count: int) -> tuple[tuple[str, ...], bool]:
+        """What there is that is not finite, in words, and whether the comparison fails by it."""
+        sides = (self.left, self.right)
+        if not any(side.nan or side.infinite for side in sides):
+            return (), False
+        words = [f"{side.nan} NaN and {side.infinite} infinite" for side in sides]
+        if words[0] == words[1]:
+            findings = (f"{words[0]} among {count} values of both",)
+        else:
+            findings = (f"{words[0]} among {count} values, but {words[1]} in the candidate",)
+        return findings, bool(self._unlike) or not self._finite
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
@@ -149,19 +232,3 @@ def _ratio(error: float, scale: float) -> float:
     if error == 0:
         return 0.0
     return error / scale if scale else math.inf
-
-
-def _cosine(left: torch.Tensor, right: torch.Tensor) -> float:
-    """Cosine of two finite tensors; 1 if both are zero, 0 if one is; scaled against overflow."""
-    scales = _peak(left), _peak(right)
-    if 0 in scales:
-        return float(scales[0] == scales[1])
-    left, right = left.flatten() / scales[0], right.flatten() / scales[1]
-    product = torch.vdot(left, right).real / (left.norm() * right.norm())
-    return min(1.0, float(product))
-
-
-def _top1(left: torch.Tensor, right: torch.Tensor) -> float | None:
-    if left.is_complex() or left.dim() < 2 or left.shape[-1] < 2 or not left.numel():
-        return None
-    return float((left.argmax(-1) == right.argmax(-1)).double().mean())
