@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from fxrebasin.architecture import Architecture
 from fxrebasin.choices import Choices
 from fxrebasin.kinds import Kinds
 from fxrebasin.layout import PermutationClass, UnitClass
@@ -81,7 +82,7 @@ def symmetry_of(
         operators=dict(propagation.operators),
         _notes=(*propagation.notes, *found.notes, *_about_choice(choices)),
         relies_on=_relied_on(found),
-        found_with=choices.kept(),
+        found_with=replace(choices.kept(), architecture=Architecture.of(model)),
         _graph=partial(tie_graph, propagation, grouping.fields, parameters),
         _flow=partial(data_flow, propagation, grouping.fields, grouping.classes, grouping.layout),
         _about_passing=partial(_about_passing, propagation.passing, log10_order(grouping.classes)),

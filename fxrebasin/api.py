@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard, cast, overload
 
@@ -445,6 +446,7 @@ def held_by(
     if isinstance(permutation, Alignment):
         own = held_by(permutation.permutation, module, args, kwargs, choices)
         return replace(permutation, permutation=own)
+    permutation.check_made_for(module)
     faults = contradictions(permutation.relies_on, named_state(module))
     if not faults:
         return permutation
@@ -542,10 +544,7 @@ def transform(
     if verify and isinstance(found, AlignmentResult) and not found.certificate.at_most_signed:
         report = _with_rounding(report, request, result)
     result.meta["fxrebasin"] = report
-    result.meta[INPUTS_KEY] = {
-        "model": state_digest(dict(request.model.state_dict())),
-        "reference": state_digest(request.state_a),
-    }
+    result.meta[INPUTS_KEY] = dict(request.digests)
     return result
 
 
@@ -664,7 +663,7 @@ class _Request:
                 self.reference,
             )
             return match_over_groups(symmetry, plain, self.model, method=self.method, **options)
-        return match_states(
+        found = match_states(
             symmetry,
             own,
             self.state_a,
@@ -676,3 +675,14 @@ class _Request:
             reference=self.reference,
             **self.options,
         )
+        kept = found.permutation
+        made_from = replace(kept.found_with, states=self.digests)
+        return replace(found, permutation=kept.relying_on(kept.relies_on, made_from))
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """What tells the two states from others."""
+        return {
+            "model": state_digest(dict(self.model.state_dict())),
+            "reference": state_digest(self.state_a),
+        }

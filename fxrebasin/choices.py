@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
+from fxrebasin.architecture import Architecture
 from fxrebasin.errors import InputError
 from fxrebasin.kinds import Kinds
 from fxrebasin.running.outputs import Outputs, Wanted
@@ -67,11 +68,16 @@ class FoundWith:
         outputs: names and patterns of the outputs that stay as they are; None for all, or if a
             function chose.
         function: the name of the function that chose the outputs, if one did.
+        architecture: of the model; None if that is not known. It makes no two of these unequal.
+        states: digests of what it was made from, `"model"` and `"reference"`, if it was made from
+            data; they make no two of these unequal either.
     """
 
     state_buffers: tuple[str, ...] = ()
     outputs: tuple[str, ...] | None = None
     function: str | None = None
+    architecture: Architecture | None = field(default=None, compare=False, repr=False)
+    states: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def everything(self) -> bool:
@@ -92,7 +98,15 @@ class FoundWith:
             fewer.function,
         ):
             return None
-        return FoundWith(buffers, fewer.outputs, fewer.function)
+        ends = {"model": earlier.states.get("model"), "reference": self.states.get("reference")}
+        states = {name: digest for name, digest in ends.items() if digest is not None}
+        return FoundWith(
+            buffers,
+            fewer.outputs,
+            fewer.function,
+            self.architecture or earlier.architecture,
+            states if len(states) == len(ends) else {},
+        )
 
 
 def choices_for(

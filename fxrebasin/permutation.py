@@ -30,6 +30,8 @@ from fxrebasin.reliance import Relied, contradictions, refusal
 from fxrebasin.storage import certificate
 from fxrebasin.wording import listed, spoken
 
+_SHOWN = 10  # differences in a message
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Permutation(Brief):
@@ -115,7 +117,10 @@ class Permutation(Brief):
             relied: what the symmetry that it belongs to relies on.
             found_with: what that was found with; the same as before when left out.
         """
-        return replace(self, relies_on=dict(relied), found_with=found_with or self.found_with)
+        found = found_with or self.found_with
+        if found.architecture is None:
+            found = replace(found, architecture=self.found_with.architecture)
+        return replace(self, relies_on=dict(relied), found_with=found)
 
     @property
     def is_identity(self) -> bool:
@@ -142,7 +147,7 @@ class Permutation(Brief):
             array = np.empty_like(self.arrays[c.name])
             array[(*source, self.arrays[c.name])] = coordinates[-1]
             inverted[c.name] = array
-        return replace(self, arrays=inverted)
+        return replace(self, arrays=inverted, found_with=replace(self.found_with, states={}))
 
     def compose(self, other: Permutation) -> Permutation:
         """The element that acts as `other` first and then as this one.
@@ -346,10 +351,33 @@ class Permutation(Brief):
         for name, groups in self.layout.items():
             if name in state_dict:
                 faults += [f"{name}: {fault}" for fault in misfits(groups, state_dict[name].shape)]
+        architecture = self.found_with.architecture
+        if not faults and architecture is not None:
+            faults = architecture.misfits(self.layout, state_dict)
         if faults:
             raise ArchitectureMismatchError(
                 "the state does not fit the permutation, which was made for another model:\n  "
                 + "\n  ".join(faults)
+            )
+
+    def check_made_for(self, model: torch.nn.Module) -> None:
+        """Refuse a model of another architecture than the one that this was found on.
+
+        Names, shapes, kinds of dtypes, and which tensors are one, have to be the same. A
+        permutation of which that is not known, from a file of an older release, passes.
+
+        Args:
+            model: that it is to act on.
+
+        Raises:
+            ArchitectureMismatchError: with what differs.
+        """
+        architecture = self.found_with.architecture
+        faults = [] if architecture is None else architecture.faults(model)
+        if faults:
+            raise ArchitectureMismatchError(
+                "the permutation was made for another architecture:\n  "
+                + listed(faults, _SHOWN, "\n  ")
             )
 
 

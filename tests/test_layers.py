@@ -13,7 +13,7 @@ LAYERS = (
     ("facts", "kinds", "wording"),
     ("errors", "layout", "flow", "uniformity", "terminal"),
     ("groups", "indexing", "places", "gather", "interruption", "options", "progress"),
-    ("reliance", "running"),
+    ("architecture", "reliance", "running"),
     ("acting", "charts", "choices", "ignoring", "models", "solvers"),
     ("action", "storage"),
     ("permutation",),

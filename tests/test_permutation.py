@@ -459,6 +459,8 @@ class Parts:
             self.metadata = dict(file.metadata())
             self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self.document = json.loads(self.metadata["document"])
+        self.metadata["version"] = "1"  # which has no checksum: what it holds is checked
+        del self.metadata["checksum"]
 
     def write(self) -> None:
         """Put it together again."""
@@ -489,7 +491,7 @@ def add_array(parts: Parts) -> None:
 
 
 def later_version(parts: Parts) -> None:
-    parts.metadata["version"] = "2"
+    parts.metadata["version"] = "3\x1b[2J"
 
 
 def no_version(parts: Parts) -> None:
@@ -568,7 +570,7 @@ def no_buffers(parts: Parts) -> None:
         (repeat_unit, "is not a permutation of 0 to 4"),
         (float_array, "class 'h1' needs integers"),
         (add_array, "classes that do not exist: h9"),
-        (later_version, "it has version 2; this release reads version 1"),
+        (later_version, r"it has version 3\\x1b\[2J; this release reads the versions 1 and 2"),
         (no_version, "it has version None"),
         (bigger_class, "does not fit class 'h1'|needs integers of shape"),
         (fractional_class, "found 5.0 where a whole number belongs"),
@@ -596,22 +598,18 @@ def test_every_fault_of_a_file_has_a_reason(corrupt, message: str, tmp_path: Pat
     assert str(parts.path) in str(caught.value)
 
 
-def test_no_flipped_byte_is_loaded_as_something_else(tmp_path: Path) -> None:
-    """Any damage is either noticed, or in a place that says nothing (a key order, a space)."""
+def test_no_flipped_byte_is_loaded(tmp_path: Path) -> None:
     model = mlp(3, 5, 2)
     path = tmp_path / "p.safetensors"
     model.random(1).save(path)
     original = path.read_bytes()
     generator = np.random.default_rng(0)
-    for at in generator.integers(len(original), size=150):
+    for at in generator.integers(len(original), size=300):
         damaged = bytearray(original)
-        damaged[at] ^= int(generator.integers(1, 256))
+        damaged[at] ^= 1 << int(generator.integers(8))
         path.write_bytes(bytes(damaged))
-        try:
-            loaded = Permutation.load(path)
-        except CheckpointError:
-            continue
-        assert all(np.array_equal(np.sort(a), np.arange(len(a))) for a in loaded.arrays.values())
+        with pytest.raises(CheckpointError):
+            Permutation.load(path)
 
 
 def test_the_file_is_the_same_every_time_and_has_the_digest_that_is_told(tmp_path):

@@ -1,18 +1,21 @@
 """The file format of a permutation: a safetensors file that says what it is.
 
 Tensors `array.<class>` hold the permutations. The metadata holds the format's name and version, and
-one JSON document with the classes, the layout, the constants that were relied on, and the outputs
-and buffers that were chosen (files of older releases lack the last two). Positions are written as
-an offset and strides where they are regular, otherwise as a tensor `positions.<number>`.
+one JSON document with the classes, the layout, the constants that were relied on, the outputs and
+buffers that were chosen, the architecture that it was made for, and digests of the states that it
+was made from; and a checksum of all that. Files of version 1 have no checksum and no architecture;
+they are read, with the checks that are possible. Positions are written as an offset and strides
+where they are regular, otherwise as a tensor `positions.<number>`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,18 +24,25 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from fxrebasin.architecture import Architecture, TensorKind, listing
 from fxrebasin.choices import FoundWith
 from fxrebasin.errors import CheckpointError, InputError
+from fxrebasin.indexing import misfits
 from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass, Piece, Slot
 from fxrebasin.reliance import Reliance, Relied
 from fxrebasin.storage.files import publish
 from fxrebasin.storage.safetensors_header import settled
+from fxrebasin.wording import escaped
 
 FORMAT = "fxrebasin.permutation"
-VERSION = "1"
+VERSION = "2"
+_UNCHECKED = "1"  # a version that had no checksum
 
-# A damaged file must not ask for all the memory there is.
-_MOST_POSITIONS = 2**31
+# A damaged or hostile file must not ask for all the memory there is. The largest models have some
+# ten million positions; each takes 8 bytes.
+_MOST_POSITIONS = 2**27
+_LARGEST_POSITION = 2**48
+_MOST_AXES = 64  # of a tensor, in torch
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -82,7 +92,13 @@ def described(contents: Contents) -> tuple[dict[str, Array], dict[str, Any]]:
             name: {"digest": item.digest, "uniform": item.uniform}
             for name, item in relies_on.items()
         },
-        "found_with": asdict(found_with),
+        "found_with": {
+            "state_buffers": found_with.state_buffers,
+            "outputs": found_with.outputs,
+            "function": found_with.function,
+        },
+        "architecture": listing(found_with.architecture),
+        "states": dict(sorted(found_with.states.items())),
     }
     return tensors, document
 
@@ -95,7 +111,9 @@ def packed(kind: str, tensors: Mapping[str, Array], document: Mapping[str, Any])
         tensors: by name.
         document: all else.
     """
-    metadata = {"format": kind, "version": VERSION, "document": json.dumps(document)}
+    described = json.dumps(document)
+    metadata = {"format": kind, "version": VERSION, "document": described}
+    metadata["checksum"] = _checksum(described, tensors)
     return settled(safetensors.numpy.save(dict(tensors), metadata))
 
 
@@ -124,12 +142,27 @@ def unpacked(path: Path, kind: str, spoken: str) -> tuple[dict[str, Array], dict
         metadata = file.metadata() or {}
         if metadata.get("format") != kind:
             raise InputError(f"it is a safetensors file, but not {spoken} that was saved here")
-        if metadata.get("version") != VERSION:
+        version = metadata.get("version")
+        if version not in (VERSION, _UNCHECKED):
             raise InputError(
-                f"it has version {metadata.get('version')}; this release reads version {VERSION}"
+                f"it has version {escaped(version)}; this release reads the versions {_UNCHECKED} "
+                f"and {VERSION}"
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    return tensors, json.loads(metadata["document"])
+    document = metadata["document"]
+    if version != _UNCHECKED and metadata.get("checksum") != _checksum(document, tensors):
+        raise InputError("its checksum is not that of what it holds: it is damaged, or was edited")
+    return tensors, json.loads(document)
+
+
+def _checksum(document: str, tensors: Mapping[str, Array]) -> str:
+    """SHA-256 of a document and tensors, whatever their order."""
+    found = hashlib.sha256(document.encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        found.update(f"\0{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def read_permutation(path: Path) -> Contents:
@@ -159,6 +192,11 @@ def contents_from(tensors: Mapping[str, Array], document: Mapping[str, Any]) -> 
         str(name): _reliance(entry) for name, entry in document.get("relies_on", {}).items()
     }
     found_with = _found_with(document["found_with"]) if "found_with" in document else FoundWith()
+    architecture = _architecture(document.get("architecture"))
+    if architecture is not None:
+        _check_places(layout, architecture)
+    states = {text(name): text(digest) for name, digest in document.get("states", {}).items()}
+    found_with = replace(found_with, architecture=architecture, states=states)
     return classes, arrays, layout, relies_on, found_with
 
 
@@ -181,10 +219,36 @@ def naming(path: Path, spoken: str = "permutation") -> Iterator[None]:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     except InputError as error:
         raise CheckpointError(f"{path} holds no usable {spoken}: {error}") from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except _DAMAGE as error:
         raise CheckpointError(
-            f"{path} holds a damaged {spoken}: {type(error).__name__} {error}"
+            f"{path} holds a damaged {spoken}: {type(error).__name__} {escaped(error)}"
         ) from error
+
+
+_DAMAGE = (
+    *(KeyError, IndexError, TypeError, ValueError, AttributeError),
+    *(OverflowError, RecursionError, MemoryError),
+)
+
+
+def _architecture(entry: Mapping[str, Any] | None) -> Architecture | None:
+    if entry is None:
+        return None
+    tensors = {
+        text(name): TensorKind(tuple(map(whole, shape)), text(dtype))
+        for name, (dtype, shape) in entry["tensors"].items()
+    }
+    return Architecture(tensors, tuple(tuple(map(text, names)) for names in entry["ties"]))
+
+
+def _check_places(layout: Layout, architecture: Architecture) -> None:
+    """Refuse a layout that does not fit the tensors that it is said to be of."""
+    for name, groups in layout.items():
+        if name not in architecture.tensors:
+            raise InputError(f"{escaped(name)} is permuted, but not among the tensors of the model")
+        faults = misfits(groups, architecture.tensors[name].shape)
+        if faults:
+            raise InputError(f"{escaped(name)} {'; '.join(faults)}")
 
 
 def _reliance(entry: dict[str, Any]) -> Reliance:
@@ -250,7 +314,22 @@ def layout_from(entry: Mapping[str, Any], tensors: Mapping[str, Array]) -> Layou
         entry: as `layout_document` made it.
         tensors: with positions that are not regular.
     """
-    return {name: tuple(_group(g, tensors) for g in groups) for name, groups in entry.items()}
+    room = _Room()
+    return {name: tuple(_group(g, tensors, room) for g in groups) for name, groups in entry.items()}
+
+
+class _Room:
+    """How many positions there may still be."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_POSITIONS
+
+    def take(self, shape: tuple[int, ...]) -> None:
+        """Refuse a piece, before memory is asked for, that nothing real is as large as."""
+        count = math.prod(shape)
+        if min(shape, default=1) < 0 or count > self._left:
+            raise InputError(f"a piece of shape {shape} is larger than any tensor's axes")
+        self._left -= count
 
 
 def _group_document(group: AxisGroup, tensors: dict[str, Array]) -> dict[str, Any]:
@@ -266,7 +345,7 @@ def _group_document(group: AxisGroup, tensors: dict[str, Array]) -> dict[str, An
     }
 
 
-def _group(entry: dict[str, Any], tensors: Mapping[str, Array]) -> AxisGroup:
+def _group(entry: dict[str, Any], tensors: Mapping[str, Array], room: _Room) -> AxisGroup:
     """One axis group, whose positions must be distinct."""
     pieces = []
     for part in entry["pieces"]:
@@ -275,13 +354,19 @@ def _group(entry: dict[str, Any], tensors: Mapping[str, Array]) -> AxisGroup:
             for name, size, within in part["slots"]
         )
         shape = tuple(slot.size for slot in slots)
-        if math.prod(shape) > _MOST_POSITIONS:
-            raise InputError(f"a piece of shape {shape} is larger than any tensor's axes")
+        room.take(shape)
         pieces.append(Piece(slots, _positions(part["positions"], shape, tensors)))
     everything = np.concatenate([p.positions.ravel() for p in pieces] or [np.zeros(0, np.int64)])
     if everything.size and (everything.min() < 0 or len(np.unique(everything)) < everything.size):
         raise InputError("two units of the layout share a position, or one is negative")
-    return AxisGroup(tuple(whole(axis) for axis in entry["axes"]), tuple(pieces))
+    return AxisGroup(_axes(entry["axes"]), tuple(pieces))
+
+
+def _axes(entry: Sequence[object]) -> tuple[int, ...]:
+    axes = tuple(whole(axis) for axis in entry)
+    if not axes or len(set(axes)) < len(axes) or not all(0 <= a < _MOST_AXES for a in axes):
+        raise InputError(f"found {escaped(entry)} where different axes of a tensor belong")
+    return axes
 
 
 def _positions_document(positions: IntArray, tensors: dict[str, Array]) -> dict[str, Any]:
@@ -306,7 +391,13 @@ def _positions(
         if positions.dtype != np.int64:
             raise InputError(f"{entry['tensor']} has dtype {positions.dtype} instead of int64")
         return positions
-    return _regular(whole(entry["offset"]), [whole(s) for s in entry["strides"]], shape)
+    offset, strides = whole(entry["offset"]), [whole(s) for s in entry["strides"]]
+    steps = [stride * max(size - 1, 0) for stride, size in zip(strides, shape, strict=True)]
+    if offset + sum(min(s, 0) for s in steps) < 0:
+        raise InputError("two units of the layout share a position, or one is negative")
+    if offset + sum(max(s, 0) for s in steps) > _LARGEST_POSITION:
+        raise InputError("a position lies behind the end of any tensor")
+    return _regular(offset, strides, shape)
 
 
 def _regular(offset: int, strides: Sequence[int], shape: tuple[int, ...]) -> IntArray:
