@@ -35,6 +35,8 @@ from fxrebasin.reliance import contradictions, refusal
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.running.outputs import Outputs
+from fxrebasin.running.own_structure import own_structure
+from fxrebasin.running.surroundings import in_own_surroundings
 from fxrebasin.storage.digests import INPUTS_KEY, state_digest
 from fxrebasin.storage.reading import Reading
 from fxrebasin.storage.reference import ignored_in, patterns_that_fit, reference_weights
@@ -51,6 +53,7 @@ OnnxOrModule: TypeAlias = "nn.Module | ModelProto | str | PathLike[str]"
 """A module; or the path of an ONNX file, or such a model in memory."""
 
 
+@in_own_surroundings
 def analyze(
     model: OnnxOrModule,
     example_inputs: Any = None,
@@ -103,7 +106,7 @@ def analyze(
         _refuse_buffers(state_buffers)
         given = example_kwargs if example_inputs is None else example_inputs
         return symmetry_of_file(model, given, outputs)
-    module = unwrap(model)
+    module = own_structure(unwrap(model))
     check_usable(module, needs_weights=False)
     choices = choices_for(module, state_buffers=state_buffers, outputs=outputs)
     args, kwargs = normalise_inputs(module, example_inputs, example_kwargs, check=False)
@@ -239,6 +242,7 @@ def match(
     ).certificate
 
 
+@in_own_surroundings
 def matched(
     model_b: OnnxOrModule,
     ref: Reference | ModelProto,
@@ -348,6 +352,7 @@ def apply(
 ) -> ModelProto: ...
 
 
+@in_own_surroundings
 def apply(
     model_b: OnnxOrModule,
     permutation: Certificate,
@@ -402,7 +407,7 @@ def apply(
             raise InputError("an alignment acts on a module; of ONNX files only units are permuted")
         given = example_kwargs if example_inputs is None else example_inputs
         return applied(model_b, permutation, given, verify=verify, outputs=outputs)
-    module = unwrap(model_b)
+    module = own_structure(unwrap(model_b))
     check_usable(module)
     chosen = choices_for(module, state_buffers=state_buffers, outputs=outputs)
     choices = chosen.or_those_of(permutation.found_with)
@@ -456,6 +461,7 @@ def held_by(
     return permutation.relying_on(found.relies_on)
 
 
+@in_own_surroundings
 def transform(
     model_b: nn.Module,
     ref: Reference,
@@ -619,9 +625,11 @@ class _Request:
             check_method(self.method, options)
         else:
             check_method(self.method, options, GROUP_METHODS)
-        self.model = unwrap(model_b)
+        self.model = own_structure(unwrap(model_b))
         check_usable(self.model)
-        self.reference = unwrap(ref) if isinstance(ref, nn.Module) else None
+        if isinstance(ref, nn.Module):
+            ref = own_structure(unwrap(ref))
+        self.reference = ref if isinstance(ref, nn.Module) else None
         patterns = patterns_that_fit(ignore, self.model, [ref])
         weights = reference_weights(ref, self.model, reading=Reading(ignore=patterns))
         self.ignored = ignored_in(self.model, patterns)

@@ -24,7 +24,6 @@ from fxrebasin.importers.onnx import comparing
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.running.given import remade
 from fxrebasin.running.outputs import counted
-from fxrebasin.running.preserve import preserve
 from tests.support.small_nets import (
     CASES,
     IDS,
@@ -419,13 +418,15 @@ def test_a_copy_keeps_ties_and_recurrent_weights():
     assert tied[0].weight.dtype == torch.float32
 
 
-def test_a_model_that_cannot_be_copied_is_widened_in_place_and_restored():
+def test_a_model_that_cannot_be_copied_as_a_whole_is_left_as_it_is():
     model = unsettled(nn.LSTM(3, 4, batch_first=True))
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     expected = model(draw(1, 2, 3))[0]
     model.lock = threading.Lock()
-    with preserve(model):
-        assert float64_copy(model) is model
+    twin = float64_copy(model)
+    assert twin._flat_weights[0] is twin.weight_ih_l0
+    assert twin.weight_ih_l0.dtype == torch.float64
+    assert twin.lock is model.lock
     assert verify(model, model, draw(1, 2, 3)).passed
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(expected, model(draw(1, 2, 3))[0])

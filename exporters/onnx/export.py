@@ -43,6 +43,8 @@ from fxrebasin.models.example_inputs import check_outputs, normalise_inputs
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.running.messages import describe_call, first_lines
 from fxrebasin.running.outputs import Outputs, Wanted
+from fxrebasin.running.own_structure import own_structure
+from fxrebasin.running.surroundings import in_own_surroundings
 from fxrebasin.storage.files import replacing
 from fxrebasin.wording import spoken
 
@@ -52,6 +54,7 @@ _LAID_OUT_BYTES = 1 << 26  # of weights, up to which it does not matter that onn
 _CONSTANTS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
 
 
+@in_own_surroundings
 def export_onnx(
     model: nn.Module,
     path: str | PathLike[str],
@@ -117,7 +120,7 @@ def export_onnx(
         >>> export_onnx(nn.Linear(3, 2), "net.onnx", torch.randn(2, 3)).passed
         True
     """
-    model = unwrap(model)
+    model = own_structure(unwrap(model))
     target = _destination(model, path, overwrite)
     _check_opset(opset)
     check_usable(model)

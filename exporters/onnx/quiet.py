@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO, cast
+
+from fxrebasin.running.switches import TRACING, no_warnings
 
 _LOGGERS = ("torch", "onnxscript", "onnx_ir")
 
@@ -22,8 +23,7 @@ def quiet() -> Iterator[None]:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
         out, err = cast(TextIO, _Mute(sys.stdout)), cast(TextIO, _Mute(sys.stderr))
-        with warnings.catch_warnings(), redirect_stdout(out), redirect_stderr(err):
-            warnings.simplefilter("ignore")
+        with TRACING, no_warnings(), redirect_stdout(out), redirect_stderr(err):
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -28,6 +28,8 @@ from fxrebasin.models.checks import check_usable, unwrap
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.reports.equivalence import EquivalenceReport, OutputFigures
 from fxrebasin.running.outputs import Outputs, Wanted
+from fxrebasin.running.own_structure import own_structure
+from fxrebasin.running.surroundings import in_own_surroundings
 
 # Permuted sums differ by about 1e-16 per term; four orders of magnitude below float32's noise.
 FLOAT64_TOLERANCE = 1e-10
@@ -49,6 +51,7 @@ LARGEST_TOLERANCE = 0.05
 ROWS = 256
 
 
+@in_own_surroundings
 def verify(
     model: nn.Module,
     other: nn.Module | str | PathLike[str],
@@ -95,7 +98,7 @@ def verify(
         >>> verify(net, net, torch.randn(4, 3)).passed
         True
     """
-    model = unwrap(model)
+    model = own_structure(unwrap(model))
     check_usable(model, needs_weights=False)
     wanted = choices_for(model, state_buffers=state_buffers, outputs=outputs).outputs
     candidate = _candidate(other)
@@ -116,7 +119,7 @@ def _candidate(other: Any) -> nn.Module | OnnxModel:
     if isinstance(other, str | PathLike):
         return OnnxModel(other)
     if isinstance(other, nn.Module):
-        return unwrap(other)
+        return own_structure(unwrap(other))
     kind = type(other).__name__
     raise InputError(f"other is of type {kind}; expected a torch.nn.Module or an ONNX path")
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from fxrebasin.errors import EquivalenceError
 from fxrebasin.exporters.verify.pages import Pages, may_be_paged
+from fxrebasin.running.own_structure import restructured
 from fxrebasin.running.watching import OperatorMode
 from fxrebasin.wording import spoken
 
@@ -131,9 +129,8 @@ def float64_copy(model: nn.Module, pages: Pages | None = None) -> nn.Module:
     """A copy of `model` whose floating-point state is float64 (complex state: complex128).
 
     Parameters, buffers and tensors that are plain attributes are widened one by one while the
-    module tree is copied, so that no float32 copy is made on the way; tied tensors stay tied. To be
-    called inside `preserve(model)`: a model that cannot be copied (it holds a lock, say) is widened
-    in place and returned itself, and leaving `preserve` gives it its own tensors back.
+    module tree is copied, so that no float32 copy is made on the way; tied tensors stay tied. The
+    model is left as it is.
 
     Args:
         model: left as it is.
@@ -150,15 +147,7 @@ def float64_copy(model: nn.Module, pages: Pages | None = None) -> nn.Module:
         for value in values.values()
         if isinstance(value, torch.Tensor)
     }
-    memo: dict[int, Any] = {key: _widen_state(value, pages) for key, value in state.items()}
-    try:
-        with warnings.catch_warnings():  # warnings of classes that are deprecated
-            warnings.simplefilter("ignore")
-            return copy.deepcopy(model, dict(memo))
-    except (TypeError, RuntimeError, AttributeError, NotImplementedError, pickle.PicklingError):
-        for key, value in state.items():
-            value.data = memo[key].detach()
-        return model
+    return restructured(model, {key: _widen_state(value, pages) for key, value in state.items()})
 
 
 def _widen_state(tensor: torch.Tensor, pages: Pages | None) -> torch.Tensor:

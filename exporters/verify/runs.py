@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from fxrebasin.running.given import Given, remade
 from fxrebasin.running.messages import describe_call, first_lines
 from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
+from fxrebasin.running.switches import no_warnings
 from fxrebasin.running.watching import OperatorMode
 
 # Of float64 weights, which are kept from run to run where they take no more.
@@ -134,8 +134,7 @@ def _attempt(
     given = Given(args, kwargs, values=True)
     if reads is not None:
         given.each(reads.count_as_computed)
-    with preserve(model), pages or nullcontext(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with preserve(model), pages or nullcontext(), no_warnings():
         try:
             with ExitStack() as modes:
                 for mode in (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from fxrebasin.gather import storage_identity
 from fxrebasin.models.checks import check_usable, unwrap
 from fxrebasin.passes.trace.graph_state import copy_with_state, named_state, replacements
 from fxrebasin.running.batches import State
+from fxrebasin.running.switches import no_warnings
 from fxrebasin.storage.reading import Reading
 from fxrebasin.storage.reference import ignored_in, reference_state
 
@@ -181,8 +181,7 @@ def copy_of(model: nn.Module, state: State | None = None) -> nn.Module:
         clones = {id(tensor): tensor.detach().clone() for tensor in own.values()}
         state = {name: clones[id(tensor)] for name, tensor in own.items()}
     try:
-        with warnings.catch_warnings():  # warnings of classes that are deprecated
-            warnings.simplefilter("ignore")
+        with no_warnings():  # of classes that are deprecated
             if isinstance(model, fx.GraphModule):
                 result: nn.Module = copy_with_state(model, state)
             else:

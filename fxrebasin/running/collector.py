@@ -6,6 +6,22 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fxrebasin.running.switches import shared
+
+
+@contextmanager
+def _paused() -> Iterator[None]:
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+_all_paused = shared(_paused)
+
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
@@ -19,10 +35,5 @@ def collector_paused() -> Iterator[None]:
         ...     gc.isenabled()
         False
     """
-    running = gc.isenabled()
-    gc.disable()
-    try:
+    with _all_paused():
         yield
-    finally:
-        if running:
-            gc.enable()

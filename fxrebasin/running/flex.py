@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxrebasin.running.switches import shared
+
 _CALLED = "torch.nn.attention.flex_attention"
 _OPERATOR = "torch._higher_order_ops.flex_attention"
 _WITHOUT_COMPILING = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"
@@ -42,12 +44,22 @@ def flex_attention_written_out() -> Iterator[None]:
     for mode in _modes:
         if mode not in operator.python_key_table:
             operator.py_impl(mode)(_written_out)
+    with _without_compiling():
+        yield
+
+
+@contextmanager
+def _not_compiled() -> Iterator[None]:
+    called = sys.modules[_CALLED]
     before = getattr(called, _WITHOUT_COMPILING)
     setattr(called, _WITHOUT_COMPILING, True)
     try:
         yield
     finally:
         setattr(called, _WITHOUT_COMPILING, before)
+
+
+_without_compiling = shared(_not_compiled)
 
 
 def _written_out(mode: TorchDispatchMode, *args: Any, **kwargs: Any) -> Any:

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import (
 )
 
 from fxrebasin.running.flex import flex_attention_written_out
+from fxrebasin.running.switches import shared
 from fxrebasin.running.watching import OperatorMode
 
 _Undo: TypeAlias = Callable[[], None]
@@ -53,16 +54,26 @@ def preserve(model: nn.Module) -> Iterator[nn.Module]:
     undo = [*_random_states(), *_module_states(model, values)]
     guard = _WriteGuard(_tensors_among(values))
     undo += [guard.restore, *_tensor_states(guard.tensors)]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), flex_attention_written_out(), guard:
+        with torch.no_grad(), _no_fast_path(), flex_attention_written_out(), guard:
             set_eval(model)
             yield model
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
         for step in reversed(undo):
             step()
+
+
+@contextmanager
+def _slow_path() -> Iterator[None]:
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+_no_fast_path = shared(_slow_path)
 
 
 def set_eval(model: nn.Module) -> None:

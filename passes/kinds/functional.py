@@ -6,7 +6,6 @@ What the second pass says of a tensor is then said once: nothing changes it late
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fxrebasin.running.messages import first_lines, out_of_memory
 from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
+from fxrebasin.running.switches import TRACING, no_warnings
 
 _aten = torch.ops.aten
 
@@ -174,8 +174,7 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with TRACING, no_warnings():
             yield
     finally:
         logger.setLevel(level)

@@ -8,7 +8,6 @@ the data of its activations is run again on real tensors.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +26,7 @@ from fxrebasin.passes.propagate.propagator import RunOn
 from fxrebasin.passes.propagate.runs import run_model
 from fxrebasin.running.messages import attempt, out_of_memory
 from fxrebasin.running.outputs import ReducingError
+from fxrebasin.running.switches import no_warnings, shared
 
 _NO_CHOICES = Choices()
 
@@ -79,13 +79,20 @@ def _may_run_otherwise(error: Exception) -> bool:
 @contextmanager
 def _without_mkldnn() -> Iterator[None]:
     """Recurrent layers come as ordinary operators and not as one of mkldnn's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with _all_without_mkldnn():
+        yield
+
+
+@contextmanager
+def _mkldnn_off() -> Iterator[None]:
+    with no_warnings():
         flags = torch.backends.mkldnn.flags(enabled=False)
         flags.__enter__()
     try:
         yield
     finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
+        with no_warnings():
             flags.__exit__(None, None, None)
+
+
+_all_without_mkldnn = shared(_mkldnn_off)

@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxrebasin.passes.trace.graph_state import copy_graph
+from fxrebasin.running.switches import TRACING, shared
 
 
 def exported_graph(
@@ -37,7 +38,7 @@ def exported_graph(
         torch.Tensor, lambda tensor: tensor.detach().clone(), (tuple(args), dict(kwargs))
     )
     shapes = _dynamic_shapes(own_args, own_kwargs) if dynamic_batch else None
-    with _quiet(), trusted_distributions(), _returning(model, finish):
+    with TRACING, _quiet(), trusted_distributions(), _returning(model, finish):
         program = torch.export.export(
             model, own_args, own_kwargs, dynamic_shapes=shapes, strict=False
         )
@@ -81,17 +82,26 @@ def _returning(model: nn.Module, finish: Callable[[Any], Any]) -> Iterator[None]
 
 
 @contextmanager
-def trusted_distributions() -> Iterator[None]:
-    """Leave out the checks of the arguments of distributions: they look at values.
-
-    There are none while a model is exported, and what a model computes does not depend on them.
-    """
+def _trusted() -> Iterator[None]:
     checked = Distribution._validate_args
     Distribution.set_default_validate_args(False)
     try:
         yield
     finally:
         Distribution.set_default_validate_args(checked)
+
+
+_all_trusted = shared(_trusted)
+
+
+@contextmanager
+def trusted_distributions() -> Iterator[None]:
+    """Leave out the checks of the arguments of distributions: they look at values.
+
+    There are none while a model is exported, and what a model computes does not depend on them.
+    """
+    with _all_trusted():
+        yield
 
 
 @contextmanager

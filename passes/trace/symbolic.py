@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import linecache
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,7 @@ from fxrebasin.passes.trace.filling import Filling
 from fxrebasin.passes.trace.graph_state import copy_graph
 from fxrebasin.running.messages import has_tensor
 from fxrebasin.running.outputs import Wanted
+from fxrebasin.running.switches import TRACING
 
 _FX_FOLDER = str(Path(fx.__file__).parent)
 
@@ -40,7 +42,8 @@ def symbolic_graph(
     Whatever the model raises on symbolic values is passed on.
     """
     tracer = _CallTracer(model, args, kwargs, finish, wanted)
-    graph = copy_graph(tracer.trace(model))
+    with TRACING:
+        graph = copy_graph(tracer.trace(model))
     return fx.GraphModule(tracer.root, graph, type(model).__name__)
 
 
@@ -59,6 +62,7 @@ class _CallTracer(fx.Tracer):
         self._args, self._kwargs, self._finish, self._wanted = args, kwargs, finish, wanted
         state = [*model.named_parameters(), *model.named_buffers()]
         self._names = {id(tensor): name for name, tensor in state}
+        self._thread = threading.get_ident()
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -88,9 +92,22 @@ class _CallTracer(fx.Tracer):
         default = values[name] if isinstance(values[name], _LITERALS) else None
         return self.create_proxy("placeholder", name, (default,) if optional else (), {})
 
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Trace a call of a module; torch.fx sees those of other threads, too, which go on."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """Read a parameter or buffer through a node; other attributes have their values."""
-        name = self._names.get(id(attr_val)) if isinstance(attr_val, torch.Tensor) else None
+        own = isinstance(attr_val, torch.Tensor) and threading.get_ident() == self._thread
+        name = self._names.get(id(attr_val)) if own else None
         if name is None:
             return attr_val
         if name not in parameter_proxy_cache:

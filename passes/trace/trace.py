@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from fxrebasin.running.graph_outputs import for_graph
 from fxrebasin.running.messages import attempt, describe, describe_call, first_lines, module_path
 from fxrebasin.running.outputs import REDUCED_KEY, Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
+from fxrebasin.running.switches import no_warnings
 from fxrebasin.wording import spoken
 
 _Trace: TypeAlias = Callable[..., fx.GraphModule]
@@ -172,8 +172,7 @@ def _try(
             graph_module.meta[REDUCED_KEY] = True
         made.append(graph_module)
 
-    with preserve(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with preserve(model), no_warnings():
         error = attempt(run)
     if error is not None:
         path = module_path(model, error)

@@ -25,11 +25,13 @@ from fxrebasin.models.checks import unwrap
 from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.reports.equivalence import EquivalenceReport, OutputFigures
 from fxrebasin.running.outputs import Outputs
+from fxrebasin.running.surroundings import in_own_surroundings
 from fxrebasin.wording import listed
 
 _LISTED = 8
 
 
+@in_own_surroundings
 def verify(
     model: nn.Module | ModelProto | str | PathLike[str],
     other: nn.Module | ModelProto | str | PathLike[str] | Mapping[str, Tensor],

@@ -1,0 +1,80 @@
+"""A copy of what a model is made of, for a call to work on; its tensors stay where they are."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections import OrderedDict, deque
+from functools import partial
+from types import MethodType
+from typing import Any
+
+from torch import nn
+
+from fxrebasin.running.preserve import tensors_of
+from fxrebasin.running.switches import no_warnings
+
+_NOT_COPYABLE = (
+    *(TypeError, RuntimeError, AttributeError, NotImplementedError, ValueError),
+    pickle.PicklingError,
+)
+_SEQUENCES = (list, tuple, set, deque)
+_MAPPINGS = (dict, OrderedDict)
+
+
+def own_structure(model: nn.Module) -> nn.Module:
+    """The same modules, containers and flags as objects of their own, with the same tensors.
+
+    Running a model puts it in eval mode, and replaces its parameters for as long as it runs; what
+    another thread does with the model at that time would see it. A call works on this copy instead.
+
+    Args:
+        model: any module; left as it is.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> own = own_structure(net).eval()
+        >>> own.weight is net.weight, net.training
+        (True, True)
+    """
+    return restructured(model, {id(tensor): tensor for tensor in tensors_of(model)})
+
+
+def restructured(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
+    """A copy of a model with other tensors, or the same, in the places of its own.
+
+    Of a model that holds what cannot be copied (a lock, an open file), modules and plain
+    containers are copied, and the rest is shared.
+
+    Args:
+        model: left as it is.
+        tensors: by the identity of those of the model.
+    """
+    try:
+        with no_warnings():  # of classes that are deprecated
+            return copy.deepcopy(model, dict(tensors))
+    except _NOT_COPYABLE:
+        copied: nn.Module = _copied(model, dict(tensors))
+        return copied
+
+
+def _copied(value: Any, known: dict[int, Any]) -> Any:
+    if id(value) in known:
+        return known[id(value)]
+    if isinstance(value, nn.Module):
+        made = known[id(value)] = type(value).__new__(type(value))
+        vars(made).update({name: _copied(item, known) for name, item in vars(value).items()})
+        return made
+    if type(value) in _MAPPINGS:
+        mapping = known[id(value)] = type(value)()
+        mapping.update((key, _copied(item, known)) for key, item in value.items())
+        return mapping
+    if type(value) in _SEQUENCES:
+        items = [_copied(item, known) for item in value]
+        return known.setdefault(id(value), type(value)(items))
+    if isinstance(value, MethodType):
+        return MethodType(value.__func__, _copied(value.__self__, known))
+    if type(value) is partial:
+        args, keywords = _copied(value.args, known), _copied(value.keywords, known)
+        return partial(_copied(value.func, known), *args, **keywords)
+    return value

@@ -1,0 +1,266 @@
+"""A model belongs to its owner: other threads use it, and find it as it was, while a call runs."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fxrebasin
+from fxrebasin.errors import InputError
+from fxrebasin.exporters.verify.float64 import float64_copy
+from fxrebasin.running.collector import collector_paused
+from fxrebasin.running.own_structure import own_structure
+from fxrebasin.running.switches import no_warnings
+from tests.support.small_nets import draw, unsettled
+
+X = draw(3, 4)
+
+
+class Small(nn.Module):
+    """A hidden layer with a norm, in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(self.first(x)).relu())
+
+
+def small(seed: int) -> nn.Module:
+    return unsettled(Small(), seed).train()
+
+
+def together(*works: Callable[[], Any]) -> list[BaseException]:
+    """Run functions at once; returns what they raised."""
+    raised: list[BaseException] = []
+
+    def guarded(work: Callable[[], Any]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - a thread must not lose it
+            raised.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+def process_settings() -> tuple[Any, ...]:
+    return (
+        torch.backends.mha.get_fastpath_enabled(),
+        gc.isenabled(),
+        sys.stdout,
+        sys.stderr,
+        list(warnings.filters),
+        nn.Module.__call__,
+        nn.Module.__getattr__,
+        torch.distributions.Distribution._validate_args,
+    )
+
+
+@pytest.fixture(autouse=True)
+def often() -> Any:
+    """Threads change as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def transforming(model: nn.Module, reference: nn.Module, rounds: int) -> Callable[[], None]:
+    def work() -> None:
+        for _ in range(rounds):
+            graph = fxrebasin.transform(model, ref=reference, example_inputs=X)
+            assert graph.meta["fxrebasin"].equivalence.passed
+
+    return work
+
+
+def reading(model: nn.Module, stop: threading.Event, calls: list[int]) -> Callable[[], None]:
+    """A thread that uses a model, and checks all that it sees."""
+    with torch.no_grad():
+        want = model(X)
+    names = list(model.state_dict())
+
+    def work() -> None:
+        while not stop.is_set():
+            calls.append(1)
+            with torch.no_grad():
+                assert torch.allclose(model(X), want, atol=1e-6)
+            assert list(model.state_dict()) == names
+            assert not any(p.is_meta for p in model.parameters())
+            assert all(module.training for module in model.modules())
+
+    return work
+
+
+@pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("same", [True, False], ids=["one model", "two models"])
+def test_two_calls_at_once_and_a_reader_beside_them(same: bool, rounds: int) -> None:
+    model, reference = small(1), small(2)
+    other = model if same else small(3)
+    before = [copy.deepcopy(m.state_dict()) for m in (model, other, reference)]
+    transforming(model, reference, 1)()  # what is imported by a call adds to the settings
+    settings = process_settings()
+    stop, calls = threading.Event(), [0]
+    finished: list[int] = []
+
+    def last_stops(work: Callable[[], None]) -> Callable[[], None]:
+        def both() -> None:
+            try:
+                work()
+            finally:
+                finished.append(1)
+                if len(finished) == 2:
+                    stop.set()
+
+        return both
+
+    raised = together(
+        last_stops(transforming(model, reference, rounds)),
+        last_stops(transforming(other, reference, rounds)),
+        reading(model, stop, calls),
+    )
+    assert raised == []
+    assert len(calls) > rounds
+    for found, state in zip((model, other, reference), before, strict=True):
+        assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in state.items())
+        assert all(module.training for module in found.modules())
+    assert process_settings() == settings
+
+
+def test_exports_and_comparisons_at_once_leave_the_outputs_and_settings(tmp_path: Path) -> None:
+    model = small(1)
+    fxrebasin.export_onnx(model, tmp_path / "first.onnx", X)
+    settings = process_settings()
+    raised = together(
+        lambda: fxrebasin.export_onnx(model, tmp_path / "a.onnx", X),
+        lambda: fxrebasin.export_onnx(model, tmp_path / "b.onnx", X),
+        lambda: [fxrebasin.verify(model, model, X).raise_if_failed() for _ in range(3)],
+        lambda: [fxrebasin.analyze(model, X) for _ in range(5)],
+    )
+    assert raised == []
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert process_settings() == settings
+
+
+def test_settings_that_overlap_are_put_back_by_the_last() -> None:
+    settings = process_settings()
+    first, second = collector_paused(), collector_paused()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not gc.isenabled()
+    second.__exit__(None, None, None)
+    quiet = no_warnings(), no_warnings()
+    quiet[0].__enter__()
+    quiet[1].__enter__()
+    quiet[0].__exit__(None, None, None)
+    warnings.warn("not shown", stacklevel=1)
+    quiet[1].__exit__(None, None, None)
+    assert process_settings() == settings
+
+
+class Locked(Small):
+    """Cannot be copied as a whole, and knows its parts in several ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+        self.steps = [self.first, self.norm]
+        self.named = {"head": self.last, "pair": (self.last, 3)}
+        self.bound = self.last.forward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with self.lock:
+            for step in self.steps:
+                x = step(x)
+            return self.bound(x.relu())
+
+
+def test_a_model_that_cannot_be_copied_keeps_what_it_holds() -> None:
+    model = unsettled(Locked()).train()
+    own = own_structure(model)
+    assert own is not model
+    assert own.lock is model.lock
+    assert own.steps[0] is own.first
+    assert own.named["pair"][0] is own.last
+    assert own.bound.__self__ is own.last
+    assert own.last.weight is model.last.weight
+    own.eval()
+    assert model.training
+    wide = float64_copy(model)
+    assert wide.last.weight.dtype == torch.float64
+    assert model.last.weight.dtype == torch.float32
+    assert wide.bound.__self__ is wide.last
+    assert fxrebasin.verify(model, copy_of(model), X).passed
+    assert model.training
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    other = Locked()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+# --- the modes that a caller may be in ---------------------------------------------------------
+
+
+SURROUNDINGS: dict[str, Callable[[], Any]] = {
+    "inference mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "meta by default": lambda: torch.device("meta"),
+    "gradients": torch.enable_grad,
+    "no gradients": torch.no_grad,
+}
+
+
+@pytest.mark.parametrize("name", SURROUNDINGS)
+def test_calls_are_the_same_in_any_mode(name: str, tmp_path: Path) -> None:
+    model, reference = small(1), small(2)
+    wanted = fxrebasin.match(model, ref=reference, example_inputs=X)
+    with SURROUNDINGS[name]():
+        graph = fxrebasin.transform(model, ref=reference, example_inputs=X)
+        assert fxrebasin.match(model, ref=reference) == wanted  # with inputs that are inferred
+        assert fxrebasin.verify(model, graph, X).passed
+        assert fxrebasin.analyze(model, X).log10_order() > 0
+        assert fxrebasin.apply(model, wanted, X).state_dict().keys() == model.state_dict().keys()
+    assert graph.meta["fxrebasin"].certificate == wanted
+    assert not any(p.is_inference() for p in graph.parameters())
+    assert all(p.dtype == torch.float32 and not p.is_meta for p in graph.parameters())
+
+
+def test_another_dtype_by_default_is_fine() -> None:
+    model, reference = small(1), small(2)
+    wanted = fxrebasin.match(model, ref=reference, example_inputs=X)
+    torch.set_default_dtype(torch.float64)
+    try:
+        graph = fxrebasin.transform(model, ref=reference, example_inputs=X)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert graph.meta["fxrebasin"].certificate == wanted
+
+
+def test_transforms_of_functions_are_refused() -> None:
+    model = small(1)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        fxrebasin.analyze(model, x)
+        return x
+
+    with pytest.raises(InputError, match=r"inside torch\.vmap, torch\.func\.grad or another trans"):
+        torch.vmap(call)(X)
