@@ -17,17 +17,18 @@ _LOGGERS = ("torch", "onnxscript", "onnx_ir")
 @contextmanager
 def quiet() -> Iterator[None]:
     """Let this thread print, warn and log nothing."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
+    with TRACING:  # what other threads put in place of the outputs has to be gone
+        loggers = [logging.getLogger(name) for name in _LOGGERS]
+        levels = [logger.level for logger in loggers]
         out, err = cast(TextIO, _Mute(sys.stdout)), cast(TextIO, _Mute(sys.stderr))
-        with TRACING, no_warnings(), redirect_stdout(out), redirect_stderr(err):
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            with no_warnings(), redirect_stdout(out), redirect_stderr(err):
+                yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 class _Mute:

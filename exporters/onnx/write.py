@@ -103,7 +103,7 @@ def _translated(
     model: nn.Module, captured: Captured, opset: int | None, optimize: bool
 ) -> ir.Model:
     try:
-        with torch.no_grad(), whole_recurrent_layers(), quiet():
+        with quiet(), torch.no_grad(), whole_recurrent_layers():
             program = torch.onnx.export(
                 lowered_first(captured.program),
                 dynamo=True,
