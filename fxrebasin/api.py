@@ -515,6 +515,10 @@ def transform(
         True
     """
     proof = proof_of(verify)
+    if proof is Proof.EXACT and symmetry != Kinds.PERMUTATION.value:
+        raise InputError(
+            f"verify='exact' compares bits, which symmetry={symmetry!r} changes; pass verify=True"
+        )
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
     request = _Request(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import fxrebasin
 from fxrebasin import api
+from fxrebasin.cli import main
 from fxrebasin.errors import EquivalenceError, InputError
 from fxrebasin.exporters.verify import outputs
 from fxrebasin.exporters.verify.bits import compare_bits, same_bits
@@ -44,6 +47,10 @@ def rows(monkeypatch):
 
     monkeypatch.setattr(Float64Run, "__call__", noted)
     return found
+
+
+def small_net():
+    return Net()
 
 
 def pair():
@@ -221,3 +228,23 @@ def test_magnitudes_that_grow_from_block_to_block_do_not_overflow(scale, monkeyp
     assert found.cosine == pytest.approx(expected)
     assert found.max_rel == pytest.approx(1 / 12)
     assert found.top1 == 0.0
+
+
+def test_the_command_proves_bits_and_runs_nothing(tmp_path, rows):
+    checkpoints = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    for seed, path in enumerate(checkpoints):
+        torch.save(unsettled(small_net(), seed).state_dict(), path)
+    common = ["tests.test_proof:small_net", "--model-b", str(checkpoints[1]), "--exact"]
+    common += ["--ref", str(checkpoints[0]), "--input-shape", "2,6"]
+    out = tmp_path / "out.safetensors"
+    found = CliRunner().invoke(main, ["transform", *common, "--out", str(out), "--json"])
+    assert found.exit_code == 0, found.output
+    equivalence = json.loads(found.stdout)["equivalence"]
+    assert (equivalence["passed"], equivalence["backend"], equivalence["rows"]) == (True, "bits", 0)
+    assert not rows
+    assert out.exists()
+    other = ["transform", *common, "--out", str(tmp_path / "x.pt"), "--symmetry", "signed"]
+    refused = CliRunner().invoke(main, other)
+    assert refused.exit_code == 2
+    assert "only permutations keep all" in refused.output
+    assert not (tmp_path / "x.pt").exists()

@@ -86,6 +86,8 @@ def align(
     method: str,
     matching: HowToMatch,
     inputs: Inputs,
+    *,
+    run: bool = True,
 ) -> Aligned:
     """Match the units of checkpoints with those of the first, and prove what was found.
 
@@ -95,6 +97,7 @@ def align(
         method: of matching.
         matching: its options.
         inputs: which outputs and buffers count.
+        run: run the model in both orders, where one checkpoint is matched at a time.
 
     Raises:
         FxRebasinError: what the methods raise.
@@ -130,6 +133,7 @@ def align(
             bench.example.args,
             bench.example.kwargs,
             method,
+            verify=run,
             **common,
         )
         for checkpoint in checkpoints[1:]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -33,6 +35,12 @@ from fxrebasin.cli.options import (
 )
 from fxrebasin.cli.talking import say, show
 
+if TYPE_CHECKING:
+    from fxrebasin.alignment import Certificate
+    from fxrebasin.cli.work import Bench
+    from fxrebasin.reports.equivalence import EquivalenceReport
+    from fxrebasin.storage.reading import Checkpoint
+
 
 @click.command()
 @click.argument("model")
@@ -45,6 +53,11 @@ from fxrebasin.cli.talking import say, show
 @output_option(
     "--certificate", ".safetensors", help="Also write the permutation, or the alignment."
 )
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Prove that every tensor is that of --model-b, permuted, bit for bit; run nothing for it.",
+)
 @matching_options(PAIRWISE, "weight")
 @reading_options
 @input_options
@@ -56,6 +69,7 @@ def transform(
     ref: Path,
     onnx: Path | None,
     certificate: Path | None,
+    exact: bool,
     target: Target,
     matching: HowToMatch,
     reading: HowToRead,
@@ -69,8 +83,6 @@ def transform(
     dtypes and everything else in it stay as they are. MODEL and --ref may be ONNX files, and
     --out is one then.
     """
-    import fxrebasin
-    from fxrebasin.alignment import applied
     from fxrebasin.cli.aligning import align, default_method, for_copies, moved
     from fxrebasin.cli.documents import (
         card,
@@ -83,13 +95,22 @@ def transform(
     from fxrebasin.cli.large_transform import transform_large
     from fxrebasin.cli.plans import show_plan
     from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write_weights
+    from fxrebasin.kinds import Kinds
+    from fxrebasin.proof import prove_bits
     from fxrebasin.show.views import report_facts
 
     if is_onnx_file(model):
-        given = {"--model-b": model_b, "--onnx": onnx, **running_given(matching, target, talk)}
+        given = {
+            "--model-b": model_b,
+            "--onnx": onnx,
+            "--exact": exact or None,
+            **running_given(matching, target, talk),
+        }
         refuse_options({**given, **reading_given(reading, inputs), **limits_given(limits)})
         transform_file(Path(model), ref, certificate, target, matching, inputs, talk)
         return
+    if exact and matching.symmetry != Kinds.PERMUTATION.value:
+        raise click.UsageError("--exact compares bits, and only permutations keep all of them")
     if is_onnx_file(target.out):
         raise click.UsageError("--out is an ONNX file only where MODEL is one; see --onnx")
     path = weights_or_folder(model, model_b, "--model-b")
@@ -105,30 +126,22 @@ def transform(
         return
     reference, checkpoint = bench.read(ref), bench.read(path)
     method = matching.method or default_method(2)
-    aligned = align(bench, [reference, checkpoint], method, matching, inputs)
+    aligned = align(bench, [reference, checkpoint], method, matching, inputs, run=not exact)
     report = aligned.found[0]
     permutation = report.certificate
+    state = moved(checkpoint, permutation)
+    if exact:
+        report = replace(report, equivalence=prove_bits(checkpoint.state, state, permutation))
     files: list[Path] = []
     exported = None
     # The file that can fail to be made comes first, so that a failure leaves none.
     if onnx is not None:
-        bench.lay(checkpoint)
-        bench.module.load_state_dict(applied(permutation, bench.module.state_dict()))
-        onnx.parent.mkdir(parents=True, exist_ok=True)
-        exported = fxrebasin.export_onnx(
-            bench.module,
-            onnx,
-            bench.example.args,
-            bench.example.kwargs,
-            overwrite=target.overwrite,
-            **inputs.choices,
-        )
+        exported = _exported(bench, checkpoint, permutation, onnx, target, inputs)
         files.append(onnx)
     notes = (*reference.notes, *checkpoint.notes, *checkpoint.left_out)
     facts = report_facts(report, notes, exported)
     what = [("permuted", str(path)), ("towards", str(ref)), ("seed", str(matching.seed))]
     text = card(target.out.stem, [*what, *facts, *digest_facts(path, permutation)])
-    state = moved(checkpoint, permutation)
     files += write_weights(target, checkpoint, state, text, for_copies(permutation))
     if certificate is not None:
         permutation.save(certificate, overwrite=target.overwrite)
@@ -148,3 +161,28 @@ def transform(
     )
     for file in files:
         say(talk, f"wrote {file}")
+
+
+def _exported(
+    bench: Bench,
+    checkpoint: Checkpoint,
+    permutation: Certificate,
+    onnx: Path,
+    target: Target,
+    inputs: Inputs,
+) -> EquivalenceReport:
+    """Write the permuted model as an ONNX file."""
+    import fxrebasin
+    from fxrebasin.alignment import applied
+
+    bench.lay(checkpoint)
+    bench.module.load_state_dict(applied(permutation, bench.module.state_dict()))
+    onnx.parent.mkdir(parents=True, exist_ok=True)
+    return fxrebasin.export_onnx(
+        bench.module,
+        onnx,
+        bench.example.args,
+        bench.example.kwargs,
+        overwrite=target.overwrite,
+        **inputs.choices,
+    )

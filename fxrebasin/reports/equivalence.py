@@ -86,7 +86,8 @@ class EquivalenceReport(Brief):
     """The outcome of comparing a model with another one, or with an ONNX file of it.
 
     Attributes:
-        backend: what ran the candidate: "pytorch-float64" or "onnxruntime-float32".
+        backend: what ran the candidate: "pytorch-float64" or "onnxruntime-float32"; or "bits", if
+            nothing ran and stored tensors were compared.
         outputs: figures per output tensor.
         inputs: the inputs that were compared, in words.
         structure: differences in what the two return (names and number of tensors), in words.
@@ -244,7 +245,8 @@ class EquivalenceReport(Brief):
         return f"equivalent on {counted(self.rows, 'row')}" if self.rows else "equal bits"
 
     def __str__(self) -> str:
-        text = f"{self._verdict()} ({self.backend}; inputs: {', '.join(self.inputs) or 'none'})"
+        ran = f"inputs: {', '.join(self.inputs)}" if self.inputs else "nothing was run"
+        text = f"{self._verdict()} ({self.backend}; {ran})"
         if not self.passed:
             return f"{text}: {'; '.join(self.failures)}"
         return f"{text}: relative error {self.max_rel:.3g}, tolerance {self.tolerance:.3g}"
