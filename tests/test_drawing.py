@@ -116,8 +116,8 @@ def test_blocks_that_differ_or_hand_units_on_are_not_folded():
 def test_a_normalisation_shares_the_box_of_its_convolution():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
     source = dot_source(analyzed(model, 1, 3, 5, 5), "net")
-    assert r'label="0\n1\nc1: 4"' in source
-    assert r'label="c1: 4 units\l0.weight[0]\l"' in source
+    assert r'label="0 4×3×1×1\n1\n#1: 4"' in source
+    assert r'label="#1: 4 units\l0.weight[0]\l"' in source
 
 
 def test_an_operator_without_a_rule_is_marked():
@@ -144,7 +144,13 @@ def test_the_picture_is_an_svg_that_says_the_same_every_time():
     assert picture == render_svg(source)
     root = ElementTree.fromstring(picture)
     texts = {"".join(item.itertext()) for item in root.iter("{http://www.w3.org/2000/svg}text")}
-    assert {'a "quoted" \\ name', "embed", "head", "c1: 6 units", "embed.weight[0]"} <= texts
+    assert {
+        'a "quoted" \\ name',
+        "embed 6×3",
+        "head 2×6",
+        "#1: 6 units",
+        "embed.weight[0]",
+    } <= texts
     assert any(re.search(r"blocks\.0 … 1\s+\(2×\)$", text) for text in texts)
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option("--weights", type=CHECKPOINT, help="Weights of MODEL, whose constants count.")
 @output_option("--svg", ".svg", help="Also draw the model, coloured by permutation class.")
+@output_option("--html", ".html", help="Also write a page to explore it: zoom, search, axes, pins.")
 @overwrite_option
 @symmetry_option
 @reading_options
@@ -46,6 +47,7 @@ def inspect(
     explain: tuple[str, int] | None,
     weights: Path | None,
     svg: Path | None,
+    html: Path | None,
     overwrite: bool,
     symmetry: str,
     reading: HowToRead,
@@ -58,11 +60,12 @@ def inspect(
     """
     from fxrebasin.progress import waiting
     from fxrebasin.show.drawing import dot_source, render_svg
+    from fxrebasin.show.page import html_page
     from fxrebasin.show.views import symmetry_document, symmetry_view
     from fxrebasin.storage.files import publish, refuse_existing
 
-    if svg is not None:
-        refuse_existing([svg], overwrite=overwrite)
+    pictures = [path for path in (svg, html) if path is not None]
+    refuse_existing(pictures, overwrite=overwrite)
     found, shapes = _symmetry(model, weights, symmetry, reading, inputs)
     talk = Talk(as_json, dry_run=False)
     if explain is not None:
@@ -74,7 +77,11 @@ def inspect(
     if svg is not None:
         with waiting("drawing"):
             publish(svg, render_svg(dot_source(found, model)), overwrite=overwrite)
-        say(talk, f"wrote {svg}")
+    if html is not None:
+        with waiting("drawing"):
+            publish(html, html_page(found, model).encode(), overwrite=overwrite)
+    for path in pictures:
+        say(talk, f"wrote {path}")
 
 
 def _symmetry(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import colorsys
+import math
 import re
 import shutil
 import subprocess
@@ -11,9 +13,11 @@ from dataclasses import dataclass
 from fxrebasin.errors import InputError
 from fxrebasin.flow import Part, Step, StepKind
 from fxrebasin.show.folding import Sketch, is_within, parent_of, sketch
+from fxrebasin.show.numbering import common_name, numbers_of
 from fxrebasin.show.views import percent
 from fxrebasin.symmetry import Symmetry
 
+# Colours for classes in the order in which they appear; further ones are made, see `_color`.
 _COLORS = (
     *("#8ecae6", "#ffc04d", "#95d5b2", "#f4978e", "#cdb4db", "#7fc8c2", "#f7a1c4"),
     *("#b9d05a", "#9fa8ff", "#d9a877", "#ff9f68", "#6fa8dc", "#e3cf57", "#a8b89a"),
@@ -58,6 +62,24 @@ def dot_source(symmetry: Symmetry, title: str) -> str:
     return "\n".join(_Drawing.of(symmetry).lines(title)) + "\n"
 
 
+def class_colors(symmetry: Symmetry) -> dict[str, str]:
+    """By the name of each outermost class that is drawn, its colour, in order of appearance."""
+    drawn = sketch(symmetry)
+    shown = [n for step in drawn.steps.values() for n in (*step.inner, *step.classes)]
+    folded = {n for names in drawn.alike.values() for n in names}
+    rest = [c.name for c in symmetry.classes if not c.within and c.name not in folded]
+    return {name: _color(i) for i, name in enumerate(dict.fromkeys([*shown, *rest]))}
+
+
+def _color(number: int) -> str:
+    """Another colour for each number: hues a golden angle apart, at three lightnesses."""
+    if number < len(_COLORS):
+        return _COLORS[number]
+    hue, lightness = number * (math.sqrt(5) - 1) / 2 % 1, (0.66, 0.78, 0.87)[number % 3]
+    channels = colorsys.hls_to_rgb(hue, lightness, 0.75)
+    return "#" + "".join(f"{round(255 * value):02x}" for value in channels)
+
+
 def render_svg(source: str) -> bytes:
     """Lay out a picture with Graphviz and return it as SVG.
 
@@ -96,17 +118,16 @@ class _Drawing:
     symmetry: Symmetry
     sketch: Sketch
     tags: dict[str, str]
+    colors: dict[str, str]
     sizes: dict[str, int]
 
     @classmethod
     def of(cls, symmetry: Symmetry) -> _Drawing:
-        """Number the classes in the order in which they appear."""
-        drawn = sketch(symmetry)
-        shown = [n for step in drawn.steps.values() for n in (*step.inner, *step.classes)]
-        folded = {n for names in drawn.alike.values() for n in names}
-        rest = [c.name for c in symmetry.classes if not c.within and c.name not in folded]
-        tags = {name: f"c{i}" for i, name in enumerate(dict.fromkeys([*shown, *rest]), start=1)}
-        return cls(symmetry, drawn, tags, {c.name: c.size for c in symmetry.classes})
+        """Choose colours for the classes in the order in which they appear."""
+        colors = class_colors(symmetry)
+        tags = {name: number for name, number in numbers_of(symmetry).items() if name in colors}
+        sizes = {c.name: c.size for c in symmetry.classes}
+        return cls(symmetry, sketch(symmetry), tags, colors, sizes)
 
     def lines(self, title: str) -> Iterator[str]:
         """The whole picture."""
@@ -188,7 +209,7 @@ class _Drawing:
             attributes["style"] = "striped"
         if any(part.unknown for part in step.parts):
             attributes |= {"color": _UNKNOWN, "penwidth": "2.5"}
-        names = [_part_label(part, path) for part in step.parts] or [step.kind.value]
+        names = [self._label(part, path) for part in step.parts] or [step.kind.value]
         if step.kind is not StepKind.STEP:
             attributes["shape"] = "oval"
             names = [step.kind.value]
@@ -202,6 +223,17 @@ class _Drawing:
         attributes["label"] = "\n".join(names)
         listed = ", ".join(f"{name}={_quoted(text)}" for name, text in attributes.items())
         return f"s{index} [{listed}];"
+
+    def _label(self, part: Part, path: str) -> str:
+        """What stands in a box for a part: its name, and the shape of its largest tensor."""
+        shapes = [self.symmetry.shapes[state] for state in part.states]
+        largest = max(shapes, key=math.prod, default=())
+        shape = f" {'×'.join(map(str, largest))}" if len(largest) > 1 else ""
+        if not part.own:
+            return _relative(part.path, path) + shape
+        signs = dict.fromkeys(_SIGNS.get(name, name) for name in part.operators)
+        names = [_relative(state, path) for state in part.states]
+        return " ".join([*list(signs)[:3], *names]) + shape
 
     def _units(self, classes: Sequence[str]) -> str:
         shown = [f"{self.tags[name]}: {self.sizes[name]}" for name in classes[:3]]
@@ -218,13 +250,12 @@ class _Drawing:
         return "\n".join(lines) or ", ".join(o for part in step.parts for o in part.operators)
 
     def _colors(self, classes: Iterable[str]) -> list[str]:
-        numbers = [int(self.tags[name][1:]) - 1 for name in classes]
-        return [_COLORS[number % len(_COLORS)] for number in numbers] or [_PINNED]
+        return [self.colors[name] for name in classes] or [_PINNED]
 
     # Legend -----------------------------------------------------------------------------------
 
     def _legend(self) -> Iterator[str]:
-        rows = [(self._colors([name])[0], self._meaning(name), "#404040") for name in self.tags]
+        rows = [(color, self._meaning(name), "#404040") for name, color in self.colors.items()]
         rows.append((_PINNED, "pinned: cannot be permuted", "#404040"))
         if self.symmetry.unknown_operators:
             names = ", ".join(self.symmetry.unknown_operators)
@@ -245,28 +276,7 @@ class _Drawing:
         each = f", and inside each {' and '.join(str(c.size) for c in inside)}" if inside else ""
         alike = self.sketch.alike.get(name, (name,))
         times = f", in each of {len(alike)} blocks" if len(alike) > 1 else ""
-        return f"{self.tags[name]}: {self.sizes[name]} units{each}{times}\n{_pattern(alike)}"
-
-
-def _pattern(names: Sequence[str]) -> str:
-    """One name for several that differ in one part.
-
-    Example:
-        >>> _pattern(("layers.0.weight[0]", "layers.1.weight[0]", "layers.2.weight[0]"))
-        'layers.{0 … 2}.weight[0]'
-    """
-    parts = [name.split(".") for name in names]
-    if len(names) == 1 or len({len(part) for part in parts}) > 1:
-        return names[0]
-    differ = [
-        place for place, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1
-    ]
-    if len(differ) != 1:
-        return names[0]
-    (place,) = differ
-    first, last = parts[0], parts[-1][place]
-    chosen = f"{{{first[place]} … {_ending(first[place], last)}}}"
-    return ".".join([*first[:place], chosen, *first[place + 1 :]])
+        return f"{self.tags[name]}: {self.sizes[name]} units{each}{times}\n{common_name(alike)}"
 
 
 def _ending(first: str, last: str) -> str:
@@ -294,14 +304,6 @@ def _prefixes(path: str, below: str) -> Iterator[str]:
     names = path.split(".") if path else []
     for depth in range(len(below.split(".")) + 1 if below else 1, len(names) + 1):
         yield ".".join(names[:depth])
-
-
-def _part_label(part: Part, path: str) -> str:
-    if not part.own:
-        return _relative(part.path, path)
-    signs = dict.fromkeys(_SIGNS.get(name, name) for name in part.operators)
-    names = [_relative(state, path) for state in part.states]
-    return " ".join([*list(signs)[:3], *names])
 
 
 def _relative(name: str, path: str) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -14,12 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from fxrebasin.facts import counted, facts_text
-from fxrebasin.show.folding import sketch
+from fxrebasin.show.numbering import common_name, folded_classes, numbers_of
 
 _LISTED = 3
 
 if TYPE_CHECKING:
-    from fxrebasin.layout import PermutationClass
     from fxrebasin.reports.equivalence import EquivalenceReport
     from fxrebasin.reports.rebasin import RebasinReport
     from fxrebasin.symmetry import Symmetry
@@ -46,10 +44,9 @@ def symmetry_view(title: str, symmetry: Symmetry, inputs: Sequence[str] = ()) ->
     table.add_column("parameters", justify="right")
     table.add_column("moves", overflow="fold")
     table.add_column("tied by", overflow="fold")
-    folded = list(_folded(symmetry))
-    numbers = {name: str(k) for k, (_, names) in enumerate(folded, start=1) for name in names}
-    for c, names in folded:
-        within = ", ".join(f"#{numbers[name]}" for name in c.within)
+    numbers = numbers_of(symmetry)
+    for c, names in folded_classes(symmetry):
+        within = ", ".join(numbers[name] for name in c.within)
         copies = f"{c.count}, inside {within}" if within else str(c.count)
         axes = _listed([_axis_text(symmetry, name, axis) for name, axis in c.axes])
         tied = ", ".join(f"{_short(o)} ×{n}" for o, n in symmetry.tying_operators(c).items())
@@ -59,60 +56,6 @@ def symmetry_view(title: str, symmetry: Symmetry, inputs: Sequence[str] = ()) ->
         table.add_row(numbers[c.name], *map(escape, (*cells, held, axes, tied or "–")))
     totals = facts_text(_totals(symmetry, inputs))
     return Group(table, Text(totals), _pins(symmetry))
-
-
-def _folded(symmetry: Symmetry) -> Iterator[tuple[PermutationClass, tuple[str, ...]]]:
-    """Classes, each with the names of those in its place in layers that are alike."""
-    alike = dict(sketch(symmetry).alike)
-    for outer, others in list(alike.items()):
-        alike |= _alike_within(symmetry, (outer, *others))
-    shown: set[str] = set()
-    for c in symmetry.classes:
-        if c.name not in shown:
-            names = alike.get(c.name, (c.name,))
-            shown |= {c.name, *names}
-            yield c, names
-
-
-def _alike_within(symmetry: Symmetry, outer: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Classes inside of classes that are alike, such as dimensions within heads.
-
-    Args:
-        symmetry: of the model.
-        outer: names of classes that are alike; the first may come twice.
-    """
-    inner = [
-        [c for c in symmetry.classes if c.within and c.within[0] == name]
-        for name in dict.fromkeys(outer)
-    ]
-    forms = {tuple((c.size, c.count, len(c.axes)) for c in classes) for classes in inner}
-    if len(forms) != 1:
-        return {}
-    rows = zip(*inner, strict=True)
-    return {row[0].name: tuple(c.name for c in row) for row in rows}
-
-
-def common_name(names: Sequence[str]) -> str:
-    """Names of things in repeated layers as one.
-
-    Args:
-        names: at least one.
-
-    Example:
-        >>> common_name(["layers.0.fc.weight[0]", "layers.1.fc.weight[0]", "layers.2.fc.weight[0]"])
-        'layers.{0…2}.fc.weight[0]'
-    """
-    columns = list(zip(*(name.split(".") for name in names), strict=False))
-    if len({name.count(".") for name in names}) > 1:
-        return f"{names[0]} … {names[-1]}"
-    return ".".join(c[0] if len(set(c)) == 1 else _range(c[0], c[-1]) for c in columns)
-
-
-def _range(first: str, last: str) -> str:
-    """Names that are numbered, from the first to the last."""
-    numbered = re.fullmatch(r"(.*?)\d+", first)
-    stem = numbered[1] if numbered is not None and last.startswith(numbered[1]) else ""
-    return f"{stem}{{{first[len(stem) :]}…{last[len(stem) :]}}}"
 
 
 def _axis_text(symmetry: Symmetry, name: str, axis: int) -> str:
