@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
 from fxrebasin.solvers import cheapest
-from fxrebasin.solvers.assignment import assign, assign_batch, improves
-from fxrebasin.solvers.scaling import easy_costs
+from fxrebasin.solvers.assignment import (
+    assign,
+    assign_batch,
+    assign_in_place,
+    collected,
+    improves,
+)
+from fxrebasin.solvers.scaling import costs_in_place, easy_costs
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 17, 64, 111, 112, 200, 300])
@@ -102,3 +110,33 @@ def test_scipy_takes_the_place_of_lapx(monkeypatch: pytest.MonkeyPatch) -> None:
         for each, found in zip(gains, expected, strict=True):
             assert (linear_sum_assignment(each, maximize=True)[1] == found).all()
     assert assign_batch(np.zeros((0, 20, 20))).shape == (0, 20)
+
+
+@pytest.mark.parametrize("n", [3, 60, 130, 300])
+@pytest.mark.parametrize("kind", ["random", "planted", "tied", "low rank"])
+def test_in_place_the_same_is_collected_and_gains_come_back(n: int, kind: str) -> None:
+    generator = np.random.default_rng([n, len(kind)])
+    gains = generator.standard_normal((n, n)).astype(np.float32)
+    if kind == "planted":
+        gains[np.arange(n), generator.permutation(n)] += 4
+    elif kind == "tied":
+        gains = np.round(gains)
+    elif kind == "low rank":
+        gains = gains[:, :2] @ gains[:2]
+    before = gains.copy()
+    expected = collected(before, assign(before.copy()))
+    found = assign_in_place(gains)
+    assert sorted(found) == list(range(n))
+    assert collected(before, found) == pytest.approx(expected, rel=1e-5, abs=1e-4)
+    np.testing.assert_allclose(gains, before, atol=2e-5 * max(1, np.abs(before).max()))
+
+
+def test_in_place_no_second_matrix_is_made() -> None:
+    gains = np.random.default_rng(0).standard_normal((1200, 1200)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        costs_in_place(gains, np.zeros(1200))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < gains.nbytes / 2

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fxrebasin.layout import IntArray
 from fxrebasin.solvers.cheapest import cheapest, cheapest_of_each
-from fxrebasin.solvers.scaling import Gains, Prices, easy_costs
+from fxrebasin.solvers.scaling import Gains, Prices, costs_in_place, easy_costs, gains_again
 
 # Gains are sums of float32 products: what differs by less than this share of them is a tie.
 ROUNDING = 8 * float(np.finfo(np.float32).eps)
@@ -50,6 +50,36 @@ def assign(gains: Gains, prefer: IntArray | None = None, prices: Prices | None =
     if n <= _TRY_ALL:
         return np.asarray(_best_of_all(gains[None], prefer[None])[0])
     solved = _solved(gains, prices)
+    _settle(gains, solved, prefer)
+    return solved
+
+
+def assign_in_place(gains: Gains, prefer: IntArray | None = None) -> IntArray:
+    """The same permutation as that of `assign`, without memory for a second matrix.
+
+    Args:
+        gains: floats of shape (n, n), finite; they are others on the way, and come back up to
+            rounding.
+        prefer: as for `assign`.
+
+    Returns:
+        int64 of shape (n,).
+
+    Example:
+        >>> import numpy as np
+        >>> assign_in_place(np.array([[0.0, 5.0, 1.0], [4.0, 0.0, 2.0], [0.0, 0.0, 3.0]]))
+        array([1, 0, 2])
+    """
+    n = len(gains)
+    if n < _PRICES_FROM:
+        return assign(gains, prefer)
+    prefer = np.arange(n) if prefer is None else prefer
+    solved: IntArray = gains.argmax(axis=1)
+    if np.count_nonzero(np.bincount(solved)) != n:
+        prices = np.zeros(n)
+        lowest = costs_in_place(gains, prices)
+        solved = cheapest(gains)
+        gains_again(gains, prices, lowest)
     _settle(gains, solved, prefer)
     return solved
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fxrebasin.layout import IntArray
-from fxrebasin.solvers.assignment import ROUNDING, assign, improves
+from fxrebasin.solvers.assignment import ROUNDING, assign, assign_in_place, improves
 from fxrebasin.solvers.blocks import Block, focus
 from fxrebasin.solvers.families import Evidence, Family, Gathered, gather
 from fxrebasin.solvers.inner_problems import InnerProblems
@@ -33,6 +33,7 @@ class CoordinateDescent:
         families: of all classes that may move.
         placement: where to start from; changed in place.
         report: called after each step with the number of families that are waiting.
+        frugal: whether to do without a second matrix where one is solved, which takes longer.
     """
 
     def __init__(
@@ -40,7 +41,10 @@ class CoordinateDescent:
         families: Sequence[Family],
         placement: Placement,
         report: Callable[[int], None] = lambda waiting: None,
+        *,
+        frugal: bool = False,
     ) -> None:
+        self._frugal = frugal
         self.families = families
         self.placement = placement
         self.sweeps = 0
@@ -131,7 +135,7 @@ class CoordinateDescent:
             if own is None:
                 return {}
             now = placement.arrays[family.root] if family.root in placement.stamps else None
-            prices = self._prices.setdefault(k, np.zeros(family.size))
+            prices = None if self._frugal else self._prices.setdefault(k, np.zeros(family.size))
             return {family.root: best_order(own, now, prices)}
         linear = _inner_gains(family, gathered)
         if not family.is_free:
@@ -170,15 +174,15 @@ def _inner_gains(family: Family, gathered: Gathered) -> dict[str, Gains]:
     return inner
 
 
-def best_order(gains: Gains, now: IntArray | None, prices: Prices) -> IntArray:
+def best_order(gains: Gains, now: IntArray | None, prices: Prices | None) -> IntArray:
     """The best permutation; the present one if that is as good.
 
     Args:
         gains: floats of shape (n, n).
         now: int64 of shape (n,), the present permutation; None if there is none.
-        prices: as for `assign`.
+        prices: as for `assign`; None to do without a second matrix.
     """
-    chosen = assign(gains, now, prices)
+    chosen = assign_in_place(gains, now) if prices is None else assign(gains, now, prices)
     return chosen if now is None or improves(gains, chosen, now) else now
 
 

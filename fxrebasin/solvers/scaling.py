@@ -8,7 +8,7 @@ which stays exact, to be fast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -30,6 +30,8 @@ _LEAST = 1e-26
 _FARTHEST = 100
 # Prices are good enough while this share of the columns is what some row wants most.
 _WANTED = 0.7
+# Elements of rows that are worked on at once where there is no room for a second matrix.
+_BLOCK = 2**22
 
 
 def easy_costs(gains: Gains, prices: Prices) -> Gains:
@@ -53,6 +55,65 @@ def easy_costs(gains: Gains, prices: Prices) -> Gains:
     if unit > 0:
         _scale(gains, prices, [share * unit for share in (_SHARES[-1:] if known else _SHARES)])
     return _reduced(gains, prices)[0]
+
+
+def costs_in_place(gains: Gains, prices: Prices) -> Gains:
+    """Such costs in the place of the gains, a few rows at a time: no second matrix is made.
+
+    Args:
+        gains: floats of shape (n, n); costs afterwards.
+        prices: float64 of shape (n,), zeros; those that were found afterwards.
+
+    Returns:
+        Of shape (n,): what was taken off each row, with which `gains_again` brings the gains back.
+    """
+    unit = _unit(gains)
+    if unit > 0:
+        _scale_in_parts(gains, prices, [share * unit for share in _SHARES])
+    lowest = np.empty(len(gains), gains.dtype)
+    at = prices.astype(gains.dtype)
+    for rows in _row_blocks(gains):
+        np.subtract(at, gains[rows], out=gains[rows])
+        lowest[rows] = gains[rows].min(axis=1)
+        gains[rows] -= lowest[rows, None]
+    return lowest
+
+
+def gains_again(costs: Gains, prices: Prices, lowest: Gains) -> None:
+    """Turn costs back into gains, in their place and up to rounding.
+
+    Args:
+        costs: from `costs_in_place`.
+        prices: that it found.
+        lowest: that it returned.
+    """
+    at = prices.astype(costs.dtype)
+    for rows in _row_blocks(costs):
+        costs[rows] += lowest[rows, None]
+        np.subtract(at, costs[rows], out=costs[rows])
+
+
+def _row_blocks(gains: Gains) -> Iterator[slice]:
+    step = max(1, _BLOCK // max(1, gains.shape[1]))
+    for start in range(0, len(gains), step):
+        yield slice(start, start + step)
+
+
+def _scale_in_parts(gains: Gains, prices: Prices, temperatures: Sequence[float]) -> None:
+    """What `_scale` does, with kernels that are made anew for each round."""
+    rows, found = torch.from_numpy(gains), torch.from_numpy(prices.astype(gains.dtype))
+    for temperature in temperatures:
+        column = torch.ones_like(found)
+        for _ in range(_ROUNDS):
+            total = torch.zeros_like(found)
+            for part in _row_blocks(gains):
+                kernel = torch.sub(rows[part], found).mul_(1 / temperature)
+                torch.softmax(kernel, 1, out=kernel).clamp_(_LEAST)
+                row = torch.mv(kernel, column).reciprocal_()
+                total += torch.mv(kernel.T, row)
+            column = total.reciprocal_()
+        found.sub_(column.log_(), alpha=temperature)
+    prices[:] = found.numpy()
 
 
 def _reduced_if_easy(gains: Gains, prices: Prices) -> Gains | None:

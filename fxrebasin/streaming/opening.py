@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxrebasin.errors import CheckpointError, InputError
+from fxrebasin.errors import ArchitectureMismatchError, CheckpointError, InputError
 from fxrebasin.models.folders import Library, ModelFolder, open_folder
 from fxrebasin.models.library_imports import import_library
 from fxrebasin.storage.containers import FILES, INDEX
@@ -20,7 +20,7 @@ from fxrebasin.storage.finding import Found, find
 from fxrebasin.storage.folder_files import weights_of
 from fxrebasin.storage.folder_weights import differences, kind_of_config
 from fxrebasin.storage.folders import is_model_folder
-from fxrebasin.storage.libraries import binding
+from fxrebasin.storage.libraries import binding, of_a_library
 from fxrebasin.storage.reading import Kind, Reading
 from fxrebasin.storage.tree import KeyPath
 from fxrebasin.streaming.files import Reader, open_reader
@@ -95,7 +95,7 @@ def open_checkpoint(path: Path, model: nn.Module, reading: Reading) -> Opened:
     weights = _weights_in(path)
     kind = _kind(weights)
     reader, tree, index = open_reader(path, weights)
-    found = find(tree, model, reading, str(path))
+    found = _found(tree, model, reading, path)
     return _opened((path, kind, weights, index), reader, found, model, reading)
 
 
@@ -107,7 +107,7 @@ def _open_folder(path: Path, model: nn.Module, reading: Reading) -> Opened:
     reader, tree, index = open_reader(path, weights)
     _refuse_conversions(model, folder, list(tree), path)
     plain = Reading(ignore=reading.ignore, ignore_extra=reading.ignore_extra)
-    found = find(tree, model, plain, str(path))
+    found = _found(tree, model, plain, path)
     config = kind_of_config(model) if hasattr(model, "config") else {}
     others = differences(folder.config, config)
     notes = (
@@ -117,6 +117,19 @@ def _open_folder(path: Path, model: nn.Module, reading: Reading) -> Opened:
     )
     made = (path, Kind.MODEL_FOLDER, weights, index)
     return _opened(made, reader, found, model, reading, folder, notes)
+
+
+def _found(tree: Any, model: nn.Module, reading: Reading, path: Path) -> Found:
+    """The model's tensors, under the names that they have there."""
+    try:
+        return find(tree, model, reading, str(path))
+    except ArchitectureMismatchError as error:
+        if not of_a_library(model):
+            raise
+        raise WholeOnlyError(  # the library may know other names
+            f"{path} cannot be read a tensor at a time, since its names are not those of the "
+            f"model: {error}"
+        ) from error
 
 
 def _opened(

@@ -20,8 +20,6 @@ OVERHEAD = 2**29
 BLOCK = 2**25
 """Bytes of one model that are read at once of a tensor that need not be whole."""
 _MOST_STREAMS = 64
-# An assignment takes the matrix of gains, and one of costs; prices are found in a third before it.
-_MATRICES = 2
 _WIDE = 4
 
 
@@ -139,9 +137,9 @@ def _scheduled(problem: FileProblem, streams: tuple[str, ...]) -> Schedule:
     fixed = tuple(n for n in problem.sides if n not in visited and n not in holding)
     kept = sum(_gains(problem, stream) for stream in streams)
     visits = [replace(v, bytes=v.bytes + kept) for v in _visits(problem, local)]
-    # Gains of what streams share are summed up apart, and added for the assignment.
+    # Gains of what streams share are summed up apart, and added up for the assignment.
     more = 2 * max((_gains(problem, s) for s in streams), default=0) if shared else 0
-    ends = _matrices(problem, streams) + kept + more
+    ends = kept + more
     at_ends = max(
         [_at_once(problem, name) + ends for name in (*pure, *shared)]
         + [_at_once(problem, name) for name in fixed],
@@ -189,7 +187,7 @@ def _visits(problem: FileProblem, local: Sequence[str]) -> Iterator[Visit]:
         inside |= dict.fromkeys(reads)
         settles = tuple(name for name in inside if last[name] == root)
         largest = max((problem.sides[name][1].bytes for name in settles), default=0)
-        work = max(_matrices(problem, [root]), largest)
+        work = max(_all_gains(problem, root), largest)
         yield Visit(root, reads, settles, problem.bytes_of(inside) + work)
         for name in settles:
             del inside[name]
@@ -206,15 +204,20 @@ def _at_once(problem: FileProblem, name: str) -> int:
 
 def _gains(problem: FileProblem, root: str) -> int:
     """Bytes of the largest matrix of gains of a family."""
+    return max(_rows(problem, root)) ** 2 * _width(problem, root)
+
+
+def _all_gains(problem: FileProblem, root: str) -> int:
+    """Bytes of all its matrices; those of units within units are turned, and so there twice."""
+    own, *inner = _rows(problem, root)
+    return (own**2 + 2 * sum(rows**2 for rows in inner)) * _width(problem, root)
+
+
+def _rows(problem: FileProblem, root: str) -> list[int]:
+    """Rows of the matrix of the outer class, and of those of all units of each inner one."""
     sizes = {c.name: c.size for c in problem.classes}
     inner = [sizes[root] * sizes[name] for name in problem.roots[root] if name != root]
-    rows = max([sizes[root] if root in problem.roots[root] else 1, *inner])
-    return rows**2 * _width(problem, root)
-
-
-def _matrices(problem: FileProblem, roots: Sequence[str]) -> int:
-    """Bytes of the matrices that the largest of some assignments takes."""
-    return max((_MATRICES * _gains(problem, root) for root in roots), default=0)
+    return [sizes[root] if root in problem.roots[root] else 1, *inner]
 
 
 def _width(problem: FileProblem, root: str) -> int:

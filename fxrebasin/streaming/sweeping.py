@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-import numpy as np
 import torch
 
 from fxrebasin.gather import permuted
@@ -41,7 +40,7 @@ def visit(problem: FileProblem, root: str, tensors: Tensors, placement: Placemen
     families = _families(problem, root, tensors)
     if not families:
         return set()
-    return CoordinateDescent(families, placement).visit(0)
+    return CoordinateDescent(families, placement, frugal=True).visit(0)
 
 
 def add_gains(
@@ -93,7 +92,7 @@ def solved(total: torch.Tensor, now: IntArray, *, known: bool) -> tuple[IntArray
         known: whether the present order was decided; it is kept then if it is as good.
     """
     gains = total.numpy()
-    found = best_order(gains, now if known else None, np.zeros(len(gains)))
+    found = best_order(gains, now if known else None, None)
     return found, more(total, found, now)
 
 
