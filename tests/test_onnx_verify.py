@@ -92,7 +92,10 @@ def test_a_module_and_a_file(tmp_path: Path) -> None:
     fxrebasin.export_onnx(net, file, torch.ones(2, 3), optimize=False)
     assert fxrebasin.verify(net, file, torch.ones(2, 3)).passed
     assert fxrebasin.verify(file, net, torch.ones(2, 3)).passed
+    assert fxrebasin.verify(net, onnx.load(file), torch.ones(2, 3)).passed
+    assert fxrebasin.verify(onnx.load(file), net, torch.ones(2, 3)).path is None
     assert not fxrebasin.verify(randomise(net, 1), file, torch.ones(2, 3)).passed
+    assert not fxrebasin.verify(net, onnx.load(file), torch.ones(2, 3)).passed
 
 
 def test_a_file_and_a_state_dict(path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from onnx import ModelProto
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from fxrebasin.exporters.verify.equivalence import ROWS, compare_float64
 from fxrebasin.exporters.verify.outputs import compare_tensors
 from fxrebasin.importers.onnx.finding import made_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, read
-from fxrebasin.importers.onnx.running import check_interpreter, dynamic_batch
+from fxrebasin.importers.onnx.running import check_interpreter, dynamic_batch, on_disk
 from fxrebasin.importers.onnx.stored import compare_state
 from fxrebasin.importers.onnx.tensors import bytes_of
 from fxrebasin.models.checks import unwrap
@@ -90,16 +90,14 @@ def verify(
         return _compare_stored(read(model), other)
     options: dict[str, Any] = {"state_buffers": state_buffers, "outputs": outputs}
     given: Any = (example_inputs, example_kwargs)
-    if isinstance(model, nn.Module) and not isinstance(other, ModelProto | str | PathLike):
-        return equivalence.verify(model, other, *given, **options)
-    if isinstance(model, nn.Module) and isinstance(other, str | PathLike):
-        return _compare_with_file(model, other, given, options)
-    if isinstance(other, nn.Module) and isinstance(model, str | PathLike):
-        return _compare_with_file(other, model, given, options)
+    module, file = (model, other) if isinstance(model, nn.Module) else (other, model)
+    if isinstance(module, nn.Module) and isinstance(file, ModelProto):
+        with on_disk(read(file)) as path:
+            return replace(_compare_with_file(module, path, given, options), path=None)
+    if isinstance(module, nn.Module) and isinstance(file, str | PathLike):
+        return _compare_with_file(module, file, given, options)
     if isinstance(model, nn.Module) or isinstance(other, nn.Module):
-        raise InputError(
-            "a module is compared with the path of an ONNX file; save the model that is in memory"
-        )
+        return equivalence.verify(cast(nn.Module, model), cast(nn.Module, other), *given, **options)
     given = example_kwargs if example_inputs is None else example_inputs
     return _compare_files(read(model), read(other), given, outputs)
 

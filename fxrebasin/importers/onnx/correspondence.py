@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from fxrebasin.errors import ArchitectureMismatchError
 from fxrebasin.importers.onnx.graph import Graph, Step
 from fxrebasin.importers.onnx.loading import OnnxSource
+from fxrebasin.importers.onnx.skeleton import compare
 
 _WHAT_NOW = (
     "Both files have to be of one architecture, and written by the same exporter with the same "
@@ -20,11 +22,11 @@ _WHAT_NOW = (
 
 def partners(
     source: OnnxSource, reference: OnnxSource, ignored: Collection[str] = ()
-) -> dict[str, str]:
+) -> dict[str, Partner]:
     """For each tensor of a file, the tensor of a reference that its graph reads at its place.
 
     Nodes go together one after the other, which needs no names; where the order differs, those
-    that make the same names do.
+    that make the same names do; and where exporters differ, those that compute the same.
 
     Args:
         source: a model.
@@ -35,17 +37,39 @@ def partners(
         ArchitectureMismatchError: the graphs differ; the first difference is named.
     """
     fault = ""
-    for by_name in (False, True):
+    for go in (_by_position, _by_names, _by_skeleton):
         found = _Pairing(source, reference, ignored)
         try:
-            found.graphs(source.parsed.graph, reference.parsed.graph, by_name)
+            go(found)
         except ArchitectureMismatchError as error:
             fault = fault or str(error)
             continue
-        return found.tensors
+        return found.partners()
     raise ArchitectureMismatchError(
         f"{reference.label} is no reference for {source.label}: {fault}\n{_WHAT_NOW}"
     )
+
+
+@dataclass(frozen=True)
+class Partner:
+    """A tensor of a reference.
+
+    Args:
+        name: of it.
+        order: how its axes have to be transposed to be as in the file; None if they are.
+    """
+
+    name: str
+    order: tuple[int, ...] | None = None
+
+    def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The tensor, with its axes as in the file.
+
+        Args:
+            tensors: of the reference.
+        """
+        found = tensors[self.name]
+        return found if self.order is None else found.permute(self.order).contiguous()
 
 
 class _Values:
@@ -72,7 +96,26 @@ class _Pairing:
     def __init__(self, source: OnnxSource, reference: OnnxSource, ignored: Collection[str]) -> None:
         self._source, self._reference, self._ignored = source, reference, ignored
         self.tensors: dict[str, str] = {}
+        self._orders: dict[str, tuple[int, ...] | None] = {}
         self._taken: dict[str, str] = {}
+
+    def partners(self) -> dict[str, Partner]:
+        """What was found."""
+        return {
+            mine: Partner(theirs, self._orders.get(mine)) for mine, theirs in self.tensors.items()
+        }
+
+    def in_order(self, by_name: bool) -> None:
+        """Go through the graphs node by node.
+
+        Args:
+            by_name: nodes go together by the names of their outputs.
+        """
+        self.graphs(self._source.parsed.graph, self._reference.parsed.graph, by_name)
+
+    def from_the_end(self) -> None:
+        """Go through what the graphs compute, from their outputs back."""
+        compare(self._source, self._reference, self._pair)
 
     def graphs(
         self,
@@ -184,7 +227,9 @@ class _Pairing:
             )
         self._pair(place, stored[0][mine], stored[1][theirs])
 
-    def _pair(self, place: str, mine: str, theirs: str) -> None:
+    def _pair(
+        self, place: str, mine: str, theirs: str, order: tuple[int, ...] | None = None
+    ) -> None:
         if self.tensors.setdefault(mine, theirs) != theirs:
             raise ArchitectureMismatchError(
                 f"{place} reads {mine!r}, which it shares with other nodes; in the reference it "
@@ -198,6 +243,9 @@ class _Pairing:
             return
         own = self._source.parsed.tensors[mine]
         other = self._reference.parsed.tensors[theirs]
+        self._orders[mine] = order
+        if order is not None and len(order) == other.ndim:
+            other = other.permute(order)
         if own.shape != other.shape:
             raise ArchitectureMismatchError(
                 f"{mine} has the shape {tuple(own.shape)}, and {theirs} of the reference "
@@ -205,6 +253,18 @@ class _Pairing:
             )
         if not other.is_floating_point():
             raise ArchitectureMismatchError(f"{theirs} of the reference holds {other.dtype}")
+
+
+def _by_position(found: _Pairing) -> None:
+    found.in_order(by_name=False)
+
+
+def _by_names(found: _Pairing) -> None:
+    found.in_order(by_name=True)
+
+
+def _by_skeleton(found: _Pairing) -> None:
+    found.from_the_end()
 
 
 def _equal(mine: Any, theirs: Any) -> bool:

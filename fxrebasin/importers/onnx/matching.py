@@ -14,7 +14,7 @@ from torch import Tensor
 from fxrebasin.choices import Choices, choices_for
 from fxrebasin.errors import InputError
 from fxrebasin.ignoring import check_patterns, checked_patterns, fits
-from fxrebasin.importers.onnx.correspondence import partners
+from fxrebasin.importers.onnx.correspondence import Partner, partners
 from fxrebasin.importers.onnx.finding import Found, find
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.tensors import bits_of
@@ -32,14 +32,14 @@ class Pair:
     Args:
         own: the file.
         other: the reference.
-        tensors: names of tensors of the reference by those of the file.
+        tensors: tensors of the reference by the names of those of the file.
         ignored: names of tensors of the file that are not compared.
         choices: of the user.
     """
 
     own: OnnxSource
     other: OnnxSource
-    tensors: Mapping[str, str]
+    tensors: Mapping[str, Partner]
     ignored: frozenset[str]
     choices: Choices
 
@@ -57,7 +57,7 @@ class Pair:
         return {
             name
             for name in self.own.state
-            if name in self.tensors and _same_bits(own[name], other[self.tensors[name]])
+            if name in self.tensors and _same_bits(own[name], self.tensors[name].of(other))
         }
 
     def match(
@@ -78,7 +78,7 @@ class Pair:
         return match_states(
             found.symmetry,
             {key: own[name] for key, name in shared.items()},
-            {key: other[self.tensors[name]] for key, name in shared.items()},
+            {key: self.tensors[name].of(other) for key, name in shared.items()},
             method=method,
             seed=seed,
             parameters=[key for key, name in names.items() if name in kept],

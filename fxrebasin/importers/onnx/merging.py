@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
-from fxrebasin.importers.onnx.correspondence import partners
+from fxrebasin.importers.onnx.correspondence import Partner, partners
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.roles import weights_of
 from fxrebasin.importers.onnx.writing import changed, draft
@@ -75,7 +75,7 @@ def onnx_merge(
         mine = first.parsed.tensors[name]
         stacked = [mine]
         for other, pair in zip(others, pairs, strict=True):
-            stacked.append(_partner(other, pair.get(name, ""), mine))
+            stacked.append(_partner(other, pair.get(name), mine))
         averaged[name] = _mean(stacked, shares)
     new = changed(first.parsed, averaged)
     folder = None if first.path is None else first.path.parent
@@ -99,13 +99,15 @@ def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
     return found
 
 
-def _partner(other: OnnxSource, name: str, like: Tensor) -> Tensor:
+def _partner(other: OnnxSource, partner: Partner | None, like: Tensor) -> Tensor:
     """The tensor of another file; the one that there is, where it has none of the kind."""
-    found = other.parsed.tensors.get(name, like)
+    if partner is None:
+        return like
+    found = partner.of(other.parsed.tensors)
     if found.shape != like.shape or not found.is_floating_point():
         raise InputError(
-            f"{name} of {other.label} is {found.dtype} of the shape {tuple(found.shape)}, and "
-            f"the first file has {like.dtype} of the shape {tuple(like.shape)}"
+            f"{partner.name} of {other.label} is {found.dtype} of the shape {tuple(found.shape)}, "
+            f"and the first file has {like.dtype} of the shape {tuple(like.shape)}"
         )
     return found
 
