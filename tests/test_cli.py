@@ -277,7 +277,7 @@ class Deep(nn.Module):
 def test_inspect_folds_repeated_layers_and_shows_shapes_counts_and_inputs(folder):
     (folder / "deep_nets.py").write_text(DEEP)
     shown = invoke("inspect", "deep_nets:Deep").output
-    (row,) = [line for line in shown.splitlines() if "up.weight[0]" in line and "│ 2 │" in line]
+    (row,) = [line for line in shown.splitlines() if "up.weight[0]" in line and "│ #2 │" in line]
     cells = [cell.strip() for cell in row.strip("│").split("│")]
     parameters = 5 * (16 * 8 + 16 + 8 * 16)
     assert cells[1:6] == ["blocks.{0…4}.up.weight[0]", "5", "16", "1", f"{parameters:,}"]

