@@ -17,7 +17,7 @@ from fxrebasin.alignment import Alignment, Certificate
 from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import Choices, choices_for, kinds_named
 from fxrebasin.errors import ArchitectureMismatchError, InputError
-from fxrebasin.exporters.verify.equivalence import rounding_of
+from fxrebasin.exporters.verify.equivalence import FLOAT64_TOLERANCE, rounding_of
 from fxrebasin.kinds import Kinds
 from fxrebasin.models.checks import check_usable, first_graph_difference, unwrap
 from fxrebasin.models.example_inputs import normalise_inputs
@@ -596,8 +596,11 @@ def _with_rounding(
     inputs = (request.args, request.kwargs)
     own, other = rounding_of(request.model, result, *inputs, request.choices.outputs)
     notes = report.notes
-    if other > _ROUNDS_WORSE * own:
-        notes = (*notes, f"the result rounds {other / own:.1f} times as badly as the model")
+    if other > _ROUNDS_WORSE * max(own, FLOAT64_TOLERANCE):  # below which all is alike
+        notes = (
+            *notes,
+            f"the result rounds worse than the model: relative errors {other:.2g} and {own:.2g}",
+        )
     return replace(report, rounding=(own, other), notes=notes)
 
 
