@@ -21,6 +21,7 @@ from fxrebasin.exporters.verify.equivalence import FLOAT64_TOLERANCE, rounding_o
 from fxrebasin.kinds import Kinds
 from fxrebasin.models.checks import check_usable, first_graph_difference, unwrap
 from fxrebasin.models.example_inputs import normalise_inputs
+from fxrebasin.models.untying import ties_of, untied
 from fxrebasin.passes.match.group_methods import GROUP_METHODS, Permuted, match_over_groups
 from fxrebasin.passes.match.methods import MatchResult, check_method, match_states
 from fxrebasin.passes.match.problem import MatchingProblem
@@ -145,6 +146,7 @@ def match(
     outputs: Outputs = None,
     ignore: Sequence[str] = (),
     symmetry: Literal["permutation"] = "permutation",
+    untie: bool = False,
     **options: Any,
 ) -> Permutation: ...
 
@@ -163,6 +165,7 @@ def match(
     outputs: Outputs = None,
     ignore: Sequence[str] = (),
     symmetry: str,
+    untie: bool = False,
     **options: Any,
 ) -> Certificate: ...
 
@@ -180,6 +183,7 @@ def match(
     outputs: Outputs = None,
     ignore: Sequence[str] = (),
     symmetry: str = "permutation",
+    untie: bool = False,
     **options: Any,
 ) -> Certificate:
     """Find the permutation of `model_b` that brings its weights closest to those of `ref`.
@@ -213,6 +217,9 @@ def match(
         symmetry: `"permutation"`; `"signed"` for signs of units as well; `"all"` for the largest
             group of each class (see `analyze`): the result is an `Alignment`, not a `Permutation`.
             The methods for the latter two are in `fxrebasin.passes.match.group_methods`.
+        untie: give tied parameters copies of their own first. A final scale in front of a head that
+            is tied to the embedding keeps a stream from being rotated; the result then fits a class
+            that does not tie them.
         **options: of the method.
 
     Raises:
@@ -238,6 +245,7 @@ def match(
         outputs=outputs,
         ignore=ignore,
         symmetry=symmetry,
+        untie=untie,
         **options,
     ).certificate
 
@@ -256,6 +264,7 @@ def matched(
     outputs: Outputs = None,
     ignore: Sequence[str] = (),
     symmetry: str = "permutation",
+    untie: bool = False,
     **options: Any,
 ) -> RebasinReport:
     """What `match` does, with the figures that `transform` reports; nothing is traced.
@@ -274,6 +283,7 @@ def matched(
         outputs: see `match`.
         ignore: see `match`.
         symmetry: see `match`.
+        untie: see `match`.
         **options: see `match`.
 
     Raises:
@@ -308,6 +318,8 @@ def matched(
     choices = {"state_buffers": state_buffers, "outputs": outputs}
     wanted = (method, options, kinds_named(symmetry))
     request = _Request(unwrap(model_b), cast(Reference, ref), inputs, wanted, choices, ignore)
+    if untie:
+        request.untie()
     seconds: dict[str, float] = {}
     with _timed(seconds, "analyze"):
         analysed = request.analyze()
@@ -475,6 +487,7 @@ def transform(
     outputs: Outputs = None,
     ignore: Sequence[str] = (),
     symmetry: str = "permutation",
+    untie: bool = False,
     **options: Any,
 ) -> fx.GraphModule:
     """Re-base `model_b` onto `ref`: match, permute, and prove that the function is unchanged.
@@ -495,6 +508,7 @@ def transform(
         symmetry: see `match`. Beyond permutations the result is in the gauge of the reference: it
             has its factors, biases and means wherever others make up for them, so that the straight
             line between both is that between their canonical forms.
+        untie: see `match`.
         **options: of the method.
 
     Returns:
@@ -521,9 +535,10 @@ def transform(
         )
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    request = _Request(
-        model_b, ref, inputs, (method, options, kinds_named(symmetry)), choices, ignore
-    )
+    wanted = (method, options, kinds_named(symmetry))
+    request = _Request(model_b, ref, inputs, wanted, choices, ignore)
+    if untie:
+        request.untie()
     seconds: dict[str, float] = {}
     with _timed(seconds, "trace"):
         traced = request.trace()
@@ -659,6 +674,19 @@ class _Request:
 
     def analyze(self) -> Symmetry:
         return symmetry_of(self.model, self.args, self.kwargs, self.choices, self.kinds)
+
+    def untie(self) -> None:
+        """Go on with a copy of the model in which no tensor has two names."""
+        if self.kinds is Kinds.PERMUTATION:
+            raise InputError(
+                "untie=True is of use beyond permutations: pass symmetry='all' with it, or leave "
+                "it out"
+            )
+        ties = ties_of(self.model)
+        self.model = untied(self.model)
+        for alias, first in ties.items():
+            if first in self.state_a:
+                self.state_a.setdefault(alias, self.state_a[first])
 
     def match(self, seed: int, symmetry: Symmetry | None = None) -> MatchResult | AlignmentResult:
         own = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}

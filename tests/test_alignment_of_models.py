@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fxrebasin
 from fxrebasin.alignment import Alignment
 from fxrebasin.kinds import GroupKind
-from fxrebasin.passes.match.group_methods import ties_of
+from fxrebasin.models.untying import ties_of, untied
 from tests.support.elements import elements_of
 from tests.support.randomise import randomise
 
@@ -72,3 +72,31 @@ def test_a_planted_element_is_found(name: str) -> None:
         assert float((moved[key] - value).norm()) <= 1e-9 * float(value.norm()), key
     embedding = next(key for key in moved if "embed" in key)
     assert not torch.allclose(other.state_dict()[embedding], net.state_dict()[embedding])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_untying_allows_rotations_behind_a_final_scale() -> None:
+    torch.manual_seed(0)
+    net, inputs = randomise(llama(tied=True).eval()).double(), words()
+    torch.manual_seed(1)
+    other = randomise(llama(tied=True).eval()).double()
+    with torch.no_grad():
+        for model in (net, other):
+            scale = model.get_parameter("model.norm.weight")
+            scale.copy_(torch.rand_like(scale) + 0.5)
+    result = fxrebasin.transform(other, ref=net, example_inputs=inputs, symmetry="all")
+    report = result.meta["fxrebasin"]
+    assert any("'signed', with tensors tied (lm_head.weight to" in note for note in report.notes)
+    loose = fxrebasin.transform(other, ref=net, example_inputs=inputs, symmetry="all", untie=True)
+    report = loose.meta["fxrebasin"]
+    assert not any("with tensors tied" in note for note in report.notes)
+    assert GroupKind.ORTHOGONAL in report.certificate.kinds.values()
+    state = loose.state_dict()
+    assert state.keys() == other.state_dict().keys()
+    assert not torch.allclose(state["lm_head.weight"], state["model.embed_tokens.weight"])
+    same = untied(other)
+    same.load_state_dict(state)
+    torch.testing.assert_close(same(inputs).logits, other(inputs).logits, rtol=1e-10, atol=1e-10)
+    assert ties_of(other)
+    with pytest.raises(fxrebasin.InputError, match="beyond permutations"):
+        fxrebasin.match(other, ref=net, example_inputs=inputs, untie=True)

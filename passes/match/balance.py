@@ -8,7 +8,7 @@ an orthogonal one once they are balanced, and that is what Procrustes finds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -44,22 +44,12 @@ def balanced(problem: GroupProblem, seats: Seats, state: Mapping[str, Tensor]) -
             if element is not None:
                 change = max(change, _size(element))
                 step = Element(start.permutation, {c.name: element})
-                current = current | problem.moved(step, touched(current, seats[c.name]))
+                current = current | problem.moved(step, problem.touched(current, [c.name]))
                 found = problem.combined(step, found)
         if change <= _STILL or (change <= _CLOSE and change > last / 2):
             break
         last = change
     return found
-
-
-def touched(state: Mapping[str, Tensor], seats: Iterable[Seat]) -> dict[str, Tensor]:
-    """The tensors of a state that some seats are on.
-
-    Args:
-        state: by name.
-        seats: of some classes.
-    """
-    return {name: state[name] for name in dict.fromkeys(seat.place.state for seat in seats)}
 
 
 def _may_scale(kind: GroupKind) -> bool:

@@ -12,7 +12,6 @@ from torch import Tensor
 from fxrebasin.indexing import identity_arrays
 from fxrebasin.kinds import ClassKind
 from fxrebasin.layout import PermutationClass
-from fxrebasin.passes.match.balance import touched
 from fxrebasin.passes.match.best_elements import Agreement, Best, best
 from fxrebasin.passes.match.group_problem import Element, GroupProblem
 from fxrebasin.passes.match.seats import Seat, Seats
@@ -116,7 +115,8 @@ class GroupDescent:
         Args:
             names: of tensors; all that are compared when left out.
         """
-        names = self.problem.compared if names is None else names
+        compared = self.problem.compared
+        names = compared if names is None else [name for name in names if name in compared]
         return sum(float((self.a[name] * self.current[name]).sum()) for name in names)
 
     # Steps ------------------------------------------------------------------------------------
@@ -146,8 +146,7 @@ class GroupDescent:
         """
         names = None if decided is None else decided | family.names
         step = self._step(family, names, unit)
-        seats = [seat for name in sorted(family.names) for seat in self.seats[name]]
-        held = touched(self.current, seats)
+        held = self.problem.touched(self.current, sorted(family.names))
         before = self.agreement(held)
         moved = self.problem.moved(step, held)
         kept = self.current

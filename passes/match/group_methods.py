@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fxrebasin.alignment import Alignment, GaugeValues
 from fxrebasin.groups import Groups
 from fxrebasin.kinds import ClassKind, GroupKind
-from fxrebasin.layout import Layout, PermutationClass
+from fxrebasin.layout import Layout, PermutationClass, names_in
+from fxrebasin.models.untying import held_by_name, ties_of
 from fxrebasin.passes.match.canonical import Canonical, canonical, in_gauge_of
 from fxrebasin.passes.match.closeness import closeness
 from fxrebasin.passes.match.group_activation import match_activations_over_groups
@@ -29,6 +30,7 @@ from fxrebasin.passes.match.problem import MatchingProblem
 from fxrebasin.passes.match.result import AlignmentResult
 from fxrebasin.reliance import contradictions
 from fxrebasin.symmetry import Symmetry
+from fxrebasin.wording import spoken
 
 GroupMethodFunction: TypeAlias = Callable[..., GroupResult]
 
@@ -93,7 +95,7 @@ def match_over_groups(
         distance_after=after.distance,
         sweeps=found.sweeps,
         seconds=time.perf_counter() - plain.posed,
-        notes=(*plain.notes, *found.notes, *notes),
+        notes=(*plain.notes, *_about_ties(symmetry, ties), *found.notes, *notes),
     )
 
 
@@ -151,30 +153,24 @@ def _aligned(
     return certificate, moved
 
 
+def _about_ties(symmetry: Symmetry, ties: Mapping[str, str]) -> tuple[str, ...]:
+    """Which classes could have larger groups if tensors were not tied."""
+    groups = symmetry.groups
+    if groups is None or not ties:
+        return ()
+    tied = names_in(symmetry.layout, ties)
+    return tuple(
+        f"{c.name} keeps the group {c.kind.value!r}, with tensors tied "
+        f"({', '.join(f'{a} to {b}' for a, b in ties.items())}): {groups.kinds[c.name].limits[0]}. "
+        f"{spoken('untie=True', 'Untying them')} may allow more, for a class that does not tie them"
+        for c in symmetry.permuted
+        if c.name in tied and not c.kind.has_matrices and groups.kinds[c.name].limits
+    )
+
+
 def _permutations_only(symmetry: Symmetry) -> Groups:
     kinds = {c.name: ClassKind(GroupKind.PERMUTATION, {}, {}) for c in symmetry.classes}
     return Groups(kinds, symmetry.layout)
-
-
-def ties_of(model: nn.Module) -> dict[str, str]:
-    """Further names of tensors of a model, each with the first name of its tensor.
-
-    Args:
-        model: any module.
-    """
-    first: dict[int, str] = {}
-    found = {}
-    for name, tensor in _held(model).items():
-        if first.setdefault(id(tensor), name) != name:
-            found[name] = first[id(tensor)]
-    return found
-
-
-def _held(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
 
 
 def _complete(
@@ -189,7 +185,7 @@ def _complete(
     Numbers are in double precision, on the CPU.
     """
     found: dict[str, Tensor] = {}
-    for name, own in _held(model).items():
+    for name, own in held_by_name(model).items():
         first = ties.get(name, name)
         tensor = state.get(name, None if partly else own)
         if tensor is not None and (first not in found or name == first):

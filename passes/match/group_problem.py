@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from torch import Tensor
 
 from fxrebasin.acting import acted
 from fxrebasin.elements import after, carried, undone
 from fxrebasin.groups import Groups
-from fxrebasin.layout import PermutationClass
+from fxrebasin.layout import PermutationClass, names_in
 from fxrebasin.passes.match.problem import MatchingProblem
 from fxrebasin.permutation import Permutation
 
@@ -74,6 +75,26 @@ class GroupProblem:
         """Names of the tensors of both states that are compared."""
         names = dict.fromkeys(self.ties.get(name, name) for name in self.plain.compared)
         return tuple(name for name in names if name in self.state_a and name in self.state_b)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, tuple[str, ...]]:
+        """The names of the tensors that hold units of a class, by its name."""
+        found: dict[str, dict[str, None]] = {c.name: {} for c in self.classes}
+        for layout in (self.plain.symmetry.layout, self.groups.turned_layout):
+            for name in (name for name in layout if name in self.state_b):
+                for c in names_in(layout, [name]):
+                    found[c][name] = None
+        return {c: tuple(names) for c, names in found.items()}
+
+    def touched(self, state: Mapping[str, Tensor], classes: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of a state that some classes are on.
+
+        Args:
+            state: by name.
+            classes: their names.
+        """
+        names = dict.fromkeys(name for c in classes for name in self.tensors[c])
+        return {name: state[name] for name in names}
 
     def free(self, c: PermutationClass) -> bool:
         """Whether a class may move: it, or for units that turn in pairs the one they are within.
