@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeAlias
@@ -121,6 +121,31 @@ class Groups:
     def signed(self) -> Groups:
         """Permutations and signs only."""
         return Groups({name: _signed(kind) for name, kind in self.kinds.items()}, self.layout)
+
+    def regauged(self, parameters: Collection[str]) -> Groups:
+        """With only those free numbers that are parameters, and go with what is trained.
+
+        The scale of a batch norm could be moved into the layer in front of it, but then its running
+        statistics would not be those of its inputs any more. Shifts are those of what matrices act
+        on.
+
+        Args:
+            parameters: their names; all other state is running statistics.
+        """
+        kinds = {
+            name: replace(
+                own,
+                factors=tuple(
+                    factor
+                    for factor in own.factors
+                    if all(place.state in parameters for place in factor)
+                ),
+            )
+            for name, own in self.kinds.items()
+        }
+        mixed = {place.state for own in self.kinds.values() for place in own.parts}
+        shifts = tuple(item for item in self.shifts if item.parameter in mixed)
+        return replace(self, kinds=kinds, shifts=shifts)
 
     def folded(self) -> Groups:
         """The same for states whose factors in front of matrices are ones, so that none matters."""

@@ -36,7 +36,8 @@ def planted(net: nn.Module, inputs: Tensor) -> tuple[Symmetry, Alignment, nn.Mod
     """A model that differs from another one by an element of its whole group."""
     symmetry = fxrebasin.analyze(net, inputs, symmetry="all")
     assert symmetry.groups is not None
-    element = Alignment(symmetry.random(3), symmetry.groups, elements_of(symmetry))
+    groups = symmetry.groups.regauged(symmetry.parameters)
+    element = Alignment(symmetry.random(3), groups, elements_of(symmetry))
     other = copy.deepcopy(net)
     other.load_state_dict(element.apply(net.state_dict()))
     return symmetry, element, other

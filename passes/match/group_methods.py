@@ -71,6 +71,7 @@ def match_over_groups(
         InputError: what the method raises.
     """
     groups = symmetry.groups or _permutations_only(symmetry)
+    groups = groups.regauged(symmetry.parameters)
     classes = symmetry.permuted
     ties = ties_of(model)
     b = _complete(model, plain.state_b, ties)
@@ -121,6 +122,7 @@ def many_over_groups(
         InputError: what bringing a state into its canonical form raises.
     """
     groups = symmetry.groups or _permutations_only(symmetry)
+    groups = groups.regauged(symmetry.parameters)
     classes, ties = symmetry.permuted, ties_of(model)
     complete = [_complete(model, state, ties) for state in states]
     forms = [canonical(state, groups, classes) for state in complete]
