@@ -6,9 +6,11 @@ What the second pass says of a tensor is then said once: nothing changes it late
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+from heapq import heappop, heappush
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fxrebasin.passes.kinds.origins import CalledAt, Places
 from fxrebasin.running.messages import first_lines, out_of_memory
 from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
@@ -46,6 +49,7 @@ class FunctionalGraph:
         values: of state tensors and of constants, by node.
         given: example values of inputs, by node.
         parameters: names of the state that are no buffers.
+        places: where in the model each operator was called.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -55,6 +59,58 @@ class FunctionalGraph:
     values: Mapping[fx.Node, Tensor]
     given: Mapping[fx.Node, Tensor] = field(default_factory=dict)
     parameters: frozenset[str] = frozenset()
+    places: Mapping[fx.Node, CalledAt] = field(default_factory=dict)
+
+    def called(self, node: fx.Node) -> str:
+        """An operator with its place in the model, in words."""
+        return f"{node.target}{self.places.get(node, '')}"
+
+    @cached_property
+    def order(self) -> Mapping[fx.Node, int]:
+        """When each node runs."""
+        return {node: number for number, node in enumerate(self.nodes)}
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Tensor]:
+        """The state without data."""
+        return {
+            name: torch.empty(tuple(int(size) for size in node.meta["val"].shape), device="meta")
+            for name, node in self.state.items()
+        }
+
+    def downstream(self, start: Iterable[fx.Node]) -> Downstream:
+        """Operators behind some nodes, in order.
+
+        Args:
+            start: nodes whose results are of interest.
+        """
+        return Downstream(self.order, start)
+
+
+class Downstream:
+    """Goes through the operators behind some nodes, and no others; each once, in order."""
+
+    def __init__(self, order: Mapping[fx.Node, int], start: Iterable[fx.Node]) -> None:
+        self._order = order
+        self._seen: set[fx.Node] = set()
+        self._next: list[tuple[int, fx.Node]] = []
+        for node in start:
+            self.go_on(node)
+
+    def go_on(self, node: fx.Node) -> None:
+        """What reads a node is looked at as well.
+
+        Args:
+            node: not behind those that were looked at already.
+        """
+        for user in node.users:
+            if user.op == "call_function" and user not in self._seen:
+                self._seen.add(user)
+                heappush(self._next, (self._order[user], user))
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        while self._next:
+            yield heappop(self._next)[1]
 
 
 def functional_graph(
@@ -87,12 +143,15 @@ def _traced(
     leaves, form = tree_flatten((tuple(args), dict(kwargs)))
     places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
+    places_of = Places(model)
+
     def call(held: dict[str, Tensor], *given: Tensor) -> list[Tensor]:
         own = list(leaves)
         for place, tensor in zip(places, given, strict=True):
             own[place] = tensor
         positional, named = tree_unflatten(own, form)
-        returned = functional_call(model, held, positional, named)
+        with places_of.watch():
+            returned = functional_call(model, held, positional, named)
         return list(counted(reduced(model, returned, wanted), wanted).values())
 
     inputs = [leaves[place].detach() for place in places]
@@ -119,7 +178,7 @@ def _traced(
     own = dict(zip(given[len(state) :], inputs, strict=True))
     parameters = frozenset(name for name, _ in model.named_parameters())
     reached = _reached(nodes, list(own))
-    return FunctionalGraph(nodes, names, outputs, reached, values, own, parameters)
+    return FunctionalGraph(nodes, names, outputs, reached, values, own, parameters, places_of.found)
 
 
 def _added_product(

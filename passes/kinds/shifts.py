@@ -92,12 +92,12 @@ class Shifts:
             ShownError: nothing can make up for it.
         """
         self._changes.update(start)
-        for node in self.graph.nodes:
-            met = [item for item in node.all_input_nodes if item in self._changes]
-            if node.op == "call_function" and met and node not in start:
-                change = self._step(node)
-                if change is not None and not (change.known and not bool(change.added.any())):
-                    self._changes[node] = change
+        reached = self.graph.downstream(start)
+        for node in reached:
+            change = None if node in start else self._step(node)
+            if change is not None and not (change.known and not bool(change.added.any())):
+                self._changes[node] = change
+                reached.go_on(node)
         if any(node in self._changes for node in self.graph.outputs):
             raise ShownError
         return self.taken
@@ -494,12 +494,11 @@ def absorbers(
         name: of the parameter.
         positions: to which of its elements; None for all.
     """
-    shapes = {key: torch.empty(shape_of(node), device="meta") for key, node in graph.state.items()}
-    added = _some(*shapes[name].shape)
+    added = _some(*graph.shapes[name].shape)
     if positions is not None:
         added = torch.zeros_like(added).index_put((positions,), added[positions])
     try:
-        return frozenset(Shifts(graph, shapes).follow(changed(graph, name, added)))
+        return frozenset(Shifts(graph, graph.shapes).follow(changed(graph, name, added)))
     except ShownError:
         return None
 
@@ -532,7 +531,6 @@ def taken_back(graph: FunctionalGraph, node: fx.Node) -> bool:
         graph: of the model.
         node: that makes the product, whose last axis is that of its rows of weights.
     """
-    shapes = {k: torch.empty(shape_of(n), device="meta") for k, n in graph.state.items()}
     shape = shape_of(node)
     bias: Any = node.args[2] if name_of(node) == "convolution" else None
     if bias in graph.state.values() and len(bias.users) == 1:
@@ -540,7 +538,7 @@ def taken_back(graph: FunctionalGraph, node: fx.Node) -> bool:
     axis = 1 if name_of(node) == "convolution" else len(shape) - 1
     added = _some(*(size if k == axis else 1 for k, size in enumerate(shape)))
     try:
-        Shifts(graph, shapes).follow({node: Change(added)})
+        Shifts(graph, graph.shapes).follow({node: Change(added)})
     except ShownError:
         return False
     return True
@@ -564,8 +562,8 @@ def invisible_ones(
         added = _some(*shape)
         if shape[axis] > 1:
             added = added.index_select(axis, copies)
-        shapes = {k: torch.empty(shape_of(n), device="meta") for k, n in graph.state.items()}
-        taken = Shifts(graph, shapes).follow({node: Change(added, known=False, origin=object())})
+        change = Change(added, known=False, origin=object())
+        taken = Shifts(graph, graph.shapes).follow({node: change})
     except ShownError:
         return False
     return not taken

@@ -76,19 +76,17 @@ class Walk:
         Raises:
             LimitError: an operator does not commute with the group; the message names it.
         """
-        for node in self.graph.nodes:
-            if node.op != "call_function" or not self._reached(node):
-                continue
+        reached = self.graph.downstream([node for node, found in self.values.items() if any(found)])
+        for node in reached:
             self.analysis.node = node
-            self.analysis.at = f"{node.target} (node {node.name})"
-            self.values[node] = self._step(node)
+            self.analysis.at = self.graph.called(node)
+            self.values[node] = found = self._step(node)
+            if any(found):
+                reached.go_on(node)
         self.analysis.at = "the model's output"
         for node in self.graph.outputs:
             for mark in self.values.get(node, [()])[0]:
                 self.analysis.kept(mark)
-
-    def _reached(self, node: fx.Node) -> bool:
-        return any(any(self.values.get(item, ())) for item in node.all_input_nodes)
 
     def _step(self, node: fx.Node) -> list[Value]:
         if getattr(node.target, "__name__", "") == "getitem":
