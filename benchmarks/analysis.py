@@ -4,6 +4,7 @@
     python -m benchmarks.analysis --models torchvision   torchvision's 80 classifiers
     python -m benchmarks.analysis --models resnet18,vit_b_16
     python -m benchmarks.analysis --rounds 3             all of them three times: the best counts
+    python -m benchmarks.analysis --models vit_b_16 --groups   what symmetry="all" takes in addition
 
 Models are on the meta device: parameters have shapes and no data. Both are timed on one thread in
 CPU seconds, the forward pass as the best of three, the analysis as the better of two after a first.
@@ -73,10 +74,15 @@ class Row:
     show_default=True,
     help="Folder for the tables; those of an earlier run of the same set are replaced.",
 )
-def main(models: str, rounds: int, out: Path) -> None:
+@click.option("--groups", is_flag=True, help="Time larger groups beside permutations; no tables.")
+def main(models: str, rounds: int, out: Path, groups: bool) -> None:
     """Time the analysis of models beside a forward pass of theirs."""
     torch.set_num_threads(1)
     ensure_torchvision()
+    if groups:
+        for name, build in _subjects(models):
+            click.echo(groups_line(name, *build()))
+        return
     label = models if models in ("timm", "torchvision") else "selected"
     best: dict[str, Row] = {}
     with progress_bar() as progress:
@@ -150,6 +156,23 @@ def _measure(name: str, model: nn.Module, images: Tensor) -> Row:
         len(symmetry.unknown_operators),
         forward,
         analysis,
+    )
+
+
+def groups_line(name: str, model: nn.Module, images: Tensor) -> str:
+    """How much longer it takes to look for all groups than for permutations.
+
+    Args:
+        name: of the model.
+        model: on any device.
+        images: its input.
+    """
+    both = [
+        _best(3, lambda kind=kind: fxrebasin.analyze(model, images, symmetry=kind))  # type: ignore[misc]
+        for kind in ("permutation", "all")
+    ]
+    return (
+        f"{name}: permutation {both[0]:.2f} s, all {both[1]:.2f} s, {both[1] / both[0]:.1f} times"
     )
 
 

@@ -104,11 +104,12 @@ def _with_groups(
     from fxrebasin.passes.kinds.functional import functional_graph
     from fxrebasin.passes.kinds.regauge import with_shifts
 
-    graph = functional_graph(model, *inputs, choices.outputs)
-    if isinstance(graph, str):
-        note = f"only permutations were looked for, since operators cannot be listed: {graph}"
-        return replace(symmetry, _notes=(*symmetry._notes, note))
-    groups = kinds_of(graph, symmetry.classes, symmetry.layout, symmetry.parameters)
+    with collector_paused():
+        graph = functional_graph(model, *inputs, choices.outputs)
+        if isinstance(graph, str):
+            note = f"only permutations were looked for, since operators cannot be listed: {graph}"
+            return replace(symmetry, _notes=(*symmetry._notes, note))
+        groups = kinds_of(graph, symmetry.classes, symmetry.layout, symmetry.parameters)
     if kinds is Kinds.SIGNED:
         groups = groups.signed()
     else:

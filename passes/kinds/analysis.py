@@ -31,7 +31,7 @@ class Analysis:
     """Whether parts of a tensor answer on their own, also where they have the same units."""
 
     size: int
-    at: str
+    at: object = ""
     node: fx.Node | None = None
 
     def joined(self, one: Mark, two: Mark) -> Any:

@@ -61,10 +61,6 @@ class FunctionalGraph:
     parameters: frozenset[str] = frozenset()
     places: Mapping[fx.Node, CalledAt] = field(default_factory=dict)
 
-    def called(self, node: fx.Node) -> str:
-        """An operator with its place in the model, in words."""
-        return f"{node.target}{self.places.get(node, '')}"
-
     @cached_property
     def order(self) -> Mapping[fx.Node, int]:
         """When each node runs."""

@@ -17,7 +17,7 @@ from fxrebasin.kinds import Place
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.marks import Mark
 from fxrebasin.passes.kinds.means import Means
-from fxrebasin.passes.kinds.regions import read_apart
+from fxrebasin.passes.kinds.regions import is_split, read_apart
 from fxrebasin.passes.kinds.shifts import absorbers, invisible_ones, taken_back
 from fxrebasin.passes.kinds.walk import Walk, name_of, shape_of
 
@@ -48,7 +48,7 @@ def shifts_of(graph: FunctionalGraph, parameters: Sequence[str]) -> tuple[Shift,
 
 def _parts_of_bias(graph: FunctionalGraph, name: str) -> Iterator[Shift]:
     """Parts of a bias, such as those of keys and of values, to which anything may be added."""
-    parts = read_apart(graph, name)
+    parts = read_apart(graph, name) if is_split(graph, name) else []
     for part in parts if len(parts) > 1 else ():
         takers = absorbers(graph, name, part)
         if takers is not None:

@@ -59,7 +59,7 @@ class Matrices(Analysis):
 
     size: int
     vectors: Collection[Place]
-    at: str = ""
+    at: object = ""
     orthogonal: bool = False
     ones: bool = False
     linear: dict[Place, None] = field(default_factory=dict)

@@ -63,7 +63,7 @@ class Means(Analysis):
 
     size: int
     vectors: Collection[Place]
-    at: str = ""
+    at: object = ""
     uses: dict[Place, list[Use]] = field(default_factory=dict)
     shown: set[Place] = field(default_factory=set)
 

@@ -20,6 +20,7 @@ from fxrebasin.kinds import Behind, Place
 from fxrebasin.passes.kinds.analysis import Analysis, LimitError
 from fxrebasin.passes.kinds.known import Known
 from fxrebasin.passes.kinds.marks import Mark, Value, raised, same_units
+from fxrebasin.passes.kinds.walk import name_of
 from fxrebasin.passes.rules.scaling import Parity, Scaling
 
 _SAME = 1e-6
@@ -63,7 +64,7 @@ class Pairs(Analysis):
 
     size: int
     known: Known
-    at: str = ""
+    at: object = ""
     partner: Tensor | None = None
     parts: dict[Place, Behind] = field(default_factory=dict)
     _tied: list[tuple[Place, Place]] = field(default_factory=list)
@@ -88,7 +89,8 @@ class Pairs(Analysis):
 
     def scaled(self, mark: Mark, scaling: Scaling) -> Term:
         """See `Analysis`."""
-        if scaling.degree == 1 and scaling.parity is Parity.ODD and "aten.neg" in self.at:
+        negates = self.node is not None and name_of(self.node) == "neg"
+        if negates and scaling.degree == 1 and scaling.parity is Parity.ODD:
             return self._term(mark).times(_minus_one(mark))
         raise self._limit()
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxrebasin.kinds import Place
 from fxrebasin.passes.kinds.analysis import Analysis
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.marks import Mark, Value
-from fxrebasin.passes.kinds.walk import Walk, shape_of
+from fxrebasin.passes.kinds.shifts import MOVES, SPLITS
+from fxrebasin.passes.kinds.walk import Walk, name_of, shape_of
 from fxrebasin.passes.rules.scaling import Scaling
 
 
@@ -26,7 +27,7 @@ class _Readers(Analysis):
     """
 
     size: int
-    at: str = ""
+    at: object = ""
     readers: list[list[int]] = field(default_factory=list)
     _numbers: dict[Any, int] = field(default_factory=dict)
 
@@ -65,6 +66,27 @@ class _Readers(Analysis):
     def collected(self, one: Value, two: Value, name: str) -> Value | None:
         """See `Analysis`: elements stay where they are if nothing of the bias is added to them."""
         return (*one, *two) if name == "add" and not (one and two) else None
+
+
+def is_split(graph: FunctionalGraph, name: str) -> bool:
+    """Whether what a bias is added to is cut into parts before anything else is done to it.
+
+    Args:
+        graph: of the model.
+        name: of the parameter.
+    """
+    added: list[fx.Node] = []
+    seen = [graph.state[name]]
+    while seen:
+        node = seen.pop()
+        for user in node.users:
+            operator = name_of(user)
+            if operator in SPLITS or operator in ("slice", "select"):
+                return True
+            if operator in MOVES or (operator == "add" and not added):
+                seen.append(user)
+                added += [user] if operator == "add" else []
+    return False
 
 
 def read_apart(graph: FunctionalGraph, name: str) -> list[Tensor]:

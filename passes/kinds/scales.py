@@ -62,7 +62,7 @@ class Scales(Analysis):
 
     size: int
     vectors: Collection[Place]
-    at: str = ""
+    at: object = ""
     equations: list[Powers] = field(default_factory=list)
     parities: list[Signs] = field(default_factory=list)
     factors: set[Place] = field(default_factory=set)

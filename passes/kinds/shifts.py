@@ -18,8 +18,7 @@ from torch import Tensor, fx
 from fxrebasin.errors import FxRebasinError
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.marks import raised, reshaped
-from fxrebasin.passes.kinds.walk import name_of, shape_of
-from fxrebasin.running.operators import bind
+from fxrebasin.passes.kinds.walk import bound, name_of, shape_of
 
 
 class ShownError(FxRebasinError):
@@ -50,14 +49,16 @@ _POOLS = (
     *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d"),
 )
 
-_SPLITS = ("split", "split_with_sizes", "chunk", "unbind")
+SPLITS = ("split", "split_with_sizes", "chunk", "unbind")
+"""Operators that cut a tensor into parts."""
 
-_MOVES = frozenset(
+MOVES = frozenset(
     {
         *("view", "_unsafe_view", "reshape", "transpose", "t", "permute", "expand", "unsqueeze"),
         *("squeeze", "slice", "clone", "detach", "alias", "_to_copy", "select"),
     }
 )
+"""Operators that move elements of one tensor."""
 
 
 @dataclass
@@ -108,10 +109,10 @@ class Shifts:
         name = name_of(node)
         if name.endswith("getitem>"):
             return self._item(node.all_input_nodes[0], int(str(node.args[1])))
-        if name in _SPLITS:
+        if name in SPLITS:
             return self._changes[node.all_input_nodes[0]]
-        args = bind(node.target, node.args, node.kwargs)
-        if name in _MOVES:
+        args = bound(node)
+        if name in MOVES:
             change = self._changes[args["self"]]
             return replace(change, added=self._moved(node, args, change.added))
         step = {
@@ -138,10 +139,10 @@ class Shifts:
     def _item(self, several: fx.Node, index: int) -> Change | None:
         """One of the tensors that an operator returns."""
         change, name = self._changes[several], name_of(several)
-        if name not in _SPLITS:
+        if name not in SPLITS:
             # the variance does not depend on what is the same along its axes, and nor do places
             return change if index == (1 if name == "var_mean" else 0) else None
-        args = bind(several.target, several.args, several.kwargs)
+        args = bound(several)
         dim = args["dim"] % len(shape_of(args["self"]))
         if name == "unbind":
             added = change.added.select(dim, index if change.added.shape[dim] > 1 else 0)

@@ -27,6 +27,9 @@ from fxrebasin.passes.rules.registry import RULES
 from fxrebasin.passes.rules.scaling import scaling_of
 from fxrebasin.running.operators import bind
 
+_NAME, _SHAPE, _ARGUMENTS = "name of the operator", "its shape", "its arguments"
+"""Where a node keeps what many walks ask for."""
+
 Handler: TypeAlias = "Callable[[Step], list[Value]]"
 
 HANDLERS: dict[str, Handler] = {}
@@ -45,15 +48,40 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
 
 def name_of(node: fx.Node) -> str:
     """The name of a node's operator, without its overload and without `_copy`."""
-    target = node.target
-    name = target._schema.name if isinstance(target, torch._ops.OpOverload) else str(target)
-    name = name.removeprefix("aten::")
-    return name if name == "_to_copy" else name.removesuffix("_copy")
+    found: str | None = node.meta.get(_NAME)
+    if found is None:
+        target = node.target
+        name = target._schema.name if isinstance(target, torch._ops.OpOverload) else str(target)
+        name = name.removeprefix("aten::")
+        found = node.meta[_NAME] = name if name == "_to_copy" else name.removesuffix("_copy")
+    return found
 
 
 def shape_of(node: fx.Node) -> Shape:
     """The shape of the tensor that a node makes."""
-    return tuple(int(size) for size in node.meta["val"].shape)
+    found: Shape | None = node.meta.get(_SHAPE)
+    if found is None:
+        found = node.meta[_SHAPE] = tuple(int(size) for size in node.meta["val"].shape)
+    return found
+
+
+def bound(node: fx.Node) -> Mapping[str, Any]:
+    """All arguments of a node's operator by name; tensors are nodes."""
+    found: Mapping[str, Any] | None = node.meta.get(_ARGUMENTS)
+    if found is None:
+        found = node.meta[_ARGUMENTS] = bind(node.target, node.args, node.kwargs)
+    return found
+
+
+@dataclass(frozen=True)
+class At:
+    """An operator with its place in the model, which is put into words only where it is told."""
+
+    graph: FunctionalGraph
+    node: fx.Node
+
+    def __str__(self) -> str:
+        return f"{self.node.target}{self.graph.places.get(self.node, '')}"
 
 
 @dataclass
@@ -79,7 +107,7 @@ class Walk:
         reached = self.graph.downstream([node for node, found in self.values.items() if any(found)])
         for node in reached:
             self.analysis.node = node
-            self.analysis.at = self.graph.called(node)
+            self.analysis.at = At(self.graph, node)
             self.values[node] = found = self._step(node)
             if any(found):
                 reached.go_on(node)
@@ -92,7 +120,7 @@ class Walk:
         if getattr(node.target, "__name__", "") == "getitem":
             found, index = self.values[node.all_input_nodes[0]], int(str(node.args[1]))
             return [found[index] if index < len(found) else ()]
-        step = Step(self, node, bind(node.target, node.args, node.kwargs))
+        step = Step(self, node, bound(node))
         name = name_of(node)
         if name in HANDLERS:
             return HANDLERS[name](step)
