@@ -29,14 +29,14 @@ def _is_mean_of(item: Any, value: Any, step: Step) -> bool:
     """Whether the mean of a tensor, over the axis of its units, is taken off it."""
     if name_of(step.node) != "sub" or not isinstance(item, fx.Node) or item.op != "call_function":
         return False
-    source = item
+    source: Any = item
     if name_of(item).endswith("getitem>"):
         if item.args[1] != 1:
             return False
         source = item.all_input_nodes[0]
     if name_of(source) not in ("mean", "var_mean") or source.args[0] is not value:
         return False
-    shape = shape_of(value)
+    shape = shape_of(source.args[0])
     dims: Any = source.args[1] if len(source.args) > 1 else source.kwargs.get("dim")
     over = {dim % len(shape) for dim in dims} if dims else set(range(len(shape)))
     marks = step.value(value)  # at each place by itself: else only the sum of all is zero

@@ -87,10 +87,7 @@ class Means(Analysis):
         self._uses(two)
         reading = self._open(one, two)
         if reading is None or two.source is None:
-            written = _seen(one).written if two.source in self.vectors and self._alone() else ()
-            for use in written if self.node is not None and two.source is not None else ():
-                use.node, use.factors = self.node, (*use.factors, two.source)
-            return replace(self._plain(one, two), written=written)
+            return replace(self._plain(one, two), written=self._scaled(one, two.source))
         return Seen(replace(reading, factors=(*reading.factors, two.source)))
 
     def contracted(self, one: Mark, two: Mark) -> None:
@@ -147,6 +144,15 @@ class Means(Analysis):
         """How a value is centred that a vector meets, if nothing was added to it before."""
         reading = _seen(one).centred if one.source is None and two.source in self.vectors else None
         return None if reading is None or reading.shift is not None else reading
+
+    def _scaled(self, mark: Mark, vector: Place | None) -> tuple[Use, ...]:
+        """What wrote a value writes it behind a factor from now on, if nothing else reads it."""
+        if vector is None or vector not in self.vectors or self.node is None or not self._alone():
+            return ()
+        written = _seen(mark).written
+        for use in written:
+            use.node, use.factors = self.node, (*use.factors, vector)
+        return written
 
     def _lost(self, mark: Mark) -> Seen:
         self._uses(mark)

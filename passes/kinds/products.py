@@ -146,7 +146,7 @@ def _in_groups(step: Step, pattern: tuple[str, str, str], groups: int) -> Value:
     after = step.shape
     axis = pattern[2].index("g")
     split = (*after[:axis], groups, after[axis] // groups, *after[axis + 1 :])
-    return _reshaped(step.contract_values(*parts, pattern), split, after)
+    return _reshaped(step.contract_values(parts[0], parts[1], pattern), split, after)
 
 
 def _reshaped(value: Value, before: tuple[int, ...], after: tuple[int, ...]) -> Value:

@@ -304,8 +304,8 @@ class Step:
             two: another.
             pattern: letters for the axes of both and of the result.
         """
-        operands = ((self.value(item), shape_of(item)) for item in (one, two))
-        return self.contract_values(*operands, pattern)
+        left, right = ((self.value(item), shape_of(item)) for item in (one, two))
+        return self.contract_values(left, right, pattern)
 
     def contract_values(
         self, one: tuple[Value, Shape], two: tuple[Value, Shape], pattern: tuple[str, str, str]

@@ -92,7 +92,7 @@ CHOICES = {
     "pooled": ("mean", "first", "token"),
     "head_bias": (True,),
 }
-WORDS, LENGTH = 9, 4
+WORDS, LENGTH = 11, 4
 
 
 class GemmaNorm(nn.Module):

@@ -1,0 +1,134 @@
+"""What is found in networks of all sorts is all that there is, and choices in it change nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fxrebasin
+from fxrebasin.kinds import GroupKind
+from fxrebasin.passes.kinds.functional import FunctionalGraph, functional_graph
+from fxrebasin.passes.kinds.regauge import centred, with_factors, with_shifts
+from fxrebasin.symmetry import Symmetry
+from tests.fuzz_kinds.attending import Attending
+from tests.fuzz_kinds.check import Verdict, check, fill, outputs
+from tests.fuzz_kinds.convolving import Convolving
+from tests.fuzz_kinds.words import Form
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, about modules that are in use
+
+NONE = (False, False, False, False)
+LLAMA = Attending(norm="rms", turned="halves", given_places=True, mlp="swiglu", biases=NONE)
+QUICK: dict[str, Form] = {
+    "grouped queries, fused": Attending(grouped=2, fused="qkv"),
+    "positions are given": Attending(norm="rms", turned="halves", given_places=True, mlp="swiglu"),
+    "scales of layers": Attending(layer_scale=True),
+    "ConvNeXt": Convolving(norm="channels", block="convnext", bend="gelu", layer_scale=True),
+    "GroupNorm": Convolving(norm="group", bend="silu"),
+}
+SLOW: dict[str, Form] = {
+    "grouped queries": Attending(width=8, heads=4, grouped=2),
+    "words, places and kinds": Attending(kinds=2, places="embedded"),
+    "fused by head": Attending(fused="by head"),
+    "fused, rotary": Attending(fused="qkv", turned="neighbours"),
+    "Llama": LLAMA,
+    "norms of queries": Attending(inner_norm="layer"),
+    "norms on both sides": Attending(order="both"),
+    "no factors": Attending(affine="none"),
+    "keys and values fused": Attending(fused="kv"),
+    "depthwise": Convolving(depthwise=True),
+    "groups of channels": Convolving(groups=2),
+    "GroupNorm, linear": Convolving(norm="group", bend="none"),
+    "InstanceNorm": Convolving(norm="instance", bend="silu"),
+    "maps": Convolving(end="flatten", pool="none"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
+def test_the_dimension_is_the_nullity(name: str) -> None:
+    found = check({**QUICK, **SLOW}[name], 1)
+    assert found.verdict is Verdict.WELL, found.text()
+
+
+Found = tuple[Any, Symmetry, FunctionalGraph, dict[str, Tensor], dict[str, Tensor]]
+
+
+def analysed(form: Form) -> Found:
+    """A network, what acts on it, and the states of it and of another one."""
+    nets = [form.build() for _ in "ab"]
+    for seed, net in enumerate(nets):
+        fill(net, seed)
+    net = nets[0]
+    symmetry = fxrebasin.analyze(net, net.batch(2, 0), symmetry="all")
+    graph = functional_graph(net, net.batch(2, 0), {}, None)
+    assert not isinstance(graph, str)
+    states = [{k: v.detach() for k, v in n.state_dict().items()} for n in nets]
+    return net, symmetry, graph, states[0], states[1]
+
+
+def same(net: Any, one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    """Whether a network computes the same with two states."""
+    inputs = net.batch(20, 3)
+    before, after = outputs(net, one, inputs), outputs(net, two, inputs)
+    return bool((before - after).abs().max() <= 1e-11 * before.abs().max())
+
+
+@pytest.mark.parametrize("to_reference", [False, True])
+def test_parts_of_a_fused_bias_move(to_reference: bool) -> None:
+    net, symmetry, graph, state, other = analysed(Attending(fused="qkv", kinds=2))
+    groups = symmetry.groups
+    assert groups is not None
+    moved = with_shifts(state, other if to_reference else None, graph=graph, groups=groups)
+    name = "blocks.0.attention.qkv.bias"
+    wanted = other[name] if to_reference else torch.zeros_like(state[name])
+    assert torch.equal(moved[name][6:], wanted[6:])  # of keys and values
+    assert not torch.allclose(moved[name][:6], wanted[:6])
+    assert same(net, state, moved)
+
+
+def test_means_are_taken_away_behind_the_scales_of_layers() -> None:
+    net, symmetry, _, state, _ = analysed(Attending(layer_scale=True))
+    assert symmetry.groups is not None
+    moved = centred(state, symmetry.groups, symmetry.classes)
+    scaled = moved["blocks.0.mlp.down.weight"] * moved["blocks.0.scales.1"][:, None]
+    assert scaled.mean(0).abs().max() < 1e-14
+    assert same(net, state, moved)
+
+
+def test_scales_of_layers_move_into_what_writes() -> None:
+    net, symmetry, _, state, other = analysed(Attending(layer_scale=True))
+    assert symmetry.groups is not None
+    moved = with_factors(state, symmetry.groups, symmetry.classes, other)
+    torch.testing.assert_close(moved["blocks.0.scales.0"], other["blocks.0.scales.0"])
+    assert same(net, state, moved)
+    assert symmetry.classes[0].kind is GroupKind.ORTHOGONAL_FIXING_ONES
+
+
+def test_means_in_front_of_norms_are_free_whatever_the_group() -> None:
+    net, symmetry, _, state, _ = analysed(Attending(order="post"))
+    assert symmetry.groups is not None
+    assert symmetry.classes[0].kind is GroupKind.PERMUTATION
+    moved = centred(state, symmetry.groups, symmetry.classes)
+    assert moved["blocks.0.mlp.down.weight"].mean(0).abs().max() < 1e-14
+    assert state["blocks.0.mlp.down.weight"].mean(0).abs().max() > 1e-3
+    assert same(net, state, moved)
+
+
+def test_a_limit_names_the_module_and_the_line() -> None:
+    _, symmetry, *_ = analysed(Attending())
+    text = symmetry.explain("blocks.0.mlp.up.weight", 0)
+    assert "No larger one: aten.gelu.default in blocks.0.mlp at " in text
+    assert "attending.py" in text
+    assert "return self.down(_BENDS[self.form.mlp](self.up(x))) computes element by element" in text
+
+
+def test_a_network_with_running_means_and_nothing_that_takes_them_back() -> None:
+    form = Convolving(norm="plain batch", biases=False)
+    found = check(form)
+    assert found.verdict is Verdict.WELL
+    assert found.dimension == 0  # buffers move with units, and no parameters alone do that
