@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -49,9 +50,81 @@ def _plain(name: str) -> Any:
     )
 
 
+_OTHERS: dict[str, tuple[dict[str, Any], ...]] = {
+    "round.decimals": ({"decimals": 1}, {"decimals": -1}),
+    "leaky_relu.default": ({}, {"negative_slope": 0.3}, {"negative_slope": -0.5}),
+    "hardshrink.default": ({}, {"lambd": 1.5}),
+    "softshrink.default": ({}, {"lambd": 1.5}),
+}
+"""Other arguments than defaults, by the overload; those in place take the same."""
+
+
+def broken(names: Iterable[str]) -> list[str]:
+    """Overloads that do not do what is declared of their operator, out= and in place included."""
+    found = []
+    for name in names:
+        for op in (*overloads(name), *overloads(f"{name}_")):
+            if RULES.get(op) is not pointwise:
+                continue
+            plain = f"{name}.{op._overloadname}"
+            for others in _OTHERS.get(plain, ({},)):
+                scaling = scaling_of(name, bind(op, (torch.zeros(1),), others))
+                if scaling is None or not all(holds(run, scaling) for run in _forms(op, others)):
+                    found.append(f"{op} {others}")
+    return found
+
+
+def _forms(op: Any, others: dict[str, Any]) -> list[Any]:
+    """An overload on a copy, and the one that writes its result into another tensor."""
+
+    def on_copy(x: Tensor) -> Tensor:
+        found: Tensor = op(x.clone(), **others)
+        return found
+
+    packet = getattr(torch.ops.aten, op._schema.name.removeprefix("aten::"))
+    name = "out" if op._overloadname == "default" else f"{op._overloadname}_out"
+    if name not in packet.overloads():
+        return [on_copy]
+
+    def written(x: Tensor) -> Tensor:
+        found: Tensor = getattr(packet, name)(x, **others, out=torch.empty_like(x))
+        return found
+
+    return [on_copy, written]
+
+
 @pytest.mark.parametrize("name", SCALINGS)
-def test_declarations_hold(name: str) -> None:
-    assert holds(_plain(name), SCALINGS[name])
+def test_declarations_hold_for_all_overloads(name: str) -> None:
+    assert not broken([name])
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("neg", Scaling(SCALINGS["abs"].degree, Parity.EVEN)),
+        ("relu", Scaling(SCALINGS["relu"].degree, Parity.ODD)),
+        ("hardshrink", Scaling(SCALINGS["relu"].degree, Parity.ODD)),
+        ("round", Scaling(SCALINGS["relu"].degree, Parity.ODD)),
+        ("gelu", SCALINGS["relu"]),
+    ],
+)
+def test_a_wrong_declaration_is_found_for_all_overloads(
+    name: str, wrong: Scaling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SCALINGS, name, wrong)
+    found = broken([name])
+    assert found
+    assert len(found) >= len([op for op in overloads(f"{name}_") if RULES.get(op) is pointwise])
+
+
+@pytest.mark.parametrize("name", ["clamp", "clamp_", "clamp_min", "clamp_max", "pow"])
+def test_arguments_that_are_tensors_allow_nothing(name: str) -> None:
+    for op in overloads(name):
+        tensors = [a.name for a in op._schema.arguments if "Tensor" in str(a.type)]
+        if len(tensors) > 1 or tensors == ["exponent"]:
+            given = {a: torch.ones(1) for a in tensors}
+            others = {a.name: 2 for a in op._schema.arguments if a.name not in tensors}
+            assert scaling_of(name.removesuffix("_"), bind(op, (), {**others, **given})) is None
 
 
 def test_wrong_declarations_are_found() -> None:
