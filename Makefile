@@ -66,8 +66,9 @@ types: $(READY) tree ## check types, strictly
 	cd $(TREE)/.. && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 		--cache-dir ../../.mypy_cache -p fxrebasin
 
-fuzz: $(READY) ## try random programs; FUZZ_FLAGS="--seconds 600 --seed 1" for how long and which
+fuzz: $(READY) ## try random programs and damaged files; FUZZ_FLAGS="--seconds 600 --seed 1"
 	$(BIN)/python -m tests.fuzz $(FUZZ_FLAGS)
+	$(BIN)/python -m tests.corrupter $(FUZZ_FLAGS)
 
 bench: $(READY) ## measure torchvision's models
 	$(BIN)/python -m benchmarks.equivalence $(BENCH_FLAGS)

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from fxrebasin.wording import presentable
+
 
 class FxRebasinError(Exception):
-    """Base of all errors raised on purpose by fxrebasin."""
+    """Base of all errors raised on purpose by fxrebasin.
+
+    Messages are safe to be shown: they may hold names from files of strangers. Control characters
+    are escaped, and long lines and long messages are cut.
+
+    Example:
+        >>> print(FxRebasinError("w" + chr(27) + "[2J is missing"))
+        w\\x1b[2J is missing
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(presentable(str(message)))
 
 
 class InputError(FxRebasinError, ValueError):

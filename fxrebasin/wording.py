@@ -46,6 +46,26 @@ def escaped(text: object, most: int = _LONG) -> str:
     return kept if len(whole) <= most else f"{kept}… ({len(whole)} characters)"
 
 
+_LONGEST_LINE = 2000
+_MOST_LINES = 400
+
+
+def presentable(text: str) -> str:
+    r"""A text of several lines as it may be shown: no control characters, no endless lines.
+
+    Args:
+        text: with names from anywhere.
+
+    Example:
+        >>> presentable("a\\tb\\nc")
+        'a\\\\tb\\nc'
+    """
+    lines = text.split("\n")
+    kept = [escaped(line, _LONGEST_LINE) for line in lines[:_MOST_LINES]]
+    more = [f"and {len(lines) - _MOST_LINES} lines more"] if len(lines) > _MOST_LINES else []
+    return "\n".join([*kept, *more])
+
+
 def spoken(python: str, option: str) -> str:
     """Words for whoever reads a message: a program's author, or someone at a command line.
 

@@ -44,7 +44,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(InputError, match="cannot be written: disk full"):
         publish(tmp_path / "b.bin", b"one")
     assert not list(tmp_path.iterdir())

@@ -136,7 +136,9 @@ def export_onnx(
         dynamic, further = decoder.axes, decoder.further
     check_outputs(model, args, kwargs, wanted)
     try:
-        with replacing(target, data_name(target)) as draft:  # the model last: it names its data
+        with replacing(
+            target, data_name(target), overwrite=overwrite
+        ) as draft:  # the model last: it names its data
             job = _Job(model, args, kwargs, draft, opset, optimize, wanted, further)
             report = _prove(job, dynamic, dynamic_batch)
     except OSError as error:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from fxrebasin.cli.options import RESULTS, Talk
+from fxrebasin.wording import presentable
 
 
 def say(talk: Talk, text: str) -> None:
@@ -19,7 +20,7 @@ def say(talk: Talk, text: str) -> None:
         talk: what is printed.
         text: the line.
     """
-    click.echo(text, err=talk.as_json)
+    click.echo(presentable(text), err=talk.as_json)
 
 
 def show(talk: Talk, view: Any, document: Mapping[str, Any]) -> None:
@@ -35,14 +36,15 @@ def show(talk: Talk, view: Any, document: Mapping[str, Any]) -> None:
         click.echo(json.dumps(finite(document), indent=2, ensure_ascii=False), file=results)
         return
     if isinstance(view, str):
-        click.echo(view)
+        click.echo(presentable(view))
         return
     from fxrebasin.facts import facts_text
     from fxrebasin.terminal import output_console
 
     console = output_console()
     if isinstance(view, list):
-        click.echo(facts_text(view, console.width if console.is_terminal else None))
+        shown = [(presentable(name), presentable(str(value))) for name, value in view]
+        click.echo(facts_text(shown, console.width if console.is_terminal else None))
     else:
         console.print(view)
 

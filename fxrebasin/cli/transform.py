@@ -98,6 +98,7 @@ def transform(
     from fxrebasin.kinds import Kinds
     from fxrebasin.proof import prove_bits
     from fxrebasin.show.views import report_facts
+    from fxrebasin.storage.files import together
 
     if is_onnx_file(model):
         given = {
@@ -134,18 +135,19 @@ def transform(
         report = replace(report, equivalence=prove_bits(checkpoint.state, state, permutation))
     files: list[Path] = []
     exported = None
-    # The file that can fail to be made comes first, so that a failure leaves none.
-    if onnx is not None:
-        exported = _exported(bench, checkpoint, permutation, onnx, target, inputs)
-        files.append(onnx)
-    notes = (*reference.notes, *checkpoint.notes, *checkpoint.left_out)
-    facts = report_facts(report, notes, exported)
-    what = [("permuted", str(path)), ("towards", str(ref)), ("seed", str(matching.seed))]
-    text = card(target.out.stem, [*what, *facts, *digest_facts(path, permutation)])
-    files += write_weights(target, checkpoint, state, text, for_copies(permutation))
-    if certificate is not None:
-        permutation.save(certificate, overwrite=target.overwrite)
-        files.append(certificate)
+    with together():
+        if onnx is not None:
+            exported = _exported(bench, checkpoint, permutation, onnx, target, inputs)
+            files.append(onnx)
+        exporting = () if exported is None else exported.notes
+        notes = (*reference.notes, *checkpoint.notes, *checkpoint.left_out, *exporting)
+        facts = report_facts(report, notes, exported)
+        what = [("permuted", str(path)), ("towards", str(ref)), ("seed", str(matching.seed))]
+        text = card(target.out.stem, [*what, *facts, *digest_facts(path, permutation)])
+        files += write_weights(target, checkpoint, state, text, for_copies(permutation))
+        if certificate is not None:
+            permutation.save(certificate, overwrite=target.overwrite)
+            files.append(certificate)
     show(
         talk,
         facts,

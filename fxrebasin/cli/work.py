@@ -164,7 +164,8 @@ def refuse_target(target: Target, *others: Path | None, inputs: Sequence[Path] =
         InputError: one exists, or two are the same, or one is, holds or lies in an input.
     """
     files = [target.out, *(path for path in others if path is not None)]
-    twice = [str(path) for index, path in enumerate(files) if path in files[:index]]
+    places = [path.resolve() for path in files]
+    twice = [str(path) for k, path in enumerate(files) if places[k] in places[:k]]
     if twice:
         raise InputError(f"{', '.join(twice)} is to be written twice; give each file its own name")
     for file in files:

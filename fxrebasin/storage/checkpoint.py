@@ -20,7 +20,7 @@ from fxrebasin.storage.names import Naming
 from fxrebasin.storage.reading import Checkpoint, Kind, Move, Reading
 from fxrebasin.storage.renamed import read_renamed, write_file
 from fxrebasin.storage.shards import read_shards
-from fxrebasin.storage.tree import holds_itself, optimisers, states
+from fxrebasin.storage.tree import optimisers, states, structure_fault
 from fxrebasin.storage.weights_folder import read_weights_folder
 from fxrebasin.storage.writing import Source, place_for, rewritten, write_tree
 from fxrebasin.wording import listed
@@ -144,8 +144,9 @@ def read_content(path: Path) -> Content:
         content = read_distributed(path) if is_distributed(path) else read_weights_folder(path)
     else:
         content = read_shards(path) if path.name.endswith(INDEX) else read_file(path)
-    if holds_itself(content.tree):
-        raise CheckpointError(f"{path} holds a dictionary or list that is inside itself.")
+    fault = structure_fault(content.tree)
+    if fault is not None:
+        raise CheckpointError(f"{path} holds {fault}.")
     return content
 
 
@@ -164,7 +165,7 @@ def load_state_dict(
         expected: names that the weights should have.
 
     Returns:
-        Tensors by name. Those of a pickle may be backed by the file.
+        Tensors by name, in memory.
 
     Raises:
         CheckpointError: the file is missing, a folder, of another kind, damaged, holds objects

@@ -18,6 +18,7 @@ from fxrebasin.running.messages import first_lines
 from fxrebasin.storage.pickles import load_pickle
 from fxrebasin.storage.reading import Kind
 from fxrebasin.storage.safetensors_header import settle
+from fxrebasin.wording import escaped
 
 SAFETENSORS = (".safetensors",)
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # timm writes .pth.tar, which is no archive
@@ -141,12 +142,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], Safetensors]
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
+            # Copies: a tensor of safetensors looks into the file, which may be cut or changed.
+            tensors = {name: file.get_tensor(name).clone() for name in names}
             return tensors, Safetensors(file.metadata())
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is not an intact safetensors file ({first_lines(error, 1)}): it is cut short, "
-            "damaged, or of another kind. Download or save it again."
+            f"{path} is not an intact safetensors file ({escaped(first_lines(error, 1))}): it is "
+            "cut short, damaged, or of another kind. Download or save it again."
         ) from error
 
 

@@ -111,9 +111,35 @@ def find(tree: Any, model: nn.Module, reading: Reading, label: str) -> Found:
     state, filled = _state(taken, sources, model, wanted)
     inside, extra = _extra(taken, others, model, wanted)
     _check(state, inside, wanted, (model, reading, label))
+    check_values(state, label)
     notes = _Notes(label, taken, others).sentences(filled, extra)
     lists = _nameless(tree, skipped, model)
     return Found(taken, others, skipped, lists, state, frozenset(filled), extra, notes)
+
+
+def check_values(state: Mapping[str, torch.Tensor], label: str) -> None:
+    """Refuse tensors that hold no numbers, or not one by one.
+
+    Args:
+        state: tensors by name.
+        label: what holds them, in messages.
+
+    Raises:
+        CheckpointError: naming them.
+    """
+    kinds = {
+        "without values (on the meta device)": [n for n, t in state.items() if t.is_meta],
+        "that are sparse": [
+            n for n, t in state.items() if t.layout is not torch.strided and not t.is_meta
+        ],
+        "that are quantised": [n for n, t in state.items() if t.is_quantized],
+    }
+    for what, names in kinds.items():
+        if names:
+            raise CheckpointError(
+                f"{label} holds tensors {what}: {listed(names, 5)}. Save the weights themselves, "
+                "dense and as floating-point numbers."
+            )
 
 
 def _nameless(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.models.folders import ModelFolder, is_hugging_face
 from fxrebasin.storage.diffusers_weights import variant_of
-from fxrebasin.storage.files import replacing_set
+from fxrebasin.storage.files import replacing_folder
 from fxrebasin.storage.libraries import Binding
 from fxrebasin.wording import listed
 
@@ -159,17 +158,5 @@ def drafted_folder(out: Path) -> Iterator[Path]:
         >>> (Path("model") / "config.json").read_text()
         '{}'
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as name:
-        new, old = Path(name) / "new", Path(name) / "old"
-        with replacing_set(new, overwrite=False) as draft:
-            draft.mkdir()
-            yield draft
-        if out.exists():
-            out.rename(old)
-        try:
-            new.rename(out)
-        except OSError:
-            if old.exists():
-                old.rename(out)
-            raise
+    with replacing_folder(out) as draft:
+        yield draft

@@ -16,10 +16,13 @@ import importlib
 import io
 import pathlib
 import pickle
+import re
+import struct
 import threading
 import types
 import uuid
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +35,7 @@ from fxrebasin.errors import CheckpointError
 from fxrebasin.running.messages import first_lines
 from fxrebasin.storage.default_dicts import DefaultDicts
 from fxrebasin.storage.numpy_objects import NUMPY
-from fxrebasin.wording import listed
+from fxrebasin.wording import escaped, listed
 
 _PATHS = ("pathlib", "pathlib._local")  # the second is the place in Python 3.13
 _WINDOWS = pathlib.PureWindowsPath if pathlib.PosixPath is type(Path()) else pathlib.WindowsPath
@@ -80,15 +83,26 @@ _OMEGACONF = {
 }
 """Configurations as Hydra's users keep them: values, which are not looked at here."""
 
+_DAMAGE = (
+    *(OSError, ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError),
+    *(AssertionError, ArithmeticError, MemoryError, ImportError, NotImplementedError),
+    *(struct.error, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError),
+)
+"""What the readers of damaged files raise."""
+
+# Words of torch's advice to load a file unrestrictedly, which would run what is in it.
+_ADVICE = re.compile(r"weights[_ -]only|safe_?globals|trust|pickle_module", re.IGNORECASE)
+
 _lock = threading.RLock()
 
 
 def load_pickle(path: Path) -> Any:
-    """What is in a file of `torch.save`, on the CPU; tensors are backed by the file if they can be.
+    """What is in a file of `torch.save`, on the CPU, and in memory whatever becomes of the file.
 
     Raises:
         CheckpointError: the file is damaged, or holds objects of other types than `ALLOWED`.
     """
+    _check_records(path)
     if _is_torchscript(path):
         raise CheckpointError(
             f"{path} is a TorchScript archive, a program with its weights. Save the weights of the "
@@ -99,16 +113,13 @@ def load_pickle(path: Path) -> Any:
     unknown = [name for name in unknown if name not in also]
     if unknown:
         raise _refusal(str(path), unknown)
-    mapped = zipfile.is_zipfile(path)  # only torch's newer format can be read in place
     try:
         with allowing(also) as dicts:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            found = torch.load(path, map_location="cpu", weights_only=True)
             return dicts.restored(found)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except _DAMAGE as error:
         # Without the error of torch, which tells people to load the file unrestrictedly.
         raise _damaged(path, error) from None
-    except (TypeError, AttributeError, IndexError, AssertionError) as error:
-        raise _damaged(path, error) from error  # arguments that no allowed type takes
 
 
 def load_bytes(file: io.BytesIO, place: str) -> Any:
@@ -124,7 +135,7 @@ def load_bytes(file: io.BytesIO, place: str) -> Any:
     try:
         with allowing() as dicts:
             return dicts.restored(torch.load(file, map_location="cpu", weights_only=True))
-    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, EOFError) as e:
+    except _DAMAGE as e:
         file.seek(0)
         unknown = _unknown_in_zip(file) if zipfile.is_zipfile(file) else []
         if unknown:
@@ -171,7 +182,7 @@ def _unknown_types(path: Path) -> list[str]:
             return _unknown_in_zip(path)
         with path.open("rb") as file:
             return _beyond_allowed(_legacy_globals(file))
-    except (OSError, ValueError, RuntimeError, EOFError, IndexError, pickle.UnpicklingError):
+    except _DAMAGE:
         return []  # it is damaged, which the error of loading it tells
 
 
@@ -193,7 +204,7 @@ def _beyond_allowed(names: set[str]) -> list[str]:
 
 
 def _refusal(place: str, unknown: list[str]) -> CheckpointError:
-    types = listed(unknown, 5)
+    types = listed([escaped(name, 100) for name in unknown], 5)
     return CheckpointError(
         f"{place} holds objects other than tensors and plain values: {types}. Making those can run "
         "code from the file, so it is not read. Where they are at home, in the program that wrote "
@@ -212,7 +223,26 @@ def _reason(error: Exception) -> str:
     """What was wrong, without torch's advice to load the file unrestrictedly."""
     if isinstance(error, pickle.UnpicklingError) and isinstance(error.__context__, Exception):
         error = error.__context__
-    return first_lines(error, 1)
+    words = first_lines(error, 1)
+    return type(error).__name__ if _ADVICE.search(words) else escaped(words, 300)
+
+
+def _check_records(path: Path) -> None:
+    """Refuse a file of which a record has another checksum than was written with it."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # torch can be told to write none: then all are 0.
+            checked = any(record.CRC for record in archive.infolist())
+            broken = archive.testzip() if checked else None
+    except _DAMAGE as error:
+        raise _damaged(path, error) from None
+    if broken is not None:
+        raise CheckpointError(
+            f"{path} is damaged: its record {escaped(broken)} has another checksum than was "
+            "written. Download or save it again."
+        )
 
 
 def _is_torchscript(path: Path) -> bool:

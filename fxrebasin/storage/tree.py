@@ -9,9 +9,15 @@ from typing import Any, TypeAlias
 
 import torch
 
+from fxrebasin.errors import FxRebasinError
+from fxrebasin.wording import escaped
+
 KeyPath: TypeAlias = tuple[Any, ...]
 """Keys and indices, from the outside to the inside."""
 
+_DEEPEST = 100
+_MOST_WAYS = 1_000_000
+_LONGEST_NAME = 4096
 _OPTIMISER = re.compile(r"optim", re.IGNORECASE)
 
 
@@ -20,23 +26,42 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def holds_itself(tree: Any) -> bool:
-    """Whether a container is inside itself, so that there is no end to what is in it."""
+def structure_fault(tree: Any) -> str | None:
+    """What makes containers too much to look into, in words: a file of a kilobyte may hold more.
+
+    Args:
+        tree: the whole.
+    """
+    ways: dict[int, int] = {}
     above: set[int] = set()
-    done: set[int] = set()
 
-    def enter(value: Any) -> bool:
-        if id(value) in done:
-            return False
+    def count(value: Any, depth: int) -> int:
+        """In how many ways containers are inside this one, itself included."""
         if id(value) in above:
-            return True
-        above.add(id(value))
-        found = any(enter(inner) for _, inner in _items(value) if not is_tensor(inner))
-        above.discard(id(value))
-        done.add(id(value))
-        return found
+            raise _EndlessError("a dictionary or list that is inside itself")
+        if depth > _DEEPEST:
+            raise _EndlessError(f"dictionaries or lists that are more than {_DEEPEST} deep")
+        if id(value) not in ways:
+            above.add(id(value))
+            long = [k for k, _ in _items(value) if isinstance(k, str) and len(k) > _LONGEST_NAME]
+            if long:
+                raise _EndlessError(f"a name of {len(long[0])} characters: {escaped(long[0], 80)}")
+            inside = [v for _, v in _items(value) if isinstance(v, dict | list | tuple)]
+            ways[id(value)] = 1 + sum(count(inner, depth + 1) for inner in inside)
+            above.discard(id(value))
+        return ways[id(value)]
 
-    return enter(tree)
+    try:
+        found = count(tree, 0)
+    except _EndlessError as error:
+        return str(error)
+    if found > _MOST_WAYS:
+        return f"dictionaries or lists that are inside each other in {found} ways"
+    return None
+
+
+class _EndlessError(FxRebasinError):
+    """A structure that is not walked through; who knows the file says which one."""
 
 
 def names_optimiser(name: str) -> bool:

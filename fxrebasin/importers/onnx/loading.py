@@ -16,6 +16,7 @@ from fxrebasin.importers.onnx.foreign import Unknown, is_random
 from fxrebasin.importers.onnx.graph import Parsed, parse, stored_tensors
 from fxrebasin.importers.onnx.module import OnnxModule
 from fxrebasin.importers.onnx.roles import state_of
+from fxrebasin.running.messages import first_lines
 from fxrebasin.wording import listed
 
 Source: TypeAlias = str | PathLike[str] | ModelProto
@@ -86,9 +87,15 @@ def read(source: Source, label: str = "") -> OnnxSource:
     proto = source if isinstance(source, ModelProto) else _load(Path(source))
     if not proto.graph.node and not proto.graph.output:
         raise CheckpointError(f"{label} holds no graph; it is empty, or not an ONNX model")
-    _refuse_kinds(proto, label)
-    parsed = parse(proto, None if path is None else path.parent)
-    _refuse_random(parsed, label)
+    try:
+        _refuse_kinds(proto, label)
+        parsed = parse(proto, None if path is None else path.parent)
+        _refuse_random(parsed, label)
+    except (TypeError, UnicodeError) as error:  # protobuf gives bytes where a text is none
+        raise CheckpointError(
+            f"{label} is damaged: names or numbers in it are of other types than in any ONNX "
+            f"model ({first_lines(error, 1)})"
+        ) from error
     return OnnxSource(label, path, proto, parsed, state_of(parsed))
 
 
