@@ -126,8 +126,14 @@ def transform(
         show_plan(bench, [ref, path], inputs, talk, "transform", target.out)
         return
     reference, checkpoint = bench.read(ref), bench.read(path)
-    method = matching.method or default_method(2)
-    aligned = align(bench, [reference, checkpoint], method, matching, inputs, run=not exact)
+    aligned = align(
+        bench,
+        [reference, checkpoint],
+        matching.method or default_method(2),
+        matching,
+        inputs,
+        run=not exact,
+    )
     report = aligned.found[0]
     permutation = report.certificate
     state = moved(checkpoint, permutation)
@@ -139,11 +145,19 @@ def transform(
         if onnx is not None:
             exported = _exported(bench, checkpoint, permutation, onnx, target, inputs)
             files.append(onnx)
-        exporting = () if exported is None else exported.notes
-        notes = (*reference.notes, *checkpoint.notes, *checkpoint.left_out, *exporting)
+        notes = (
+            *(*reference.notes, *checkpoint.notes, *checkpoint.left_out),
+            *(() if exported is None else exported.notes),
+        )
         facts = report_facts(report, notes, exported)
-        what = [("permuted", str(path)), ("towards", str(ref)), ("seed", str(matching.seed))]
-        text = card(target.out.stem, [*what, *facts, *digest_facts(path, permutation)])
+        text = card(
+            target.out.stem,
+            [
+                *(("permuted", str(path)), ("towards", str(ref)), ("seed", str(matching.seed))),
+                *facts,
+                *digest_facts(path, permutation),
+            ],
+        )
         files += write_weights(target, checkpoint, state, text, for_copies(permutation))
         if certificate is not None:
             permutation.save(certificate, overwrite=target.overwrite)
