@@ -164,6 +164,13 @@ def test_bodies_of_unknown_operators_are_read_too(tmp_path: Path) -> None:
     assert ("w1", 1) in symmetry.pins
 
 
+def test_a_number_is_no_input_of_a_layer() -> None:
+    b = built(BETWEEN.replace("OPERATOR", "Identity(c)"))
+    del b.graph.input[0].type.tensor_type.shape.dim[:]
+    with pytest.raises(InputError, match="does not run"):
+        fxrebasin.analyze(b)
+
+
 @pytest.mark.parametrize("kind", ["Bernoulli", "RandomNormalLike", "RandomUniformLike"])
 def test_random_numbers_are_refused(kind: str) -> None:
     with pytest.raises(InputError, match=f"random numbers .*{kind}"):

@@ -281,8 +281,9 @@ def _computed(inputs: Sequence[Tensor | None], node: str, shapes: str) -> list[T
 
 
 def _fed(value: Tensor, narrow: bool) -> Tensor:
+    """A copy: what numpy has looked at, torch cannot resize any more."""
     value = value.detach().cpu().contiguous()
-    return value.float() if narrow and value.dtype in _ALSO_IN_FLOAT32 else value
+    return value.float() if narrow and value.dtype in _ALSO_IN_FLOAT32 else value.clone()
 
 
 def _run(node: str, feeds: Mapping[str, Tensor], constant: bool) -> list[Tensor]:

@@ -220,7 +220,7 @@ def _fixed_by_weights(
 ) -> Iterator[tuple[tuple[str, int], int]]:
     """Sizes that have a name in the file, and that the first layer leaves no choice in."""
     for port in ports:
-        if not port.dtype.is_floating_point:
+        if not port.dtype.is_floating_point or not port.dims:
             continue
         for owner, step, at in _readers(parsed.graph, port.name):
             weight = _stored(parsed, owner, step.inputs[1]) if len(step.inputs) > 1 else None
@@ -251,9 +251,9 @@ def _values(
 ) -> Tensor:
     lowered = port.name.lower()
     if port.dtype.is_floating_point:
-        return torch.randn(*sizes, generator=generator).to(port.dtype)
+        return torch.randn(tuple(sizes), generator=generator).to(port.dtype)
     if port.dtype is torch.bool or "mask" in lowered:
-        return torch.ones(*sizes, dtype=port.dtype)
+        return torch.ones(tuple(sizes), dtype=port.dtype)
     if "position" in lowered:
         return torch.arange(sizes[-1] if sizes else 1, dtype=port.dtype).expand(sizes).contiguous()
     low, high = (0, _FEW_TOKENS) if rows is None else (min(1, rows - 1), rows)
