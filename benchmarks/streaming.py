@@ -61,6 +61,7 @@ class Row:
 
     gib: float
     way: str
+    limit: str
     layers: int
     recovered: bool
     seconds: float
@@ -292,6 +293,7 @@ def measured(gib: float, limit: str, alone: bool, room: Path | None) -> list[Row
             row = Row(
                 gib,
                 way,
+                limit if way == "streamed" else "",
                 layers,
                 same(folder / "a", folder / "out"),
                 round(seconds, 1),
@@ -315,19 +317,23 @@ def pairs_table(rows: list[Mapping[str, str]]) -> str:
     lines = [
         "# Pairs of Llama-shaped checkpoints in bfloat16, one a planted permutation of the other",
         "",
-        "Memory of the whole process in GiB; seconds of wall time, on 2 cores that others used as",
-        "well. `files alone`: both read once, the second again, the result written and read.",
+        "Memory of the whole process in GiB, with and without files that are mapped (programs and",
+        "libraries); seconds of wall time, on 2 cores that other work took most of. `files alone`:",
+        "both read once, the second again, the result written and read.",
         "",
-        "| GiB each | way | layers | recovered bit for bit | seconds | of that matching "
+        "| GiB each | way | limit | layers | recovered bit for bit | seconds | of that matching "
         "| files alone | seconds / (matching + files) | peak | peak without files "
         "| estimate | reads of both |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         ratio = float(row["seconds"]) / (float(row["matching"]) + float(row["files_alone"]))
         streamed = row["way"] == "streamed"
         cells = [
-            *(row[n] for n in ("gib", "way", "layers", "recovered", "seconds", "matching")),
+            *(
+                row[n]
+                for n in ("gib", "way", "limit", "layers", "recovered", "seconds", "matching")
+            ),
             *(row["files_alone"], f"{ratio:.2f}", row["peak"], row["peak_without_files"]),
             *((row["estimate"], row["reads_of_both"]) if streamed else ("", "")),
         ]
@@ -370,7 +376,7 @@ def main(
 
 def same_run(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
     """Whether a row takes the place of another."""
-    return (one["gib"], one["way"]) == (other["gib"], other["way"])
+    return all(one[name] == other[name] for name in ("gib", "way", "limit"))
 
 
 if __name__ == "__main__":

@@ -143,7 +143,13 @@ def test_a_size_that_is_none_is_refused(text: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [("--method", "sinkhorn"), ("--restarts", "3"), ("--onnx", "x.onnx")]
+    "more",
+    [
+        ("--method", "sinkhorn"),
+        ("--restarts", "3"),
+        ("--onnx", "x.onnx"),
+        ("--symmetry", "signed"),
+    ],
 )
 def test_what_needs_whole_models_is_refused(more: tuple[str, ...], folder: Path) -> None:
     result = transform("b.safetensors", "c.safetensors", *SOME, *more, code=2)
@@ -162,6 +168,30 @@ def test_large_checkpoints_are_streamed_unasked(
     assert Path("e.safetensors").exists()
     monkeypatch.setattr(large, "available_memory", lambda: None)
     assert "read again" not in transform("b.safetensors", "d.safetensors").output
+
+
+def test_what_needs_all_of_a_file_is_done_in_memory_unless_asked_for(
+    folder: Path, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = {"state_dict": dict(case.b), "ema": {n: 2 * t for n, t in case.b.items()}}
+    torch.save(both, "b.pt")
+    assert "other copies" in transform("b.pt", "c.pt", *SOME, code=2).output
+    monkeypatch.setattr(large, "available_memory", lambda: 100_000)
+    transform("b.pt", "c.pt")
+    found = torch.load("c.pt", weights_only=True)
+    assert is_a(found["state_dict"], case)
+    assert all(torch.equal(found["ema"][n], 2 * t) for n, t in case.a.items())
+
+
+def test_a_model_that_needs_its_values_is_built_with_them_unless_asked_for(
+    folder: Path, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("transform", STACK.replace("Stack", "Computing"), "--model-b", "b.safetensors")
+    given = (*given, "--ref", "a.safetensors", "--out", "c.safetensors")
+    assert "cannot be built without values" in invoke(*given, *SOME, code=2).output
+    monkeypatch.setattr(large, "available_memory", lambda: 100_000)
+    invoke(*given)
+    assert is_a(load_file("c.safetensors"), case)
 
 
 def test_values_that_are_not_finite_leave_nothing(folder: Path, case: Case) -> None:

@@ -13,13 +13,16 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from fxrebasin.errors import ArchitectureMismatchError, CheckpointError, EquivalenceError
+from fxrebasin.models.valueless import without_values
 from fxrebasin.storage.reading import Kind, Reading
 from fxrebasin.streaming import making
+from fxrebasin.streaming.aligning import lay_buffers
+from fxrebasin.streaming.files import WholeOnlyError
 from fxrebasin.streaming.making import Permuting, new_files, write_files
-from fxrebasin.streaming.opening import WholeOnlyError, open_checkpoint
+from fxrebasin.streaming.opening import open_checkpoint
 from fxrebasin.streaming.safetensors_file import layout_of, new_layout
 from fxrebasin.streaming.stored import Stored
-from tests.support.streamed import IDS, Case, Stack, save_shards
+from tests.support.streamed import IDS, Case, Remembering, Stack, save_shards
 
 PLAIN = Reading()
 
@@ -48,7 +51,7 @@ def written(kind: str, case: Case, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "sharded", "dcp", "nested", "old", "plain"])
+@pytest.mark.parametrize("kind", ["safetensors", "sharded", "dcp", "nested", "plain"])
 @pytest.mark.filterwarnings("ignore:torch.distributed is")
 def test_every_tensor_is_found_and_read_whole_or_in_rows(
     kind: str, case: Case, tmp_path: Path
@@ -107,6 +110,11 @@ def test_a_file_that_shrinks_later_is_refused(case: Case, tmp_path: Path) -> Non
         opened.read(last)
 
 
+def test_the_older_format_is_for_reading_as_a_whole(case: Case, tmp_path: Path) -> None:
+    with pytest.raises(WholeOnlyError, match=r"torch before 1\.6"):
+        open_checkpoint(written("old", case, tmp_path), Stack(layers=2), PLAIN)
+
+
 def test_a_shard_outside_the_folder_is_refused(case: Case, tmp_path: Path) -> None:
     index = written("sharded", case, tmp_path)
     index.write_text(index.read_text().replace('"net-00001', '"../net-00001'))
@@ -134,6 +142,19 @@ def test_two_names_of_one_tensor_are_read_as_one(tmp_path: Path) -> None:
     opened = open_checkpoint(tmp_path / "tied.pt", model, PLAIN)
     assert opened.places["one.weight"] == opened.places["two.weight"]
     assert opened.bytes == 4 * (12 + 3 + 3)
+
+
+def test_buffers_are_those_of_the_checkpoint_even_if_made_of_parameters(tmp_path: Path) -> None:
+    case = Case(Remembering(), IDS)
+    save_file(case.b, tmp_path / "b.safetensors")
+    with without_values():
+        model = Remembering()
+    assert model.made.is_meta
+    assert not model.scale.is_meta
+    lay_buffers(model, open_checkpoint(tmp_path / "b.safetensors", model, PLAIN))
+    assert torch.equal(model.made, case.b["made"])
+    assert torch.equal(model.scale, case.b["scale"])
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 def permute(path: Path, case: Case, out: Path, **more: Any) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from fxrebasin.cli.documents import command_document
-from fxrebasin.cli.headers import header_of
 from fxrebasin.cli.options import AS_THEY_ARE, HowToMatch, HowToRead, Inputs, Limits, Talk, Target
 from fxrebasin.cli.talking import show
 from fxrebasin.cli.work import Bench, open_bench
@@ -20,12 +19,14 @@ from fxrebasin.facts import bytes_text, counted
 from fxrebasin.ignoring import fits
 from fxrebasin.merge.own_tensors import by_shapes
 from fxrebasin.merge.states import own_state
+from fxrebasin.models.valueless import ValuelessError
 from fxrebasin.permutation import Permutation
 from fxrebasin.progress import LateBar, waiting
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.streaming.aligning import Plan, match_files, plan_match, shapes_of
+from fxrebasin.streaming.files import WholeOnlyError
 from fxrebasin.streaming.memory import available_memory
-from fxrebasin.streaming.opening import Opened, WholeOnlyError, open_checkpoint
+from fxrebasin.streaming.opening import Opened, open_checkpoint
 from fxrebasin.streaming.outcome import Outcome, plan_outcome
 from fxrebasin.streaming.unfinished import Unfinished
 
@@ -69,12 +70,28 @@ class Room:
         return tuple(opened.reader.fingerprint() for opened in self.opened)
 
 
+@dataclass(frozen=True)
+class Result:
+    """A result that is to be written.
+
+    Args:
+        target: where, and in which dtype.
+        like: index of the checkpoint whose form it has.
+        others: whether other copies of the weights in the file are brought along.
+    """
+
+    target: Target
+    like: int
+    others: bool
+
+
 def room_for(
     model: str,
     paths: Sequence[Path],
     how: tuple[HowToMatch, HowToRead, Inputs],
     limits: Limits,
     others: Mapping[str, object],
+    results: Sequence[Result],
 ) -> Room | None:
     """Open checkpoints to be read a tensor at a time; None where they are to be read as a whole.
 
@@ -84,6 +101,7 @@ def room_for(
         how: units are matched, checkpoints read, and the model run.
         limits: what was asked for.
         others: values of options, by name, that need whole models where they are given.
+        results: what is to be written.
 
     Raises:
         InputError: something was asked for that cannot be done a tensor at a time.
@@ -100,14 +118,17 @@ def room_for(
         )
     if needing:
         return None
-    bench = open_bench(model, inputs, reading, values=False)
     try:
+        bench = open_bench(model, inputs, reading, values=False)
         opened = tuple(open_checkpoint(path, bench.module, bench.reading) for path in paths)
-    except WholeOnlyError:
+        room = Room(bench, opened, limits.max_memory)
+        for result in results:
+            outcome_of(room, result)
+    except (WholeOnlyError, ValuelessError):
         if asked:
             raise
         return None
-    return Room(bench, opened, limits.max_memory)
+    return room
 
 
 def are_large(paths: Sequence[Path]) -> bool:
@@ -117,8 +138,14 @@ def are_large(paths: Sequence[Path]) -> bool:
         paths: of files and folders.
     """
     free = available_memory()
-    largest = max(header_of(path).bytes for path in paths)
-    return free is not None and _SHARE * largest > free
+    return free is not None and _SHARE * max(map(_size, paths)) > free
+
+
+def _size(path: Path) -> int:
+    """Bytes of the files that a checkpoint consists of, and of those beside them in a folder."""
+    folder = path if path.is_dir() else path.parent if path.suffix == ".json" else None
+    files = [path] if folder is None else [p for p in folder.rglob("*") if p.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def _needing(matching: HowToMatch) -> dict[str, object]:
@@ -221,19 +248,17 @@ def writing(outcome: Outcome) -> Iterator[Any]:
         yield wrote
 
 
-def outcome_of(room: Room, like: int, target: Target, *, others: bool) -> Outcome:
+def outcome_of(room: Room, result: Result) -> Outcome:
     """What is written.
 
     Args:
         room: has the checkpoints.
-        like: index of the one whose form the result has.
-        target: where, and in which dtype.
-        others: whether other copies in the file are brought along.
+        result: where, and in which form.
     """
+    target = result.target
     dtype = None if target.dtype is None else getattr(torch, target.dtype)
-    return plan_outcome(
-        target.out, room.opened[like], dtype, others=others, overwrite=target.overwrite
-    )
+    like = room.opened[result.like]
+    return plan_outcome(target.out, like, dtype, others=result.others, overwrite=target.overwrite)
 
 
 def settings_of(

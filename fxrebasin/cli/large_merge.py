@@ -12,6 +12,7 @@ from fxrebasin.cli.documents import card, digest_facts
 from fxrebasin.cli.ingredients import Ingredients
 from fxrebasin.cli.large import (
     METHOD,
+    Result,
     Room,
     found_in,
     outcome_of,
@@ -61,7 +62,7 @@ def merge_large(
         talk: what is printed.
     """
     matching = how[0]
-    outcome = outcome_of(room, 0, target, others=False)
+    outcome = outcome_of(room, Result(target, 0, False))
     plans = _plans(room, how)
     if talk.dry_run:
         show_large_plan("merge", room, list(plans.values()), outcome, talk)
@@ -101,7 +102,7 @@ def interpolate_large(
         limits: whether an earlier run is gone on with.
         talk: what is printed.
     """
-    outcomes = {t: outcome_of(room, 0, target, others=False) for t, target in targets.items()}
+    outcomes = {t: outcome_of(room, Result(target, 0, False)) for t, target in targets.items()}
     plans = _plans(room, how)
     first = next(iter(targets.values()))
     if talk.dry_run:
@@ -154,7 +155,7 @@ def _ingredients(
     run.mark()
     found = {index: found_in(room, index, plan, run) for index, plan in plans.items()}
     reports = tuple(found.get(index) for index in range(len(room.opened)))
-    permutations = tuple(None if r is None else r.certificate for r in reports)
+    permutations = tuple(None if r is None else r.permutation for r in reports)
     aligned = Aligned(METHOD if plans else AS_THEY_ARE, permutations, reports)
     every = tuple(_without_values(room, index) for index in range(len(room.opened)))
     checkpoints = every[:-1] if based else every
@@ -186,9 +187,10 @@ def _write(
 ) -> None:
     module = room.bench.module
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    found = [None if r is None else r.permutation for r in made_of.aligned.reports]
     recipe = Combining(
         room.opened,
-        made_of.aligned.permutations,
+        found,
         combination,
         {name for name in made_of.checkpoints[0].state if name not in parameters},
         set(made_of.kept),

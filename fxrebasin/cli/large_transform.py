@@ -9,6 +9,7 @@ from pathlib import Path
 from fxrebasin.cli.documents import card, command_document, digest_facts, matching_document
 from fxrebasin.cli.large import (
     PROOF,
+    Result,
     Room,
     document_of,
     found_in,
@@ -45,7 +46,7 @@ def transform_large(
         limits: whether an earlier run is gone on with.
         talk: what is printed.
     """
-    outcome = outcome_of(room, 1, target, others=True)
+    outcome = outcome_of(room, Result(target, 1, True))
     plan = planned(room, 1, how[2])
     if talk.dry_run:
         show_large_plan("transform", room, [plan], outcome, talk)

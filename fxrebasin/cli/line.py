@@ -81,7 +81,7 @@ def run_interpolate(
         limits: of memory.
         talk: what is printed.
     """
-    from fxrebasin.cli.large import room_for
+    from fxrebasin.cli.large import Result, room_for
     from fxrebasin.cli.large_merge import interpolate_large
 
     targets = {t: Target(path, target.dtype, target.overwrite) for t, path in places.items()}
@@ -89,7 +89,9 @@ def run_interpolate(
     for item in targets.values():
         refuse_target(item, inputs=paths)
     if len(paths) == 2:
-        room = room_for(model, paths, how, limits, {"--recalibrate": recalibrate})
+        results = [Result(item, 0, False) for item in targets.values()]
+        needing = {"--recalibrate": recalibrate}
+        room = room_for(model, paths, how, limits, needing, results)
         if room is not None:
             interpolate_large(room, targets, how, limits, talk)
             return

@@ -178,7 +178,7 @@ def run_merge(
         limits: of memory.
         talk: what is printed.
     """
-    from fxrebasin.cli.large import room_for
+    from fxrebasin.cli.large import Result, room_for
     from fxrebasin.cli.large_merge import merge_large
 
     matching, reading, inputs = how
@@ -189,7 +189,8 @@ def run_merge(
     task.check(len(paths))
     task.combination(len(paths), matching.seed, Aligned(AS_THEY_ARE, (), ()))
     bases = [] if task.base is None else [task.base]
-    room = room_for(model, [*paths, *bases], how, limits, task.needing_models(matching, len(paths)))
+    needing = task.needing_models(matching, len(paths))
+    room = room_for(model, [*paths, *bases], how, limits, needing, [Result(target, 0, False)])
     if room is not None:
         merge_large(task, room, target, how, limits, talk)
         return

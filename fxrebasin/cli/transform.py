@@ -91,7 +91,7 @@ def transform(
         digest_facts,
         matching_document,
     )
-    from fxrebasin.cli.large import room_for
+    from fxrebasin.cli.large import Result, room_for
     from fxrebasin.cli.large_transform import transform_large
     from fxrebasin.cli.plans import show_plan
     from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write_weights
@@ -117,7 +117,7 @@ def transform(
     path = weights_or_folder(model, model_b, "--model-b")
     refuse_target(target, onnx, certificate, inputs=[path, ref])
     how = (matching, reading, inputs)
-    room = room_for(model, [ref, path], how, limits, {"--onnx": onnx})
+    room = room_for(model, [ref, path], how, limits, {"--onnx": onnx}, [Result(target, 1, True)])
     if room is not None:
         transform_large(room, how, certificate, target, limits, talk)
         return

@@ -10,7 +10,13 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from fxrebasin.errors import InputError
 from fxrebasin.models.by_name import build_model
+from fxrebasin.running.messages import first_lines
+
+
+class ValuelessError(InputError):
+    """A model cannot be built without values."""
 
 
 @contextmanager
@@ -49,14 +55,20 @@ def build_without_values(name: str, *, trust_remote_code: bool = False) -> nn.Mo
         trust_remote_code: as for `build_model`.
 
     Raises:
-        InputError: as `build_model` does; also where a constructor computes with its parameters.
+        InputError: as `build_model` does.
+        ValuelessError: a constructor computes with its parameters.
 
     Example:
         >>> build_without_values("torch.nn:Linear?in_features=3&out_features=2").weight.is_meta
         True
     """
-    with without_values():
-        model = build_model(name, trust_remote_code=trust_remote_code)
+    try:
+        with without_values():
+            model = build_model(name, trust_remote_code=trust_remote_code)
+    except (NotImplementedError, RuntimeError) as error:
+        raise ValuelessError(
+            f"{name} cannot be built without values for its parameters: {first_lines(error)}"
+        ) from error
     return _all_without_values(model)
 
 

@@ -118,9 +118,10 @@ def lay_buffers(module: nn.Module, opened: Opened) -> None:
         for name, stored in opened.stored.items()
         if name not in parameters and tuple(own[name].shape) == stored.shape
     ]
-    buffers = {name: opened.read(name) for name in names}
+    buffers = {name: opened.read(name).to(own[name].dtype) for name in names}
     check_finite({}, buffers)
-    module.load_state_dict(buffers, strict=False)
+    # Some are without values as well, if they were made of parameters.
+    module.load_state_dict(buffers, strict=False, assign=True)
 
 
 def _sides(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ from fxrebasin.storage.tree import KeyPath, at, is_tensor
 from fxrebasin.streaming.safetensors_file import Layout, layout_of, read_rows
 
 _HEAD = 2**16
+
+
+class WholeOnlyError(CheckpointError):
+    """A checkpoint can only be read or written as a whole."""
 
 
 class File(Protocol):
@@ -163,12 +168,18 @@ def open_file(path: Path) -> File:
 
     Raises:
         CheckpointError: it is missing, damaged, or of another kind.
+        WholeOnlyError: it is of the older format of torch.
     """
     if path.is_dir():
         return DistributedFolder(path, tree_of_distributed(path))
     check_is_file(path)
     if path.suffix in SAFETENSORS:
         return SafetensorsFile(path, layout_of(path))
+    if not zipfile.is_zipfile(path):
+        raise WholeOnlyError(
+            f"{path} cannot be read a tensor at a time: it is of the format of torch before 1.6. "
+            "Save it once with the installed torch"
+        )
     return PickledFile(path, without_data(load_pickle(path)))
 
 

@@ -20,8 +20,8 @@ from fxrebasin.errors import EquivalenceError
 from fxrebasin.permutation import Permutation
 from fxrebasin.storage.copies import belongs_to
 from fxrebasin.storage.tree import KeyPath
-from fxrebasin.streaming.files import SafetensorsFile
-from fxrebasin.streaming.opening import Opened, WholeOnlyError
+from fxrebasin.streaming.files import SafetensorsFile, WholeOnlyError
+from fxrebasin.streaming.opening import Opened
 from fxrebasin.streaming.problem import may_be_cut
 from fxrebasin.streaming.safetensors_file import Layout as FileLayout
 from fxrebasin.streaming.safetensors_file import (

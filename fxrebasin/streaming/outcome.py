@@ -21,9 +21,9 @@ from fxrebasin.storage.folder_files import other_files, refuse_folder
 from fxrebasin.storage.reading import Kind, Reading
 from fxrebasin.storage.tree import names_optimiser
 from fxrebasin.storage.writing import refuse_full_folder
-from fxrebasin.streaming.files import PickledFile
+from fxrebasin.streaming.files import PickledFile, WholeOnlyError
 from fxrebasin.streaming.making import NewFile, Recipe, new_files, write_files, write_index
-from fxrebasin.streaming.opening import Opened, WholeOnlyError, open_checkpoint
+from fxrebasin.streaming.opening import Opened, open_checkpoint
 from fxrebasin.streaming.safetensors_file import bytes_of
 
 _BETWEEN = "weights.safetensors"

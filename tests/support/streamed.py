@@ -46,6 +46,26 @@ class Stack(nn.Module):
         return self.head(self.norm(x))
 
 
+class Computing(Stack):
+    """Asks its parameters for a number when it is built, and keeps what it makes of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale.fill_(1 + 0 * float(self.head.weight.std()))
+
+
+class Remembering(Stack):
+    """Has a buffer that is made of a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("made", self.head.weight.detach().mean(0) * 0)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits, masked by what was made."""
+        return super().forward(ids) + self.made.sum()
+
+
 class Meeting(nn.Module):
     """Two streams that meet themselves and each other."""
 
