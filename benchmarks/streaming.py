@@ -40,7 +40,14 @@ from fxrebasin.storage.reading import Reading
 from fxrebasin.streaming.making import Permuting, new_files, write_files, write_index
 from fxrebasin.streaming.opening import open_checkpoint
 from fxrebasin.streaming.problem import FileProblem
-from fxrebasin.streaming.safetensors_file import growing, new_layout, write_rows
+from fxrebasin.streaming.safetensors_file import (
+    bytes_of,
+    growing,
+    layout_of,
+    new_layout,
+    read_rows,
+    write_rows,
+)
 from fxrebasin.streaming.schedule import make_schedule
 from fxrebasin.streaming.stored import Stored
 
@@ -243,14 +250,23 @@ def _watch(process: subprocess.Popen[bytes], most: list[int]) -> None:
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two folders have the same shards, byte for byte."""
+    """Whether two folders have the same shards with the same tensors, bit for bit."""
     files = sorted(path.name for path in one.glob("*.safetensors"))
-    for name in files:
-        with (one / name).open("rb") as left, (other / name).open("rb") as right:
-            while block := left.read(2**24):
-                if block != right.read(2**24):
-                    return False
-    return bool(files) and files == sorted(path.name for path in other.glob("*.safetensors"))
+    if not files or files != sorted(path.name for path in other.glob("*.safetensors")):
+        return False
+    return all(_same_tensors(one / name, other / name) for name in files)
+
+
+def _same_tensors(one: Path, other: Path) -> bool:
+    left, right = layout_of(one), layout_of(other)
+    if left.tensors != right.tensors:  # whatever their order in the file
+        return False
+    with one.open("rb", buffering=0) as a, other.open("rb", buffering=0) as b:
+        pairs = (
+            (read_rows(a, s, left.starts[n], None), read_rows(b, s, right.starts[n], None))
+            for n, s in left.tensors.items()
+        )
+        return all(bytes_of(x) == bytes_of(y) for x, y in pairs)
 
 
 def seconds_of_files(folder: Path) -> float:
