@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 import fxrebasin
 from fxrebasin.kinds import GroupKind
 from fxrebasin.passes.kinds.functional import FunctionalGraph, functional_graph
 from fxrebasin.passes.kinds.regauge import centred, with_factors, with_shifts
+from fxrebasin.show.views import symmetry_view
 from fxrebasin.symmetry import Symmetry
 from tests.fuzz_kinds.attending import Attending
 from tests.fuzz_kinds.check import Verdict, check, fill, outputs
@@ -132,3 +135,17 @@ def test_a_network_with_running_means_and_nothing_that_takes_them_back() -> None
     found = check(form)
     assert found.verdict is Verdict.WELL
     assert found.dimension == 0  # buffers move with units, and no parameters alone do that
+
+
+def test_inspect_tells_groups_and_their_dimension() -> None:
+    net = Attending(norm="rms").build()
+    symmetry = fxrebasin.analyze(net, net.batch(2, 0), symmetry="all")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(symmetry_view("net", symmetry))
+    text = console.export_text()
+    free = sum(gauge.dimension for gauge in symmetry.gauges)
+    assert 0 < free < symmetry.dimension()
+    assert f"{symmetry.dimension()}, of which others make up for {free}" in text
+    assert "orthogonal" in text
+    console.print(symmetry_view("net", fxrebasin.analyze(net, net.batch(2, 0))))
+    assert "dimension of the group" not in console.export_text()

@@ -188,10 +188,20 @@ def _totals(symmetry: Symmetry, inputs: Sequence[str]) -> list[tuple[str, str]]:
         *([("inputs", ", ".join(inputs))] if inputs else []),
         ("classes", str(len(symmetry.classes))),
         ("log10 of the order of the group", f"{symmetry.log10_order():.3f}"),
+        *_continuous(symmetry),
         ("coverage", covered),
         ("operators without a rule", ", ".join(symmetry.unknown_operators) or "none"),
         *(("note", note) for note in symmetry.notes),
     ]
+
+
+def _continuous(symmetry: Symmetry) -> list[tuple[str, str]]:
+    """What may change bit by bit, if that was looked for."""
+    if symmetry.groups is None or not symmetry.dimension():
+        return []
+    free = sum(gauge.dimension for gauge in symmetry.gauges)
+    text = f"{symmetry.dimension():,}, of which others make up for {free:,}"
+    return [("dimension of the group", text)]
 
 
 def _pins(symmetry: Symmetry) -> Table:

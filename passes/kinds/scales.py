@@ -125,7 +125,7 @@ class Scales(Analysis):
 
     def stays(self, mark: Mark) -> Form:
         """As `kept`, where units are still told apart."""
-        self.kept(mark)
+        self._still(mark, "computes element by element")
         return STILL
 
     def kept(self, mark: Mark) -> None:
