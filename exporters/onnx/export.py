@@ -50,7 +50,7 @@ from fxrebasin.wording import spoken
 
 _OLDEST_OPSET = 18  # what torch's exporter writes natively
 _LEAST_TRACED = 2  # an axis of size 1 may be one along which values are repeated
-_LAID_OUT_BYTES = 1 << 26  # of weights, up to which it does not matter that onnxruntime copies them
+_LAID_OUT_BYTES = 1 << 24  # of weights, up to which it does not matter that onnxruntime copies them
 _CONSTANTS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
 
 
