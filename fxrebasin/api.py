@@ -22,6 +22,7 @@ from fxrebasin.kinds import Kinds
 from fxrebasin.models.checks import check_usable, first_graph_difference, unwrap
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.models.untying import ties_of, untied
+from fxrebasin.options import check_count
 from fxrebasin.passes.match.group_methods import GROUP_METHODS, Permuted, match_over_groups
 from fxrebasin.passes.match.methods import MatchResult, check_method, match_states
 from fxrebasin.passes.match.problem import MatchingProblem
@@ -320,6 +321,7 @@ def matched(
     request = _Request(unwrap(model_b), cast(Reference, ref), inputs, wanted, choices, ignore)
     if untie:
         request.untie()
+    check_count("seed", seed, 0)
     seconds: dict[str, float] = {}
     with _timed(seconds, "analyze"):
         analysed = request.analyze()
@@ -539,6 +541,7 @@ def transform(
     request = _Request(model_b, ref, inputs, wanted, choices, ignore)
     if untie:
         request.untie()
+    check_count("seed", seed, 0)
     seconds: dict[str, float] = {}
     with _timed(seconds, "trace"):
         traced = request.trace()

@@ -264,3 +264,18 @@ def test_transforms_of_functions_are_refused() -> None:
 
     with pytest.raises(InputError, match=r"inside torch\.vmap, torch\.func\.grad or another trans"):
         torch.vmap(call)(X)
+
+
+@pytest.mark.parametrize("seed", [-1, "x", 1.0, None, True])
+def test_a_seed_is_a_whole_number_from_zero(seed: Any) -> None:
+    for call in (fxrebasin.match, fxrebasin.transform):
+        with pytest.raises(
+            InputError, match=r"seed is .*; it has to be a whole number of at least"
+        ):
+            call(small(1), ref=small(2), example_inputs=X, seed=seed)
+
+
+@pytest.mark.parametrize("method", [["weight"], None, 3])
+def test_a_method_is_a_name(method: Any) -> None:
+    with pytest.raises(InputError, match="there are: activation, "):
+        fxrebasin.match(small(1), ref=small(2), example_inputs=X, method=method)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 import stat
@@ -12,14 +13,13 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fxrebasin.errors import InputError
 from fxrebasin.wording import spoken
 
-try:
-    import fcntl
-except ImportError:  # Windows: what a killed run leaves is not removed there
-    fcntl = None  # type: ignore[assignment]
+# Not on Windows, where what a killed run leaves is not removed.
+_fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 _DRAFTS = ".fxrebasin-"
 _NEW_DRAFTS = ".new-fxrebasin-"
@@ -225,9 +225,9 @@ def _drafts_folder(parent: Path) -> Iterator[Path]:
     _remove_leftovers(parent)
     made = Path(tempfile.mkdtemp(dir=parent, prefix=_NEW_DRAFTS))
     with ExitStack() as stack:
-        if fcntl is not None:
+        if _fcntl is not None:
             lock = stack.enter_context((made / _LOCK).open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _fcntl.flock(lock, _fcntl.LOCK_EX)
         # It has the name of one that may be removed only when it is locked.
         folder = made.rename(parent / made.name.replace(_NEW_DRAFTS, _DRAFTS, 1))
         try:
@@ -238,11 +238,11 @@ def _drafts_folder(parent: Path) -> Iterator[Path]:
 
 def _remove_leftovers(parent: Path) -> None:
     """Remove what runs left that were killed; what is locked belongs to one that still writes."""
-    if fcntl is None:
+    if _fcntl is None:
         return
     for folder in parent.glob(f"{_DRAFTS}*"):
         with contextlib.suppress(OSError), (folder / _LOCK).open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _fcntl.flock(lock, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -68,7 +68,7 @@ OTHER_CONSTANTS = (
 
 
 def check_method(
-    method: str,
+    method: object,
     options: Mapping[str, object],
     methods: Mapping[str, Callable[..., object]] = METHODS,
 ) -> None:
@@ -82,7 +82,7 @@ def check_method(
     Raises:
         InputError: naming those that do exist, or showing what to pass.
     """
-    if method not in methods:
+    if not isinstance(method, str) or method not in methods:
         beyond = "" if methods is METHODS else _BEYOND
         raise InputError(f"no method {method!r}{beyond}; there are: {', '.join(sorted(methods))}")
     _, *own = inspect.signature(methods[method]).parameters.values()
