@@ -213,23 +213,33 @@ class _Measurement:
         if settings.onnx:
             with tempfile.TemporaryDirectory() as folder:
                 self._check_onnx(subject, permuted, Path(folder))
+                self._check_file(subject, permutation, Path(folder))
         self._note(reason=self._objection())
 
     def _check_onnx(self, subject: Subject, permuted: nn.Module, folder: Path) -> None:
         inputs = (subject.args or None, subject.kwargs or None)
-        reference = folder / "permuted.onnx"
+        path = folder / "graph.onnx"
         with self._timed("onnx_seconds"):
-            fxrebasin.export_onnx(permuted, reference, *inputs)
-            report = fxrebasin.verify(subject.model, reference, *inputs)
+            fxrebasin.export_onnx(permuted, path, *inputs)
+            report = fxrebasin.verify(subject.model, path, *inputs)
         self._note(
             onnx_error=report.max_rel,
             smallest_tolerance=report.smallest_tolerance,
             tolerance=report.tolerance,
         )
         report.raise_if_failed()
+
+    def _check_file(
+        self, subject: Subject, permutation: fxrebasin.Permutation, folder: Path
+    ) -> None:
+        inputs = (subject.args or None, subject.kwargs or None)
         with self._timed("file_seconds"):
-            source, out = folder / "original.onnx", folder / "rebased.onnx"
+            names = ("original.onnx", "permuted.onnx", "rebased.onnx")
+            source, reference, out = (folder / name for name in names)
+            moved = copy.deepcopy(subject.model)
+            moved.load_state_dict(permutation.permute_state_dict(subject.model.state_dict()))
             fxrebasin.export_onnx(subject.model, source, *inputs)
+            fxrebasin.export_onnx(moved, reference, *inputs)
             found = fxrebasin.onnx_transform(source, ref=reference, out=out)
         self._note(
             file_log10_order=found.log10_order,
@@ -276,7 +286,9 @@ def _with_a_fault(model: nn.Module, permutation: fxrebasin.Permutation) -> nn.Mo
     permuted = permutation.permute_state_dict(state)
     victim = next(name for name, tensor in state.items() if not tensor.equal(permuted[name]))
     faulty = copy.deepcopy(model)
-    permuted[victim] = state[victim]  # in place, for a state may carry versions of its modules
+    for name, tensor in state.items():  # in place, for a state may carry versions of its modules
+        if tensor.data_ptr() == state[victim].data_ptr():
+            permuted[name] = tensor
     faulty.load_state_dict(permuted)
     return faulty
 

@@ -130,6 +130,14 @@ def test_a_comparison_that_sees_nothing_fails(monkeypatch):
     assert "the comparison is blind" in row.reason
 
 
+def test_the_control_leaves_a_tied_tensor_under_all_its_names():
+    subject = build("transformers:gpt2", 64, seed=0)
+    symmetry = fxrebasin.analyze(subject.model, example_kwargs=subject.kwargs)
+    wrong = equivalence._with_a_fault(subject.model, symmetry.random(0))
+    report = fxrebasin.verify(subject.model, wrong, example_kwargs=subject.kwargs)
+    assert report.max_rel > equivalence.LEAST_CONTROL_ERROR
+
+
 def test_unknown_models_are_refused(tmp_path):
     result = run("--models", "resnet18,resnet19", "--out", tmp_path)
     assert result.exit_code == 2
