@@ -132,17 +132,11 @@ class Groups:
         Args:
             parameters: their names; all other state is running statistics.
         """
-        kinds = {
-            name: replace(
-                own,
-                factors=tuple(
-                    factor
-                    for factor in own.factors
-                    if all(place.state in parameters for place in factor)
-                ),
-            )
-            for name, own in self.kinds.items()
-        }
+        kinds = {}
+        for name, own in self.kinds.items():
+            places = (*own.scales, *(place for factor in own.factors for place in factor))
+            trained = all(place.state in parameters for place in places)
+            kinds[name] = own if trained else replace(own, factors=())
         mixed = {place.state for own in self.kinds.values() for place in own.parts}
         shifts = tuple(item for item in self.shifts if item.parameter in mixed)
         return replace(self, kinds=kinds, shifts=shifts)
