@@ -31,6 +31,7 @@ class Study:
         batch: items per step of it.
         noise: added to its inputs, as in training.
         has_signs: whether signs of its units may be chosen.
+        has_matrices: whether rotations of its units may be.
     """
 
     subject: Subject
@@ -39,6 +40,7 @@ class Study:
     batch: int = 16
     noise: float = 0.0
     has_signs: bool = False
+    has_matrices: bool = False
 
     def batches(self, source: Source, count: int, seed: int = 0) -> Batches:
         """What methods see.
@@ -99,9 +101,11 @@ def studies(settings: Settings) -> dict[str, Study]:
 
     gpt = _gpt(width, blocks)
     found = {
-        "ViT": Study(_vit(width, settings), digits, rate=1e-2, batch=64, noise=_NOISE),
-        "GPT": Study(gpt, text),
-        "Llama": Study(_llama(width, blocks), text),
+        "ViT": Study(
+            _vit(width, settings), digits, rate=1e-2, batch=64, noise=_NOISE, has_matrices=True
+        ),
+        "GPT": Study(gpt, text, has_matrices=True),
+        "Llama": Study(_llama(width, blocks), text, has_matrices=True),
         "tanh MLP": Study(_mlp("tanh", settings), digits, rate=1e-2, batch=64, has_signs=True),
         "ReLU MLP": Study(_mlp("relu", settings), digits, rate=1e-2, batch=64),
         "ResNet": Study(_resnet(settings), digits, rate=1e-2, batch=64),

@@ -51,4 +51,5 @@ def polar(matrix: Tensor, *, fix_ones: bool) -> Tensor:
         wide = wide - wide.mean(1, keepdim=True)
         wide = wide + (wide.norm() + 1) / len(wide)
     left, _, right = torch.linalg.svd(wide)
-    return (left @ right)[None]
+    found: Tensor = left @ right
+    return found[None]

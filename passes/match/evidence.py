@@ -175,7 +175,7 @@ class Evidence:
         for at, piece in enumerate(item.group.pieces):
             for part, index in enumerate(parts_of(piece)):
                 one = _part(piece, index)
-                names = {slot.class_name for slot in one.slots} - {None}
+                names = _names(AxisGroup(item.group.axes, (one,)))
                 compared: CrossMoment | Correlation | None = None
                 place = Place(item.state, number, at, 0, part)
                 if len(names) == 1 and names <= rotated:
