@@ -106,6 +106,32 @@ def test_torchvision_pairs(tmp_path, trained):
     check_files(folder, ["points", "barriers"], ["lines"])
 
 
+def test_symmetries(tmp_path, trained):
+    kept = tmp_path / "kept"
+    more = ("--networks", "tanh MLP, Llama", "--keep", str(kept))
+    folder = quick("symmetries", tmp_path, trained, *more)
+    page = (folder / "symmetries.md").read_text()
+    assert "symmetries --networks 'tanh MLP, Llama' --quick` in" in page
+    assert "tanh MLP: " in page
+    rows = rows_of(folder / "barriers.csv")
+    found = {(row["network"], row["way"]): float(row["barrier"]) for row in rows}
+    assert found["Llama", "learned, 30 steps (all)"] < found["Llama", "weight (permutation)"]
+    assert found["tanh MLP", "weight (signed)"] < found["tanh MLP", "untouched"]
+    assert max(float(row["error"]) for row in rows) <= 1e-12
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    assert len(before) == len(rows)
+    assert quick("symmetries", tmp_path, trained, *more) == folder  # from what is kept
+    assert rows_of(folder / "barriers.csv") == rows
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+
+
+def test_a_network_that_does_not_exist_is_refused(tmp_path):
+    arguments = ["symmetries", "--quick", "--networks", "brain", "--output", str(tmp_path)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "no network 'brain'; there are: ViT, GPT, Llama" in result.output
+
+
 def test_peers_take_the_pairs_of_the_others(tmp_path, trained):
     before = {path.name for path in trained.iterdir()}
     folder = quick("peers", tmp_path, trained)

@@ -146,8 +146,8 @@ def _others(cache: Path | None) -> dict[str, Method]:
     if cache is not None:
         try:
             found[REBASIN] = rebasin(ensure_rebasin(cache.expanduser()))
-        except subprocess.CalledProcessError as error:
-            missing = Outcome(None, note=f"could not be installed: {error}")
+        except subprocess.CalledProcessError:
+            missing = Outcome(None, note="could not be installed beside, and was not run")
             found[REBASIN] = lambda pair: missing
     return found
 
