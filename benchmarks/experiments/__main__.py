@@ -71,6 +71,7 @@ for option in (
         type=click.Path(file_okay=False, path_type=Path),
         help="Folder for finished rows, from which a run that was stopped goes on.",
     ),
+    click.option("--only-kept", is_flag=True, help="Leave out rows that are not kept there."),
 ):
     symmetries_command = option(symmetries_command)
 main.command("symmetries")(symmetries_command)

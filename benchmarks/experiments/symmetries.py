@@ -88,7 +88,13 @@ class Row:
     note: str = ""
 
 
-def run(settings: Settings, environment: Path, networks: str | None, keep: Path | None) -> Path:
+def run(
+    settings: Settings,
+    environment: Path,
+    networks: str | None,
+    keep: Path | None,
+    only_kept: bool,
+) -> Path:
     """Barriers with permutations, signs and all symmetries, side by side.
 
     Args:
@@ -96,8 +102,8 @@ def run(settings: Settings, environment: Path, networks: str | None, keep: Path 
         environment: folder of the environment that rebasin is installed into, once.
         networks: names with commas; all when left out.
         keep: folder where rows are kept, from which a run that was stopped goes on.
+        only_kept: leave out what is not kept there.
     """
-    start = time.process_time()
     known = studies(settings)
     chosen = [name.strip() for name in networks.split(",")] if networks else list(known)
     unknown = [name for name in chosen if name not in known]
@@ -107,9 +113,9 @@ def run(settings: Settings, environment: Path, networks: str | None, keep: Path 
     rows: list[Row] = []
     for name in chosen:
         for pair, study in _pairs(settings, name, known[name]):
-            rows += list(_rows(pair, study, others, settings, keep))
+            rows += list(_rows(pair, study, others, settings, (keep, only_kept)))
     _check(rows, settings)
-    return _write(settings, rows, time.process_time() - start)
+    return _write(settings, rows)
 
 
 def ways(study: Study, settings: Settings) -> tuple[Way, ...]:
@@ -157,13 +163,16 @@ def _rows(
     study: Study,
     others: Mapping[str, Method],
     settings: Settings,
-    keep: Path | None,
+    kept: tuple[Path | None, bool],
 ) -> Iterator[Row]:
+    keep, only_kept = kept
     network, seeds = pair.setting.split("|")
     for name in (UNTOUCHED, *others, *(way.name for way in ways(study, settings))):
         path = None if keep is None else keep / f"{network}-{seeds}-{name}.json".replace(" ", "_")
         if path is not None and path.is_file():
             yield Row(**json.loads(path.read_text()))
+            continue
+        if only_kept:
             continue
         outcome, error = _aligned(pair, study, name, others, settings)
         row = _row((network, seeds, name), pair, outcome, error)
@@ -231,7 +240,7 @@ def _check(rows: Sequence[Row], settings: Settings) -> None:
         )
 
 
-def _write(settings: Settings, rows: Sequence[Row], seconds: float) -> Path:
+def _write(settings: Settings, rows: Sequence[Row]) -> Path:
     report = settings.report(
         "Symmetries beyond permutation",
         "Images are scikit-learn's digits, text is the source text of Python's standard library, "
@@ -260,7 +269,7 @@ def _write(settings: Settings, rows: Sequence[Row], seconds: float) -> Path:
     columns = min(len(panels), 2)
     report.picture("barriers", draw_dots(panels, columns, report.title), "Barriers of all pairs")
     report.rows("barriers", [asdict(row) for row in rows])
-    return report.write(seconds)
+    return report.write(sum(row.seconds for row in rows))
 
 
 def _say(report: Report, rows: Sequence[Row]) -> None:
