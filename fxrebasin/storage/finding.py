@@ -76,7 +76,9 @@ class Found:
     notes: tuple[str, ...]
 
 
-def find(tree: Any, model: nn.Module, reading: Reading, label: str) -> Found:
+def find(
+    tree: Any, model: nn.Module, reading: Reading, label: str, *, values: bool = True
+) -> Found:
     """The weights of a model in a tree.
 
     Args:
@@ -84,6 +86,7 @@ def find(tree: Any, model: nn.Module, reading: Reading, label: str) -> Found:
         model: has the names and shapes.
         reading: what to take.
         label: what the tree is called in messages.
+        values: False for a tree of forms, whose tensors have none.
 
     Raises:
         CheckpointError: there is nothing, or several copies between which no rule decides.
@@ -111,7 +114,8 @@ def find(tree: Any, model: nn.Module, reading: Reading, label: str) -> Found:
     state, filled = _state(taken, sources, model, wanted)
     inside, extra = _extra(taken, others, model, wanted)
     _check(state, inside, wanted, (model, reading, label))
-    check_values(state, label)
+    if values:
+        check_values(state, label)
     notes = _Notes(label, taken, others).sentences(filled, extra)
     lists = _nameless(tree, skipped, model)
     return Found(taken, others, skipped, lists, state, frozenset(filled), extra, notes)

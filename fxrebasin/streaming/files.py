@@ -16,6 +16,7 @@ from fxrebasin.errors import CheckpointError
 from fxrebasin.gather import storage_identity
 from fxrebasin.storage.containers import INDEX, SAFETENSORS, check_is_file
 from fxrebasin.storage.distributed import read_distributed, tree_of_distributed
+from fxrebasin.storage.finding import check_values
 from fxrebasin.storage.pickles import load_pickle
 from fxrebasin.storage.tree import KeyPath, at, is_tensor
 from fxrebasin.streaming.safetensors_file import Layout, layout_of, read_rows
@@ -81,6 +82,7 @@ class PickledFile:
     def read(self, place: KeyPath, rows: slice | None) -> torch.Tensor:
         """A tensor, or some of its rows."""
         found: torch.Tensor = at(load_pickle(self.path), place)
+        check_values({".".join(map(str, place)): found}, str(self.path))
         part = found.detach() if rows is None else found.detach()[rows]
         return part.contiguous().clone()
 

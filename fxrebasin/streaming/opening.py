@@ -118,7 +118,7 @@ def _open_folder(path: Path, model: nn.Module, reading: Reading) -> Opened:
 def _found(tree: Any, model: nn.Module, reading: Reading, path: Path) -> Found:
     """The model's tensors, under the names that they have there."""
     try:
-        return find(tree, model, reading, str(path))
+        return find(tree, model, reading, str(path), values=False)
     except ArchitectureMismatchError as error:
         if not of_a_library(model):
             raise
