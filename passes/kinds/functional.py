@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fxrebasin.errors import FxRebasinError
 from fxrebasin.passes.kinds.origins import CalledAt, Places
 from fxrebasin.running.messages import first_lines, out_of_memory
 from fxrebasin.running.outputs import Wanted, counted, reduced
@@ -35,6 +36,9 @@ _TAKEN_APART = (
     *(_aten.native_batch_norm, _aten._native_batch_norm_legit_no_training),
 )
 """Operators that are seen as those that they are made of."""
+
+_LOOKED_AT = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
+"""Of operators whose values, or how many there are of them, Python gets to know."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,18 +124,36 @@ def functional_graph(
         kwargs: keyword inputs.
         wanted: which outputs count.
     """
-    try:
-        with preserve(model), _quiet(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-            return _traced(model, args, kwargs, wanted)
-    except Exception as error:  # whatever a model raises that looks at its data
-        if out_of_memory(error):
-            raise
-        return first_lines(error)
+    found: FunctionalGraph | str = ""
+    for with_data in (False, True) if _has_data(model) else (False,):
+        try:
+            with preserve(model), _quiet(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+                return _traced(model, args, kwargs, wanted, with_data=with_data)
+        except Exception as error:  # whatever a model raises that looks at its data
+            if out_of_memory(error):
+                raise
+            found = found or first_lines(error)
+    return found
+
+
+def _has_data(model: nn.Module) -> bool:
+    """Whether all of the state has values, so that the model can really run."""
+    return not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _traced(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], wanted: Wanted
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    wanted: Wanted,
+    *,
+    with_data: bool,
 ) -> FunctionalGraph:
+    """The graph, of a run without data or of a real one, in which inputs may decide branches.
+
+    Raises:
+        FxRebasinError: something that depends on weights decided one.
+    """
     state = {
         name: tensor.detach()
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
@@ -158,9 +180,12 @@ def _traced(
     module = make_fx(
         functionalize(call, remove="mutations_and_views"),
         decomposition_table=table,
-        tracing_mode="fake",
+        tracing_mode="real" if with_data else "fake",
         _allow_non_fake_inputs=True,
+        _error_on_data_dependent_ops=not with_data,
     )(state, *inputs)
+    if with_data:
+        _refuse_choices_by_weights(module.graph, len(state))
     module.graph.eliminate_dead_code()
     nodes = tuple(module.graph.nodes)
     given = [node for node in nodes if node.op == "placeholder"]
@@ -175,6 +200,21 @@ def _traced(
     parameters = frozenset(name for name, _ in model.named_parameters())
     reached = _reached(nodes, list(own))
     return FunctionalGraph(nodes, names, outputs, reached, values, own, parameters, places_of.found)
+
+
+def _refuse_choices_by_weights(graph: fx.Graph, count: int) -> None:
+    """What Python learnt from tensors may depend on inputs and constants only.
+
+    Args:
+        graph: with everything that was called.
+        count: how many of the first inputs of the graph are the model's state.
+    """
+    nodes = tuple(graph.nodes)
+    by_weights = _reached(nodes, [node for node in nodes if node.op == "placeholder"][:count])
+    for node in nodes:
+        tags = getattr(node.target, "tags", ())
+        if node in by_weights and _LOOKED_AT.intersection(tags):
+            raise FxRebasinError("what the model does depends on values that it computes")
 
 
 def _added_product(

@@ -81,8 +81,9 @@ def scaling_of(name: str, args: Mapping[str, Any]) -> Scaling | None:
 def _is_odd_range(name: str, args: Mapping[str, Any]) -> bool:
     low, high = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
     least, most = args.get(low), args.get(high)
-    numbers = isinstance(least, (int, float)) and isinstance(most, (int, float))
-    return numbers and bool(least == -most)
+    if not isinstance(least, (int, float)) or not isinstance(most, (int, float)):
+        return False
+    return least == -most
 
 
 def _power(exponent: Any) -> Scaling | None:
