@@ -59,6 +59,17 @@ def test_one_branch_counts_where_a_constant_chooses(
     assert order(text, weights, tmp_path) == pytest.approx(expected)
 
 
+def test_a_mask_that_was_folded_is_no_weight(tmp_path: Path) -> None:
+    """Its infinities are no numbers of a model that went wrong; its places are those of tokens."""
+    text = """ g (float[4,3] x) => (float[4,2] y) {
+        h = MatMul(x, w1)  q = MatMul(h, wq)  k = MatMul(h, wk)  t = Transpose<perm = [1, 0]>(k)
+        s = MatMul(q, t)  m = Add(s, mask)  p = Softmax<axis = 1>(m)  a = MatMul(p, h)
+        y = MatMul(a, w2) }"""
+    mask = np.triu(np.full((4, 4), -np.inf, np.float32), 1)
+    weights = {"w1": (3, 8), "wq": (8, 5), "wk": (8, 5), "w2": (8, 2), "mask": mask}
+    assert order(text, weights, tmp_path) == pytest.approx(log(8, 5))
+
+
 def test_a_shape_may_choose() -> None:
     condition = """s = Shape(x)  n = Gather(s, one)  c = Equal(n, three)"""
     weights = {**TWO_LAYERS, "one": np.int64(1), "three": np.int64(3)}

@@ -9,7 +9,11 @@ from typing import Any
 import fxrebasin
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COPIED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+COPIED = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
+}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(((?:\.\./)+|docs/)?([^)#:\s]+)(#[^)]*)?\)")
 
 

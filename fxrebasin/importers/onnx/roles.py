@@ -20,8 +20,9 @@ def state_of(parsed: Parsed) -> tuple[str, ...]:
     """Names of the tensors that are weights, in the order of the file.
 
     A tensor with a fraction is state, unless it has one element, or holds one number throughout
-    (to permute it would change nothing), or what it holds is read as numbers: sizes, places,
-    bounds, and what these are computed from. Tensors that cannot be written back are constants.
+    (to permute it would change nothing), or is a mask of one number and infinities, or what it
+    holds is read as numbers: sizes, places, bounds, and what these are computed from. Tensors that
+    cannot be written back are constants.
 
     Args:
         parsed: the model.
@@ -30,7 +31,9 @@ def state_of(parsed: Parsed) -> tuple[str, ...]:
     return tuple(
         name
         for name in weights_of(parsed)
-        if tensors[name].numel() > 1 and not is_uniform(tensors[name])
+        if tensors[name].numel() > 1
+        and not is_uniform(tensors[name])
+        and not is_mask(tensors[name])
     )
 
 
@@ -57,6 +60,17 @@ def is_uniform(tensor: Tensor) -> bool:
     """
     bits = bits_of(tensor).reshape(-1)
     return all(bool((part == bits[0]).all()) for part in (bits[:_FIRST], bits))
+
+
+def is_mask(tensor: Tensor) -> bool:
+    """Whether elements are infinite, and all others equal: what is added to scores of attention.
+
+    Example:
+        >>> is_mask(torch.tensor([0.0, -torch.inf])), is_mask(torch.tensor([0.0, 1.0, torch.inf]))
+        (True, False)
+    """
+    infinite = tensor.isinf()
+    return bool(infinite.any()) and len(tensor[~infinite].unique()) <= 1
 
 
 class _Scope:
