@@ -64,6 +64,7 @@ METHODS: tuple[tuple[str, str, Options], ...] = (
     ("activation", "activation", _data),
     ("straight_through", "straight_through", _data_and_loss),
     ("sinkhorn with a loss", "sinkhorn", _data_and_loss),
+    ("learned", "learned", _data_and_loss),
 )
 
 

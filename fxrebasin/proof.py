@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from fxrebasin.alignment import Alignment, Certificate, applied_exactly
 from fxrebasin.errors import EquivalenceError, InputError
 from fxrebasin.exporters.verify.bits import compare_bits
 from fxrebasin.exporters.verify.equivalence import compare_float64, compare_states
+from fxrebasin.gather import storage_identity
 from fxrebasin.passes.trace.graph_state import copy_with_state, named_state
 from fxrebasin.passes.trace.trace import TraceResult
 from fxrebasin.permutation import Permutation
@@ -54,6 +56,7 @@ def prove_bits(
     state: Mapping[str, torch.Tensor],
     moved: Mapping[str, torch.Tensor],
     certificate: Certificate,
+    also_named: Mapping[str, str] = MappingProxyType({}),
 ) -> EquivalenceReport:
     """Compare a permuted state with what a permutation makes of the state, bit for bit.
 
@@ -64,6 +67,7 @@ def prove_bits(
         state: by name.
         moved: the result, by the same names.
         certificate: of the state.
+        also_named: the name in the certificate of tensors that it does not name.
 
     Raises:
         EquivalenceError: tensors are missing, or others than they should be.
@@ -86,11 +90,21 @@ def prove_bits(
         other = sorted(state.keys() ^ moved.keys())
         raise EquivalenceError(f"the result has other tensors than the model: {', '.join(other)}")
     report = compare_bits(
-        (name, certificate.permute_tensor(name, tensor), moved[name])
+        (name, certificate.permute_tensor(also_named.get(name, name), tensor), moved[name])
         for name, tensor in state.items()
     )
     report.raise_if_failed()
     return report
+
+
+def _captured(state: Mapping[str, torch.Tensor], permutation: Permutation) -> dict[str, str]:
+    """Constants that a graph made of parameters and buffers: one memory has one content."""
+    names = {storage_identity(state[name]): name for name in permutation.layout if name in state}
+    return {
+        name: names[storage_identity(tensor)]
+        for name, tensor in state.items()
+        if name not in permutation.layout and storage_identity(tensor) in names
+    }
 
 
 def _what_now() -> str:
@@ -180,7 +194,8 @@ def prove_graph(
         exact = applied_exactly(permutation, named_state(traced.graph_module))
         result = copy_with_state(result, {**named_state(result), **exact})
     elif isinstance(permutation, Permutation):
-        prove_bits(named_state(traced.graph_module), named_state(result), permutation)
+        state = named_state(traced.graph_module)
+        prove_bits(state, named_state(result), permutation, _captured(state, permutation))
     few = isinstance(permutation, Permutation)
     report = compare_float64(model, result, *inputs, wanted, any_batch=traced.any_batch, few=few)
     if not report.passed and traced.any_batch:

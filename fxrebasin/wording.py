@@ -57,8 +57,8 @@ def presentable(text: str) -> str:
         text: with names from anywhere.
 
     Example:
-        >>> presentable("a\\tb\\nc")
-        'a\\\\tb\\nc'
+        >>> presentable("a\tb\nc")
+        'a\\tb\nc'
     """
     lines = text.split("\n")
     kept = [escaped(line, _LONGEST_LINE) for line in lines[:_MOST_LINES]]

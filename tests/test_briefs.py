@@ -45,6 +45,7 @@ def objects() -> list[object]:
         *report.certificate.classes[:2],
         stats,
         stats.barrier_before,
+        fxrebasin.match(b, a, torch.randn(2, 4), symmetry="signed"),
     ]
     found.append(fxrebasin.analyze(build_model("torchvision:resnet18")).classes[0])
     return found

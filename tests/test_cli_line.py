@@ -99,7 +99,7 @@ def test_a_certificate_of_another_model_is_refused():
     wide = fxrebasin.models.by_name.build_model("nets:Net?width=5")
     torch.save(wide.state_dict(), "wide.pt")
     given = ("apply", "nets:Net?width=5", "p.safetensors", "--weights", "wide.pt")
-    assert "another model" in invoke(*given, "--out", "x.pt", code=2).output
+    assert "another architecture" in invoke(*given, "--out", "x.pt", code=2).output
     assert not Path("x.pt").exists()
 
 

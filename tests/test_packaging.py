@@ -94,7 +94,7 @@ def test_the_wheel_holds_every_module_and_the_type_marker(wheel: Path) -> None:
     }
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("fxrebasin/")}
-    assert packed == expected | {"fxrebasin/py.typed"}
+    assert packed == expected | {"fxrebasin/py.typed", "fxrebasin/show/page.html"}
 
 
 def test_the_installed_wheel_imports_from_another_directory(

@@ -279,3 +279,26 @@ def test_a_seed_is_a_whole_number_from_zero(seed: Any) -> None:
 def test_a_method_is_a_name(method: Any) -> None:
     with pytest.raises(InputError, match="there are: activation, "):
         fxrebasin.match(small(1), ref=small(2), example_inputs=X, method=method)
+
+
+def test_functions_that_a_model_holds_speak_of_the_copy() -> None:
+    """A `forward` and hooks that are closed over the model, its methods, or other functions."""
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    old, first = model.forward, model[0]
+
+    def shifted(x: torch.Tensor) -> torch.Tensor:
+        return old(x) + first.bias.sum()
+
+    model.forward = lambda x: shifted(x) * model[2].bias.sum()  # type: ignore[method-assign]
+    model[1].register_forward_hook(lambda _, given, made: made + first.weight.sum())
+    own = own_structure(model)
+    assert own[0] is not model[0]
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(own(x), model(x))
+    with torch.no_grad():
+        own[0].bias = nn.Parameter(torch.zeros(6))
+        own[2].bias = nn.Parameter(torch.zeros(2))
+    assert (own(x) == 0).all()
+    assert (model(x) != 0).any()
+    assert fxrebasin.transform(model, model, x).meta["fxrebasin"].equivalence.passed
+    assert fxrebasin.analyze(model, x).log10_order() > 2

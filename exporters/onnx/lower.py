@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import fx
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
@@ -90,8 +93,16 @@ def lower(program: ExportedProgram, operators: Operators) -> bool:
         if made is None:
             return False
     graph.eliminate_dead_code()
+    if len(_modes(graph)) > 1:
+        return False  # the exporter wants all values to be of one
     _adopt(program, graph)
     return True
+
+
+def _modes(graph: fx.Graph) -> set[int]:
+    """What the values of a graph were made in, as numbers."""
+    values = tree_leaves([node.meta.get("val") for node in graph.nodes])
+    return {id(value.fake_mode) for value in values if isinstance(value, FakeTensor)}
 
 
 def _copied(graph: fx.Graph) -> fx.Graph:
@@ -279,9 +290,9 @@ def _traced(node: fx.Node, operators: Operators) -> fx.GraphModule | None:
         return target(*tree_map(fill, node.args), **tree_map(fill, dict(node.kwargs)))
 
     def run() -> None:
-        with torch.no_grad():
-            maker = make_fx(call, decomposition_table=dict(operators.table))
-            found.append(maker(*[_value_of(one) for one in inputs]))
+        values = [_value_of(one) for one in inputs]
+        with torch.no_grad(), detect_fake_mode(values) or nullcontext():
+            found.append(make_fx(call, decomposition_table=dict(operators.table))(*values))
 
     if attempt(run) is not None:
         return None

@@ -78,9 +78,11 @@ def _blocks(
     """Both in float64 on the CPU, some rows at a time: what a processor's cache holds."""
     width = reference.shape[-1] if reference.dim() else 1
     flat = reference.dim() < 2
+    if not reference.numel():
+        return
     left, right = (x.detach().reshape(-1, 1 if flat else width) for x in (reference, candidate))
-    rows = max(_BLOCK // max(left.shape[1], 1), 1)
-    for start in range(0, left.shape[0] if left.numel() else 0, rows):
+    rows = max(_BLOCK // left.shape[1], 1)
+    for start in range(0, left.shape[0], rows):
         yield _wide(left[start : start + rows]), _wide(right[start : start + rows])
 
 

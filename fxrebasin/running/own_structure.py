@@ -6,7 +6,7 @@ import copy
 import pickle
 from collections import OrderedDict, deque
 from functools import partial
-from types import MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -52,10 +52,59 @@ def restructured(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
     """
     try:
         with no_warnings():  # of classes that are deprecated
-            return copy.deepcopy(model, dict(tensors))
+            copied = copy.deepcopy(model, dict(tensors))
     except _NOT_COPYABLE:
-        copied: nn.Module = _copied(model, dict(tensors))
-        return copied
+        copied = _copied(model, dict(tensors))
+    modules = {id(a): b for a, b in zip(model.modules(), copied.modules(), strict=True)}
+    for module in copied.modules():
+        _rebind(vars(module), modules)
+    return copied
+
+
+def _rebind(held: dict[Any, Any], modules: dict[int, nn.Module]) -> None:
+    """Functions that modules hold, such as hooks and other `forward`s, speak of the copies."""
+    for name, value in list(held.items()):
+        if isinstance(value, FunctionType):
+            held[name] = _rebound(value, modules)
+        elif type(value) in _MAPPINGS:
+            _rebind(value, modules)
+
+
+def _rebound(
+    function: FunctionType, modules: dict[int, nn.Module], around: frozenset[int] = frozenset()
+) -> FunctionType:
+    """A function with copies in place of the modules that it is closed over, if there are any.
+
+    Args:
+        function: of the model.
+        modules: the copies, by the identity of what they are copies of.
+        around: functions that hold this one, which may hold each other.
+    """
+    cells = function.__closure__ or ()
+    inside = around | {id(function)}
+    found = tuple(_cell(cell, modules, inside) for cell in cells)
+    if all(one is other for one, other in zip(found, cells, strict=True)):
+        return function
+    code, names = function.__code__, function.__globals__
+    made = FunctionType(code, names, function.__name__, function.__defaults__, found)
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__.update(function.__dict__)
+    return made
+
+
+def _cell(cell: CellType, modules: dict[int, nn.Module], around: frozenset[int]) -> CellType:
+    try:
+        content = cell.cell_contents
+    except ValueError:  # nothing is in it yet
+        return cell
+    if isinstance(content, nn.Module) and id(content) in modules:
+        return CellType(modules[id(content)])
+    if isinstance(content, MethodType) and id(content.__self__) in modules:
+        return CellType(MethodType(content.__func__, modules[id(content.__self__)]))
+    if isinstance(content, FunctionType) and id(content) not in around:
+        inner = _rebound(content, modules, around)
+        return cell if inner is content else CellType(inner)
+    return cell
 
 
 def _copied(value: Any, known: dict[int, Any]) -> Any:

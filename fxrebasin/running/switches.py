@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
 
 TRACING = threading.RLock()
 """Held while a graph is made: tracers replace methods of `nn.Module` itself, and what they print is
@@ -41,6 +42,7 @@ def shared(
     lock, users, entered = threading.Lock(), 0, setting()
 
     @contextmanager
+    @wraps(setting)
     def sharing() -> Iterator[None]:
         nonlocal users, entered
         with lock:
@@ -61,6 +63,7 @@ def shared(
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
+    """Nothing warns inside, in any thread."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
