@@ -8,19 +8,23 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxrebasin
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.verify.float64 import float64_copy
 from fxrebasin.running.collector import collector_paused
+from fxrebasin.running.modes import modes_off
 from fxrebasin.running.own_structure import own_structure
-from fxrebasin.running.switches import no_warnings
+from fxrebasin.running.switches import TRACING, no_warnings
 from tests.support.small_nets import draw, unsettled
 
 X = draw(3, 4)
@@ -156,6 +160,24 @@ def test_exports_and_comparisons_at_once_leave_the_outputs_and_settings(tmp_path
     assert raised == []
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert process_settings() == settings
+
+
+def test_a_thread_leaves_its_own_modes_and_not_those_of_a_tracer() -> None:
+    def modes() -> int:
+        with modes_off():
+            return _len_torch_dispatch_stack_pre_dispatch()
+
+    found: list[int] = []
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        with ThreadPoolExecutor(1) as other:
+            found.append(other.submit(modes).result())
+        with TRACING:
+            found.append(modes())
+        return x + 1
+
+    make_fx(model, pre_dispatch=True)(X)
+    assert found == [1, 0]
 
 
 def test_settings_that_overlap_are_put_back_by_the_last() -> None:

@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 import sympy
 import torch
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fxrebasin.errors import ExportError
@@ -24,6 +23,7 @@ from fxrebasin.exporters.verify.runs import call_quietly
 from fxrebasin.passes.trace.exported import trusted_distributions
 from fxrebasin.running.given import Given
 from fxrebasin.running.messages import attempt, first_lines
+from fxrebasin.running.modes import modes_off
 from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
 
@@ -108,7 +108,7 @@ def capture(
     shapes = tuple(dict.fromkeys(places, torch.export.Dim.AUTO) for places in trace.axes)
     try:
         # what `preserve` watches writes with knows no loops, and export writes to fake tensors
-        with preserve(model), _disable_current_modes(), trusted_distributions(), quiet():
+        with quiet(), preserve(model), modes_off(), trusted_distributions():
             untie(model)
             choose_exportable_experts(model)
             program = _exported(flat, tensors, shapes if any(shapes) else None)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 
+from fxrebasin.running.modes import modes_off
 from fxrebasin.running.operators import tensors_in, touched_by, viewed_by, writes
 from fxrebasin.running.watching import OperatorMode
 
@@ -163,7 +163,7 @@ class _Page:
     def fill(self) -> None:
         self.allocate()
         if not self._has_numbers:
-            with _disable_current_modes(), torch.no_grad():
+            with modes_off(), torch.no_grad():
                 self._wide.copy_(self.source)
         self._has_numbers = True
 

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from fxrebasin.errors import FxRebasinError, InputError
 from fxrebasin.merge.moments import Moments
 from fxrebasin.progress import LateBar
 from fxrebasin.running.batches import Batch, Runner, State, check_loader, runner
+from fxrebasin.running.modes import modes_off
 
 # Layers that feed themselves are corrected repeatedly, at most this often.
 _MOST_SWEEPS = 20
@@ -203,7 +203,7 @@ def _correct_at_once(
     """One pass over the only batch, in which every layer is corrected as it runs."""
 
     def mend(site: Site, moments: Moments) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        with _disable_current_modes():  # else the guard of the model undoes the correction
+        with modes_off():  # else the guard of the model undoes the correction
             correct(site, moments)
         return None if output is None else lambda given: output(site, given)
 

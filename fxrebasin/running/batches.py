@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree
-from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from fxrebasin.errors import InputError
 from fxrebasin.running.messages import attempt, first_lines
+from fxrebasin.running.modes import modes_off
 from fxrebasin.running.preserve import preserve
 
 State: TypeAlias = Mapping[str, torch.Tensor]
@@ -175,7 +176,7 @@ def runner(model: nn.Module | None, seed: int, label: str = "the model") -> Iter
         torch.default_generator.manual_seed(seed)
         # The guard of `preserve` looks at every operator; only those of the model concern it.
         guard = _get_current_dispatch_mode()
-        with _disable_current_modes():
+        with modes_off():
             yield Runner(model, guard, label)
 
 

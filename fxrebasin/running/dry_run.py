@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from fxrebasin.running.given import Given, remade
+from fxrebasin.running.modes import modes_off
 from fxrebasin.running.on_meta import on_meta
 from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve, written_tensors
@@ -103,7 +103,7 @@ class _Recorder(OperatorMode):
 
     def input(self, value: torch.Tensor) -> Any:
         """The stand-in for a model input: floating-point and complex tensors become meta."""
-        with _disable_current_modes():
+        with modes_off():
             real = not (value.is_floating_point() or value.is_complex())
             return self._number(value.detach() if real else torch.empty_like(value, device="meta"))
 
@@ -191,7 +191,7 @@ def _storage_id(tensor: torch.Tensor) -> int:
 
 
 def _content(tensor: torch.Tensor | torch.UntypedStorage) -> bytes:
-    with _disable_current_modes():
+    with modes_off():
         if isinstance(tensor, torch.UntypedStorage):
             tensor = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor)
         flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import (
-    _disable_current_modes,
     is_traceable_wrapper_subclass,
 )
 
 from fxrebasin.running.flex import flex_attention_written_out
+from fxrebasin.running.modes import modes_off
 from fxrebasin.running.switches import shared
 from fxrebasin.running.watching import OperatorMode
 
@@ -242,7 +242,7 @@ class _WriteGuard(OperatorMode):
         storage = _storage(tensor)
         key = 0 if storage is None else storage._cdata  # an address, never 0
         if key in self._protected and key not in self._copies:
-            with _disable_current_modes():  # a fake tensor mode would copy nothing
+            with modes_off():  # a fake tensor mode would copy nothing
                 self._copies[key] = self._protected[key].clone()
 
     def restore(self) -> None:

@@ -13,7 +13,29 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import wraps
 
-TRACING = threading.RLock()
+
+class _Lock:
+    """A lock that its thread may take again, and that knows whether the asking thread has it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._holders: list[int] = []  # of the one thread that has it, as often as it took it
+
+    @property
+    def held(self) -> bool:
+        """Whether this thread has the lock."""
+        return threading.get_ident() in self._holders
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._holders.append(threading.get_ident())
+
+    def __exit__(self, *error: object) -> None:
+        self._holders.pop()
+        self._lock.release()
+
+
+TRACING = _Lock()
 """Held while a graph is made: tracers replace methods of `nn.Module` itself, and what they print is
 kept from standard output, for all threads."""
 
