@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import fxrebasin
-from fxrebasin import api
+from fxrebasin.calls import transforming
 from fxrebasin.cli import main
 from fxrebasin.errors import EquivalenceError, InputError
 from fxrebasin.exporters.verify import outputs
@@ -97,7 +97,7 @@ def test_exact_runs_nothing(rows):
 @pytest.mark.parametrize("verify", ["exact", True])
 def test_a_changed_bit_of_the_result_is_found(verify, monkeypatch):
     a, b = pair()
-    rewrite = api.rewrite
+    rewrite = transforming.rewrite
 
     def damaged(*args, **kwargs):
         result = rewrite(*args, **kwargs)
@@ -106,14 +106,14 @@ def test_a_changed_bit_of_the_result_is_found(verify, monkeypatch):
             weight.view(torch.int32)[0, 0] ^= 1
         return result
 
-    monkeypatch.setattr(api, "rewrite", damaged)
+    monkeypatch.setattr(transforming, "rewrite", damaged)
     with pytest.raises(EquivalenceError, match=r"1 tensors have other bits.*inner\.0\.weight"):
         fxrebasin.transform(b, ref=a, example_inputs=draw(4, 6), verify=verify)
 
 
 def test_what_cannot_be_asked_for_is_refused_before_any_work(monkeypatch):
     a, b = pair()
-    monkeypatch.setattr(api, "_Request", None)
+    monkeypatch.setattr(transforming, "Request", None)
     for wrong in ("Exact", "all", 2, None):
         with pytest.raises(InputError, match=r"expected True, False or 'exact'"):
             fxrebasin.transform(b, ref=a, example_inputs=draw(4, 6), verify=wrong)

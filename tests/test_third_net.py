@@ -13,7 +13,7 @@ from torch import nn
 
 import fxrebasin
 import fxrebasin.analysis
-import fxrebasin.api
+import fxrebasin.calls.request
 import fxrebasin.merge.many
 from fxrebasin.errors import EquivalenceError
 from fxrebasin.merge import align_many, merge_many
@@ -43,7 +43,7 @@ def nets(count: int, scaled: bool) -> list[Net]:
 def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """The analysis takes every net for the plain one."""
     plain = fxrebasin.analyze(Net(), draw(2, 4))
-    for module in (fxrebasin.api, fxrebasin.merge.many):
+    for module in (fxrebasin.calls.request, fxrebasin.merge.many):
         monkeypatch.setattr(module, "symmetry_of", lambda *args: plain)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fxrebasin.alignment import Certificate
-from fxrebasin.api import held_by
+from fxrebasin.calls.applying import held_by
 from fxrebasin.choices import choices_for
 from fxrebasin.cli.options import Inputs
 from fxrebasin.cli.work import Bench

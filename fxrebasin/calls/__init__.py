@@ -1,0 +1,1 @@
+"""The calls that the package is used through, and what they share."""
