@@ -13,7 +13,7 @@ from torch import nn
 
 from fxrebasin.errors import InputError
 from fxrebasin.solvers.weight_search import WeightSearch
-from fxrebasin.streaming import matching
+from fxrebasin.streaming import dealing, matching
 from fxrebasin.streaming.matching import FileMatch, Progress
 from tests.support.streamed import IDS, Case, Counting, Meeting, Stack, chain, matched
 
@@ -88,7 +88,7 @@ def test_one_sweep_is_enough_for_what_is_clear_and_reads_each_tensor_once() -> N
 
 
 def test_no_more_is_in_memory_than_the_schedule_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "BLOCK", 2048)
+    monkeypatch.setattr(dealing, "BLOCK", 2048)
     case = Case(Stack(layers=5), IDS, noise=0.6)
     schedule = case.schedule()
     gc.collect()
@@ -99,7 +99,7 @@ def test_no_more_is_in_memory_than_the_schedule_says(monkeypatch: pytest.MonkeyP
 def test_parts_of_tensors_lead_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of("stack", noise=0.6)
     whole, _ = matched(case)
-    monkeypatch.setattr(matching, "BLOCK", 500)
+    monkeypatch.setattr(dealing, "BLOCK", 500)
     parts, _ = matched(case)
     assert all(np.array_equal(parts.arrays[k], array) for k, array in whole.arrays.items())
     assert parts.objective_after == pytest.approx(whole.objective_after)

@@ -10,8 +10,10 @@ import click
 from fxrebasin.cli.endings import ending, interrupts
 from fxrebasin.cli.options import ARGUMENTS, DEBUG, debug_option
 from fxrebasin.cli.streams import replace_unencodable
+from fxrebasin.streaming.started import are_several
 from fxrebasin.wording import speaking_options
 
+_SHARED = ("transform", "merge", "interpolate")
 _OF_CLICK = (click.ClickException, click.exceptions.Exit, click.Abort)
 
 
@@ -31,6 +33,17 @@ class Commands(click.Group):
         context = super().make_context(info_name, args, parent, **extra)
         context.meta[ARGUMENTS] = written
         return context
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Refuse commands that several processes would each do as a whole."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name not in _SHARED and are_several():
+            raise click.UsageError(
+                f"{name} is not for several processes; torchrun starts {', '.join(_SHARED)}"
+            )
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; a traceback is shown with --debug only."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from fxrebasin.cli.documents import command_document
@@ -28,6 +29,8 @@ from fxrebasin.streaming.files import WholeOnlyError
 from fxrebasin.streaming.memory import available_memory
 from fxrebasin.streaming.opening import Opened, open_checkpoint
 from fxrebasin.streaming.outcome import Outcome, plan_outcome
+from fxrebasin.streaming.ranks import ALONE, Ranks, joined
+from fxrebasin.streaming.started import are_several
 from fxrebasin.streaming.unfinished import Unfinished
 
 METHOD = "weight"
@@ -46,11 +49,22 @@ class Room:
         bench: has the model, with parameters on the meta device.
         opened: the checkpoints, the one that others are matched with first.
         most: bytes of memory; None for the least that is needed.
+        ranks: the processes that share the work.
     """
 
     bench: Bench
     opened: tuple[Opened, ...]
     most: int | None
+    ranks: Ranks = ALONE
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process says what was done, publishes the result, and shows progress."""
+        return self.ranks.number == 0
+
+    def bytes_read(self) -> list[int]:
+        """By each of the processes."""
+        return self.ranks.every(sum(opened.reader.bytes_read for opened in self.opened))
 
     def unchanged(self, before: Sequence[str]) -> None:
         """Refuse a result of files that changed meanwhile.
@@ -107,21 +121,23 @@ def room_for(
         InputError: something was asked for that cannot be done a tensor at a time.
     """
     matching, reading, inputs = how
-    asked = limits.max_memory is not None or limits.resume
+    several = are_several()
+    asked = limits.max_memory is not None or limits.resume or several
     if not asked and not are_large(paths):
         return None
     needing = [name for name, value in {**others, **_needing(matching)}.items() if value]
     if needing and asked:
         raise InputError(
-            f"{', '.join(needing)} cannot be had a tensor at a time; leave out --max-memory and "
-            "--resume, or these"
+            f"{', '.join(needing)} cannot be had a tensor at a time; leave out "
+            f"{'torchrun' if several else '--max-memory and --resume'}, or these"
         )
     if needing:
         return None
     try:
         bench = open_bench(model, inputs, reading, values=False)
         opened = tuple(open_checkpoint(path, bench.module, bench.reading) for path in paths)
-        room = Room(bench, opened, limits.max_memory)
+        ranks = click.get_current_context().with_resource(joined()) if several else ALONE
+        room = Room(bench, opened, limits.max_memory, ranks)
         for result in results:
             outcome_of(room, result)
     except (WholeOnlyError, ValuelessError):
@@ -180,7 +196,7 @@ def planned(room: Room, index: int, inputs: Inputs) -> Plan:
         )
 
 
-def found_in(room: Room, index: int, plan: Plan, run: Unfinished) -> RebasinReport:
+def found_in(room: Room, index: int, plan: Plan, run: Unfinished, ranks: Ranks) -> RebasinReport:
     """Match a checkpoint with the first.
 
     Args:
@@ -188,11 +204,12 @@ def found_in(room: Room, index: int, plan: Plan, run: Unfinished) -> RebasinRepo
         index: of the checkpoint.
         plan: of the match.
         run: keeps how far it is.
+        ranks: the processes that share the work.
     """
     pair = (room.opened[0], room.opened[index])
-    total = plan.schedule.bytes_first
+    total = plan.schedule.bytes_first // ranks.count
     with closing(LateBar()) as report, _counting(pair, report, "matching (MiB read)", total):
-        found = match_files(plan, pair, {}, run, str(index))
+        found = match_files(plan, pair, {}, run, str(index), ranks=ranks)
     return replace(found, certificate=_for_file(room, index, found))
 
 

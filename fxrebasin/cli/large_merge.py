@@ -36,11 +36,14 @@ from fxrebasin.cli.talking import finite, say, show
 from fxrebasin.merge.by_pattern import ByPattern
 from fxrebasin.merge.combinations import Combination
 from fxrebasin.merge.states import tied_names
+from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.storage.files import publish
 from fxrebasin.storage.reading import Checkpoint
 from fxrebasin.streaming.aligning import Plan, shapes_of
 from fxrebasin.streaming.combining import Combining
+from fxrebasin.streaming.dealing import spread
 from fxrebasin.streaming.outcome import Outcome, publish_outcome, write_outcome
+from fxrebasin.streaming.ranks import ALONE
 from fxrebasin.streaming.unfinished import Unfinished, unfinished_run
 
 PROOF = "every tensor that was written was read again and is, bit for bit, what was computed"
@@ -65,11 +68,12 @@ def merge_large(
     outcome = outcome_of(room, Result(target, 0, False))
     plans = _plans(room, how)
     if talk.dry_run:
-        show_large_plan("merge", room, list(plans.values()), outcome, talk)
+        if room.speaks:
+            show_large_plan("merge", room, list(plans.values()), outcome, talk)
         return
     settings = _settings("merge", room, how, plans, [repr(task), target.dtype])
     before = room.fingerprints()
-    with unfinished_run(target.out, settings, resume=limits.resume) as run:
+    with unfinished_run(target.out, settings, resume=limits.resume, ranks=room.ranks) as run:
         made_of = _ingredients(room, plans, run, task.base is not None)
         combination = task.combination(len(made_of.checkpoints), matching.seed, made_of.aligned)
         check_patterns(combination, made_of)
@@ -77,10 +81,14 @@ def merge_large(
         text = card(target.out.stem, [*facts, *merge_digests(made_of)], ["merge"])
         _write(room, made_of, combination, outcome, run.result(0), text)
         room.unchanged(before)
+        read = room.bytes_read()
+        if not room.speaks:
+            return
         written = publish_outcome(outcome, run.result(0), overwrite=target.overwrite)
     reports = report_places(task, target)
     document = merge_document(room.bench.name, made_of, combination, (task, matching), None)
     document |= {"proof": PROOF, "files": [str(path) for path in (written, *reports)]}
+    document["bytes_read_by_process"] = read
     for place in reports:
         content = text if place.suffix == ".md" else json.dumps(finite(document), indent=2)
         publish(place, f"{content.rstrip()}\n".encode(), overwrite=True)
@@ -106,13 +114,13 @@ def interpolate_large(
     plans = _plans(room, how)
     first = next(iter(targets.values()))
     if talk.dry_run:
-        for outcome in outcomes.values():
+        for outcome in outcomes.values() if room.speaks else ():
             show_large_plan("interpolate", room, list(plans.values()), outcome, talk)
         return
     settings = _settings("interpolate", room, how, plans, [list(targets), first.dtype])
     before = room.fingerprints()
     files = []
-    with unfinished_run(first.out, settings, resume=limits.resume) as run:
+    with unfinished_run(first.out, settings, resume=limits.resume, ranks=room.ranks) as run:
         made_of = _ingredients(room, plans, run, based=False)
         facts = [*line_facts(made_of), ("proof", PROOF)]
         digest = digest_facts(room.opened[1].path, made_of.aligned.permutations[1])
@@ -121,12 +129,16 @@ def interpolate_large(
             combination = Combination(weights=ByPattern((1 - t, t)))
             _write(room, made_of, combination, outcome, run.result(k), text)
         room.unchanged(before)
+        read = room.bytes_read()
+        if not room.speaks:
+            return
         for k, outcome in enumerate(outcomes.values()):
             files.append(publish_outcome(outcome, run.result(k), overwrite=first.overwrite))
     document = line_document("interpolate", made_of) | {
         "positions": list(targets),
         "recalibrate": None,
         "proof": PROOF,
+        "bytes_read_by_process": read,
         "files": [str(file) for file in files],
     }
     show(talk, facts, document)
@@ -153,13 +165,28 @@ def _ingredients(
 ) -> Ingredients:
     """The checkpoints without values, and the order of their units."""
     run.mark()
-    found = {index: found_in(room, index, plan, run) for index, plan in plans.items()}
+    found = _found(room, plans, run)
     reports = tuple(found.get(index) for index in range(len(room.opened)))
     permutations = tuple(None if r is None else r.permutation for r in reports)
     aligned = Aligned(METHOD if plans else AS_THEY_ARE, permutations, reports)
     every = tuple(_without_values(room, index) for index in range(len(room.opened)))
     checkpoints = every[:-1] if based else every
     return Ingredients(room.bench, checkpoints, every[-1] if based else None, aligned)
+
+
+def _found(room: Room, plans: Mapping[int, Plan], run: Unfinished) -> dict[int, RebasinReport]:
+    """Match each checkpoint with the first: many are dealt to processes, few are shared by them."""
+    ranks = room.ranks
+    if len(plans) < ranks.count:
+        return {index: found_in(room, index, plan, run, ranks) for index, plan in plans.items()}
+    owners = spread([plan.schedule.bytes_first for plan in plans.values()], ranks.count)
+    mine = {
+        index: found_in(room, index, plan, run, ALONE)
+        for (index, plan), owner in zip(plans.items(), owners, strict=True)
+        if owner == ranks.number
+    }
+    every = {index: report for part in ranks.every(mine) for index, report in part.items()}
+    return {index: every[index] for index in plans}
 
 
 def _without_values(room: Room, index: int) -> Checkpoint:
@@ -197,4 +224,4 @@ def _write(
         {name: first for first, *others in tied_names(module) for name in others},
     )
     with writing(outcome) as wrote:
-        write_outcome(outcome, recipe, folder, module, room.bench.reading, text, wrote)
+        write_outcome(outcome, recipe, folder, module, room.bench.reading, text, wrote, room.ranks)

@@ -49,14 +49,15 @@ def transform_large(
     outcome = outcome_of(room, Result(target, 1, True))
     plan = planned(room, 1, how[2])
     if talk.dry_run:
-        show_large_plan("transform", room, [plan], outcome, talk)
+        if room.speaks:
+            show_large_plan("transform", room, [plan], outcome, talk)
         return
     reference, moving = room.opened
     before = room.fingerprints()
     more = {"out": target.dtype, "schedule": schedule_settings(plan)}
     settings = settings_of("transform", room, how, more)
-    with unfinished_run(target.out, settings, resume=limits.resume) as run:
-        report = found_in(room, 1, plan, run)
+    with unfinished_run(target.out, settings, resume=limits.resume, ranks=room.ranks) as run:
+        report = found_in(room, 1, plan, run, room.ranks)
         permutation = report.permutation
         notes = (*reference.notes, *moving.notes)
         facts = report_facts(report, notes, proof=PROOF)
@@ -67,9 +68,14 @@ def transform_large(
         with writing(outcome) as wrote:
             recipe = Permuting(moving, permutation)
             bench = room.bench
-            write_outcome(outcome, recipe, run.result(), bench.module, bench.reading, text, wrote)
+            write_outcome(
+                outcome, recipe, run.result(), bench.module, bench.reading, text, wrote, room.ranks
+            )
         report = replace(report, seconds={**report.seconds, "write": time.perf_counter() - began})
         room.unchanged(before)
+        read = room.bytes_read()
+        if not room.speaks:
+            return
         if certificate is not None:
             permutation.save(certificate, overwrite=target.overwrite)
         files = [publish_outcome(outcome, run.result(), overwrite=target.overwrite)]
@@ -82,6 +88,7 @@ def transform_large(
         **matching_document(report),
         "proof": PROOF,
         "memory_bytes": plan.schedule.peak,
+        "bytes_read_by_process": read,
         "onnx": None,
         "files": [str(file) for file in files],
     }

@@ -11,6 +11,7 @@ import click
 
 from fxrebasin.cli.options import AS_THEY_ARE, HowToMatch, HowToRead, Inputs, Limits, Talk, Target
 from fxrebasin.cli.talking import say, show
+from fxrebasin.streaming.started import are_several
 
 if TYPE_CHECKING:
     from fxrebasin.reports.rebasin import RebasinReport
@@ -61,12 +62,13 @@ def running_given(matching: HowToMatch, target: Target, talk: Talk) -> dict[str,
 
 
 def limits_given(limits: Limits) -> dict[str, object]:
-    """Options about memory.
+    """Options about memory, and being one of several processes.
 
     Args:
         limits: of a command.
     """
-    return {"--max-memory": limits.max_memory, "--resume": limits.resume}
+    own = {"--max-memory": limits.max_memory, "--resume": limits.resume}
+    return {**own, "torchrun": are_several()}
 
 
 def reading_given(reading: HowToRead, inputs: Inputs) -> dict[str, object]:

@@ -24,9 +24,10 @@ from fxrebasin.reliance import contradictions
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.storage.reading import Reading
 from fxrebasin.storage.reference import ignored_in
-from fxrebasin.streaming.matching import FileMatch, Found
+from fxrebasin.streaming.matching import FileMatch, Found, Progress
 from fxrebasin.streaming.opening import Opened
 from fxrebasin.streaming.problem import FileProblem
+from fxrebasin.streaming.ranks import ALONE, Ranks
 from fxrebasin.streaming.schedule import Schedule, make_schedule
 from fxrebasin.streaming.unfinished import Unfinished
 from fxrebasin.symmetry import Symmetry
@@ -163,6 +164,7 @@ def match_files(
     run: Unfinished | None = None,
     task: str = "0",
     most_sweeps: int = _MOST_SWEEPS,
+    ranks: Ranks = ALONE,
 ) -> RebasinReport:
     """Match two checkpoints that pass through memory.
 
@@ -173,24 +175,39 @@ def match_files(
         run: keeps how far the match is, and knows how far it was.
         task: which of the run's matches this is.
         most_sweeps: the most sweeps to make.
+        ranks: the processes that share the work; all of them find the same.
 
     Raises:
         InputError: a tensor holds values that are not finite.
+        RankLostError: another process has ended.
     """
     began = time.perf_counter()
-    kept = None if run is None else run.load(task)
-    if isinstance(kept, Found):
-        found = kept
-    else:
+    found, since = _common(None if run is None else run.load(task), ranks)
+    if found is None:
         keep: Callable[[Any], None] = (
             (lambda state: None) if run is None else (lambda state: run.keep(task, state))
         )
-        match = FileMatch(plan.problem, plan.schedule, pair[0].read, pair[1].read, keep, kept)
+        read = pair[0].read, pair[1].read
+        match = FileMatch(plan.problem, plan.schedule, *read, keep, since, ranks)
         found = match.run(most_sweeps)
         if run is not None:
             run.keep(task, found)
     seconds["match"] = time.perf_counter() - began
     return _reported(plan, pair, found, seconds)
+
+
+def _common(kept: Progress | Found | None, ranks: Ranks) -> tuple[Found | None, Progress | None]:
+    """What was kept by an earlier run, as far as all processes can go on with it.
+
+    They go on only from between the same two exchanges, and begin again otherwise.
+    """
+    found = next((k for k in ranks.every(kept) if isinstance(k, Found)), None)
+    if found is not None or not isinstance(kept, Progress):
+        place = None
+    else:
+        place = kept.sweep, kept.meetings
+    places = ranks.every(place)
+    return found, kept if isinstance(kept, Progress) and len({*places}) == 1 else None
 
 
 def _reported(

@@ -21,9 +21,11 @@ from fxrebasin.storage.folder_files import other_files, refuse_folder
 from fxrebasin.storage.reading import Kind, Reading
 from fxrebasin.storage.tree import names_optimiser
 from fxrebasin.storage.writing import refuse_full_folder
+from fxrebasin.streaming.dealing import spread
 from fxrebasin.streaming.files import PickledFile, WholeOnlyError
 from fxrebasin.streaming.making import NewFile, Recipe, new_files, write_files, write_index
 from fxrebasin.streaming.opening import Opened, open_checkpoint
+from fxrebasin.streaming.ranks import ALONE, Ranks
 from fxrebasin.streaming.safetensors_file import bytes_of
 
 _BETWEEN = "weights.safetensors"
@@ -119,8 +121,11 @@ def write_outcome(
     reading: Reading,
     card: str | None,
     on_write: Callable[[int], None] = lambda count: None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Put a result together, and look at all of it again.
+
+    Processes that share the work write different files of it.
 
     Args:
         outcome: what is written.
@@ -130,14 +135,21 @@ def write_outcome(
         reading: how the checkpoint was read.
         card: text of README.md, in the folder of a model.
         on_write: called with the number of bytes that were written, or read again.
+        ranks: the processes that share the work.
 
     Raises:
         CheckpointError: it cannot be written.
+        RankLostError: another process has ended.
         EquivalenceError: what was read again is something else than what was to be written.
     """
     like = outcome.like
     try:
-        write_files(like, list(outcome.files), recipe, folder, on_write)
+        owners = spread([file.layout.bytes for file in outcome.files], ranks.count)
+        mine = [f for f, owner in zip(outcome.files, owners, strict=True) if owner == ranks.number]
+        write_files(like, mine, recipe, folder, on_write)
+        ranks.every(None)
+        if ranks.number:
+            return
         if outcome.pickled:
             _write_pickle(outcome, folder, module, reading)
         elif outcome.is_folder:

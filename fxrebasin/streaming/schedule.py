@@ -21,6 +21,7 @@ BLOCK = 2**25
 """Bytes of one model that are read at once of a tensor that need not be whole."""
 _MOST_STREAMS = 64
 _WIDE = 4
+_WHOLE = 8
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,13 @@ class Schedule:
     bytes_matrix: int
     peak: int
 
-    def carried(self, visit: int) -> tuple[str, ...]:
-        """Names of tensors that are in memory before a visit.
+    def carried(self, visits: Sequence[int]) -> tuple[str, ...]:
+        """Names of tensors that are in memory after some visits.
 
         Args:
-            visit: its number.
+            visits: their numbers, in order.
         """
-        done = self.visits[:visit]
+        done = [self.visits[number] for number in visits]
         settled = {name for v in done for name in v.settles}
         return tuple(name for v in done for name in v.reads if name not in settled)
 
@@ -135,16 +136,10 @@ def _scheduled(problem: FileProblem, streams: tuple[str, ...]) -> Schedule:
         n for n in problem.sides if n in holding and n not in visited and n not in {*shared}
     )
     fixed = tuple(n for n in problem.sides if n not in visited and n not in holding)
-    kept = sum(_gains(problem, stream) for stream in streams)
-    visits = [replace(v, bytes=v.bytes + kept) for v in _visits(problem, local)]
-    # Gains of what streams share are summed up apart, and added up for the assignment.
-    more = 2 * max((_gains(problem, s) for s in streams), default=0) if shared else 0
-    ends = kept + more
-    at_ends = max(
-        [_at_once(problem, name) + ends for name in (*pure, *shared)]
-        + [_at_once(problem, name) for name in fixed],
-        default=0,
-    )
+    kept, term, apart = _summed(problem, streams)
+    visits = [replace(v, bytes=v.bytes + kept) for v in _visits(problem, local, term)]
+    ends = kept + term + (apart if shared else 0)
+    at_ends = ends + max((_at_once(problem, name) for name in (*pure, *shared, *fixed)), default=0)
     again = _read_at_ends(problem, streams, shared)
     first = problem.bytes_of([*pure, *fixed, *visited]) + again
     first += sum(problem.bytes_of([name]) for name in shared if name not in visited)
@@ -163,6 +158,14 @@ def _scheduled(problem: FileProblem, streams: tuple[str, ...]) -> Schedule:
     )
 
 
+def _summed(problem: FileProblem, streams: Sequence[str]) -> tuple[int, int, int]:
+    """Bytes of the gains of all streams, of one term of one of them, and of what two that share a
+    tensor need besides: another sum, its matrix, and that of both."""
+    gains = [_gains(problem, stream) for stream in streams]
+    sums = [max(_rows(problem, stream)) ** 2 * _WHOLE for stream in streams]
+    return sum(sums), max(gains, default=0), 2 * max(gains, default=0) + max(sums, default=0)
+
+
 def _is_shared(problem: FileProblem, name: str, streams: Sequence[str]) -> bool:
     return sum(root in streams for root in problem.held.get(name, ())) > 1
 
@@ -177,7 +180,7 @@ def _read_at_ends(problem: FileProblem, streams: Sequence[str], shared: Sequence
     return sum(problem.bytes_of([name]) * (times[name] + twice[name]) for name in shared)
 
 
-def _visits(problem: FileProblem, local: Sequence[str]) -> Iterator[Visit]:
+def _visits(problem: FileProblem, local: Sequence[str], term: int) -> Iterator[Visit]:
     last = {name: root for root in local for name in problem.tensors[root]}
     inside: dict[str, None] = {}
     seen: set[str] = set()
@@ -187,7 +190,7 @@ def _visits(problem: FileProblem, local: Sequence[str]) -> Iterator[Visit]:
         inside |= dict.fromkeys(reads)
         settles = tuple(name for name in inside if last[name] == root)
         largest = max((problem.sides[name][1].bytes for name in settles), default=0)
-        work = max(_all_gains(problem, root), largest)
+        work = max(_all_gains(problem, root), largest + term)
         yield Visit(root, reads, settles, problem.bytes_of(inside) + work)
         for name in settles:
             del inside[name]

@@ -22,13 +22,14 @@ from safetensors.torch import save_file
 from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.storage.files import publish, replacing
 from fxrebasin.streaming.matching import Found, Progress
+from fxrebasin.streaming.ranks import ALONE, Ranks
 from fxrebasin.wording import spoken
 
 _STATE = "state-{}.safetensors"
 _SETTINGS = "settings"
 _LOCK = "lock"
 _RESULT = "result-{}"
-_VERSION = 1
+_VERSION = 2
 _ARRAY, _TOTAL = "array.", "total."
 
 
@@ -51,11 +52,12 @@ class Unfinished:
     Args:
         folder: where it is.
         settings: a digest of all that decides about the result: inputs, options, versions.
+        rank: of this process among those that share the run; each keeps a state of its own.
     """
 
-    def __init__(self, folder: Path, settings: str) -> None:
+    def __init__(self, folder: Path, settings: str, rank: int = 0) -> None:
         self.folder = folder
-        self._settings = settings
+        self._settings, self._rank = settings, rank
 
     def mark(self) -> None:
         """From here on there is something to go on with."""
@@ -71,6 +73,9 @@ class Unfinished:
         place.mkdir(exist_ok=True)
         return place
 
+    def _state(self, task: str) -> Path:
+        return self.folder / _STATE.format(f"{task}-of-{self._rank}" if self._rank else task)
+
     def load(self, task: str) -> Progress | Found | None:
         """How far a match was, or what it found; None if nothing was kept.
 
@@ -80,7 +85,7 @@ class Unfinished:
         Raises:
             CheckpointError: the state is damaged.
         """
-        path = self.folder / _STATE.format(task)
+        path = self._state(task)
         if not path.is_file():
             return None
         try:
@@ -115,7 +120,7 @@ class Unfinished:
         else:
             tensors |= {f"{_TOTAL}{name}": total for name, total in state.totals.items()}
             document["progress"] = _document(state)
-        with replacing(self.folder / _STATE.format(task)) as draft:
+        with replacing(self._state(task)) as draft:
             save_file(tensors, draft, {"document": json.dumps(document)})
         self.mark()
 
@@ -126,10 +131,12 @@ def _document(state: Progress) -> dict[str, Any]:
         "step": state.step,
         "known": list(state.known),
         "told": dict(state.told),
+        "scales": {name: list(scale) for name, scale in state.scales.items()},
         "stale": sorted(state.stale),
         "before": {name: list(sums) for name, sums in state.before.items()},
         "after": {name: list(sums) for name, sums in state.after.items()},
         "gained": state.gained,
+        "meetings": state.meetings,
     }
 
 
@@ -142,28 +149,54 @@ def _progress(
         arrays,
         tuple(document["known"]),
         totals,
+        {n: (s[0], s[1], s[2], s[3]) for n, s in document["scales"].items()},
         document["told"],
         frozenset(document["stale"]),
         {name: (sums[0], sums[1]) for name, sums in document["before"].items()},
         {name: (sums[0], sums[1]) for name, sums in document["after"].items()},
         document["gained"],
+        document["meetings"],
     )
 
 
 @contextmanager
-def unfinished_run(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Iterator[Unfinished]:
+def unfinished_run(
+    out: Path, settings: Mapping[str, Any], *, resume: bool, ranks: Ranks = ALONE
+) -> Iterator[Unfinished]:
     """The folder of a run, which goes when the run ends well, or before anything was kept in it.
+
+    Where several processes share the run, the folder is looked after by the first of them.
 
     Args:
         out: the result.
         settings: all that decides about it.
         resume: go on with an earlier run, if there is one.
+        ranks: the processes that share it.
 
     Raises:
         InputError: there is an earlier run, and it is not to be gone on with; or it is still going
             on.
+        RankLostError: another process has ended.
     """
-    folder = folder_for(out)
+    shared = {**settings, "processes": ranks.count}
+    if ranks.number:
+        ranks.every(None)  # until the folder is there
+        yield Unfinished(folder_for(out), _digest(shared), ranks.number)
+        ranks.every(None)
+        return
+    with _own_run(folder_for(out), _digest(shared), resume=resume) as run:
+        ranks.every(None)
+        yield run
+        ranks.every(None)  # until nobody needs it any more
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    text = json.dumps({"version": _VERSION, **settings}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def _own_run(folder: Path, digest: str, *, resume: bool) -> Iterator[Unfinished]:
     marked = folder / _SETTINGS
     if marked.exists() and not resume:
         raise InputError(
@@ -171,8 +204,6 @@ def unfinished_run(out: Path, settings: Mapping[str, Any], *, resume: bool) -> I
             f"{spoken('resume=True', '--resume')}, or remove it"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"version": _VERSION, **settings}, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
     with (folder / _LOCK).open("w", encoding="utf-8") as lock:
         _take(lock, folder)
         if marked.exists() and marked.read_text(encoding="utf-8") != digest:

@@ -1,0 +1,198 @@
+"""Several processes find, read and write together what one does alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from fxrebasin.streaming import dealing
+from fxrebasin.streaming.dealing import deal
+from fxrebasin.streaming.matching import FileMatch, Found
+from tests.support.commands import invoke
+from tests.support.ranks import ThreadRank, in_threads, start
+from tests.support.streamed import IDS, STACK, Case, Counting, Stack, save_shards
+from tests.test_streaming_matching import MODELS, case_of
+
+DEEP = "tests.test_ranks:Deep"
+
+
+class Deep(Stack):
+    """With layers enough for several processes."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=12)
+
+
+def found_by(count: int, case: Case) -> tuple[list[Found], list[int]]:
+    """What each of several threads finds, and how many bytes each read."""
+    counting = [Counting(case) for _ in range(count)]
+
+    def work(rank: ThreadRank) -> Found:
+        mine = counting[rank.number]
+        sides = mine.side("a"), mine.side("b")
+        return FileMatch(case.problem(), case.schedule(), *sides, ranks=rank).run(100)
+
+    return in_threads(count, work), [sum(c.read.values()) for c in counting]
+
+
+@pytest.mark.parametrize("name", [*MODELS, "attention"])
+def test_what_is_found_does_not_depend_on_how_many_look(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dealing, "BLOCK", 1000)  # so that there are parts to be dealt
+    case = case_of(name, noise=0.6)
+    (alone,), _ = found_by(1, case)
+    for count in (2, 3, 5):
+        for found in found_by(count, case)[0]:
+            assert vars(found) | {"arrays": 0} == vars(alone) | {"arrays": 0}
+            for key, array in alone.arrays.items():
+                assert np.array_equal(found.arrays[key], array)
+
+
+def test_streams_whose_first_look_tells_nothing_of_the_scale() -> None:
+    case = case_of("stack", noise=0.6)
+    for state in (case.a, case.b):
+        for name in case.names:  # all that is looked at first
+            if name.startswith(("embed", "head")):
+                state[name] *= 1e-17
+    (alone,), read = found_by(1, case)
+    both, _ = found_by(2, case)
+    assert read[0] > 2.5 * case.bytes  # once more, for the sums
+    for found in both:
+        assert found.objective_after == alone.objective_after > 0.9 * alone.objective_before
+
+
+def test_each_of_two_reads_about_half() -> None:
+    case = Case(Deep(), IDS)
+    _, (alone,) = found_by(1, case)
+    _, both = found_by(2, case)
+    assert sum(both) == alone
+    assert max(both) <= 0.55 * alone
+
+
+def test_everything_is_dealt_once_and_visits_that_share_tensors_stay_together() -> None:
+    for name in MODELS:
+        case = case_of(name)
+        problem, schedule = case.problem(), case.schedule()
+        (alone,), shares = deal(problem, schedule, 1), deal(problem, schedule, 3)
+        assert sorted(n for s in shares for n in s.visits) == list(alone.visits)
+        for kind in ("fixed", "pure", "shared"):
+            dealt = [part for share in shares for part in getattr(share, kind)]
+            assert sorted(map(repr, dealt)) == sorted(map(repr, getattr(alone, kind)))
+        roots = [{schedule.visits[n].root for n in s.visits} for s in shares]
+        held = [{n for root in mine for n in problem.tensors[root]} for mine in roots]
+        local = [mine - set(schedule.shared) for mine in held]
+        assert not any(one & two for k, one in enumerate(local) for two in local[:k])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """a and b of `Deep`, b in shards; a result of before."""
+    monkeypatch.chdir(tmp_path)
+    case = Case(Deep(), IDS, noise=0.3)
+    save_file(case.a, "a.safetensors", {"format": "pt"})
+    save_shards(tmp_path / "b", case.b, 6)
+    return tmp_path
+
+
+def arguments(out: str, *more: str) -> list[str]:
+    """Of a command that permutes b."""
+    given = [*("transform", DEEP, "--model-b", "b", "--ref", "a.safetensors")]
+    return [*given, "--out", out, "--max-memory", "2GiB", *more]
+
+
+def bytes_in(folder: Path) -> dict[str, bytes]:
+    """Of all files in a folder."""
+    return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def check_processes(count: int, folder: Path) -> None:
+    """Several processes write what one does, and each reads its share."""
+    alone = invoke(*arguments("alone", "--certificate", "one.safetensors", "--json"))
+    (read,) = json.loads(alone.stdout)["bytes_read_by_process"]
+    certificate = ["--certificate", "several.safetensors", "--json"]
+    ends = start([["-m", "fxrebasin", *arguments("c", *certificate)]] * count, folder)
+    assert [process.returncode for process, _ in ends] == [0] * count, ends
+    first, *rest = (text for _, text in ends)
+    assert not any(rest)  # one speaks for all
+    said, _ = json.JSONDecoder().raw_decode(first, first.index("{"))
+    assert max(said["bytes_read_by_process"]) <= 1.1 / count * read
+    assert bytes_in(folder / "c") == bytes_in(folder / "alone")
+    assert Path("one.safetensors").read_bytes() == Path("several.safetensors").read_bytes()
+    left = {p.name for p in folder.iterdir()}
+    assert left == {
+        "a.safetensors", "b", "alone", "c", "one.safetensors", "several.safetensors"
+    }  # fmt: skip
+
+
+def test_two_processes_write_what_one_does(folder: Path) -> None:
+    check_processes(2, folder)
+
+
+@pytest.mark.slow
+def test_four_processes_write_what_one_does(folder: Path) -> None:
+    check_processes(4, folder)
+
+
+_DYING = """
+import os, sys
+from fxrebasin.streaming.files import Reader
+read, left = Reader.read, [9]
+def reading(self, place, rows=None):
+    left[0] -= 1
+    if not left[0]:
+        os._exit(9)
+    return read(self, place, rows)
+Reader.read = reading
+from fxrebasin.cli import main
+main()
+"""
+
+
+def test_a_process_that_dies_ends_the_run_of_all(folder: Path) -> None:
+    invoke(*arguments("c"))
+    before = bytes_in(folder)
+    given = arguments("c", "--overwrite")
+    ends = start([["-m", "fxrebasin", *given], ["-c", _DYING, *given]], folder)
+    assert [process.returncode for process, _ in ends] == [2, 9], ends
+    assert "another process of this run has ended" in ends[0][1]
+    found = {n: b for n, b in bytes_in(folder).items() if n in before}
+    assert found == before
+    assert {p.name for p in (folder / "c").iterdir()} == {p.name for p in (folder / "b").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("inspect", STACK), "inspect is not for several processes"),
+        (("transform", "a.onnx", "--ref", "b.onnx", "--out", "c.onnx"), "torchrun"),
+        ((*("transform", STACK, "--ref", "a.safetensors", "--out", "c.safetensors"),
+          *("--model-b", "a.safetensors", "--method", "activation")), "leave out torchrun"),
+    ],
+)  # fmt: skip
+def test_what_several_cannot_share_is_refused(
+    command: Any, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.onnx", "b.onnx"):
+        Path(name).write_bytes(b"")
+    ours = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in ours.items():
+        monkeypatch.setitem(os.environ, name, value)
+    assert said in invoke(*command, code=2).output
+    assert not Path("c.onnx").exists()
+
+
+def test_how_to_find_the_others_has_to_be_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setitem(os.environ, name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delitem(os.environ, name, raising=False)
+    assert "MASTER_ADDR, MASTER_PORT" in invoke(*arguments("c"), code=2).output
