@@ -313,7 +313,7 @@ def test_the_first_may_be_read_with_another_head():
         (["--weights", "one,two"], "no list of numbers"),
         (["--weights", "nowhere.*=1,1"], "no tensor fits 'nowhere.*'"),
         (["--t", "1,2"], "--t takes one number"),
-        (["--picture", "x.png"], "say with --evaluate"),
+        (["--picture", "x.png", "--method", "none"], "leave one of them out"),
         (["--repair", "nets:loader", "--recalibrate", "nets:loader"], "leave --recalibrate"),
         (["--evaluate", "nets:Nothing"], "has no 'Nothing'"),
         (["--evaluate", "nets:X"], "is a Tensor, not a function"),

@@ -10,9 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("facts", "kinds", "wording"),
+    ("colours", "facts", "kinds", "wording"),
     ("errors", "layout", "flow", "uniformity", "terminal"),
-    ("groups", "indexing", "places", "gather", "interruption", "options", "progress"),
+    ("groups", "indexing", "places", "gather", "interruption", "options", "picturing", "progress"),
     ("architecture", "reliance", "running"),
     ("acting", "charts", "choices", "ignoring", "models", "solvers"),
     ("action", "storage"),

@@ -129,10 +129,10 @@ def test_the_ends_are_marked_and_the_legend_has_every_barrier(tmp_path) -> None:
         "midpoint",
     ):
         assert f"<!-- {words} -->" in text, words
-    from fxrebasin.merge.figures import BEFORE, DrawnCurve, draw_losses, new_figure
+    from fxrebasin.merge.figures import DrawnCurve, draw_losses, new_figure
 
     axes = new_figure(1, None).add_subplot(1, 1, 1)
-    draw_losses(axes, [DrawnCurve(before, "one", BEFORE)], "loss")
+    draw_losses(axes, [DrawnCurve(before, "one", "#D55E00")], "loss")
     big = [line for line in axes.lines if line.get_markersize() == 8]
     assert [list(line.get_xdata()) for line in big] == [[0, 1]]
     assert [list(line.get_ydata()) for line in big] == [[0.1, 0.3]]

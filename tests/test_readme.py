@@ -50,6 +50,7 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "b_to_a.safetensors",
         "line.png",
         "model_b.onnx",
+        "units.png",
     }
 
 

@@ -31,6 +31,7 @@ from fxrebasin.cli.options import (
     split,
     talk_options,
     target_options,
+    units_picture_option,
 )
 
 
@@ -47,6 +48,7 @@ from fxrebasin.cli.options import (
     metavar="T[,T]",
     help="Where on the way: 0 is A, 1 is B. Half way when left out.",
 )
+@units_picture_option
 @matching_options((*PAIRWISE, AS_THEY_ARE), "weight")
 @recalibrate_option
 @reading_options
@@ -57,6 +59,7 @@ def interpolate(
     models: tuple[str, ...],
     positions: tuple[str, ...],
     recalibrate: str | None,
+    picture: Path | None,
     target: Target,
     matching: HowToMatch,
     reading: HowToRead,
@@ -73,11 +76,16 @@ def interpolate(
 
     places = read_positions(positions or ("0.5",), target)
     if len(models) == 2 and all(map(is_onnx_file, models)):
-        given = {"--recalibrate": recalibrate, **running_given(matching, target, talk)}
+        given = {
+            "--recalibrate": recalibrate,
+            "--picture": picture,
+            **running_given(matching, target, talk),
+        }
         refuse_options({**given, **reading_given(reading, inputs), **limits_given(limits)})
         files = [Path(name) for name in models]
         interpolate_files(files, places, target, matching, inputs, talk)
         return
     if is_onnx_file(target.out):
         raise click.UsageError("--out is an ONNX file only where A and B are such files")
-    run_interpolate(models, places, recalibrate, target, (matching, reading, inputs), limits, talk)
+    how = (matching, reading, inputs)
+    run_interpolate(models, places, (recalibrate, picture), target, how, limits, talk)

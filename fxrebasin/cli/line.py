@@ -21,6 +21,7 @@ from fxrebasin.cli.measuring import Measured, between
 from fxrebasin.cli.options import HowToMatch, HowToRead, Inputs, Limits, Talk, Target
 from fxrebasin.cli.plans import show_plan
 from fxrebasin.cli.talking import say, show
+from fxrebasin.cli.units import check_units_picture, draw_units
 from fxrebasin.cli.user_objects import batches, function
 from fxrebasin.cli.work import open_bench, refuse_target, split_models, write_weights
 from fxrebasin.errors import InputError
@@ -64,7 +65,7 @@ def read_positions(texts: Sequence[str], target: Target) -> dict[float, Path]:
 def run_interpolate(
     arguments: Sequence[str],
     places: dict[float, Path],
-    recalibrate: str | None,
+    options: tuple[str | None, Path | None],
     target: Target,
     how: How,
     limits: Limits,
@@ -75,7 +76,7 @@ def run_interpolate(
     Args:
         arguments: MODEL and checkpoints.
         places: where the model at each position goes.
-        recalibrate: source of data for BatchNorm statistics.
+        options: source of data for BatchNorm statistics, and a picture of the units.
         target: dtype, and whether files are replaced.
         how: units are matched, checkpoints read, and the model run.
         limits: of memory.
@@ -84,13 +85,15 @@ def run_interpolate(
     from fxrebasin.cli.large import Result, room_for
     from fxrebasin.cli.large_merge import interpolate_large
 
+    recalibrate, picture = options
+    check_units_picture(picture, how[0])
     targets = {t: Target(path, target.dtype, target.overwrite) for t, path in places.items()}
     model, paths = split_models(arguments)
     for item in targets.values():
-        refuse_target(item, inputs=paths)
+        refuse_target(item, picture, inputs=paths)
     if len(paths) == 2:
         results = [Result(item, 0, False) for item in targets.values()]
-        needing = {"--recalibrate": recalibrate}
+        needing = {"--recalibrate": recalibrate, "--picture": picture}
         room = room_for(model, paths, how, limits, needing, results)
         if room is not None:
             interpolate_large(room, targets, how, limits, talk)
@@ -111,6 +114,9 @@ def run_interpolate(
             state = {name: mended[name].to(tensor.dtype) for name, tensor in state.items()}
         text = card(item.out.stem, [("position", f"{t:g}"), *facts, *digest], ["merge"])
         files += write_weights(item, first, state, text)
+    pair, certificate = made_of.checkpoints[:2], made_of.aligned.permutations[1]
+    drawn = draw_units(picture, (pair[0], pair[1]), certificate, overwrite=target.overwrite)
+    files += drawn
     document = line_document("interpolate", made_of) | {
         "positions": list(targets),
         "recalibrate": recalibrate,
@@ -119,6 +125,8 @@ def run_interpolate(
     show(talk, facts, document)
     for t, item in targets.items():
         say(talk, f"wrote {item.out} (t = {t:g})")
+    for file in drawn:
+        say(talk, f"wrote {file}")
 
 
 def run_barrier(

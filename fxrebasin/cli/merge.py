@@ -25,11 +25,11 @@ from fxrebasin.cli.options import (
     Limits,
     Talk,
     Target,
+    either_picture_option,
     evaluate_option,
     input_options,
     limit_options,
     matching_options,
-    picture_option,
     reading_options,
     recalibrate_option,
     talk_options,
@@ -86,7 +86,7 @@ from fxrebasin.cli.options import (
     help="REPAIR on data (two checkpoints): units vary as much as those of both; SOURCE as above.",
 )
 @evaluate_option
-@picture_option
+@either_picture_option
 @click.option(
     "--report/--no-report",
     default=True,

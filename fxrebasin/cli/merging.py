@@ -35,6 +35,7 @@ from fxrebasin.cli.options import (
 )
 from fxrebasin.cli.plans import show_plan
 from fxrebasin.cli.talking import finite, say, show
+from fxrebasin.cli.units import check_units_picture, draw_units
 from fxrebasin.cli.user_objects import batches, function
 from fxrebasin.cli.work import open_bench, refuse_target, split_models, write_weights
 from fxrebasin.errors import InputError
@@ -74,7 +75,7 @@ class Merge:
         recalibrate: source of data for BatchNorm statistics.
         repair: source of data for REPAIR.
         evaluate: name of a function from a model to its loss.
-        picture: of the losses between the models.
+        picture: of the losses between the models, or of their units.
         report: whether a report is written beside the result.
     """
 
@@ -101,8 +102,6 @@ class Merge:
         for option, value in two.items():
             if value and count != 2:
                 raise InputError(f"{option} is for two checkpoints; there are {count}")
-        if self.picture is not None and self.evaluate is None:
-            raise InputError("--picture draws losses: say with --evaluate how they are measured")
         if self.recalibrate is not None and self.repair is not None:
             raise InputError("--repair takes BatchNorm statistics anew, too: leave --recalibrate")
         if self.formula.needs_base and self.base is None:
@@ -187,6 +186,8 @@ def run_merge(
     refuse_target(target, task.picture, inputs=paths)
     refuse_existing([p for p in reports if p.parent != target.out], overwrite=target.overwrite)
     task.check(len(paths))
+    if task.evaluate is None:
+        check_units_picture(task.picture, matching)
     task.combination(len(paths), matching.seed, Aligned(AS_THEY_ARE, (), ()))
     bases = [] if task.base is None else [task.base]
     needing = task.needing_models(matching, len(paths))
@@ -216,8 +217,8 @@ def run_merge(
     facts = merge_facts(model, made_of, combination, task, measured)
     text = card(target.out.stem, [*facts, *merge_digests(made_of)], ["merge"])
     files = [*write_weights(target, checkpoints[0], merged, text)]
-    if task.picture is not None and measured is not None:
-        files.append(measured.draw(task.picture, target.overwrite))
+    if task.picture is not None:
+        files += _drawn(task.picture, made_of, measured, target)
     document["files"] = [str(path) for path in (*files, *reports)]
     for place in reports:
         content = text if place.suffix == ".md" else json.dumps(finite(document), indent=2)
@@ -226,6 +227,17 @@ def run_merge(
     for path in (*files, *reports):
         if path.parent != target.out:  # what is in the folder belongs to it
             say(talk, f"wrote {path}")
+
+
+def _drawn(
+    picture: Path, made_of: Ingredients, measured: Measured | None, target: Target
+) -> list[Path]:
+    """The picture of the losses if they were measured, else that of the units."""
+    if measured is not None:
+        return [measured.draw(picture, target.overwrite)]
+    a, b = made_of.checkpoints
+    certificate = made_of.aligned.permutations[1]
+    return draw_units(picture, (a, b), certificate, overwrite=target.overwrite)
 
 
 def report_places(task: Merge, target: Target) -> list[Path]:

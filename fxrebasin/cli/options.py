@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import click
 
 from fxrebasin.cli.streams import results_apart
+from fxrebasin.picturing import PICTURES
 
 DEBUG = "fxrebasin.debug"
 ARGUMENTS = "fxrebasin.arguments"
@@ -30,7 +31,8 @@ WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 """Those of `fxrebasin.storage.containers.FILES`."""
 _OTHER_SUFFIXES = (
     *(".onnx", ".json", ".yaml", ".yml", ".md", ".txt"),
-    *(".png", ".svg", ".npz", ".npy", ".h5", ".gguf"),
+    *PICTURES,
+    *(".npz", ".npy", ".h5", ".gguf"),
 )
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 AS_THEY_ARE = "none"
@@ -425,7 +427,16 @@ evaluate_option = click.option(
     help="A function from a model to its loss, or to its loss and accuracy.",
 )
 picture_option = output_option(
-    "--picture", (".png", ".svg"), help="Draw the losses on the way between the models."
+    "--picture", PICTURES, help="Draw the losses on the way between the models."
+)
+units_picture_option = output_option(
+    "--picture", PICTURES, help="Draw how alike units of A and B are, before and after aligning."
+)
+either_picture_option = output_option(
+    "--picture",
+    PICTURES,
+    help="Of two checkpoints: draw the losses on the way where --evaluate is given, else how alike "
+    "their units are, before and after aligning.",
 )
 recalibrate_option = click.option(
     "--recalibrate",

@@ -32,6 +32,7 @@ from fxrebasin.cli.options import (
     reading_options,
     talk_options,
     target_options,
+    units_picture_option,
 )
 from fxrebasin.cli.talking import say, show
 
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Prove that every tensor is that of --model-b, permuted, bit for bit; run nothing for it.",
 )
+@units_picture_option
 @matching_options(PAIRWISE, "weight")
 @reading_options
 @input_options
@@ -70,6 +72,7 @@ def transform(
     onnx: Path | None,
     certificate: Path | None,
     exact: bool,
+    picture: Path | None,
     target: Target,
     matching: HowToMatch,
     reading: HowToRead,
@@ -94,8 +97,8 @@ def transform(
     from fxrebasin.cli.large import Result, room_for
     from fxrebasin.cli.large_transform import transform_large
     from fxrebasin.cli.plans import show_plan
+    from fxrebasin.cli.units import draw_units
     from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write_weights
-    from fxrebasin.kinds import Kinds
     from fxrebasin.proof import prove_bits
     from fxrebasin.show.views import report_facts
     from fxrebasin.storage.files import together
@@ -105,19 +108,18 @@ def transform(
             "--model-b": model_b,
             "--onnx": onnx,
             "--exact": exact or None,
+            "--picture": picture,
             **running_given(matching, target, talk),
         }
         refuse_options({**given, **reading_given(reading, inputs), **limits_given(limits)})
         transform_file(Path(model), ref, certificate, target, matching, inputs, talk)
         return
-    if exact and matching.symmetry != Kinds.PERMUTATION.value:
-        raise click.UsageError("--exact compares bits, and only permutations keep all of them")
-    if is_onnx_file(target.out):
-        raise click.UsageError("--out is an ONNX file only where MODEL is one; see --onnx")
+    _check_choices(exact, matching, target)
     path = weights_or_folder(model, model_b, "--model-b")
-    refuse_target(target, onnx, certificate, inputs=[path, ref])
+    refuse_target(target, onnx, certificate, picture, inputs=[path, ref])
     how = (matching, reading, inputs)
-    room = room_for(model, [ref, path], how, limits, {"--onnx": onnx}, [Result(target, 1, True)])
+    needing = {"--onnx": onnx, "--picture": picture}
+    room = room_for(model, [ref, path], how, limits, needing, [Result(target, 1, True)])
     if room is not None:
         transform_large(room, how, certificate, target, limits, talk)
         return
@@ -162,6 +164,8 @@ def transform(
         if certificate is not None:
             permutation.save(certificate, overwrite=target.overwrite)
             files.append(certificate)
+        pair = (reference, checkpoint)
+        files += draw_units(picture, pair, permutation, overwrite=target.overwrite)
     show(
         talk,
         facts,
@@ -177,6 +181,15 @@ def transform(
     )
     for file in files:
         say(talk, f"wrote {file}")
+
+
+def _check_choices(exact: bool, matching: HowToMatch, target: Target) -> None:
+    from fxrebasin.kinds import Kinds
+
+    if exact and matching.symmetry != Kinds.PERMUTATION.value:
+        raise click.UsageError("--exact compares bits, and only permutations keep all of them")
+    if is_onnx_file(target.out):
+        raise click.UsageError("--out is an ONNX file only where MODEL is one; see --onnx")
 
 
 def _exported(

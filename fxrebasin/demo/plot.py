@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fxrebasin.colours import Meaning
 from fxrebasin.merge import BarrierCurve
-from fxrebasin.merge.figures import AFTER, BEFORE, DrawnCurve, draw_losses, new_figure, rendered
+from fxrebasin.merge.figures import DrawnCurve, draw_losses, new_figure
+from fxrebasin.picturing import rendered
+
+_MEANINGS = {
+    (False, False): Meaning.UNTOUCHED,
+    (False, True): Meaning.UNTOUCHED_RECALIBRATED,
+    (True, False): Meaning.REBASED,
+    (True, True): Meaning.RECALIBRATED,
+}
 
 
 @dataclass(frozen=True)
@@ -22,13 +31,14 @@ def line(curve: BarrierCurve, rebased: bool, recomputed: bool = False) -> DrawnC
 
     Args:
         curve: what was measured.
-        rebased: from A to rebased B, else to B; decides the colour.
-        recomputed: with recomputed BatchNorm statistics; decides the dashes.
+        rebased: from A to rebased B, else to B.
+        recomputed: with recomputed BatchNorm statistics; such lines are dashed.
     """
     goal = "A to rebased B" if rebased else "A to B"
     suffix = ", BatchNorm statistics recomputed" if recomputed else ""
     label = f"{goal}{suffix}: barrier {curve.barrier:.3f}"
-    return DrawnCurve(curve, label, AFTER if rebased else BEFORE, dashed=recomputed)
+    colour = _MEANINGS[rebased, recomputed].value
+    return DrawnCurve(curve, label, colour, "--" if recomputed else "-")
 
 
 def draw(panels: Sequence[Panel]) -> bytes:

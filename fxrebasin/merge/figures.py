@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from fxrebasin.merge.barriers import BarrierCurve
-
-# Colours that stay apart for colour-blind readers (Okabe and Ito).
-BEFORE = "#D55E00"
-AFTER = "#0072B2"
-OTHERS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 _TICKS = ([0, 0.25, 0.5, 0.75, 1], ["0\nA", "0.25", "0.5\nmidpoint", "0.75", "1\nB"])
 
@@ -31,13 +24,18 @@ class DrawnCurve:
         curve: what was measured.
         label: for the legend.
         colour: as matplotlib takes it.
-        dashed: dashes and hollow points.
+        dashes: of the line, as matplotlib takes them; all but "-" have hollow points.
     """
 
     curve: BarrierCurve
     label: str
     colour: str
-    dashed: bool = False
+    dashes: str = "-"
+
+    @property
+    def inside(self) -> str:
+        """The colour inside of points."""
+        return self.colour if self.dashes == "-" else "white"
 
 
 def new_figure(panels: int, title: str | None) -> Figure:
@@ -53,20 +51,6 @@ def new_figure(panels: int, title: str | None) -> Figure:
     if title is not None:
         figure.suptitle(title, fontsize=14)
     return figure
-
-
-def rendered(figure: Figure, kind: str) -> bytes:
-    """A figure as a file; the same bytes every time.
-
-    Args:
-        figure: what to draw.
-        kind: "png" or "svg".
-    """
-    buffer = io.BytesIO()
-    metadata = {"Software": None} if kind == "png" else {"Date": None}
-    with rc_context({"svg.hashsalt": "fxrebasin"}):
-        figure.savefig(buffer, format=kind, metadata=metadata)
-    return buffer.getvalue()
 
 
 def draw_losses(axes: Axes, lines: Sequence[DrawnCurve], unit: str, title: str = "") -> None:
@@ -111,11 +95,11 @@ def _draw(
             line.curve.positions,
             heights,
             color=line.colour,
-            linestyle="--" if line.dashed else "-",
+            linestyle=line.dashes,
             linewidth=2,
             marker="o",
             markersize=4,
-            markerfacecolor="white" if line.dashed else line.colour,
+            markerfacecolor=line.inside,
             label=line.label,
         )
         # The ends are the models themselves.
@@ -126,7 +110,7 @@ def _draw(
             marker="o",
             markersize=8,
             color=line.colour,
-            markerfacecolor="white" if line.dashed else line.colour,
+            markerfacecolor=line.inside,
         )
     axes.set_xticks(*_TICKS)
     axes.set_xlabel("t, for weights (1 − t)·A + t·B")

@@ -1,0 +1,55 @@
+"""The picture of how alike the units of two checkpoints are, for commands that align them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fxrebasin.alignment import Certificate
+from fxrebasin.cli.options import AS_THEY_ARE, HowToMatch
+from fxrebasin.errors import InputError
+from fxrebasin.merge.pictures import plot_alignment
+from fxrebasin.storage.reading import Checkpoint
+
+
+def check_units_picture(picture: Path | None, matching: HowToMatch) -> None:
+    """Refuse a picture of units that nothing aligns, before any work.
+
+    Args:
+        picture: its file, if it is asked for.
+        matching: how units are matched.
+
+    Raises:
+        InputError: they are not.
+    """
+    if picture is not None and matching.method == AS_THEY_ARE:
+        raise InputError(
+            "--picture draws units before and after aligning, which "
+            f"--method {AS_THEY_ARE} does not do: leave one of them out"
+        )
+
+
+def draw_units(
+    picture: Path | None,
+    pair: tuple[Checkpoint, Checkpoint],
+    certificate: Certificate | None,
+    *,
+    overwrite: bool,
+) -> list[Path]:
+    """Draw the units of two checkpoints.
+
+    Args:
+        picture: its file, if it is asked for.
+        pair: the reference, and the checkpoint that was aligned with it.
+        certificate: that aligned it.
+        overwrite: replace a file that exists.
+
+    Returns:
+        The files that were written.
+    """
+    if picture is None or certificate is None:
+        return []
+    a, b = pair
+    title = f"How alike the units of A and B are\nA: {a.path.name}   B: {b.path.name}"
+    return [
+        plot_alignment(a.state, b.state, certificate, picture, title=title, overwrite=overwrite)
+    ]
