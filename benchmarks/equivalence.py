@@ -8,8 +8,9 @@
 
 Each model gets random weights and BatchNorm statistics, is analysed, and is permuted by an element
 drawn uniformly from its group. The permuted model is compared with the original in float64, then
-exported, and its ONNX file compared with the original on onnxruntime in float32. A control with one
-tensor left unpermuted has to differ: it shows that the comparison would have noticed.
+exported, and its ONNX file compared with the original on onnxruntime in float32. Both comparisons
+are on the inputs and on a set with other values and one row more. A control with one tensor left
+unpermuted has to differ: it shows that the comparison would have noticed.
 
 ONNX-in: the original is exported, too, and its file is re-based towards that of the permuted
 model, of which it knows nothing else. The group of the file has to be at least as large as the
@@ -42,6 +43,10 @@ import fxrebasin
 from benchmarks.support.equivalence_models import SETS, Subject, build, is_known
 from benchmarks.support.equivalence_process import measured_apart
 from benchmarks.support.equivalence_table import Row, console_table, read_rows, write_tables
+from fxrebasin.exporters.verify.equivalence import compare_float64, compare_onnxruntime
+from fxrebasin.exporters.verify.onnx_session import OnnxModel
+from fxrebasin.exporters.verify.references import reference_runs
+from fxrebasin.exporters.verify.runs import Subject as Reference
 from fxrebasin.importers.onnx.loading import read
 from fxrebasin.importers.onnx.tensors import bytes_of
 from fxrebasin.running.messages import attempt, first_lines
@@ -206,22 +211,31 @@ class _Measurement:
         with self._timed("apply_seconds"):
             permuted = fxrebasin.apply(model, permutation, *inputs)
         with self._timed("float64_seconds"):
-            report = fxrebasin.verify(model, permuted, *inputs)
-            control = fxrebasin.verify(model, _with_a_fault(model, permutation), *inputs)
-        self._note(float64_error=report.max_rel, control_error=control.max_rel)
+            control = _with_a_fault(model, permutation)
+            report, faulty = (
+                compare_float64(model, other, subject.args, subject.kwargs)
+                for other in (permuted, control)
+            )
+        self._note(float64_error=report.max_rel, control_error=faulty.max_rel)
         report.raise_if_failed()
         if settings.onnx:
             with tempfile.TemporaryDirectory() as folder:
-                self._check_onnx(subject, permuted, Path(folder))
-                self._check_file(subject, permutation, Path(folder))
+                moved = Path(folder) / "permuted.onnx"
+                self._check_onnx(subject, permutation, moved)
+                self._check_file(subject, moved)
         self._note(reason=self._objection())
 
-    def _check_onnx(self, subject: Subject, permuted: nn.Module, folder: Path) -> None:
-        inputs = (subject.args or None, subject.kwargs or None)
-        path = folder / "graph.onnx"
+    def _check_onnx(self, subject: Subject, permutation: fxrebasin.Permutation, path: Path) -> None:
+        """Export the permuted module, which unlike its graph is written as the original is."""
+        args, kwargs = subject.args, subject.kwargs
+        moved = copy.deepcopy(subject.model)
+        moved.load_state_dict(permutation.permute_state_dict(subject.model.state_dict()))
         with self._timed("onnx_seconds"):
-            fxrebasin.export_onnx(permuted, path, *inputs)
-            report = fxrebasin.verify(subject.model, path, *inputs)
+            fxrebasin.export_onnx(moved, path, args or None, kwargs or None)
+            session = OnnxModel(path)
+            dynamic = session.batch_is_dynamic(subject.model, args, kwargs)
+            references = reference_runs(Reference(subject.model), args, kwargs, any_batch=dynamic)
+            report = compare_onnxruntime(session, references)
         self._note(
             onnx_error=report.max_rel,
             smallest_tolerance=report.smallest_tolerance,
@@ -229,17 +243,12 @@ class _Measurement:
         )
         report.raise_if_failed()
 
-    def _check_file(
-        self, subject: Subject, permutation: fxrebasin.Permutation, folder: Path
-    ) -> None:
-        inputs = (subject.args or None, subject.kwargs or None)
+    def _check_file(self, subject: Subject, reference: Path) -> None:
+        source, out = reference.with_name("original.onnx"), reference.with_name("rebased.onnx")
         with self._timed("file_seconds"):
-            names = ("original.onnx", "permuted.onnx", "rebased.onnx")
-            source, reference, out = (folder / name for name in names)
-            moved = copy.deepcopy(subject.model)
-            moved.load_state_dict(permutation.permute_state_dict(subject.model.state_dict()))
-            fxrebasin.export_onnx(subject.model, source, *inputs)
-            fxrebasin.export_onnx(moved, reference, *inputs)
+            fxrebasin.export_onnx(
+                subject.model, source, subject.args or None, subject.kwargs or None
+            )
             found = fxrebasin.onnx_transform(source, ref=reference, out=out)
         self._note(
             file_log10_order=found.log10_order,

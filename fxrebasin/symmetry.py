@@ -99,6 +99,16 @@ class Symmetry(Brief):
         """The same with other names for the operators that had no rule, and a note on them."""
         return replace(self, unknown_operators=names, _notes=(*self._notes, note))
 
+    def said_as(self, other: Symmetry, note: str) -> Symmetry:
+        """The same with the choices and notes of another one, which was found with less.
+
+        Args:
+            other: of the same model.
+            note: what it was that was found with more.
+        """
+        notes = (*other._notes, note)
+        return replace(self, found_with=other.found_with, _notes=notes, _about_passing=lambda: ())
+
     def log10_order(self) -> float:
         """The decimal logarithm of the number of permutations of the group."""
         return log10_order(self.permuted)

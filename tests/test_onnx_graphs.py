@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import fxrebasin
+from fxrebasin.choices import choices_for
 from fxrebasin.importers.onnx.finding import find
 from fxrebasin.importers.onnx.loading import read
 from tests.support.onnx_graphs import MLP, MLP_WEIGHTS, model, planted
@@ -33,6 +34,35 @@ def order(text: str, weights: dict[str, Any], tmp_path: Path | None = None) -> f
         )
         assert report.distance_before > 0 == report.distance_after
     return found
+
+
+# On two rows the branch pins the units of one layer, on more rows those of another.
+SIZES = """ g (float[n,3] x) => (float[n,2] y, float[m] z) {
+    a = MatMul(x, w1)  h = Relu(a)  b = MatMul(x, w2)  k = Relu(b)  d = MatMul(x, w3) l = Relu(d)
+    n = Shape<start = 0, end = 1>(x)  e = Equal(n, two)  c = Squeeze(e)
+    z = If(c) <then_branch = one () => (float[m] t) { p = ReduceSum<keepdims = 0>(h, rows)
+                                                      t = Identity(p) },
+               else_branch = two () => (float[m] t) { p = ReduceSum<keepdims = 0>(k, rows)
+                                                      t = Identity(p) }>
+    u = MatMul(h, v1)  v = MatMul(k, v2)  w = MatMul(l, v3)  y = Sum(u, v, w) }"""
+OF_SIZES = {
+    **{"w1": (3, 5), "w2": (3, 5), "w3": (3, 4), "v1": (5, 2), "v2": (5, 2), "v3": (4, 2)},
+    **{"two": np.array([2]), "rows": np.array([0])},
+}
+
+
+def test_what_holds_at_all_sizes_counts_where_neither_group_contains_the_other(
+    tmp_path: Path,
+) -> None:
+    source = read(model(SIZES, OF_SIZES))
+    found = find(source)
+    assert {len(item["x"]) == 2 for item in found.runs.inputs} == {True, False}
+    alone = [find(source, {"x": item["x"]}).symmetry.log10_order() for item in found.runs.inputs]
+    assert alone == pytest.approx([log(5, 4), log(5, 4)])
+    assert order(SIZES, OF_SIZES, tmp_path) == pytest.approx(log(4))
+    assert any("inputs of several sizes" in note for note in found.symmetry.notes)
+    chosen = find(source, choices=choices_for(source.module(), outputs=["y"])).symmetry
+    assert chosen.log10_order() == pytest.approx(log(5, 5, 4))
 
 
 TWO_LAYERS = {"w1": (3, 8), "w2": (8, 8), "w3": (8, 2)}

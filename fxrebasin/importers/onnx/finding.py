@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from fxrebasin.importers.onnx.inputs import attempts, drawn_inputs, given_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.module import OnnxModule
 from fxrebasin.importers.onnx.tensors import bits_of
+from fxrebasin.layout import same_layout
 from fxrebasin.running.messages import first_lines
 from fxrebasin.running.outputs import Outputs
 from fxrebasin.symmetry import Symmetry
@@ -74,7 +75,7 @@ def find(
 ) -> Found:
     """Analyse a graph.
 
-    Where the file leaves sizes open, it is run with two choices of them, and the smaller group
+    Where the file leaves sizes open, it is run with two choices of them, and what holds for both
     counts. Weights that cannot move, and weights that a reference has bit for bit, may be tables:
     as constants, which are read by their values, they may pin less than as weights, which have to
     be right whatever they hold. Where that is so they are constants.
@@ -97,7 +98,7 @@ def find(
         inputs, symmetry = _analysed(source, module, example, choices)
     for constants in _tables(source, symmetry, equal):
         other = source.module(constants)
-        better = _of_every_size(other, inputs, choices)
+        better = _of_every_size(source, other, inputs, choices)
         if better.log10_order() > symmetry.log10_order() + _SAME:
             module, symmetry = other, better
     return Found(_naming_unknown(source, symmetry), Runs(module, tuple(inputs)))
@@ -152,7 +153,7 @@ def _analysed(
     """
     if example is not None or _looks_up(source.parsed.graph):
         inputs = made_inputs(source, module, example)
-        return inputs, _of_every_size(module, inputs, choices)
+        return inputs, _of_every_size(source, module, inputs, choices)
     found: list[Symmetry] = []
 
     def fault(inputs: Mapping[str, Tensor]) -> str | None:
@@ -168,7 +169,7 @@ def _analysed(
         return None
 
     inputs = _drawn(source, fault)
-    return inputs, _smallest(found)
+    return inputs, _common(source, module, inputs, choices, found)
 
 
 def _looks_up(graph: Graph) -> bool:
@@ -183,14 +184,59 @@ def _looks_up(graph: Graph) -> bool:
 
 
 def _of_every_size(
-    module: OnnxModule, inputs: Sequence[Mapping[str, Tensor]], choices: Choices
+    source: OnnxSource, module: OnnxModule, inputs: Sequence[Mapping[str, Tensor]], choices: Choices
 ) -> Symmetry:
-    return _smallest([symmetry_of(module, tuple(item.values()), {}, choices) for item in inputs])
+    found = [symmetry_of(module, tuple(item.values()), {}, choices) for item in inputs]
+    return _common(source, module, inputs, choices, found)
 
 
-def _smallest(found: Sequence[Symmetry]) -> Symmetry:
-    """The symmetry on inputs of several sizes: where they differ, the smaller one."""
-    return min(found, key=lambda item: item.log10_order())
+def _common(
+    source: OnnxSource,
+    module: OnnxModule,
+    inputs: Sequence[Mapping[str, Tensor]],
+    choices: Choices,
+    found: Sequence[Symmetry],
+) -> Symmetry:
+    """What holds for inputs of all sizes.
+
+    Where they differ, neither has to hold for the other: then all are run in one call, which
+    computes for all what each computes.
+
+    Args:
+        source: the model.
+        module: its graph.
+        inputs: of several sizes.
+        choices: of the user.
+        found: the symmetry on each of the inputs.
+    """
+    first, *others = found
+    if all(_same_group(first, other) for other in others):
+        return first
+    values = tuple(value for item in inputs for value in item.values())
+    together = symmetry_of(
+        source.at_several_sizes(module), values, {}, _for_several(choices, len(inputs))
+    )
+    sizes = [", ".join(f"{n} {tuple(v.shape)}" for n, v in item.items()) for item in inputs]
+    note = (
+        f"not the same is free on inputs of several sizes ({'; '.join(sizes)}): what is free on "
+        "all of them counts"
+    )
+    return together.said_as(first, note)
+
+
+def _same_group(one: Symmetry, other: Symmetry) -> bool:
+    return one.classes == other.classes and same_layout(one.layout, other.layout)
+
+
+def _for_several(choices: Choices, count: int) -> Choices:
+    """The same choice of outputs, where there are those of several calls."""
+    wanted = choices.outputs
+    if wanted is None:
+        return choices
+    if not callable(wanted):
+        names = tuple(f"{at}.{name}" for at in range(count) for name in wanted)
+        return replace(choices, outputs=names)
+    return replace(choices, outputs=lambda returned: [wanted(item) for item in returned])
 
 
 def _tables(

@@ -14,7 +14,7 @@ from onnx import ModelProto, TensorProto
 from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.importers.onnx.foreign import Unknown, is_random
 from fxrebasin.importers.onnx.graph import Parsed, parse, stored_tensors
-from fxrebasin.importers.onnx.module import OnnxModule
+from fxrebasin.importers.onnx.module import AtSeveralSizes, OnnxModule
 from fxrebasin.importers.onnx.roles import state_of
 from fxrebasin.running.messages import first_lines
 from fxrebasin.wording import listed
@@ -67,6 +67,15 @@ class OnnxSource:
             unknown: what becomes of operators that are not computed here.
         """
         return OnnxModule(self.parsed, set(self.state) - set(constants), unknown)
+
+    def at_several_sizes(self, like: OnnxModule) -> AtSeveralSizes:
+        """The graph as a module that is run on several sets of inputs at once.
+
+        Args:
+            like: has the same weights, and does the same with operators that are not known.
+        """
+        state = {like.file_names[name] for name, _ in like.named_parameters()}
+        return AtSeveralSizes(self.parsed, state, like.unknown)
 
 
 def read(source: Source, label: str = "") -> OnnxSource:

@@ -230,6 +230,19 @@ class OnnxModule(_Holder):
         return [scope[name] for name in graph.outputs]
 
 
+class AtSeveralSizes(OnnxModule):
+    """The same graph, run on several sets of inputs in one call.
+
+    What is found of it holds for all of them, and so does no more than what holds for each.
+    """
+
+    def forward(self, *args: Any) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The outputs for each set of inputs; these go by position, one set after the other."""
+        count = len(self.inputs)
+        starts = range(0, len(args), max(count, 1))
+        return [super(AtSeveralSizes, self).forward(*args[at : at + count]) for at in starts]
+
+
 def _named_sizes(types: Mapping[str, TypeProto], given: Mapping[str, Any]) -> dict[str, int]:
     """Sizes of dimensions that have a name in the file."""
     return {
