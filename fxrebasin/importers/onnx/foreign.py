@@ -169,6 +169,20 @@ class Alone:
     ) -> None:
         self._given = (node, reads, types, opsets)
 
+    def reading(self, inputs: Sequence[str]) -> Alone:
+        """The same node with other names for what it reads.
+
+        Args:
+            inputs: names, one for each that there are.
+        """
+        node, reads, types, opsets = self._given
+        renamed = NodeProto()
+        renamed.CopyFrom(node)
+        del renamed.input[:]
+        renamed.input.extend(inputs)
+        inside = set(reads) - set(node.input)
+        return Alone(renamed, {*inputs, *inside}, types, opsets)
+
     @cached_property
     def ready(self) -> Foreign:
         """What onnxruntime computes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -40,6 +40,21 @@ Key: TypeAlias = tuple[str, str]
 """Where a tensor is stored: the scope of its graph, and its name there."""
 
 
+@dataclass(frozen=True)
+class Use:
+    """One of the uses of a tensor that the file has once.
+
+    Args:
+        tensor: the name of what the file has.
+        maker: the first output of the node that reads it.
+        at: which of its inputs it is.
+    """
+
+    tensor: str
+    maker: str
+    at: int
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One node.
@@ -69,6 +84,16 @@ class Step:
     graphs: Mapping[str, Graph]
     alone: Alone
     done: tuple[str, ...] = ()
+
+    def reading(self, inputs: tuple[str, ...], graphs: Mapping[str, Graph]) -> Step:
+        """The same node with other names for what it reads.
+
+        Args:
+            inputs: names, one for each that there are.
+            graphs: its bodies.
+        """
+        alone = self.alone if inputs == self.inputs else self.alone.reading(inputs)
+        return replace(self, inputs=inputs, graphs=graphs, alone=alone)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +130,8 @@ class Parsed:
         stored: for those that can be written back, the key that `stored_tensors` has for them.
         types: element types and sizes of the inputs, by name.
         opsets: versions by domain.
+        has_functions: whether the file defines operators, which are written out in the graph.
+        uses: of tensors that the file has once, by the names that they have here.
     """
 
     graph: Graph
@@ -112,6 +139,8 @@ class Parsed:
     stored: Mapping[str, Key]
     types: Mapping[str, Any]
     opsets: Mapping[str, int]
+    has_functions: bool = False
+    uses: Mapping[str, Use] = field(default_factory=dict)
 
 
 def parse(model: ModelProto, folder: Path | None = None) -> Parsed:
@@ -133,28 +162,41 @@ def parse(model: ModelProto, folder: Path | None = None) -> Parsed:
     known = {item.name for item in model.graph.initializer}
     known |= {item.values.name for item in model.graph.sparse_initializer}
     types = {item.name: item.type for item in model.graph.input if item.name not in known}
-    return Parsed(graph, reader.tensors, reader.stored, types, opsets)
+    functions = bool(model.functions)
+    return Parsed(graph, reader.tensors, reader.stored, types, opsets, functions)
 
 
 def _domain(name: str) -> str:
     return "" if name in _STANDARD else name
 
 
-def stored_tensors(graph: GraphProto, scope: str = "") -> Iterator[tuple[Key, TensorProto]]:
-    """The tensors that a graph and its bodies store, those of Constant nodes included.
+def graphs_of(graph: GraphProto, scope: str = "") -> Iterator[tuple[str, GraphProto]]:
+    """A graph and its bodies, by their scopes.
 
     Args:
         graph: of a file.
         scope: of it.
     """
-    for item in graph.initializer:
-        yield (scope, item.name), item
+    yield scope, graph
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
-                yield from stored_tensors(attribute.g, _inner(scope, node, attribute.name))
-            elif node.op_type == "Constant" and attribute.name == "value":
-                yield (scope, node.output[0]), attribute.t
+                yield from graphs_of(attribute.g, _inner(scope, node, attribute.name))
+
+
+def stored_tensors(graph: GraphProto) -> Iterator[tuple[Key, TensorProto]]:
+    """The tensors that a graph and its bodies store, those of Constant nodes included.
+
+    Args:
+        graph: of a file.
+    """
+    for scope, own in graphs_of(graph):
+        for item in own.initializer:
+            yield (scope, item.name), item
+        for node in own.node:
+            for attribute in node.attribute:
+                if node.op_type == "Constant" and attribute.name == "value":
+                    yield (scope, node.output[0]), attribute.t
 
 
 def _inner(scope: str, node: NodeProto, attribute: str) -> str:

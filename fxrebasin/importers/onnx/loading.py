@@ -15,7 +15,8 @@ from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.importers.onnx.foreign import Unknown, is_random
 from fxrebasin.importers.onnx.graph import Parsed, parse, stored_tensors
 from fxrebasin.importers.onnx.module import AtSeveralSizes, OnnxModule
-from fxrebasin.importers.onnx.roles import state_of
+from fxrebasin.importers.onnx.roles import state_of, weights_of
+from fxrebasin.importers.onnx.sharing import split
 from fxrebasin.running.messages import first_lines
 from fxrebasin.wording import listed
 
@@ -47,7 +48,7 @@ class OnnxSource:
         label: what messages call it.
         path: of the file; None for a model in memory.
         proto: as it is in the file; data that are in files of their own are not in it.
-        parsed: its graph and tensors.
+        parsed: its graph and tensors, of which each use has its own.
         state: names of the tensors that are weights.
     """
 
@@ -105,6 +106,8 @@ def read(source: Source, label: str = "") -> OnnxSource:
             f"{label} is damaged: names or numbers in it are of other types than in any ONNX "
             f"model ({first_lines(error, 1)})"
         ) from error
+    weights = [name for name in weights_of(parsed) if parsed.tensors[name].numel() > 1]
+    parsed = split(parsed, weights)
     return OnnxSource(label, path, proto, parsed, state_of(parsed))
 
 

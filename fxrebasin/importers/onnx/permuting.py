@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from fxrebasin.errors import EquivalenceError, InputError
 from fxrebasin.exporters.verify.equivalence import compare_onnxruntime, compare_states
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
 from fxrebasin.exporters.verify.references import References
+from fxrebasin.facts import counted
 from fxrebasin.importers.onnx.finding import Runs, find, made_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.module import OnnxModule
 from fxrebasin.importers.onnx.running import check_interpreter
+from fxrebasin.importers.onnx.sharing import parted
 from fxrebasin.importers.onnx.tensors import bits_of, bytes_of
 from fxrebasin.importers.onnx.writing import changed, draft
 from fxrebasin.passes.trace.graph_state import named_state
@@ -31,8 +33,10 @@ from fxrebasin.reliance import contradictions, refusal
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.running.outputs import Outputs, Wanted
 from fxrebasin.storage.files import refuse_existing
+from fxrebasin.wording import listed
 
 _LARGEST = 1 << 31
+_LISTED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +133,16 @@ class Permuted:
         for optimized in (False, True):
             session = OnnxModel(written, "the result", optimized=optimized)
             compare_onnxruntime(session, references).raise_if_failed()
-        return report
+        return replace(report, notes=(*report.notes, *self._about_sharing()))
+
+    def _about_sharing(self) -> tuple[str, ...]:
+        names = parted(self.own.parsed, changed(self.own.parsed, self.tensors))
+        if not names:
+            return ()
+        return (
+            f"the result has {counted(len(names), 'new tensor')}, {listed(names, _LISTED)}: nodes "
+            "that read one tensor of the file now need different orders of it",
+        )
 
 
 def permuted(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxrebasin.errors import InputError
 from fxrebasin.importers.onnx.graph import Parsed, stored_tensors
+from fxrebasin.importers.onnx.sharing import parted, unshare
 from fxrebasin.importers.onnx.tensors import bits_of, bytes_of, external_path, is_external, place_of
 from fxrebasin.storage.files import refuse_existing, replacing
 
@@ -24,6 +25,9 @@ _FIELDS: Mapping[int, tuple[str, type[np.generic]]] = {
     TensorProto.BFLOAT16: ("int32_data", np.uint16),
 }
 """Where numbers of each type are kept one by one, and as what."""
+
+_ALIGNED = 4096
+"""Bytes of which the offset of data that are added to a file is a multiple."""
 
 
 def changed(parsed: Parsed, moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -52,8 +56,9 @@ def draft(
 ) -> Iterator[Path]:
     """A file that is made beside its place, and moved there when the block ends without an error.
 
-    Nodes, names, their order, and all else that the file says are as they were. Data that were in
-    files of their own are so again, beside the result, under their names unless these are taken.
+    Nodes, names, their order, and all else that the file says are as they were, but for nodes that
+    shared a tensor with others and now need one of their own. Data that were in files of their own
+    are so again, beside the result, under their names unless these are taken.
 
     Args:
         proto: the model; left as it is.
@@ -69,6 +74,7 @@ def draft(
     copied = ModelProto()
     copied.CopyFrom(proto)
     stored = dict(stored_tensors(copied.graph))
+    own_tensors = unshare(copied, parsed, parted(parsed, tensors))
     names = _data_names(_external(copied), out, folder)
     refuse_existing([out, *(out.with_name(n) for n in names.values())], overwrite=overwrite)
     try:
@@ -77,12 +83,11 @@ def draft(
             for item in {place_of(item)[0]: item for item in _external(copied)}.values():
                 source = external_path(item, folder)
                 shutil.copyfile(source, path.with_name(names[place_of(item)[0]]))
+            for name, own in own_tensors.items():
+                _put(own, tensors.get(name, parsed.tensors[name]), path, names, anew=True)
             for name, tensor in tensors.items():
-                own = stored[parsed.stored[name]]
-                if is_external(own):
-                    _write_at(own, path.with_name(names[place_of(own)[0]]), tensor)
-                else:
-                    _store(own, tensor)
+                if name not in parsed.uses:
+                    _put(stored[parsed.stored[name]], tensor, path, names)
             for item in _external(copied):
                 for entry in item.external_data:
                     entry.value = names[entry.value] if entry.key == "location" else entry.value
@@ -112,6 +117,35 @@ def _data_names(external: Sequence[TensorProto], out: Path, folder: Path | None)
             name = f"{out.name}.{len(found)}.data" if found else f"{out.name}.data"
         found[location] = name
     return found
+
+
+def _put(
+    stored: TensorProto,
+    tensor: Tensor,
+    path: Path,
+    names: Mapping[str, str],
+    *,
+    anew: bool = False,
+) -> None:
+    """Put numbers where they are kept.
+
+    Args:
+        stored: what the model says of the tensor.
+        tensor: its numbers.
+        path: of the result.
+        names: of its files of data.
+        anew: whether data in a file need a place that is not used.
+    """
+    if not is_external(stored):
+        _store(stored, tensor)
+        return
+    data = path.with_name(names[place_of(stored)[0]])
+    if anew:
+        offset = -(-data.stat().st_size // _ALIGNED) * _ALIGNED
+        entries = {item.key: item for item in stored.external_data}
+        at = entries.get("offset") or stored.external_data.add(key="offset")
+        at.value = str(offset)
+    _write_at(stored, data, tensor)
 
 
 def _write_at(stored: TensorProto, path: Path, tensor: Tensor) -> None:

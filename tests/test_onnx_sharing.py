@@ -1,0 +1,226 @@
+"""Tensors that a file keeps once and several nodes read: each use is a weight of its own."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, TensorProto, external_data_helper, numpy_helper
+from torch import Tensor, nn
+
+import fxrebasin
+from fxrebasin.importers.onnx.finding import find
+from fxrebasin.importers.onnx.loading import read
+from tests.support.onnx_graphs import model, planted
+
+LAYERS = """ g (float[n,3] x) => (float[n,2] y) {
+    a = MatMul(x, w1)  b = Add(a, v)  c = Relu(b)
+    d = MatMul(c, w2)  e = Add(d, v)  f = Relu(e)
+    h = MatMul(f, w3)  i = Add(h, u)  k = Relu(i)  y = MatMul(k, w4) }"""
+WEIGHTS: dict[str, Any] = {
+    **{"w1": (3, 6), "v": (6,), "w2": (6, 6), "w3": (6, 5), "u": (5,), "w4": (5, 2)}
+}
+
+
+def log(*sizes: int) -> float:
+    return sum(math.log10(math.factorial(size)) for size in sizes)
+
+
+def tensors_of(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+
+
+def rebased(folder: Path, made: ModelProto) -> fxrebasin.RebasinReport:
+    """Plant a permutation, and find it again."""
+    onnx.save(made, folder / "b.onnx")
+    planted(folder / "b.onnx", folder / "a.onnx")
+    report = fxrebasin.onnx_transform(
+        folder / "b.onnx", ref=folder / "a.onnx", out=folder / "out.onnx"
+    )
+    assert report.distance_before > 0 == report.distance_after
+    return report
+
+
+def test_a_shared_bias_does_not_tie_layers(tmp_path: Path) -> None:
+    report = rebased(tmp_path, model(LAYERS, WEIGHTS))
+    assert report.log10_order == pytest.approx(log(6, 6, 5))
+    assert any("1 new tensor, v@e" in note for note in report.notes)
+    result, wanted = tensors_of(tmp_path / "out.onnx"), tensors_of(tmp_path / "a.onnx")
+    assert result.keys() == {*WEIGHTS, "v@e"} == wanted.keys()
+    assert all(np.array_equal(result[name], wanted[name]) for name in result)
+    assert not np.array_equal(result["v"], result["v@e"])
+
+
+def test_all_else_in_the_file_stays(tmp_path: Path) -> None:
+    made = model(LAYERS, WEIGHTS)
+    rebased(tmp_path, made)
+    result = onnx.load(tmp_path / "out.onnx")
+    changed = [n for n, m in zip(result.graph.node, made.graph.node, strict=True) if n != m]
+    assert [node.output[0] for node in changed] == ["e"]
+    for graph in (result.graph, made.graph):
+        del graph.initializer[:]
+        graph.node[4].ClearField("input")
+    assert result == made
+
+
+def test_the_inverse_restores_every_tensor(tmp_path: Path) -> None:
+    made = model(LAYERS, WEIGHTS)
+    report = rebased(tmp_path, made)
+    assert report.certificate is not None
+    back = report.certificate.inverse()
+    fxrebasin.onnx_apply(tmp_path / "out.onnx", back, tmp_path / "back.onnx")
+    found, before = tensors_of(tmp_path / "back.onnx"), tensors_of(tmp_path / "b.onnx")
+    assert found.keys() == {*before, "v@e"}
+    assert all(np.array_equal(found[name], before[name]) for name in before)
+    assert np.array_equal(found["v@e"], before["v"])
+
+
+def test_nothing_gets_a_tensor_of_its_own_without_need(tmp_path: Path) -> None:
+    made = model(LAYERS, WEIGHTS)
+    report = fxrebasin.onnx_transform(made, ref=made, out=tmp_path / "same.onnx")
+    assert onnx.load(tmp_path / "same.onnx") == made
+    assert not any("new tensor" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("shared_in_reference", [True, False])
+def test_either_file_may_share(shared_in_reference: bool, tmp_path: Path) -> None:
+    shared = model(LAYERS, WEIGHTS)
+    own = model(LAYERS, WEIGHTS)
+    copy = own.graph.initializer.add()
+    copy.CopyFrom(next(t for t in own.graph.initializer if t.name == "v"))
+    copy.name = own.graph.node[4].input[1] = "v2"
+    onnx.save(shared, tmp_path / "shared.onnx")
+    onnx.save(own, tmp_path / "own.onnx")
+    source, reference = ("own", "shared") if shared_in_reference else ("shared", "own")
+    planted(tmp_path / f"{source}.onnx", tmp_path / "moved.onnx")
+    out = tmp_path / "out.onnx"
+    report = fxrebasin.onnx_transform(
+        tmp_path / "moved.onnx", ref=tmp_path / f"{reference}.onnx", out=out
+    )
+    assert report.distance_before > 0 == report.distance_after
+    found = {array.tobytes() for array in tensors_of(out).values()}
+    assert found == {array.tobytes() for array in tensors_of(tmp_path / "own.onnx").values()}
+
+
+def test_merging_with_a_file_that_was_taken_apart(tmp_path: Path) -> None:
+    rebased(tmp_path, model(LAYERS, WEIGHTS))
+    moved = tensors_of(tmp_path / "out.onnx")
+    fxrebasin.onnx_merge([tmp_path / "b.onnx", tmp_path / "out.onnx"], tmp_path / "mean.onnx")
+    mean = tensors_of(tmp_path / "mean.onnx")
+    before = tensors_of(tmp_path / "b.onnx")["v"].astype(np.float64)
+    for name in ("v", "v@e"):
+        expected = ((before + moved[name]) / 2).astype(np.float32)
+        assert np.array_equal(mean[name], expected)
+
+
+class Tied(nn.Module):
+    """An embedding that is the head as well, and layers with equal norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 6)
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(6) for _ in range(2))
+        self.ways = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        hidden = self.table(ids)
+        for layer, norm, way in zip(self.layers, self.norms, self.ways, strict=True):
+            hidden = hidden + way(torch.relu(norm(layer(hidden))))
+        return hidden @ self.table.weight.T
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
+def test_equal_tensors_that_an_exporter_keeps_once_are_those_of_the_module(
+    dynamo: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net, ids = Tied().eval(), torch.randint(0, 11, (2, 7))
+    for parameter in net.parameters():
+        nn.init.normal_(parameter)
+    first, second = net.norms
+    second.load_state_dict(first.state_dict())
+    net.layers[1].bias.data.copy_(net.layers[0].bias.data)
+    path = tmp_path / "net.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(net, (ids,), path, dynamo=dynamo, verbose=False, external_data=False)
+    merged = onnx.load(path)
+    norms = [t for t in merged.graph.initializer if t.name.startswith("norms")]
+    assert len(norms) == 2  # of four; both exporters keep equal tensors once
+    expected = fxrebasin.analyze(net, ids).log10_order()
+    assert find(read(merged)).symmetry.log10_order() == pytest.approx(expected)
+    report = rebased(tmp_path, merged)
+    assert report.log10_order == pytest.approx(expected)
+    sizes = [array.shape for array in tensors_of(tmp_path / "out.onnx").values()]
+    assert sizes.count((11, 6)) == 1
+
+
+def test_external_data_grow(tmp_path: Path) -> None:
+    made = model(LAYERS, WEIGHTS)
+    for tensor in made.graph.initializer:
+        external_data_helper.set_external_data(tensor, "b.data")
+    report = rebased(tmp_path, made)
+    assert any("new tensor" in note for note in report.notes)
+    stored = onnx.load(tmp_path / "out.onnx", load_external_data=False).graph.initializer
+    assert all(t.data_location == TensorProto.EXTERNAL for t in stored)
+
+
+def test_tensors_of_old_files_are_inputs_too(tmp_path: Path) -> None:
+    text = LAYERS.replace("float[n,3] x", "float[n,3] x, float[6] v")
+    made = model(text, WEIGHTS)
+    for tensor in made.graph.initializer:
+        if tensor.name != "v":
+            value = onnx.helper.make_tensor_value_info(tensor.name, 1, list(tensor.dims))
+            made.graph.input.append(value)
+    made.ir_version = 3
+    made.opset_import[0].version = 8
+    del made.opset_import[1]
+    rebased(tmp_path, made)
+    result = onnx.load(tmp_path / "out.onnx")
+    onnx.checker.check_model(result)
+    assert result.graph.input[-1].name == "v@e"
+
+
+def test_tensors_of_constant_nodes(tmp_path: Path) -> None:
+    made = model(LAYERS, WEIGHTS)
+    tensor = next(t for t in made.graph.initializer if t.name == "v")
+    made.graph.initializer.remove(tensor)
+    made.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["v"], value=tensor))
+    report = rebased(tmp_path, made)
+    assert report.log10_order == pytest.approx(log(6, 6, 5))
+    assert "v@e" in tensors_of(tmp_path / "out.onnx")
+
+
+def test_both_branches_that_read_a_tensor_read_the_same(tmp_path: Path) -> None:
+    text = """ g (float[n,3] x) => (float[n,2] y) {
+        s = ReduceSum<keepdims = 0>(x)  c = Greater(s, zero)
+        a = MatMul(x, w1)
+        z = If(c) <then_branch = one () => (float[n,6] t) { p = Add(a, v)  t = Relu(p) },
+                   else_branch = two () => (float[n,6] t) { q = Add(a, v)  t = Tanh(q) }>
+        y = MatMul(z, w2) }"""
+    weights = {"w1": (3, 6), "v": (6,), "w2": (6, 2), "zero": np.float32(0)}
+    rebased(tmp_path, model(text, weights))
+    assert tensors_of(tmp_path / "out.onnx").keys() == weights.keys()
+
+
+def test_uses_inside_a_body(tmp_path: Path) -> None:
+    text = """ g (float[n,3] x) => (float[n,2] y) {
+        s = ReduceSum<keepdims = 0>(x)  c = Greater(s, zero)
+        z = If(c) <then_branch = one () => (float[n,6] t) {
+                        v = Constant<value = float[6] {1, 2, 3, 4, 5, 6}>()
+                        a = MatMul(x, w1)  b = Add(a, v)  d = Relu(b)
+                        e = MatMul(d, w2)  f = Add(e, v)  t = Relu(f) },
+                   else_branch = two () => (float[n,6] t) { q = MatMul(x, w0)  t = Tanh(q) }>
+        y = MatMul(z, w3) }"""
+    weights = {"w0": (3, 6), "w1": (3, 6), "w2": (6, 6), "w3": (6, 2), "zero": np.float32(0)}
+    report = rebased(tmp_path, model(text, weights))
+    assert report.log10_order == pytest.approx(log(6, 6))
+    assert any("v@f" in note for note in report.notes)
