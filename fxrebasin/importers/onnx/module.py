@@ -93,14 +93,10 @@ def _alone(step: Step, scope: _Scope) -> tuple[Tensor | None, ...]:
 
 
 def _say_where(error: Exception, step: Step, given: list[Any]) -> None:
-    """Put the node into the text of an error, which stays of its kind."""
-    if getattr(error, "_fxrebasin_node", None) is None:
-        shapes = [tuple(item.shape) if isinstance(item, Tensor) else None for item in given]
-        error.args = (
-            f"{full_name(step.domain, step.kind)} {step.name!r} on {shapes}: {error}",
-            *error.args[1:],
-        )
-        error._fxrebasin_node = step.name  # type: ignore[attr-defined]
+    """Put the node into the text of an error, which stays of its kind; those around it follow."""
+    shapes = [tuple(item.shape) if isinstance(item, Tensor) else None for item in given]
+    place = f"{full_name(step.domain, step.kind)} {step.name!r} on {shapes}"
+    error.args = (f"{place}: {error}", *error.args[1:])
 
 
 class OnnxModule(_Holder):
