@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -149,3 +150,82 @@ def test_what_nothing_comes_of_does_not_matter(before: str, after: str) -> None:
 def test_what_is_computed_matters(before: str, after: str) -> None:
     with pytest.raises(ArchitectureMismatchError):
         paired(mlp(), model(MLP.replace(before, after), MLP_WEIGHTS, 1))
+
+
+BODIES = """ g (float[n,3] x) => (float[n,2] y) {
+    s = ReduceSum<keepdims = 0>(x)  c = Greater(s, zero)  a = MatMul(x, w1)
+    z = If(c) <then_branch = one () => (float[n,5] t) { p = Add(a, b1)  t = Relu(p) },
+               else_branch = two () => (float[n,5] t) { q = MatMul(x, w3)  t = Tanh(q) }>
+    r = Loop(three, yes, z) <body = turn (int64 i, bool k, float[n,5] u) => (bool l, float[n,5] v)
+                             { l = Identity(k)  m = MatMul(u, w4)  v = Add(m, b1) }>
+    d = MatMul(r, w2)  y = Add(d, b2) }"""
+IN_BODIES = {
+    **{"w1": (3, 5), "b1": (5,), "w3": (3, 5), "w4": (5, 5), "w2": (5, 2), "b2": (2,)},
+    **{"zero": np.float32(0), "three": np.int64(3), "yes": np.bool_(True)},
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("p = Add(a, b1)", "o = Identity(a) p = Add(b1, o)"),
+        ("q = MatMul(x, w3)  t = Tanh(q)", "xx = Identity(x) q = Gemm(xx, w3)  t = Tanh(q)"),
+        ("m = MatMul(u, w4)  v = Add(m, b1)", "v = Gemm(u, w4, b1)"),
+    ],
+)
+def test_bodies_are_followed(before: str, after: str, tmp_path: Path) -> None:
+    a = model(BODIES.replace(before, after), IN_BODIES, 1)
+    assert a != model(BODIES, IN_BODIES, 1)
+    pair = paired(model(BODIES, IN_BODIES), a)
+    assert {name: p.name for name, p in pair.tensors.items() if name in IN_BODIES} == {
+        name: name for name in pair.own.state
+    }
+    report = fxrebasin.onnx_transform(model(BODIES, IN_BODIES), a, tmp_path / "one")
+    plain = fxrebasin.onnx_transform(
+        model(BODIES, IN_BODIES), model(BODIES, IN_BODIES, 1), tmp_path / "two"
+    )
+    assert report.distance_after == plain.distance_after < plain.distance_before
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("t = Relu(p)", "o = Identity(p) t = Elu(o)"),
+        ("c = Greater(s, zero)", "o = Identity(s) c = Less(o, zero)"),
+        ("q = MatMul(x, w3)", "o = Identity(x) r = Relu(o) q = MatMul(r, w3)"),
+        ("m = MatMul(u, w4)", "o = Identity(z) m = MatMul(o, w4)"),
+    ],
+)
+def test_what_bodies_compute_matters(before: str, after: str) -> None:
+    other = BODIES.replace(before, after)
+    assert other != BODIES
+    with pytest.raises(ArchitectureMismatchError, match="in the reference"):
+        paired(model(BODIES, IN_BODIES), model(other, IN_BODIES, 1))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_one_node_for_a_layer_or_two(turned: bool, tmp_path: Path) -> None:
+    """Products and sums, or both at once, with a weight that may be stored transposed."""
+    shapes = {**MLP_WEIGHTS, "w1": (5, 3)} if turned else MLP_WEIGHTS
+    text = MLP.replace("a = MatMul(x, w1)  b = Add(a, b1)", "b = Gemm(x, w1, b1)")
+    text = text.replace("Gemm", "Gemm<transB = 1>") if turned else text
+    a, other = mlp(1), model(text, shapes, 1)
+    for own, theirs in zip(other.graph.initializer, a.graph.initializer, strict=True):
+        array = onnx.numpy_helper.to_array(theirs)
+        array = array.T.copy() if list(own.dims) != list(array.shape) else array
+        own.CopyFrom(onnx.numpy_helper.from_array(array, own.name))
+    assert fxrebasin.match(mlp(), ref=other).digest() == fxrebasin.match(mlp(), ref=a).digest()
+    back = fxrebasin.onnx_transform(other, ref=mlp(), out=tmp_path / "out.onnx")
+    assert back.distance_after < back.distance_before
+
+
+def test_a_normalisation_that_one_exporter_folded_is_named() -> None:
+    text = """ g (float[n,3,4,4] x) => (float[n,2,4,4] y) {
+        a = Conv(x, w, b)  n = NORM  h = Relu(n)  y = Conv(h, v) }"""
+    norm = text.replace("NORM", "BatchNormalization(a, s, t, m, u)")
+    state = {"w": (5, 3, 1, 1), "b": (5,), "v": (2, 5, 1, 1)}
+    whole = model(norm, {**state, **{name: np.arange(1, 6, dtype=np.float32) for name in "stmu"}})
+    folded = model(text.replace("NORM", "Identity(a)"), state)
+    with pytest.raises(ArchitectureMismatchError, match=r"BatchNormalization.*Conv"):
+        paired(whole, folded)

@@ -154,10 +154,10 @@ class OnnxModel:
                     )
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, torch.Tensor]:
-        """The file's outputs by name.
+        """The file's outputs by name; the members of a sequence have their places behind its name.
 
         Raises:
-            ExportError: onnxruntime fails.
+            ExportError: onnxruntime fails, or an output holds no numbers.
         """
         options = onnxruntime.RunOptions()
         options.log_severity_level = _FATAL
@@ -170,10 +170,23 @@ class OnnxModel:
                 f"{first_lines(error)}"
             ) from error
         names = [port.name for port in self._session.get_outputs()]
-        return {
-            name: torch.from_numpy(np.array(value))
-            for name, value in zip(names, values, strict=True)
-        }
+        found: dict[str, torch.Tensor] = {}
+        for name, value in zip(names, values, strict=True):
+            if isinstance(value, list):
+                parts = {f"{name}.{at}": item for at, item in enumerate(value)}
+            else:
+                parts = {name: value}
+            found.update((key, self._tensor(key, item)) for key, item in parts.items())
+        return found
+
+    def _tensor(self, name: str, value: Any) -> torch.Tensor:
+        array = np.array(value)
+        if array.dtype.kind in "OUS":
+            raise ExportError(
+                f"the output {name} of {self._label} holds no numbers, but text or mappings, which "
+                "cannot be compared"
+            )
+        return torch.from_numpy(array)
 
 
 def _is_well_formed(path: Path) -> bool:

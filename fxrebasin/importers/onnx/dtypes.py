@@ -45,5 +45,8 @@ def dtype_of(code: int) -> torch.dtype:
     """
     if code not in DTYPES:
         name = TensorProto.DataType.Name(code) if code in TensorProto.DataType.values() else code
-        raise UnknownTypeError(f"the element type {name} has no counterpart that can be computed")
+        raise UnknownTypeError(
+            f"the element type {name} has no counterpart in torch; cut what has this type out of "
+            "the file (onnx.utils.extract_model)"
+        )
     return DTYPES[code]

@@ -80,6 +80,10 @@ class CannotRunError(InputError):
     """An operator that neither this package nor onnxruntime computes."""
 
 
+class _NoNumbersError(Exception):
+    """A result that is no tensor of numbers."""
+
+
 @dataclass(frozen=True, eq=False)
 class Foreign:
     """A node that onnxruntime computes.
@@ -282,6 +286,10 @@ def _computed(inputs: Sequence[Tensor | None], node: str, shapes: str) -> list[T
         for constant in (False, True):
             try:
                 found = _run(node, feeds, constant)
+            except _NoNumbersError as error:
+                raise CannotRunError(
+                    f"{spec['label']} makes text, a mapping or a sequence, which cannot be compared"
+                ) from error
             except ONNXRUNTIME_ERRORS as error:
                 faults.append(first_lines(error, 1))
                 continue
@@ -311,7 +319,7 @@ def _run(node: str, feeds: Mapping[str, Tensor], constant: bool) -> list[Tensor]
 
 def _result(value: Any) -> Tensor:
     if not isinstance(value, np.ndarray) or value.dtype == object:
-        raise UnsupportedError("a result is no tensor of numbers")
+        raise _NoNumbersError
     return from_array(value)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fxrebasin.errors import InputError
-from fxrebasin.importers.onnx.dtypes import dtype_of
+from fxrebasin.importers.onnx.dtypes import UnknownTypeError, dtype_of
 from fxrebasin.importers.onnx.graph import Graph, Parsed, Step
 from fxrebasin.importers.onnx.tensors import from_array
 
@@ -67,7 +67,10 @@ def ports_of(parsed: Parsed) -> tuple[Port, ...]:
             int(dim.dim_value) if dim.HasField("dim_value") else str(dim.dim_param)
             for dim in tensor.shape.dim
         )
-        found.append(Port(name, dtype_of(tensor.elem_type), dims))
+        try:
+            found.append(Port(name, dtype_of(tensor.elem_type), dims))
+        except UnknownTypeError as error:
+            raise UnknownTypeError(f"the input {name!r} cannot be computed: {error}") from None
     return tuple(found)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fxrebasin.errors import EquivalenceError, InputError
+from fxrebasin.errors import EquivalenceError, ExportError, InputError
 from fxrebasin.exporters.verify.equivalence import compare_onnxruntime
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
 from fxrebasin.exporters.verify.references import References, reference_runs
@@ -88,5 +88,7 @@ def _refuse_what_nothing_runs(
     try:
         with torch.no_grad():
             module(*(value.clone() for value in args))
-    except CannotRunError as error:
+        with on_disk(source) as path:
+            OnnxModel(path, source.label, optimized=False)
+    except (CannotRunError, ExportError) as error:
         raise InputError(f"nothing can be proved of {source.label}: {error}") from error

@@ -11,7 +11,7 @@ import torch
 from onnx import SparseTensorProto, TensorProto, numpy_helper
 
 from fxrebasin.errors import CheckpointError
-from fxrebasin.importers.onnx.dtypes import dtype_of
+from fxrebasin.importers.onnx.dtypes import UnknownTypeError, dtype_of
 
 
 def size_of(tensor: TensorProto) -> int:
@@ -40,7 +40,10 @@ def to_torch(tensor: TensorProto, folder: Path | None = None) -> torch.Tensor:
         >>> to_torch(numpy_helper.from_array(np.arange(3)))
         tensor([0, 1, 2])
     """
-    dtype = dtype_of(tensor.data_type)
+    try:
+        dtype = dtype_of(tensor.data_type)
+    except UnknownTypeError as error:
+        raise UnknownTypeError(f"the tensor {tensor.name!r} cannot be computed: {error}") from None
     if is_external(tensor):
         return _external(tensor, dtype, folder)
     try:
