@@ -15,8 +15,9 @@ from fxrebasin.importers.onnx.loading import OnnxSource
 from fxrebasin.importers.onnx.skeleton import compare
 
 _WHAT_NOW = (
-    "Both files have to be of one architecture, and written by the same exporter with the same "
-    "options."
+    "Both files have to be of one architecture. How exporters spell it does not matter, but what "
+    "they compute in advance does, such as a BatchNorm that is folded into the layer before it: "
+    "export both with the same options."
 )
 
 
@@ -42,7 +43,7 @@ def partners(
         try:
             go(found)
         except ArchitectureMismatchError as error:
-            fault = fault or str(error)
+            fault = str(error)
             continue
         return found.partners()
     raise ArchitectureMismatchError(
