@@ -99,6 +99,9 @@ def misfits(groups: Sequence[AxisGroup], shape: Sequence[int]) -> list[str]:
     """
     faults = []
     for group in groups:
+        for slab in group.uncounted:
+            if slab.axis >= len(shape) or max(slab.positions, default=-1) >= shape[slab.axis]:
+                faults.append(f"has shape {tuple(shape)}; {slab} is not in it")
         needed = max((int(p.positions.max()) for p in group.pieces if p.positions.size), default=-1)
         if max(group.axes) >= len(shape):
             faults.append(f"has shape {tuple(shape)}, no axis {max(group.axes)}")

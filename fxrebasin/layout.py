@@ -93,16 +93,28 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Slab:
+    """Some positions along one axis of a tensor, everywhere along the others."""
+
+    axis: int
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class AxisGroup:
     """Axes of a tensor that move together, independently of the tensor's other axes.
 
     Nearly always one axis. Two or more where the position along one axis depends on another:
     the input channels of a grouped convolution are permuted per group of output channels.
     Positions that no piece names never move.
+
+    `uncounted` are slabs along other axes that move like the rest, and are not compared: nothing
+    shows that they were trained. See `fxrebasin.counted`.
     """
 
     axes: tuple[int, ...]
     pieces: tuple[Piece, ...]
+    uncounted: tuple[Slab, ...] = ()
 
     @cached_property
     def pattern(self) -> bytes:

@@ -12,7 +12,10 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("colours", "facts", "kinds", "wording"),
     ("errors", "layout", "flow", "uniformity", "terminal"),
-    ("groups", "indexing", "places", "gather", "interruption", "options", "picturing", "progress"),
+    (
+        *("counted", "groups", "indexing", "places", "gather"),
+        *("interruption", "options", "picturing", "progress"),
+    ),
     ("architecture", "reliance", "running"),
     ("acting", "charts", "choices", "ignoring", "models", "solvers"),
     ("action", "storage"),

@@ -70,7 +70,7 @@ class Sizes:
 
 
 FULL = Sizes(12, 6, (3, 6, 9, 12, 15), (3, 6, 9, 12), 30, 5, 7, 1024, 3)
-QUICK = Sizes(4, 3, (3,), (3,), 4, 2, 3, 256, 0)
+QUICK = Sizes(4, 3, (3, 4), (3,), 4, 2, 3, 256, 0)
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _say_barrier(report: Report, study: _Study) -> None:
             f"{found[first]:.3f} with {first} × {first} and {found[last]:.3f} with {last} × "
             f"{last}. On images of {study.data.shape[-1]} pixels, halved three times, "
             "many taps of the largest filters see only padding. They move with their channels, as "
-            "larger images need it, and are compared, although nothing trained them."
+            "larger images need it, and are not compared, since nothing trained them."
         )
     nearer = [k for k in kernels if figure(k, OWN, RECALIBRATED) < figure(k, BEFORE, RECALIBRATED)]
     report.say(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fxrebasin.counted import counted
 from fxrebasin.errors import InputError
 from fxrebasin.interruption import interruptible
 from fxrebasin.layout import Layout
@@ -140,7 +141,8 @@ class MeanAlignment:
         for index, weight in enumerate(self._problem.sources.weights):
             arranged = self._arranged(index)
             for name in self._problem.names:
-                part = weight * arranged[name].to(_widest(arranged[name]))
+                own = counted(arranged[name], self._problem.symmetry.layout.get(name, ()))
+                part = weight * own.to(_widest(own))
                 total[name] = total[name] + part if name in total else part
         return sum(float(torch.linalg.vector_norm(tensor)) ** 2 for tensor in total.values())
 

@@ -14,8 +14,9 @@ from torch import fx, nn
 
 from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import Choices, choices_for
+from fxrebasin.counted import counted_state
 from fxrebasin.facts import Brief
-from fxrebasin.layout import PermutationClass
+from fxrebasin.layout import Layout, PermutationClass
 from fxrebasin.merge.barriers import BarrierCurve, Evaluate, barrier
 from fxrebasin.merge.states import is_number, states_of, usable
 from fxrebasin.models.example_inputs import normalise_inputs
@@ -202,12 +203,13 @@ def merge_stats(
         states.append({**moved, **heads})
     numbers = [name for name, parameter in model.named_parameters() if is_number(parameter)]
     names = [name for name in numbers if name not in ignored]
+    classes, layout = _known(model, rebased, (example_inputs, example_kwargs), choices)
+    states = [counted_state({n: state[n] for n in names}, layout) for state in states]
     products = [_products(names, states[0], other) for other in states[1:]]
     curves = [
         None if evaluate is None else barrier(model, other, evaluate, steps=steps, prepare=prepare)
         for other in states[1:]
     ]
-    classes = _classes(model, rebased, (example_inputs, example_kwargs), choices)
     return MergeStats(
         distance_before=_distance(products[0], names),
         distance_after=_distance(products[1], names),
@@ -219,20 +221,23 @@ def merge_stats(
     )
 
 
-def _classes(
+def _known(
     model: nn.Module,
     rebased: Any,
     inputs: tuple[Any, Mapping[str, Any] | None],
     choices: Choices,
-) -> Sequence[PermutationClass]:
-    """The permutation classes, from what holds them already, if anything does."""
+) -> tuple[Sequence[PermutationClass], Layout]:
+    """Classes and their layout, from what holds them already, if anything does."""
     if isinstance(rebased, Permutation):
-        return rebased.classes
+        return rebased.classes, rebased.layout
     report = rebased.meta.get("fxrebasin") if isinstance(rebased, fx.GraphModule) else None
     if isinstance(report, RebasinReport):
-        return report.certificate.classes
+        certificate = report.certificate
+        permuted = certificate if isinstance(certificate, Permutation) else certificate.permutation
+        return certificate.classes, permuted.layout
     args, kwargs = normalise_inputs(model, *inputs, check=False)
-    return symmetry_of(model, args, kwargs, choices).classes
+    symmetry = symmetry_of(model, args, kwargs, choices)
+    return symmetry.classes, symmetry.layout
 
 
 def _products(names: Sequence[str], state_a: State, state_b: State) -> _Products:

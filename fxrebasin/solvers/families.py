@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from fxrebasin.layout import AxisGroup, Layout, PermutationClass, Piece, Slot
+from fxrebasin.layout import Layout, PermutationClass, Piece, Slot
 from fxrebasin.solvers.blocks import Block
 from fxrebasin.solvers.gram import Gram, Operand, held_axis
 from fxrebasin.solvers.pairs import Pair
@@ -232,10 +232,7 @@ def restricted(
 
     return {
         name: tuple(
-            AxisGroup(
-                g.axes,
-                tuple(replace(p, slots=tuple(map(slot, p.slots))) for p in g.pieces),
-            )
+            replace(g, pieces=tuple(replace(p, slots=tuple(map(slot, p.slots))) for p in g.pieces))
             for g in groups
         )
         for name, groups in layout.items()

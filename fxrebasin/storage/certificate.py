@@ -28,7 +28,7 @@ from fxrebasin.architecture import Architecture, TensorKind, listing
 from fxrebasin.choices import FoundWith
 from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.indexing import misfits
-from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass, Piece, Slot
+from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass, Piece, Slab, Slot
 from fxrebasin.reliance import Reliance, Relied
 from fxrebasin.storage.files import publish
 from fxrebasin.storage.safetensors_header import settled
@@ -333,7 +333,9 @@ class _Room:
 
 
 def _group_document(group: AxisGroup, tensors: dict[str, Array]) -> dict[str, Any]:
+    uncounted = [[slab.axis, list(slab.positions)] for slab in group.uncounted]
     return {
+        **({"uncounted": uncounted} if uncounted else {}),
         "axes": list(group.axes),
         "pieces": [
             {
@@ -359,7 +361,11 @@ def _group(entry: dict[str, Any], tensors: Mapping[str, Array], room: _Room) -> 
     everything = np.concatenate([p.positions.ravel() for p in pieces] or [np.zeros(0, np.int64)])
     if everything.size and (everything.min() < 0 or len(np.unique(everything)) < everything.size):
         raise InputError("two units of the layout share a position, or one is negative")
-    return AxisGroup(_axes(entry["axes"]), tuple(pieces))
+    slabs = (
+        Slab(*_axes([axis]), tuple(map(whole, positions)))
+        for axis, positions in entry.get("uncounted", [])
+    )
+    return AxisGroup(_axes(entry["axes"]), tuple(pieces), tuple(slabs))
 
 
 def _axes(entry: Sequence[object]) -> tuple[int, ...]:

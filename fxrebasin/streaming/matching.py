@@ -22,6 +22,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from fxrebasin.counted import counted
 from fxrebasin.indexing import identity_arrays
 from fxrebasin.layout import IntArray
 from fxrebasin.passes.match.closeness import closeness_of
@@ -278,7 +279,9 @@ class FileMatch:
     def _fetch(self, name: str, rows: slice | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         if rows is None and name in self._cached:
             return self._cached[name]
-        both = self._reference(name, rows), self._model(name, rows)
+        groups, first = self.problem.every.get(name, ()), rows.start if rows is not None else 0
+        one, two = (read(name, rows) for read in (self._reference, self._model))
+        both = counted(one, groups, first), counted(two, groups, first)
         self._unsaved += both[0].nbytes + both[1].nbytes
         if rows is None and name in self._kept:
             self._cached[name] = both

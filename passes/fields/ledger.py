@@ -46,6 +46,7 @@ class Ledger(Units):
     used_parts: list[Elements] = field(default_factory=list)
     impositions: dict[str, list[Imposition]] = field(default_factory=dict)
     pins: list[Pin] = field(default_factory=list)
+    taps: list[Elements] = field(default_factory=list)
     element_ties: list[tuple[Elements, Elements]] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     _imposed: set[object] = field(default_factory=set)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 
-from fxrebasin.layout import AxisGroup, Piece, Slot
+from fxrebasin.layout import AxisGroup, Piece, Slab, Slot
 from fxrebasin.passes.fields.rows import Ints, alike, distinct, row_codes
 from fxrebasin.passes.group.classes import Column, IrregularError, Motion, combine
 from fxrebasin.passes.group.state_fields import StateField
@@ -23,6 +23,7 @@ class UnnamedGroup:
 
     axes: tuple[int, ...]
     pieces: tuple[tuple[tuple[Column | None, ...], Ints], ...]
+    uncounted: tuple[Slab, ...] = ()
 
 
 def axis_groups(fields: Sequence[StateField], ndim: int) -> list[tuple[int, ...]]:
@@ -147,4 +148,4 @@ def named_group(unnamed: UnnamedGroup, names: Mapping[int, str]) -> AxisGroup | 
         )
         if any(slot.class_name is not None for slot in slots):
             pieces.append(Piece(slots, np.ascontiguousarray(positions, dtype=np.int64)))
-    return AxisGroup(unnamed.axes, tuple(pieces)) if pieces else None
+    return AxisGroup(unnamed.axes, tuple(pieces), unnamed.uncounted) if pieces else None

@@ -25,7 +25,7 @@ from fxrebasin.passes.group.laying import lay_out
 from fxrebasin.passes.group.relations import compact, maximal, with_blocks
 from fxrebasin.passes.group.state_fields import StateField, remember_parts, state_fields
 from fxrebasin.passes.group.structure import Structure, derive
-from fxrebasin.passes.group.unread import Reading, with_unread
+from fxrebasin.passes.group.unread import Reading, taps_of, with_unread
 from fxrebasin.passes.propagate.propagation import Propagation
 from fxrebasin.symmetry import PinReason
 
@@ -75,7 +75,8 @@ def group(propagation: Propagation) -> Grouping:
     classes = moves.classes
     read = _classes_of(classes, used)
     reading = Reading(_with_pins(ledger, used), frozenset(read))
-    laid = with_unread(laid, propagation.shapes, fields, reading)
+    taps = taps_of(ledger, propagation.shapes)
+    laid = with_unread(laid, propagation.shapes, fields, reading, taps)
     return _named(propagation, fields, classes, laid, read)
 
 

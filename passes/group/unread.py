@@ -2,6 +2,11 @@
 
 A table of positions is read as far as the inputs are long, so that of its other rows nothing is
 known. A longer input reads them in the same way. Left where they are, they would be wrong there.
+
+They count in comparisons, since an example is often shorter than what a model was trained on. Taps
+of a filter do not: a model leaves out those that see only padding, which depends on the size of
+images, and an example has the size of those that a model was trained on. Nothing trained them then,
+and in two models they differ by chance.
 """
 
 from __future__ import annotations
@@ -13,11 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fxrebasin.layout import Slab
 from fxrebasin.passes.fields.labels import NONE
+from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.rows import Ints
 from fxrebasin.passes.group.classes import Column
 from fxrebasin.passes.group.grids import UnnamedGroup, piece_of
-from fxrebasin.passes.group.state_fields import StateField
+from fxrebasin.passes.group.state_fields import StateField, owner
 
 Bools = npt.NDArray[np.bool_]
 
@@ -43,6 +50,7 @@ def with_unread(
     shapes: Mapping[str, Sequence[int]],
     fields: Mapping[str, list[StateField]],
     reading: Reading,
+    taps: Mapping[str, frozenset[int]],
 ) -> dict[str, list[UnnamedGroup]]:
     """Let the unread elements of state tensors move with those that were read.
 
@@ -53,15 +61,39 @@ def with_unread(
         shapes: of the state tensors.
         fields: the labels on them.
         reading: what was read.
+        taps: by state tensor, its axes along which it is the taps of a filter.
     """
-    return {
-        state: [_completed(item, fields[state], shapes[state], reading) for item in groups]
-        for state, groups in laid.items()
-    }
+    found = {}
+    for state, groups in laid.items():
+        along = taps.get(state, frozenset())
+        found[state] = [
+            _completed(item, fields[state], shapes[state], reading, along) for item in groups
+        ]
+    return found
+
+
+def taps_of(ledger: Ledger, shapes: Mapping[str, Sequence[int]]) -> dict[str, frozenset[int]]:
+    """By state tensor, its axes along which it is the taps of a filter.
+
+    Args:
+        ledger: what was recorded.
+        shapes: of the state tensors.
+    """
+    found: dict[str, set[int]] = {}
+    for item in ledger.taps:
+        for axis in item.axes:
+            own = owner(shapes[item.state], item.view.shape[axis], item.view.stride(axis))
+            if own is not None:
+                found.setdefault(item.state, set()).add(own)
+    return {state: frozenset(axes) for state, axes in found.items()}
 
 
 def _completed(
-    item: UnnamedGroup, fields: Sequence[StateField], shape: Sequence[int], reading: Reading
+    item: UnnamedGroup,
+    fields: Sequence[StateField],
+    shape: Sequence[int],
+    reading: Reading,
+    taps: frozenset[int],
 ) -> UnnamedGroup:
     sizes = [shape[axis] for axis in item.axes]
     moving = [piece for piece in item.pieces if _moves(piece[0], reading)]
@@ -72,15 +104,19 @@ def _completed(
     places = _places(moving, kinds, sizes)
     unread = _unread(fields, item.axes, shape, reading.units) & (places == _STILL)
     axes = list(item.axes)
+    uncounted = []
     for axis in item.axes:
-        found = _at_one_place(places, unread, axes.index(axis))
+        idle = _idle(unread, axes.index(axis))
+        found = _at_one_place(places, unread, idle, axes.index(axis))
         if found is not None:
             places, unread = found
             axes.remove(axis)
+            if axis in taps:
+                uncounted.append(Slab(axis, tuple(np.flatnonzero(idle).tolist())))
     if len(axes) == len(item.axes):
         return item
     pieces = _pieces(places.reshape(-1), kinds)
-    return item if pieces is None else UnnamedGroup(tuple(axes), pieces)
+    return item if pieces is None else UnnamedGroup(tuple(axes), pieces, tuple(uncounted))
 
 
 def _moves(columns: Sequence[Column | None], reading: Reading) -> bool:
@@ -135,10 +171,16 @@ def _unread(
     return found
 
 
-def _at_one_place(places: Ints, unread: Bools, axis: int) -> tuple[Ints, Bools] | None:
+def _idle(unread: Bools, axis: int) -> Bools:
+    """By place along an axis, whether nothing there is read."""
+    unread = np.moveaxis(unread, axis, 0)
+    found: Bools = unread.reshape(len(unread), -1).all(axis=1)
+    return found
+
+
+def _at_one_place(places: Ints, unread: Bools, idle: Bools, axis: int) -> tuple[Ints, Bools] | None:
     """What is at each read place along an axis, if that is the same and others are not read."""
     places, unread = np.moveaxis(places, axis, 0), np.moveaxis(unread, axis, 0)
-    idle = unread.reshape(len(unread), -1).all(axis=1)
     read = places[~idle]
     if len(read) in (0, len(places)) or (read != read[0]).any():
         return None

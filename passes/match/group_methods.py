@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxrebasin.alignment import Alignment, GaugeValues
+from fxrebasin.counted import counted_state
 from fxrebasin.groups import Groups
 from fxrebasin.kinds import ClassKind, GroupKind
 from fxrebasin.layout import Layout, PermutationClass, names_in
@@ -85,7 +86,8 @@ def match_over_groups(
     permutation = certificate.permutation.relying_on(symmetry.relies_on, symmetry.found_with)
     certificate = replace(certificate, permutation=permutation)
     names = problem.compared
-    after = closeness(names, a, moved)
+    layout = symmetry.layout
+    after = closeness(names, counted_state(a, layout), counted_state(moved, layout))
     faults = contradictions(symmetry.relies_on, plain.common_a)
     notes = [f"{OTHER_CONSTANTS} {'; '.join(faults)}."] if faults else []
     return AlignmentResult(
@@ -128,7 +130,8 @@ def many_over_groups(
     forms = [canonical(state, groups, classes) for state in complete]
     first = forms[0].state
     problem = GroupProblem(plain, (*classes, *groups.turned), groups.folded(), first, first, ties)
-    elements = elements_to_first(problem, [form.state for form in forms], weights, max_sweeps)
+    compared = [counted_state(form.state, symmetry.layout) for form in forms]
+    elements = elements_to_first(problem.counted(), compared, weights, max_sweeps)
     reference = (forms[0], complete[0])
     found = []
     for element, form in zip(elements, forms, strict=True):

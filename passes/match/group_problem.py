@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import Tensor
 
 from fxrebasin.acting import acted
+from fxrebasin.counted import counted_state
 from fxrebasin.elements import after, carried, undone
 from fxrebasin.groups import Groups
 from fxrebasin.layout import PermutationClass, names_in
@@ -75,6 +76,12 @@ class GroupProblem:
         """Names of the tensors of both states that are compared."""
         names = dict.fromkeys(self.ties.get(name, name) for name in self.plain.compared)
         return tuple(name for name in names if name in self.state_a and name in self.state_b)
+
+    def counted(self) -> GroupProblem:
+        """The same, with zeros for what does not count when models are compared."""
+        layout = self.plain.symmetry.layout
+        b, a = (counted_state(state, layout) for state in (self.state_b, self.state_a))
+        return replace(self, state_b=b, state_a=a)
 
     @cached_property
     def tensors(self) -> Mapping[str, tuple[str, ...]]:

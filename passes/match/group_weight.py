@@ -48,6 +48,7 @@ def match_weights_over_groups(problem: GroupProblem, *, max_sweeps: int = 100) -
         >>> aligned = fxrebasin.match(b, ref=a, symmetry="all", method="weight")
     """
     check_count("max_sweeps", max_sweeps)
+    problem = problem.counted()
     seats = seats_of(problem)
     to_a, to_b = (balanced(problem, seats, s) for s in (problem.state_a, problem.state_b))
     a, b = problem.moved(to_a, problem.state_a), problem.moved(to_b)

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from fxrebasin.counted import counted_state
 from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.gather import storage_identity
 from fxrebasin.indexing import Arrays, misfits
@@ -91,7 +92,8 @@ class MatchingProblem:
         object.__setattr__(self, "free", free)
         object.__setattr__(self, "compared", compared)
         object.__setattr__(self, "notes", notes_on_ignored(self.ignored, unseen))
-        object.__setattr__(self, "before", closeness(compared, self.state_a, self.state_b))
+        before = closeness(compared, self._counted(self.state_a), self._counted(self.state_b))
+        object.__setattr__(self, "before", before)
 
     @property
     def common_a(self) -> Mapping[str, torch.Tensor]:
@@ -106,11 +108,16 @@ class MatchingProblem:
         return WeightProblem(
             self.symmetry.classes,
             self.symmetry.layout,
-            self.common_a,
-            self.state_b,
+            {**self.common_a, **self._counted(self.common_a)},
+            {**self.state_b, **self._counted(self.state_b)},
             [name for name in self.symmetry.layout if name in compared],
             self.free,
         )
+
+    def _counted(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What counts of the tensors that are compared."""
+        names = (name for name in self.compared if name in state)
+        return counted_state({name: state[name] for name in names}, self.symmetry.layout)
 
     def with_buffers(self) -> MatchingProblem:
         """The same, with buffers (running statistics) compared as well."""
@@ -142,7 +149,8 @@ class MatchingProblem:
             sweeps: number of sweeps, steps or epochs that it took.
             notes: for the report.
         """
-        after = closeness(self.compared, self.state_a, self.state_b, permutation)
+        a, b = self._counted(self.state_a), self._counted(self.state_b)
+        after = closeness(self.compared, a, b, permutation)
         return MatchResult(
             permutation,
             objective_before=self.before.objective,

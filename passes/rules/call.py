@@ -146,6 +146,12 @@ class Call:
             return list(value.fields)
         return onto_axes(value.fields, range(offset, ndim), ndim)
 
+    def note_taps(self, filters: Value, axes: Iterable[int]) -> None:
+        """Write down that some axes of filters are their taps, also where only one is read."""
+        for item in filters.fields:
+            if isinstance(item, Elements):
+                self.ledger.taps.append(Elements(item.state, item.view, tuple(axes)))
+
     def pin_axes(self, value: Value, axes: Iterable[int], reason: str) -> Value:
         """The value after giving up all freedom along some of its axes."""
         pinned = pinned_value(value.shape, f"{reason} of {self.op}").fields

@@ -56,6 +56,7 @@ def convolution(call: Call) -> Sequence[Value]:
     """Dense, grouped, depthwise and transposed convolution, in one to three dimensions."""
     value, weight = call.value("input"), call.value("weight")
     before, filters, after = convolution_patterns(call, len(value.shape), len(weight.shape))
+    call.note_taps(weight, range(2, len(weight.shape)))
     text = f"{before}, {filters} -> {after}"
     product = call.follow(pattern(text), value, weight, g=call.args["groups"])
     return [_plus_bias(call, product, axis=call.rank - len(weight.shape) + 1)]
