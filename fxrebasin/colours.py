@@ -1,7 +1,7 @@
 """The colours of pictures: one for each meaning, wherever it is drawn.
 
-They are those of Okabe and Ito, which stay apart for readers who see few colours. Where a picture
-has more than there are meanings for, `colour_of` gives a line one and a dash pattern of its own.
+They are those of Okabe and Ito, which stay apart for readers who see few colours. What has no
+meaning of its own gets other colours, of Paul Tol's muted ones, and dashes where these repeat.
 """
 
 from __future__ import annotations
@@ -33,23 +33,17 @@ class Meaning(Enum):
 DASHES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
-_FURTHER = (
-    *(Meaning.RECALIBRATED, Meaning.REPAIRED, Meaning.UNTOUCHED_RECALIBRATED, Meaning.CONTROL),
-    *(Meaning.MODELS, Meaning.PEER),
-)
+_FURTHER = ("#332288", "#882255", "#999933", "#661100")
 
 
 def colour_of(number: int) -> tuple[str, str]:
     """A colour for what has no meaning of its own, and dashes that differ where colours repeat.
 
-    Colours of the pair before and after rebasing are left to these.
-
     Args:
-        number: of the line, from 0; all pairs up to 23 are different.
+        number: of the line, from 0; all pairs up to 15 are different.
 
     Example:
-        >>> colour_of(0), colour_of(6)
-        (('#009E73', '-'), ('#009E73', '--'))
+        >>> colour_of(0), colour_of(4)
+        (('#332288', '-'), ('#332288', '--'))
     """
-    meaning = _FURTHER[number % len(_FURTHER)]
-    return meaning.value, DASHES[number // len(_FURTHER) % len(DASHES)]
+    return _FURTHER[number % len(_FURTHER)], DASHES[number // len(_FURTHER) % len(DASHES)]

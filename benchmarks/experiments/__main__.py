@@ -14,10 +14,12 @@ from benchmarks.experiments import (
     symmetries,
     torchvision_pairs,
 )
+from benchmarks.experiments.figures import Drawing
 from benchmarks.experiments.page import assemble
 from benchmarks.experiments.settings import RESULTS, experiment
 from benchmarks.matching import CACHE as ENVIRONMENT
 from fxrebasin.errors import FxRebasinError
+from fxrebasin.storage.files import publish
 
 
 @click.group()
@@ -94,7 +96,7 @@ main.command("symmetries")(symmetries_command)
 )
 def page_command(results: Path, out: Path) -> None:
     """Put the page of results together."""
-    names = [name for name in main.commands if name != "page"]
+    names = [name for name in main.commands if name not in ("page", "pictures")]
     try:
         missing = assemble(results, out, names)
     except FxRebasinError as error:
@@ -102,6 +104,28 @@ def page_command(results: Path, out: Path) -> None:
     for name in missing:
         click.echo(f"left out: {name}, which has no results in {results}", err=True)
     click.echo(f"see {out}")
+
+
+@main.command("pictures")
+@click.option(
+    "--results",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=RESULTS,
+    show_default=True,
+    help="Folder that experiments wrote to.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the pictures; beside their data when left out. Those that exist are replaced.",
+)
+@click.option("--kind", type=click.Choice(["png", "svg", "pdf"]), default="png", show_default=True)
+def pictures_command(results: Path, out: Path | None, kind: str) -> None:
+    """Draw the pictures anew from what the experiments stored beside them."""
+    for path in sorted(results.glob("*/*.json")):
+        place = (out or results) / path.relative_to(results).with_suffix(f".{kind}")
+        publish(place, Drawing.read(path.read_bytes()).rendered(kind), overwrite=True)
+        click.echo(f"see {place}")
 
 
 if __name__ == "__main__":

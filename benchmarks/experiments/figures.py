@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
+import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from statistics import mean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,15 +16,44 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from benchmarks.experiments.lines import Line, grouped
+from benchmarks.experiments.lines import Line, grouped, meaning_of
+from fxrebasin.colours import DASHES, MARKERS, Meaning, colour_of
+from fxrebasin.picturing import rendered
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers, in the order of use.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DPI = 130
 _MOST_TICKS = 6
 _MARGIN = 1.3  # times the largest value, on a logarithmic axis
 _WIDE, _NARROW, _MANY = 3.7, 2.9, 4  # inches of a panel, with few in a row or with that many
+_MOST_DECADES = 2  # with ticks at 1, 2 and 5
+_APART = 0.075  # of a row, between the dots of one label and the next
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How what has one label is drawn; the first of a meaning is emphasised."""
+
+    colour: str
+    dashes: str = "-"
+    marker: str = "o"
+    first: bool = True
+
+    @property
+    def inside(self) -> str:
+        return self.colour if self.first else "white"
+
+
+def _looks(labels: Iterable[tuple[str, Meaning | None]]) -> dict[str, _Look]:
+    """A look for every label: the colour of its meaning, dashes and markers where it has others."""
+    found: dict[str, _Look] = {}
+    met: dict[Meaning | None, int] = {}
+    for label, meaning in labels:
+        if label in found:
+            continue
+        rank = met[meaning] = met.get(meaning, -1) + 1
+        colour, dashes = (meaning.value, DASHES[rank % len(DASHES)]) if meaning else colour_of(rank)
+        marker = MARKERS[(len(found) if meaning is None else rank) % len(MARKERS)]
+        found[label] = _Look(colour, dashes, marker, meaning is None or not rank)
+    return found
 
 
 @dataclass(frozen=True)
@@ -33,10 +63,12 @@ class Series:
     Args:
         label: in the legend.
         values: by position on the x axis, one per seed.
+        meaning: decides the colour; any that is free where there is none.
     """
 
     label: str
     values: Mapping[float, Sequence[float]]
+    meaning: Meaning | None = None
 
 
 @dataclass(frozen=True)
@@ -75,14 +107,17 @@ def line_panels(
     losses, accuracies = [], []
     treatments = any(len({line.treatment for line in same}) > 1 for same in by_setting.values())
     for number, (title, same) in enumerate(columns):
-        by_name = grouped(same, lambda line: _label(line, treatments))
+        by_name = grouped(same, lambda line: (_label(line, treatments), meaning_of(line)))
         first = number == 0
         losses.append(
             Panel(
                 title,
                 "",
                 f"held-out loss ({unit})" if first else "",
-                tuple(Series(name, _by_position(rows, False)) for name, rows in by_name.items()),
+                tuple(
+                    Series(label, _by_position(rows, False), meaning)
+                    for (label, meaning), rows in by_name.items()
+                ),
             )
         )
         accuracies.append(
@@ -90,14 +125,17 @@ def line_panels(
                 "",
                 "t, from A to B",
                 "held-out accuracy" if first else "",
-                tuple(Series(name, _by_position(rows, True)) for name, rows in by_name.items()),
+                tuple(
+                    Series(label, _by_position(rows, True), meaning)
+                    for (label, meaning), rows in by_name.items()
+                ),
             )
         )
     return [*losses, *accuracies]
 
 
-def draw(panels: Sequence[Panel], columns: int, title: str) -> bytes:
-    """Draw panels in rows, with one legend below, and return the picture as PNG.
+def draw(panels: Sequence[Panel], columns: int, title: str, kind: str = "png") -> bytes:
+    """Draw panels in rows, with one legend below, and return the picture as a file.
 
     Uses matplotlib's object interface only: pyplot's global state and backend stay untouched.
 
@@ -105,9 +143,10 @@ def draw(panels: Sequence[Panel], columns: int, title: str) -> bytes:
         panels: row by row.
         columns: panels in a row.
         title: of the picture.
+        kind: "png", "svg" or "pdf".
     """
     rows = math.ceil(len(panels) / columns)
-    labels = list(dict.fromkeys(s.label for panel in panels for s in panel.series))
+    looks = _looks((s.label, s.meaning) for panel in panels for s in panel.series)
     figure = Figure(
         figsize=(max(6.5, (_WIDE if columns < _MANY else _NARROW) * columns), 3.2 * rows + 1.0),
         dpi=_DPI,
@@ -116,114 +155,184 @@ def draw(panels: Sequence[Panel], columns: int, title: str) -> bytes:
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13)
     for number, panel in enumerate(panels):
-        _draw_panel(figure.add_subplot(rows, columns, number + 1), panel, labels)
-    if len(labels) > 1:
-        handles = [
-            Line2D([], [], color=_colour(k), marker=_marker(k), label=label)
-            for k, label in enumerate(labels)
-        ]
-        figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=_legend_columns(labels, figure.get_figwidth()),
-            frameon=False,
-            fontsize=10,
-        )
-    return _png(figure)
+        _draw_panel(figure.add_subplot(rows, columns, number + 1), panel, looks)
+    if len(looks) > 1:
+        _legend(figure, looks)
+    return rendered(figure, kind)
 
 
 @dataclass(frozen=True)
 class Dots:
-    """A panel with a row per name and one dot per value.
+    """A panel with a row per name, and in it a dot for the mean of each label and a line for all.
 
     Args:
         title: above it.
         x: label of the x axis.
         values: above 0, by name of the row, then by label in the legend.
+        meanings: of all labels, in their order; they decide the colours.
     """
 
     title: str
     x: str
     values: Mapping[str, Mapping[str, Sequence[float]]]
+    meanings: Mapping[str, Meaning | None] = field(default_factory=dict)
 
 
-def draw_dots(panels: Sequence[Dots], columns: int, title: str) -> bytes:
-    """Draw panels of dots, the mean of each row as a bar; return the picture as PNG.
+def draw_dots(panels: Sequence[Dots], columns: int, title: str, kind: str = "png") -> bytes:
+    """Draw panels of dots, and return the picture as a file.
 
     Args:
-        panels: row by row, with the same names.
+        panels: row by row; names of rows are written once where all panels have the same.
         columns: panels in a row.
         title: of the picture.
+        kind: "png", "svg" or "pdf".
     """
-    names = list(dict.fromkeys(name for panel in panels for name in panel.values))
-    labels = list(
-        dict.fromkeys(label for p in panels for found in p.values.values() for label in found)
+    looks = _looks(
+        (label, panel.meanings.get(label))
+        for panel in panels
+        for label in (panel.meanings or {k: None for v in panel.values.values() for k in v})
     )
     rows = math.ceil(len(panels) / columns)
-    height = 0.3 * len(names) + 1.1
+    heights = [
+        max(len(panel.values) for panel in panels[k * columns : (k + 1) * columns])
+        for k in range(rows)
+    ]
+    step = 0.27 if len(looks) < _MOST_TICKS else 0.36
+    shared = all(list(panel.values) == list(panels[0].values) for panel in panels)
+    width = 2.3 * columns + 2.2 * (1 if shared else columns)
     figure = Figure(
-        figsize=(4.2 * columns + 1.6, height * rows + 0.9),
+        figsize=(width, sum(step * height + 1.0 for height in heights) + 1.3),
         dpi=_DPI,
         layout=ConstrainedLayoutEngine(),
     )
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(title, fontsize=12)
+    grid = figure.add_gridspec(rows, columns, height_ratios=heights)
     for number, panel in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, number + 1)
-        _draw_dots(axes, panel, names, labels)
-        if number % columns:
+        axes = figure.add_subplot(grid[number // columns, number % columns])
+        _draw_dots(axes, panel, looks)
+        if number % columns and shared:
             axes.set_yticklabels([])
-    handles = [
-        Line2D([], [], color=_colour(k), marker=_marker(k), linestyle="", label=label)
-        for k, label in enumerate(labels)
-    ]
-    figure.legend(
-        handles=handles,
-        loc="outside lower center",
-        ncols=_legend_columns(labels, figure.get_figwidth()),
-        frameon=False,
-        fontsize=10,
-    )
-    return _png(figure)
+    _legend(figure, looks, lines=False)
+    return rendered(figure, kind)
 
 
-def _draw_dots(axes: Axes, panel: Dots, names: Sequence[str], labels: Sequence[str]) -> None:
-    for row, name in enumerate(names):
-        for number, label in enumerate(labels):
-            values = panel.values.get(name, {}).get(label, ())
+def _draw_dots(axes: Axes, panel: Dots, looks: Mapping[str, _Look]) -> None:
+    for row, by_label in enumerate(panel.values.values()):
+        for number, (label, look) in enumerate(looks.items()):
+            values = by_label.get(label, ())
             if not values:
                 continue
-            y = row + 0.22 * (number - (len(labels) - 1) / 2)
-            style = {"color": _colour(number), "linestyle": ""}
-            axes.plot(values, [y] * len(values), marker=_marker(number), markersize=4, **style)
-            axes.plot([mean(values)], [y], marker="|", markersize=11, markeredgewidth=2, **style)
-    axes.set_yticks(range(len(names)), names, fontsize=9)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+            y = row + (_APART * (number - (len(looks) - 1) / 2) if len(by_label) > 1 else 0)
+            ends = [min(values), max(values)]
+            axes.plot(ends, [y, y], color=look.colour, linewidth=0.9, alpha=0.6)
+            axes.plot(
+                [mean(values)],
+                [y],
+                color=look.colour,
+                marker=look.marker,
+                markerfacecolor=look.inside,
+                markersize=6.5 if look.first else 4.5,
+                linestyle="",
+            )
+    axes.set_yticks(range(len(panel.values)), list(panel.values), fontsize=9)
+    axes.set_ylim(len(panel.values) - 0.5, -0.5)
     every = [value for found in panel.values.values() for v in found.values() for value in v]
     if every:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        decades = math.log10(max(every) / min(every))
+        axes.xaxis.set_major_locator(
+            LogLocator(subs=(1,) if decades > _MOST_DECADES else (1, 2, 5))
+        )
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(min(every) / _MARGIN, max(every) * _MARGIN)
+    axes.tick_params(axis="x", labelsize=9)
     axes.set_xlabel(panel.x, fontsize=9)
     axes.set_title(panel.title, fontsize=11)
     axes.grid(visible=True, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Drawing:
+    """All that a picture shows, so that it can be drawn again without the run that found it.
+
+    Args:
+        panels: of curves, or of dots.
+        columns: panels in a row.
+        title: of the picture.
+    """
+
+    panels: Sequence[Panel] | Sequence[Dots]
+    columns: int
+    title: str
+
+    def rendered(self, kind: str = "png") -> bytes:
+        """The picture as a file.
+
+        Args:
+            kind: "png", "svg" or "pdf".
+        """
+        dots = [panel for panel in self.panels if isinstance(panel, Dots)]
+        if dots:
+            return draw_dots(dots, self.columns, self.title, kind)
+        curves = [panel for panel in self.panels if isinstance(panel, Panel)]
+        return draw(curves, self.columns, self.title, kind)
+
+    def stored(self) -> bytes:
+        """The drawing as JSON."""
+        return (json.dumps(asdict(self), indent=1, default=_named) + "\n").encode()
+
+    @classmethod
+    def read(cls, content: bytes) -> Drawing:
+        """The drawing that was stored.
+
+        Args:
+            content: what `stored` returned.
+        """
+        found = json.loads(content)
+        panels = [_panel(item) for item in found["panels"]]
+        return cls(panels, found["columns"], found["title"])
+
+
+def _named(value: Any) -> str:
+    return str(value.name)
+
+
+def _meaning(name: str | None) -> Meaning | None:
+    return None if name is None else Meaning[name]
+
+
+def _panel(item: dict[str, Any]) -> Any:
+    if "series" not in item:
+        meanings = {label: _meaning(name) for label, name in item.pop("meanings").items()}
+        return Dots(**item, meanings=meanings)
+    series = tuple(
+        Series(
+            s["label"],
+            {float(position): values for position, values in s["values"].items()},
+            _meaning(s["meaning"]),
+        )
+        for s in item.pop("series")
+    )
+    return Panel(**{**item, "categories": tuple(item["categories"])}, series=series)
+
+
+def _draw_panel(axes: Axes, panel: Panel, looks: Mapping[str, _Look]) -> None:
     for series in panel.series:
-        number = labels.index(series.label)
+        look = looks[series.label]
         found = sorted((position, values) for position, values in series.values.items() if values)
         x = [position for position, _ in found]
         low, high = ([edge(values) for _, values in found] for edge in (min, max))
-        axes.fill_between(x, low, high, color=_colour(number), alpha=0.18, linewidth=0)
+        axes.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0)
         axes.plot(
             x,
             [mean(values) for _, values in found],
-            color=_colour(number),
-            marker=_marker(number),
+            color=look.colour,
+            linestyle=look.dashes,
+            marker=look.marker,
+            markerfacecolor=look.inside,
             markersize=4,
             linewidth=1.8,
         )
@@ -238,6 +347,29 @@ def _draw_panel(axes: Axes, panel: Panel, labels: Sequence[str]) -> None:
     axes.set_title(panel.title, fontsize=11)
     axes.grid(visible=True, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Figure, looks: Mapping[str, _Look], *, lines: bool = True) -> None:
+    """All labels, below the panels."""
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=look.colour,
+            linestyle=look.dashes if lines else "",
+            marker=look.marker,
+            markerfacecolor=look.inside,
+            label=label,
+        )
+        for label, look in looks.items()
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=_legend_columns(list(looks), figure.get_figwidth()),
+        frameon=False,
+        fontsize=10,
+    )
 
 
 def _legend_columns(labels: Sequence[str], inches: float) -> int:
@@ -257,17 +389,3 @@ def _by_position(lines: Sequence[Line], accuracies: bool) -> dict[float, list[fl
         for t, value in zip(line.curve.positions, values, strict=True):
             found.setdefault(t, []).append(value)
     return found
-
-
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
-
-
-def _marker(number: int) -> str:
-    return _MARKERS[number % len(_MARKERS)]
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

@@ -12,7 +12,7 @@ from torch import nn
 import fxrebasin
 from benchmarks.experiments.data.source import Data
 from benchmarks.experiments.data.text import load_text
-from benchmarks.experiments.figures import draw, line_panels
+from benchmarks.experiments.figures import Drawing, line_panels
 from benchmarks.experiments.lines import (
     BEFORE,
     PLAIN,
@@ -28,6 +28,7 @@ from benchmarks.experiments.report import Report, require
 from benchmarks.experiments.settings import Settings, seed_of
 from benchmarks.experiments.training import Subject, Training
 from benchmarks.support.methods_table import spread
+from fxrebasin.colours import Meaning
 from fxrebasin.symmetry import Symmetry
 
 ORIGINAL = "the original has width 384, 3 heads, 6 blocks and sequences of 512"
@@ -124,7 +125,8 @@ def run(settings: Settings) -> Path:
         ends |= {_line(name): result.model for name, result in found.items()}
         for name, end in ends.items():
             curve = walk(a, end, data, steps=sizes.steps)
-            lines.append(Line("gpt", seed, name, PLAIN, curve))
+            meaning = Meaning.REBASED if name == _line(ALL) else None
+            lines.append(Line("gpt", seed, name, PLAIN, curve, meaning))
     worst = max(result.loss_change for results in rebased.values() for result in results)
     require(worst <= SAME_LOSS, f"a rebased model has the same loss; one differs by {worst:.1e}")
     if settings.quick:
@@ -188,7 +190,8 @@ def _write(
         ],
     )
     panels = line_panels(lines, {"gpt": ""}, unit="nats per byte")
-    report.picture("lines", draw(panels, 2, f"hlb-gpt of width {sizes.width}"), "Lines from A to B")
+    drawing = Drawing(panels, 2, f"hlb-gpt of width {sizes.width}")
+    report.picture("lines", drawing, "Lines from A to B")
     report.rows("points", [row for line in lines for row in line.points()])
     report.rows("barriers", [line.row() for line in lines])
     report.rows(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any, TypeVar
 
+from fxrebasin.colours import Meaning
 from fxrebasin.merge import BarrierCurve
 
 Row = TypeVar("Row")
@@ -26,6 +27,7 @@ class Line:
         name: which line.
         treatment: of the models on it.
         curve: losses in nats, accuracies from 0 to 1.
+        meaning: where name and treatment do not say it.
     """
 
     setting: str
@@ -33,6 +35,7 @@ class Line:
     name: str
     treatment: str
     curve: BarrierCurve
+    meaning: Meaning | None = None
 
     @property
     def barrier(self) -> float:
@@ -71,6 +74,20 @@ class Line:
             "line": self.name,
             "treatment": self.treatment,
         }
+
+
+_MEANINGS = {
+    (BEFORE, PLAIN): Meaning.UNTOUCHED,
+    (BEFORE, RECALIBRATED): Meaning.UNTOUCHED_RECALIBRATED,
+    (AFTER, PLAIN): Meaning.REBASED,
+    (AFTER, RECALIBRATED): Meaning.RECALIBRATED,
+    (AFTER, REPAIRED): Meaning.REPAIRED,
+}
+
+
+def meaning_of(line: Line) -> Meaning:
+    """What a line is, which decides its colour; what is none of the usual ones is a control."""
+    return line.meaning or _MEANINGS.get((line.name, line.treatment), Meaning.CONTROL)
 
 
 def grouped(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:

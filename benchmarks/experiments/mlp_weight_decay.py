@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.experiments.data.find import load_images
 from benchmarks.experiments.data.source import Data
-from benchmarks.experiments.figures import Panel, Series, draw, line_panels
+from benchmarks.experiments.figures import Drawing, Panel, Series, line_panels
 from benchmarks.experiments.lines import (
     AFTER,
     BEFORE,
@@ -24,16 +24,19 @@ from benchmarks.experiments.lines import (
     end_accuracies,
     grouped,
     mean_of,
+    meaning_of,
 )
 from benchmarks.experiments.measure import NO_BARRIER, Rebased, example_of, rebase, score, walk
 from benchmarks.experiments.report import Report, require
 from benchmarks.experiments.settings import Settings, seed_of
 from benchmarks.experiments.training import Subject, Training
 from benchmarks.support.methods_table import spread
+from fxrebasin.colours import Meaning
 from fxrebasin.merge import merge_many
 
 ORIGINAL_WIDTH = 784
 _MERGED = {"merge_many": "MergeMany", "mean": "plain mean"}
+_MERGED_MEANINGS = {"merge_many": Meaning.REBASED, "mean": Meaning.UNTOUCHED}
 _CHANCE = 2.0  # times the accuracy of guessing; below this a network has learned nothing
 
 
@@ -421,7 +424,9 @@ def str_of_midpoint(lines: Sequence[Line]) -> str:
 
 def _merged_table(report: Report, merged: Sequence[Merged]) -> None:
     rows = []
-    for (decay, count), same in grouped(merged, lambda m: (m.weight_decay, m.models)).items():
+    most = max(m.models for m in merged)
+    shown = [m for m in merged if m.models == most]
+    for (decay, count), same in grouped(shown, lambda m: (m.weight_decay, m.models)).items():
         by_method = grouped(same, lambda m: m.method)
         aligned = by_method["merge_many"]
         rows.append(
@@ -442,14 +447,14 @@ def _merged_table(report: Report, merged: Sequence[Merged]) -> None:
     report.table(titles, rows)
 
 
-def _draw_lines(study: _Study) -> bytes:
+def _draw_lines(study: _Study) -> Drawing:
     titles = {str(decay): f"weight decay {decay}" for decay in study.sizes.shown}
     lines = [line for line in study.lines if line.setting in titles]
     panels = line_panels(lines, titles)
-    return draw(panels, len(panels) // 2, f"MLP of width {study.sizes.width}, {study.data.name}")
+    return Drawing(panels, len(panels) // 2, f"MLP of width {study.sizes.width}, {study.data.name}")
 
 
-def _draw_barrier(study: _Study) -> bytes:
+def _draw_barrier(study: _Study) -> Drawing:
     decays, widths = study.sizes.decays, study.sizes.widths
     first = _sweep(study.lines, [str(decay) for decay in decays])
     panels = [
@@ -471,18 +476,22 @@ def _draw_barrier(study: _Study) -> bytes:
             for decay in study.sizes.width_decays
         ),
     ]
-    return draw(panels, len(panels), f"Barrier between MLPs, {study.data.name}")
+    return Drawing(panels, len(panels), f"Barrier between MLPs, {study.data.name}")
 
 
 def _sweep(lines: Sequence[Line], settings: Sequence[str]) -> tuple[Series, ...]:
     by_setting = grouped(lines, lambda line: line.setting)
     return tuple(
-        Series(name, {float(k): barriers(by_setting[s], name) for k, s in enumerate(settings)})
-        for name in dict.fromkeys(line.name for line in lines)
+        Series(
+            name,
+            {float(k): barriers(by_setting[s], name) for k, s in enumerate(settings)},
+            meaning,
+        )
+        for name, meaning in dict.fromkeys((line.name, meaning_of(line)) for line in lines)
     )
 
 
-def _draw_merged(study: _Study) -> bytes:
+def _draw_merged(study: _Study) -> Drawing:
     sizes = study.sizes
     shown = [m for m in study.merged if m.models == max(sizes.counts)]
     categories = tuple(f"{decay:g}" for decay in sizes.decays)
@@ -499,9 +508,11 @@ def _draw_merged(study: _Study) -> bytes:
 
     raw, normalised = [], []
     for quantity in ("loss", "accuracy"):
-        models = Series("mean of the models", by_decay("merge_many", f"{quantity}_models"))
+        models = Series(
+            "mean of the models", by_decay("merge_many", f"{quantity}_models"), Meaning.MODELS
+        )
         merged = tuple(
-            Series(label, by_decay(method, f"{quantity}_merged"))
+            Series(label, by_decay(method, f"{quantity}_merged"), _MERGED_MEANINGS[method])
             for method, label in _MERGED.items()
         )
         title = f"{max(sizes.counts)} models"
@@ -514,4 +525,4 @@ def _draw_merged(study: _Study) -> bytes:
         )
         y = f"{quantity} of models / of merged"
         normalised.append(Panel("MergeMany, normalised", "models", y, lines))
-    return draw([*raw, *normalised], 2, f"Merging MLPs, {study.data.name}")
+    return Drawing([*raw, *normalised], 2, f"Merging MLPs, {study.data.name}")

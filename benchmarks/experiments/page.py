@@ -10,7 +10,7 @@ from pathlib import Path
 from fxrebasin.errors import InputError
 from fxrebasin.storage.files import publish
 
-_PICTURE = re.compile(r"(!\[[^\]]*\]\()([^)/]+\.png\))")
+_BESIDE = re.compile(r"(!?\[[^\]]*\]\()([^)/]+\.(?:png|csv)\))")
 _HEADING = re.compile(r"^(#+) ", re.MULTILINE)
 
 INTRODUCTION = """# Results of the experiments
@@ -31,8 +31,13 @@ distributed (for `gpt`, `*.txt` files), and with `--width` and `--epochs`, the s
 the sizes of the originals. `--quick` runs each in seconds and fails where what is robust does not
 hold: a rebased model computes what it computed, and the barrier falls.
 
-Tables as CSV lie in `benchmarks/results/experiments/`. This page is put together from there by
-`python -m benchmarks.experiments page`."""
+Tables here are excerpts; whole ones are linked below each section, as CSV. This page is put
+together from `benchmarks/results/experiments/` by `python -m benchmarks.experiments page`;
+`python -m benchmarks.experiments pictures` draws the pictures anew, as PNG, SVG or PDF.
+
+**Figures are of the code at these commits** and were not measured again since: `d7771ad` (MLPs and
+hlb-gpt), `a581387` (filter sizes), `9bf0210` (torchvision), `08cd841` (beside rebasin), `5243836`
+(beyond permutation). After the first four, filter taps that only see padding count as free."""
 
 
 def assemble(results: Path, page: Path, names: Sequence[str]) -> list[str]:
@@ -64,6 +69,6 @@ def assemble(results: Path, page: Path, names: Sequence[str]) -> list[str]:
 
 
 def _section(path: Path, folder: str) -> str:
-    """The page of one experiment, its headings one level lower, its pictures where they lie."""
+    """The page of one experiment, headings one level lower, files where they lie."""
     text = _HEADING.sub(r"#\1 ", path.read_text().strip())
-    return _PICTURE.sub(rf"\g<1>{folder}/\g<2>", text)
+    return _BESIDE.sub(rf"\g<1>{folder}/\g<2>", text)

@@ -28,7 +28,7 @@ from benchmarks.experiments.contestants import (
 )
 from benchmarks.experiments.data.find import load_images
 from benchmarks.experiments.data.source import Batches, Data, Subset
-from benchmarks.experiments.figures import Dots, draw_dots
+from benchmarks.experiments.figures import Dots, Drawing
 from benchmarks.experiments.lines import PLAIN, RECALIBRATED, REPAIRED, grouped, mean_of
 from benchmarks.experiments.measure import (
     NO_BARRIER,
@@ -44,7 +44,7 @@ from benchmarks.experiments.settings import Settings, seed_of
 from benchmarks.experiments.training import Subject
 from benchmarks.experiments.verdicts import BEST, Chance, Row, Verdict, verdicts
 from benchmarks.support.matching_environment import ensure_rebasin
-from benchmarks.support.methods_table import spread
+from fxrebasin.colours import Meaning
 from fxrebasin.merge import BarrierCurve, recalibrate
 
 _DEFAULT = "weight"
@@ -293,23 +293,9 @@ def _write(
     if starts:
         report.rows("starts", starts)
     report.say("" if any(r.method == REBASIN for r in rows) else "rebasin was not run.")
-    _verdict_table(report, judged)
     _say_notes(report, notes)
-    report.head("All methods")
-    report.say(
-        "Mean barrier in nats, in brackets least and most. It is taken above the straight line "
-        "between the losses of A and of the B that was trained."
-    )
-    for setting, same in grouped(rows, lambda row: row.setting).items():
-        _setting_table(report, setting, same)
-    panels = [
-        Dots(setting, "barrier (nats)", _dots(same))
-        for setting, same in grouped(rows, lambda row: row.setting).items()
-    ]
-    columns = 2 if len(panels) in (1, 2, 4) else 3
-    words = f"Barrier by method; bars are means; what is below {_LEAST_DRAWN} is drawn there"
-    picture = draw_dots(panels, columns, words)
-    report.picture("barriers", picture, "Barrier by method and kind of network")
+    summary_table(report, rows)
+    report.picture("barriers", drawing_of(rows), "Barrier by method and kind of network")
     report.rows(
         "verdicts",
         [
@@ -356,52 +342,64 @@ def _verdict(what: str, judged: Sequence[Verdict]) -> str:
     )
 
 
-def _verdict_table(report: Report, judged: Sequence[Verdict]) -> None:
-    report.table(
-        ["networks", "pair", "ours", "by", "others", "by", "lowest"],
-        [
-            [
-                v.setting,
-                str(v.seed),
-                f"{v.ours[0]:.4f}",
-                v.ours[1],
-                f"{v.others[0]:.4f}",
-                v.others[1],
-                v.outcome,
-            ]
-            for v in judged
-            if v.treatment == BEST
-        ],
-    )
-
-
 def _say_notes(report: Report, notes: Mapping[tuple[str, str], Sequence[str]]) -> None:
     for (setting, method), found in notes.items():
         report.say(f"{method} on {setting}: {'; '.join(dict.fromkeys(found))}.")
 
 
-def _setting_table(report: Report, setting: str, rows: Sequence[Row]) -> None:
-    treatments = [t for t in _TREATMENTS if any(row.treatment == t for row in rows)]
+def summary_table(report: Report, rows: Sequence[Row]) -> None:
+    """Mean barriers with the treatment that leaves the lowest, one line per kind of network.
+
+    Args:
+        report: that gets it.
+        rows: of all pairs.
+    """
     lines = []
-    for method, same in grouped(rows, lambda row: row.method).items():
-        by_treatment = grouped(same, lambda row: row.treatment)
-        lines.append(
-            [
-                method,
-                *(spread([r.barrier for r in by_treatment[t]], ".3f") for t in treatments),
-                spread([r.midpoint_accuracy for r in by_treatment[treatments[-1]]], ".3f"),
-                f"{mean_of([row.seconds for row in same]):.1f}",
-            ]
-        )
-    last = f"accuracy midway, {treatments[-1]}"
-    report.table([setting, *treatments, last, "CPU seconds"], lines)
-
-
-def _dots(rows: Sequence[Row]) -> dict[str, dict[str, list[float]]]:
-    return {
-        method: {
-            treatment: [max(row.barrier, _LEAST_DRAWN) for row in found]
-            for treatment, found in grouped(same, lambda row: row.treatment).items()
+    for setting, of_setting in grouped(rows, lambda row: row.setting).items():
+        last = of_setting[-1].treatment
+        means = {
+            method: mean_of([row.barrier for row in same if row.treatment == last])
+            for method, same in grouped(of_setting, lambda row: row.method).items()
         }
-        for method, same in grouped(rows, lambda row: row.method).items()
+        ours = {method: value for method, value in means.items() if method not in OTHERS}
+        best = min(ours, key=ours.__getitem__)
+        shown = [f"{means[m]:.3f}" if m in means else "–" for m in (*OTHERS, _DEFAULT)]
+        lines.append([f"{setting}, {last}", *shown, f"{ours[best]:.3f} ({best})"])
+    report.say("Mean barriers in nats, above the straight line between the losses of A and B.")
+    report.table(["networks, models", *OTHERS, f"`{_DEFAULT}`", "the best of ours"], lines)
+
+
+def drawing_of(rows: Sequence[Row]) -> Drawing:
+    """A panel for each treatment, a row for each kind of network, a dot for each method.
+
+    Args:
+        rows: of all pairs.
+    """
+    methods = dict.fromkeys(row.method for row in rows)
+    meanings = {
+        **dict.fromkeys(methods, Meaning.REBASED),
+        **{NOTHING: Meaning.UNTOUCHED, PLAIN_PORT: Meaning.PEER, REBASIN: Meaning.PEER},
     }
+    settings = dict.fromkeys(row.setting for row in rows)
+    order = [*(m for m in OTHERS if m in methods), *(m for m in methods if m not in OTHERS)]
+    panels = [
+        Dots(
+            treatment,
+            "barrier (nats)",
+            {
+                setting: {
+                    method: [max(row.barrier, _LEAST_DRAWN) for row in found]
+                    for method, found in grouped(of_setting, lambda row: row.method).items()
+                }
+                for setting in settings
+                for of_setting in [[row for row in same if row.setting == setting]]
+            },
+            {method: meanings[method] for method in order},
+        )
+        for treatment, same in grouped(
+            sorted(rows, key=lambda row: _TREATMENTS.index(row.treatment)),
+            lambda row: row.treatment,
+        ).items()
+    ]
+    title = f"Barrier by kind of network and method, means and ranges (at least {_LEAST_DRAWN})"
+    return Drawing(panels, len(panels), title)

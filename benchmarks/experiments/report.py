@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.experiments.figures import Drawing
 from fxrebasin.errors import FxRebasinError
 from fxrebasin.storage.files import publish
 
@@ -66,6 +67,7 @@ class Report:
     command: str
     data: str
     _blocks: list[str] = field(default_factory=list)
+    _tables: list[str] = field(default_factory=list)
 
     def say(self, *sentences: str) -> None:
         """Add a paragraph; empty sentences are left out."""
@@ -82,7 +84,7 @@ class Report:
         self._blocks.append(markdown_table(titles, rows))
 
     def rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write `<folder>/<name>.csv`.
+        """Write `<folder>/<name>.csv`, which the page has a link to.
 
         Args:
             name: of the file.
@@ -93,16 +95,18 @@ class Report:
         writer.writeheader()
         writer.writerows(rows)
         publish(self.folder / f"{name}.csv", buffer.getvalue().encode(), overwrite=True)
+        self._tables.append(f"[{name}.csv]({name}.csv)")
 
-    def picture(self, name: str, png: bytes, words: str) -> None:
-        """Write `<folder>/<name>.png` and show it.
+    def picture(self, name: str, drawing: Drawing, words: str) -> None:
+        """Write `<folder>/<name>.png` and show it, and `<name>.json`, from which it is drawn again.
 
         Args:
-            name: of the file.
-            png: its content.
+            name: of the files.
+            drawing: what is on it.
             words: for those who do not see it.
         """
-        publish(self.folder / f"{name}.png", png, overwrite=True)
+        publish(self.folder / f"{name}.json", drawing.stored(), overwrite=True)
+        publish(self.folder / f"{name}.png", drawing.rendered(), overwrite=True)
         self._blocks.append(f"![{words}]({name}.png)")
 
     def write(self, seconds: float) -> Path:
@@ -118,7 +122,8 @@ class Report:
             f"Made by `{self.command}` in {seconds / 60:.1f} minutes of processor time "
             f"(networks that were trained before are read from files). {self.data}. {environment()}"
         )
-        page = "\n\n".join([f"# {self.title}", made, *self._blocks]) + "\n"
+        tables = [f"Whole tables: {', '.join(self._tables)}."] if self._tables else []
+        page = "\n\n".join([f"# {self.title}", made, *self._blocks, *tables]) + "\n"
         path = self.folder / f"{self.name}.md"
         publish(path, page.encode(), overwrite=True)
         return path

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.experiments.data.find import load_images
 from benchmarks.experiments.data.source import Batches, Data, Source, Subset
-from benchmarks.experiments.figures import Panel, Series, draw, line_panels
+from benchmarks.experiments.figures import Drawing, Panel, Series, line_panels
 from benchmarks.experiments.lines import (
     AFTER,
     BEFORE,
@@ -31,6 +31,7 @@ from benchmarks.experiments.report import Report, require
 from benchmarks.experiments.settings import Settings, seed_of
 from benchmarks.experiments.training import Subject, Training, fresh, train
 from benchmarks.support.methods_table import spread
+from fxrebasin.colours import Meaning
 from fxrebasin.merge import merge_many, recalibrate
 
 ORIGINAL = "the original has 64, 256 and 512 channels"
@@ -38,6 +39,7 @@ _RETRAINED_SHARE = 0.2  # of the data to train on, kept for training the merged 
 _SPLIT_SEED = 50  # above the numbers of models of a pair
 _CONSISTENT = "cycle-consistent"
 _METHODS = {"MergeMany": "merge_many", _CONSISTENT: "cycle_consistent", "plain mean": "mean"}
+_MERGED_MEANINGS = {"MergeMany": Meaning.REBASED, "plain mean": Meaning.UNTOUCHED}
 ONE, SCRATCH = "one of the models", "from scratch"
 
 
@@ -348,6 +350,8 @@ def _say_merged(report: Report, study: _Study) -> None:
 
 
 def _merged_table(report: Report, merged: Sequence[Merged]) -> None:
+    counts = {m.models for m in merged}
+    shown = [m for m in merged if m.models in (min(counts), max(counts))]
     report.table(
         [
             "models",
@@ -368,18 +372,18 @@ def _merged_table(report: Report, merged: Sequence[Merged]) -> None:
                 spread([m.loss for m in same], ".3f"),
                 spread([m.loss_retrained for m in same], ".3f"),
             ]
-            for (count, method), same in grouped(merged, lambda m: (m.models, m.method)).items()
+            for (count, method), same in grouped(shown, lambda m: (m.models, m.method)).items()
         ],
     )
 
 
-def _draw_lines(study: _Study) -> bytes:
+def _draw_lines(study: _Study) -> Drawing:
     titles = {str(k): f"filters of {k} × {k}" for k in study.sizes.kernels}
     panels = line_panels([x for x in study.lines if x.name != OWN], titles)
-    return draw(panels, len(titles), f"hlb-CIFAR10 network, {study.data.name}")
+    return Drawing(panels, len(titles), f"hlb-CIFAR10 network, {study.data.name}")
 
 
-def _draw_barrier(study: _Study) -> bytes:
+def _draw_barrier(study: _Study) -> Drawing:
     kernels = study.sizes.kernels
     panels = []
     for treatment in (PLAIN, RECALIBRATED):
@@ -392,15 +396,20 @@ def _draw_barrier(study: _Study) -> bytes:
                     )
                     for k, kernel in enumerate(kernels)
                 },
+                meaning,
             )
-            for name in (BEFORE, AFTER, OWN)
+            for name, meaning in (
+                (BEFORE, Meaning.UNTOUCHED),
+                (AFTER, Meaning.REBASED),
+                (OWN, Meaning.CONTROL),
+            )
         )
         categories = tuple(str(kernel) for kernel in kernels)
         panels.append(Panel(treatment, "filter size", "barrier (nats)", series, categories))
-    return draw(panels, 2, "Barrier by filter size")
+    return Drawing(panels, 2, "Barrier by filter size")
 
 
-def _draw_merged(study: _Study) -> bytes:
+def _draw_merged(study: _Study) -> Drawing:
     panels = []
     names = dict.fromkeys(m.method for m in study.merged)
     for title, figure in (
@@ -418,8 +427,9 @@ def _draw_merged(study: _Study) -> bytes:
                     ]
                     for n in study.sizes.counts
                 },
+                _MERGED_MEANINGS.get(name),
             )
             for name in names
         )
         panels.append(Panel(title, "models", "held-out accuracy", series))
-    return draw(panels, 2, "Models trained on parts of the data, merged and trained on")
+    return Drawing(panels, 2, "Models trained on parts of the data, merged and trained on")

@@ -21,7 +21,7 @@ from benchmarks.experiments.contestants import (
     rebasin,
 )
 from benchmarks.experiments.data.source import Batches
-from benchmarks.experiments.figures import Dots, draw_dots
+from benchmarks.experiments.figures import Dots, Drawing
 from benchmarks.experiments.lines import grouped, mean_of
 from benchmarks.experiments.measure import example_of, permuted, walk
 from benchmarks.experiments.report import Report, require
@@ -30,10 +30,18 @@ from benchmarks.experiments.symmetry_subjects import Study, studies
 from benchmarks.experiments.training import loss_of
 from benchmarks.support.matching_environment import ensure_rebasin
 from benchmarks.support.methods_table import spread
+from fxrebasin.colours import Meaning
 from fxrebasin.errors import InputError
 from fxrebasin.storage.files import publish
 
 UNTOUCHED = "untouched"
+_OTHER_TOOLS, _LARGEST = "other tools", "largest group"
+_MARKS = {_LARGEST: "(all)", "signs and permutations": "(signed)", "permutations": "(permutation)"}
+_MEANINGS: dict[str, Meaning | None] = {
+    UNTOUCHED: Meaning.UNTOUCHED,
+    _OTHER_TOOLS: Meaning.PEER,
+    **dict.fromkeys(_MARKS, Meaning.REBASED),
+}
 _SAME = 1e-10
 _LEAST_DRAWN = 1e-3
 _STEPS = 11
@@ -255,21 +263,40 @@ def _write(settings: Settings, rows: Sequence[Row]) -> Path:
             [_line(way, of_way) for way, of_way in grouped(same, lambda r: r.way).items()],
         )
         report.say(*_notes(same))
+    report.picture("barriers", drawing_of(rows, report.title), "Barriers of all pairs")
+    report.rows("barriers", [asdict(row) for row in rows])
+    return report.write(sum(row.seconds for row in rows))
+
+
+def drawing_of(rows: Sequence[Row], title: str) -> Drawing:
+    """A panel for each network, a row for each way that was run on it.
+
+    Args:
+        rows: of all pairs.
+        title: of the picture.
+    """
     panels = [
         Dots(
             network,
             "barrier (nats)",
             {
-                way: {"a pair": [max(r.barrier, _LEAST_DRAWN) for r in of_way if r.barrier >= 0]}
-                for way, of_way in grouped(same, lambda r: r.way).items()
+                way: {_kind_of(way): [max(r.barrier, _LEAST_DRAWN) for r in of_way]}
+                for way, of_way in grouped(
+                    (row for row in same if row.barrier >= 0), lambda r: r.way
+                ).items()
             },
+            _MEANINGS,
         )
-        for network, same in networks.items()
+        for network, same in grouped(rows, lambda row: row.network).items()
     ]
-    columns = min(len(panels), 2)
-    report.picture("barriers", draw_dots(panels, columns, report.title), "Barriers of all pairs")
-    report.rows("barriers", [asdict(row) for row in rows])
-    return report.write(sum(row.seconds for row in rows))
+    return Drawing(panels, min(len(panels), 2), title)
+
+
+def _kind_of(way: str) -> str:
+    """Under which label of the picture a way is."""
+    if way == UNTOUCHED:
+        return UNTOUCHED
+    return next((label for label, mark in _MARKS.items() if way.endswith(mark)), _OTHER_TOOLS)
 
 
 def _say(report: Report, rows: Sequence[Row]) -> None:

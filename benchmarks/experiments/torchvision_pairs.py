@@ -13,7 +13,7 @@ from torch import nn
 import fxrebasin
 from benchmarks.experiments.data.find import load_images
 from benchmarks.experiments.data.source import Batches, Data, Subset
-from benchmarks.experiments.figures import draw, line_panels
+from benchmarks.experiments.figures import Drawing, line_panels
 from benchmarks.experiments.lines import (
     AFTER,
     BEFORE,
@@ -292,7 +292,7 @@ def _write(study: _Study, seconds: float) -> Path:
     _table(report, study)
     titles = {name: name for name in sizes.models}
     panels = line_panels(_treated(study.lines), titles)
-    picture = draw(panels, len(panels) // 2, f"Classifiers of torchvision, {study.data.name}")
+    picture = Drawing(panels, len(panels) // 2, f"Classifiers of torchvision, {study.data.name}")
     report.picture("lines", picture, "Losses and accuracies between the models")
     if study.full:
         report.head("Full size, random weights")

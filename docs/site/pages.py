@@ -35,9 +35,10 @@ def on_files(files: Any, config: Any) -> Any:
     for source, page in COPIED.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=text))
-    for picture in sorted((ROOT / "benchmarks" / "results").rglob("*.png")):
-        name = picture.relative_to(ROOT).as_posix()
-        files.append(File.generated(config, name, abs_src_path=str(picture)))
+    results = ROOT / "benchmarks" / "results"
+    for path in sorted([*results.rglob("*.png"), *results.rglob("*.csv")]):
+        name = path.relative_to(ROOT).as_posix()
+        files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 
 
