@@ -2,11 +2,14 @@
 
     python -m benchmarks.onnx_operators
 
-Writes `docs/onnx-operators.md`. Takes half a minute.
+Writes `docs/onnx-operators.md`, and `docs/onnx-operators.csv` with a row for each.
+Takes half a minute.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +23,7 @@ from fxrebasin.storage.files import publish
 from tests.support.onnx_nodes import Outcome, by_operator, outcomes
 
 PAGE = Path("docs/onnx-operators.md")
+TABLE = Path("docs/onnx-operators.csv")
 
 _HEAD = """# ONNX operators
 
@@ -42,7 +46,9 @@ Written by `python -m benchmarks.onnx_operators`.
 def main(out: Path) -> None:
     """Write the page of ONNX operators."""
     torch.set_num_threads(1)
-    publish(out, page(outcomes()).encode(), overwrite=True)
+    found = outcomes()
+    publish(out, page(found).encode(), overwrite=True)
+    publish(out.with_suffix(".csv"), table(found).encode(), overwrite=True)
 
 
 def page(found: Sequence[Outcome]) -> str:
@@ -50,21 +56,41 @@ def page(found: Sequence[Outcome]) -> str:
     passed = sum(item.passed for item in found)
     numbers = {"total": len(found), "passed": passed, "other": len(found) - passed}
     head = _HEAD.format(newest=defs.onnx_opset_version(), **numbers)
-    return "\n".join([head, *_table(found), "", *_reasons(found), "", *_not_computed()]) + "\n"
+    return "\n".join([head, *_families(), "", *_reasons(found), "", *_not_computed()]) + "\n"
 
 
-def _table(found: Iterable[Outcome]) -> Iterator[str]:
+def table(found: Iterable[Outcome]) -> str:
+    """A row for each operator, as CSV: its file, and how many test cases passed or do not apply."""
     tried = by_operator(found)
-    yield f"## Computed ({len(OPERATORS) + 1})"
-    yield ""
-    yield "| operator | file | passed | do not apply |"
-    yield "| --- | --- | ---: | ---: |"
-    files = {key: item.module.rpartition(".")[2] for key, item in OPERATORS.items()}
-    files["", "Constant"] = "../graph"
-    for key in sorted(files):
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["operator", "file", "passed", "do not apply"])
+    for key, file in _files().items():
         items = tried.get(key, [])
         passed = sum(item.passed for item in items)
-        yield f"| `{_shown(key)}` | `{files[key]}.py` | {passed} | {len(items) - passed or ''} |"
+        writer.writerow([_shown(key), file, passed, len(items) - passed])
+    return buffer.getvalue()
+
+
+def _files() -> dict[tuple[str, str], str]:
+    """The file of each operator."""
+    files = {key: item.module.rpartition(".")[2] + ".py" for key, item in OPERATORS.items()}
+    files["", "Constant"] = "../graph.py"
+    return dict(sorted(files.items()))
+
+
+def _families() -> Iterator[str]:
+    yield f"## Computed ({len(OPERATORS) + 1})"
+    yield ""
+    yield "[onnx-operators.csv](onnx-operators.csv) has the number of test cases of each of them."
+    yield ""
+    yield "| file | operators |"
+    yield "| --- | --- |"
+    families: dict[str, list[str]] = {}
+    for key, file in _files().items():
+        families.setdefault(file, []).append(f"`{_shown(key)}`")
+    for file, names in sorted(families.items()):
+        yield f"| `{file}` | {', '.join(names)} |"
 
 
 def _shown(key: tuple[str, str]) -> str:

@@ -2,13 +2,15 @@
 
     python -m benchmarks.operators
 
-Writes `docs/operators.md`. Models of torchvision and timm have their parameters on the meta device.
+Writes `docs/operators.md` and, with a row for each operator, `docs/operators.csv`.
+Models of torchvision and timm have their parameters on the meta device.
 """
 
 from __future__ import annotations
 
+import csv
 import gc
-import re
+import io
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +35,8 @@ from fxrebasin.terminal import progress_bar
 from tests.support.vision_operators import without_compiled_operators
 
 PAGE = Path("docs/operators.md")
+TABLE = Path("docs/operators.csv")
+_MOST_CALLED = 4
 
 Call = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 Subject = tuple[str, Callable[[], Call]]
@@ -63,6 +67,7 @@ def main(out: Path) -> None:
         with without_compiled_operators():
             counts = count(advancing())
     publish(out, page(counts, len(found)).encode(), overwrite=True)
+    publish(out.with_suffix(".csv"), table(counts).encode(), overwrite=True)
 
 
 def subjects() -> Iterator[Subject]:
@@ -172,6 +177,33 @@ def what_is_known(name: str) -> str:
     return f"`{RULES[operator].__module__.rpartition('.')[2]}.py`"
 
 
+def table(counts: Counter[str]) -> str:
+    """A row for each operator, as CSV."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["operator", "known", "models"])
+    writer.writerows([name, what_is_known(name), counts[name]] for name in sorted(counts))
+    return buffer.getvalue()
+
+
+def read_table(text: str) -> tuple[dict[str, str], Counter[str]]:
+    """What is said of each operator in a table, and how many models call it."""
+    rows = list(csv.DictReader(io.StringIO(text)))
+    said = {row["operator"]: row["known"] for row in rows}
+    return said, Counter({row["operator"]: int(row["models"]) for row in rows})
+
+
+def _families(ruled: dict[str, str], counts: Counter[str]) -> Iterator[str]:
+    """A line for each file of rules, those first that models call most."""
+    families: dict[str, list[str]] = {}
+    for name, file in ruled.items():
+        families.setdefault(file, []).append(name)
+    most = {file: sorted(names, key=lambda n: -counts[n]) for file, names in families.items()}
+    for file, names in sorted(most.items(), key=lambda item: -counts[item[1][0]]):
+        shown = ", ".join(f"`{name}`" for name in names[:_MOST_CALLED])
+        yield f"| {file} | {len(names)} | {shown} |"
+
+
 def page(counts: Counter[str], models: int) -> str:
     """The page, as Markdown."""
     ruled = {name: known for name in sorted(counts) if (known := what_is_known(name))[0] == "`"}
@@ -188,9 +220,11 @@ def page(counts: Counter[str], models: int) -> str:
         "",
         f"## With a rule ({len(ruled)})",
         "",
-        "| operator | rule | models |",
-        "| --- | --- | ---: |",
-        *(f"| `{name}` | {ruled[name]} | {counts[name]} |" for name in ruled),
+        "[operators.csv](operators.csv) has each of them, with the number of models that call it.",
+        "",
+        "| rules | operators | most called |",
+        "| --- | ---: | --- |",
+        *_families(ruled, counts),
         "",
         "## Without one",
         "",
@@ -206,11 +240,6 @@ def page(counts: Counter[str], models: int) -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
-
-
-def listed(text: str) -> dict[str, str]:
-    """Operators on a page, and what the page says of each."""
-    return dict(re.findall(r"^\| `([^`]+)` \| (.+) \| \d+ \|$", text, re.MULTILINE))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx import TensorProto, defs, helper, parser
 
-from benchmarks.onnx_operators import PAGE, page
+from benchmarks.onnx_operators import PAGE, TABLE, page, table
 from fxrebasin.importers.onnx.graph import parse
 from fxrebasin.importers.onnx.module import OnnxModule
 from fxrebasin.importers.onnx.operators import OPERATORS
@@ -34,7 +34,9 @@ def test_nothing_that_does_not_apply_is_computed_to_something_else() -> None:
 
 
 def test_the_page_says_what_is_computed() -> None:
-    assert PAGE.read_text("utf-8") == page(outcomes()), "run python -m benchmarks.onnx_operators"
+    again = "run python -m benchmarks.onnx_operators"
+    assert PAGE.read_text("utf-8") == page(outcomes()), again
+    assert TABLE.read_text("utf-8") == table(outcomes()), again
 
 
 @pytest.mark.parametrize("key", [key for key in sorted(OPERATORS) if not key[0]])
