@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import signal
 import stat
@@ -11,6 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -19,6 +21,8 @@ from torch import nn
 import fxrebasin
 from fxrebasin.cli import main
 from fxrebasin.errors import InputError
+from fxrebasin.exporters.onnx import write
+from fxrebasin.storage import files
 from fxrebasin.storage.files import publish, replacing, replacing_folder, replacing_set, together
 
 
@@ -236,3 +240,197 @@ def test_a_fixed_batch_is_told_by_transform_as_by_export(folder: Path) -> None:
     assert "fixed" in text
     alone = invoke("export", "written_nets:Fixed", "--weights", "fa.pt", "--out", "g.onnx").stdout
     assert "fixed" in alone
+
+
+# --- runs that are killed between two renames --------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fxrebasin.storage import files
+
+at, folder = int(sys.argv[1]), Path(sys.argv[2])
+put, done = files._put, []
+
+
+def until(*arguments):
+    if len(done) == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(*arguments)
+    done.append(1)
+
+
+def keep(*arguments, kept=files._keep):
+    kept(*arguments)
+    if len(done) == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+files._put = until
+if sys.argv[3] == "keep":
+    files._put, files._keep = put, keep
+    at = 0
+elsewhere = folder / "elsewhere"
+with files.together():
+    files.publish(folder / "old.txt", b"new", overwrite=True)
+    files.publish(elsewhere / "new.txt", b"new")
+    with files.replacing_folder(folder / "model") as draft:
+        (draft / "weights").write_bytes(b"new")
+    files.publish(folder / "last.txt", b"new")
+"""
+
+
+@pytest.mark.parametrize(("at", "where"), [(1, "put"), (2, "put"), (3, "put"), (0, "keep")])
+def test_the_next_run_takes_back_what_a_killed_one_had_begun(
+    tmp_path: Path, at: int, where: str
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "old.txt").write_bytes(b"old")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"old")
+    before = content(tmp_path)
+    program = [sys.executable, "-c", KILLED, str(at), str(tmp_path), where]
+    assert subprocess.run(program).returncode == -signal.SIGKILL
+    publish(tmp_path / "elsewhere" / "of-the-next.txt", b"1")
+    publish(tmp_path / "of-the-next.txt", b"1")
+    (tmp_path / "of-the-next.txt").unlink()
+    (tmp_path / "elsewhere" / "of-the-next.txt").unlink()
+    assert content(tmp_path) == before
+
+
+def test_what_was_changed_after_a_killed_run_is_not_taken_back(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    program = [sys.executable, "-c", KILLED, "2", str(tmp_path), "put"]
+    assert subprocess.run(program).returncode == -signal.SIGKILL
+    (tmp_path / "old.txt").unlink()
+    (tmp_path / "old.txt").write_bytes(b"of the user")
+    publish(tmp_path / "of-the-next.txt", b"1")
+    publish(tmp_path / "elsewhere" / "next.txt", b"1")
+    (tmp_path / "elsewhere" / "next.txt").unlink()
+    assert content(tmp_path) == {"old.txt": b"of the user", "of-the-next.txt": b"1"}
+
+
+def test_a_folder_that_something_else_made_meanwhile_stays(tmp_path: Path) -> None:
+    def write() -> None:
+        with together():
+            with replacing_set(tmp_path / "model", overwrite=False) as draft:
+                draft.mkdir()
+                (draft / "weights").write_bytes(b"new")
+            (tmp_path / "model").mkdir()
+            (tmp_path / "model" / "weights").write_bytes(b"of another run")
+
+    with pytest.raises(InputError, match="model exists already: something else wrote it"):
+        write()
+    assert content(tmp_path) == {"model/weights": b"of another run"}
+
+
+def test_sets_of_two_runs_that_replace_the_same_files_do_not_mix(tmp_path: Path) -> None:
+    start = threading.Barrier(6)
+    names = [f"{number}.txt" for number in range(12)]
+
+    def run(number: int) -> None:
+        start.wait()
+        for _ in range(5):
+            with together():
+                for name in names:
+                    publish(tmp_path / name, bytes([number]), overwrite=True)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(content(tmp_path).values())) == 1
+    assert sorted(content(tmp_path)) == sorted(names)
+
+
+def test_what_the_disk_refuses_at_the_end_is_an_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(Path, "symlink_to", full)
+    (tmp_path / "elsewhere").mkdir()
+
+    @together()
+    def write_both() -> None:
+        publish(tmp_path / "one.txt", b"1")
+        publish(tmp_path / "elsewhere" / "two.txt", b"2")
+
+    with pytest.raises(InputError, match=r"two\.txt cannot be written: .*No space left on device"):
+        write_both()
+    assert content(tmp_path) == {}
+
+
+# --- models whose weights are in a second file -------------------------------------------------
+
+
+def onnx_pair(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """Two models, and a limit that puts their weights into a second file."""
+    monkeypatch.setattr(write, "EMBEDDED_BYTES", 100)
+    models = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        models.append(nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 3)))
+    fxrebasin.export_onnx(models[0], folder / "m.onnx", torch.randn(2, 20))
+    return models
+
+
+def test_an_overwrite_that_is_killed_leaves_the_model_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = onnx_pair(tmp_path, monkeypatch)
+    before = content(tmp_path)
+    put = files._put
+
+    def killed(item: files._Draft, move: files._Move) -> None:
+        if item.place.suffix == ".onnx":
+            os.kill(os.getpid(), signal.SIGKILL)
+        put(item, move)
+
+    monkeypatch.setattr(files, "_put", killed)
+    child = os.fork()
+    if not child:
+        fxrebasin.export_onnx(b, tmp_path / "m.onnx", torch.randn(2, 20), overwrite=True)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert len(list(tmp_path.glob("m.onnx.*.data"))) == 2
+    assert fxrebasin.verify(a, tmp_path / "m.onnx", torch.randn(2, 20)).passed
+    monkeypatch.setattr(files, "_put", put)
+    publish(tmp_path / "next.txt", b"1")
+    (tmp_path / "next.txt").unlink()
+    assert content(tmp_path) == before
+    fxrebasin.export_onnx(b, tmp_path / "m.onnx", torch.randn(2, 20), overwrite=True)
+    assert fxrebasin.verify(b, tmp_path / "m.onnx", torch.randn(2, 20)).passed
+    (data,) = tmp_path.glob("m.onnx.*.data")
+    assert data.name not in before
+
+
+@pytest.mark.parametrize("how", ["transform", "apply", "merge"])
+def test_data_of_files_that_are_written_back_have_names_of_their_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    _, b = onnx_pair(tmp_path, monkeypatch)
+    other, out = tmp_path / "other", tmp_path / "other" / "m.onnx"
+    other.mkdir()
+    fxrebasin.export_onnx(b, tmp_path / "b.onnx", torch.randn(2, 20))
+    (other / "m.onnx.data").write_bytes(b"of the user")
+    (other / "x.m.onnx.0123456789abcdef.data").write_bytes(b"of x.m.onnx")
+    for source in ("b.onnx", "m.onnx"):
+        path = tmp_path / source
+        if how == "transform":
+            fxrebasin.onnx_transform(path, ref=tmp_path / "m.onnx", out=out, overwrite=True)
+        elif how == "apply":
+            order = fxrebasin.analyze(path).random(1)
+            fxrebasin.onnx_apply(path, order, out, overwrite=True)
+        else:
+            fxrebasin.onnx_merge([path, tmp_path / "m.onnx"], out, overwrite=True)
+        (data,) = other.glob("m.onnx.*.data")
+        assert data.name == f"m.onnx.{hashlib.sha256(data.read_bytes()).hexdigest()[:16]}.data"
+        stored = onnx.load(out, load_external_data=False).graph.initializer
+        places = {e.value for t in stored for e in t.external_data if e.key == "location"}
+        assert places == {data.name}
+    assert (other / "m.onnx.data").read_bytes() == b"of the user"
+    assert (other / "x.m.onnx.0123456789abcdef.data").is_file()

@@ -31,7 +31,7 @@ from fxrebasin.exporters.onnx.names import names_in_file
 from fxrebasin.exporters.onnx.past import with_cache
 from fxrebasin.exporters.onnx.sizes import Sizes
 from fxrebasin.exporters.onnx.state import folding_notes, state_bytes, state_of
-from fxrebasin.exporters.onnx.write import EMBEDDED_BYTES, data_name, write_onnx
+from fxrebasin.exporters.onnx.write import write_onnx
 from fxrebasin.exporters.verify.equivalence import compare_onnxruntime
 from fxrebasin.exporters.verify.input_names import named_inputs
 from fxrebasin.exporters.verify.input_sets import InputSet, example_set, with_sizes
@@ -76,8 +76,8 @@ def export_onnx(
     provider, compared with PyTorch as `fxrebasin.verify` does, and only then renamed. If anything
     fails there is no file, and an earlier file at that place stays as it was. Inputs are named
     after the parameters of `forward`, outputs after their place in what it returns, initializers as
-    in the `state_dict`. Weights beyond 1.8 GB go to `<path>.data`, which has to stay beside the
-    file.
+    in the `state_dict`. Weights beyond 1.8 GB go to `<path>.<their digest>.data`, which has to stay
+    beside the file, and is removed when `overwrite` puts another model in the file's place.
 
     Every parameter is an initializer under its name, bit for bit, also one that has two names or
     that no operator reads; buffers that operators read are, too. This is checked on the file. (A
@@ -121,7 +121,7 @@ def export_onnx(
         True
     """
     model = own_structure(unwrap(model))
-    target = _destination(model, path, overwrite)
+    target = _destination(path, overwrite)
     _check_opset(opset)
     check_usable(model)
     wanted = choices_for(model, state_buffers=state_buffers, outputs=outputs).outputs
@@ -136,9 +136,7 @@ def export_onnx(
         dynamic, further = decoder.axes, decoder.further
     check_outputs(model, args, kwargs, wanted)
     try:
-        with replacing(
-            target, data_name(target), overwrite=overwrite
-        ) as draft:  # the model last: it names its data
+        with replacing(target, overwrite=overwrite) as draft:
             job = _Job(model, args, kwargs, draft, opset, optimize, wanted, further)
             report = _prove(job, dynamic, dynamic_batch)
     except OSError as error:
@@ -146,7 +144,7 @@ def export_onnx(
     return replace(report, path=str(target))
 
 
-def _destination(model: nn.Module, path: str | PathLike[str], overwrite: bool) -> Path:
+def _destination(path: str | PathLike[str], overwrite: bool) -> Path:
     target = Path(path)
     if target.is_dir():
         raise CheckpointError(f"{target} is a directory; name the ONNX file to write in it")
@@ -154,15 +152,11 @@ def _destination(model: nn.Module, path: str | PathLike[str], overwrite: bool) -
         raise CheckpointError(f"the directory {target.parent} does not exist; create it first")
     if not os.access(target.parent, os.W_OK):
         raise CheckpointError(f"the directory {target.parent} is not writable")
-    names = [target.name]
-    if state_bytes(model) > EMBEDDED_BYTES:
-        names.append(data_name(target))
-    for name in names:
-        if not overwrite and os.path.lexists(target.parent / name):
-            raise CheckpointError(
-                f"{target.parent / name} exists and is kept; "
-                f"pass {spoken('overwrite=True', '--overwrite')} to replace it"
-            )
+    if not overwrite and os.path.lexists(target):
+        raise CheckpointError(
+            f"{target} exists and is kept; "
+            f"pass {spoken('overwrite=True', '--overwrite')} to replace it"
+        )
     return target
 
 

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import onnx
 
 from fxrebasin.errors import CheckpointError, FxRebasinError
+from fxrebasin.storage.content_names import named_by_content
 
 _GRAPH, _INITIALIZER, _RAW = 7, 5, 9  # numbers of fields: of a model, of a graph, of a tensor
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # how a field is encoded
@@ -95,30 +96,35 @@ def write_embedded(
     return places
 
 
-def write_data(weights: Sequence[Weight], path: Path) -> dict[str, Extent]:
+def write_data(weights: Sequence[Weight], owner: Path) -> dict[str, Extent]:
     """Write the bytes of weights one after the other; those with the same numbers once.
 
     Args:
         weights: to be written.
-        path: of the file.
+        owner: the model's file, beside which they go to a file that has a name of its content.
     """
-    places: dict[str, Extent] = {}
-    written: dict[object, Extent] = {}
-    with path.open("wb") as file:
+    offsets: dict[str, int] = {}
+    written: dict[object, int] = {}
+    draft = owner.with_name(f"{owner.name}.data")
+    with draft.open("wb") as file:
         for weight in weights:
-            place = written.get(weight.same)
-            if weight.same is None or place is None:
-                place = _append(weight, file, path)
-                written[weight.same] = place
-            places[weight.header.name] = place
-    return places
+            offset = written.get(weight.same)
+            if weight.same is None or offset is None:
+                offset = _append(weight, file)
+                written[weight.same] = offset
+            offsets[weight.header.name] = offset
+    path = named_by_content(draft, owner.name)
+    return {
+        weight.header.name: Extent(path, offsets[weight.header.name], weight.size)
+        for weight in weights
+    }
 
 
-def _append(weight: Weight, file: BinaryIO, path: Path) -> Extent:
+def _append(weight: Weight, file: BinaryIO) -> int:
     file.write(bytes(-file.tell() % _ALIGNED))
-    place = Extent(path, file.tell(), weight.size)
+    offset = file.tell()
     file.write(weight.data())
-    return place
+    return offset
 
 
 def with_data_elsewhere(

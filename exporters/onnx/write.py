@@ -30,22 +30,13 @@ from fxrebasin.exporters.onnx.wire import (
     write_embedded,
 )
 from fxrebasin.running.messages import first_lines
+from fxrebasin.storage.content_names import outdated
 
 # A protobuf message holds less than 2 GiB, and the graph itself takes some of that.
 EMBEDDED_BYTES = 1_800_000_000
 
 # Weights below this stay in the graph in any case: shapes are among them, which checkers read.
 _SMALL_BYTES = 1024
-
-
-def data_name(path: Path) -> str:
-    """Name of the file beside `path` that holds the weights if there are too many.
-
-    Example:
-        >>> data_name(Path("models/net.onnx"))
-        'net.onnx.data'
-    """
-    return f"{path.name}.data"
 
 
 def write_onnx(
@@ -61,7 +52,8 @@ def write_onnx(
 
     Args:
         model: what was captured; left as it was.
-        path: where to write; weights beyond `EMBEDDED_BYTES` go to a second file beside it.
+        path: where to write; weights beyond `EMBEDDED_BYTES` go to a second file beside it,
+            which has a name of its content.
         captured: the model as a program.
         opset: version of the operator set; the exporter's default when left out.
         optimize: run onnxscript's optimizer, which folds parameters into others. Otherwise the
@@ -146,7 +138,9 @@ def _save(model: ir.Model, path: Path, label: str) -> None:
     graph = ir.serde.serialize_model(model)
     if sum(weight.size for weight in weights) > EMBEDDED_BYTES:
         large = [weight for weight in weights if weight.size >= _SMALL_BYTES]
-        places = write_data(large, path.with_name(data_name(path)))
+        for earlier in outdated(path, ()):
+            earlier.unlink()
+        places = write_data(large, path)
         onnx.save(with_data_elsewhere(graph, weights, places), path)
         _check(path, label)
         return

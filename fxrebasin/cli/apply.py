@@ -58,7 +58,13 @@ def apply(
         permutation_document,
     )
     from fxrebasin.cli.holding import proved_on
-    from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write_weights
+    from fxrebasin.cli.work import (
+        open_bench,
+        read_for,
+        refuse_target,
+        weights_or_folder,
+        write_weights,
+    )
 
     if is_onnx_file(model):
         given = {"--weights": weights, "--dtype": target.dtype, **reading_given(reading, inputs)}
@@ -69,7 +75,7 @@ def apply(
     if is_onnx_file(target.out):
         raise click.UsageError("--out is an ONNX file only where MODEL is one")
     path = weights_or_folder(model, weights, "--weights")
-    refuse_target(target, inputs=[path, certificate])
+    refuse_target(target, inputs=read_for(model, path, certificate))
     permutation = certificate_from(certificate)
     if inverse:
         permutation = permutation.inverse()

@@ -34,10 +34,10 @@ def compose(
     c_to_a.safetensors`. With --inverse and a single certificate it is turned round.
     """
     from fxrebasin.cli.documents import command_document, permutation_document
+    from fxrebasin.cli.work import refuse_outputs
     from fxrebasin.permutation import Permutation
-    from fxrebasin.storage.files import refuse_existing
 
-    refuse_existing([out], overwrite=overwrite)
+    refuse_outputs([out], inputs=certificates, overwrite=overwrite)
     first, *others = (Permutation.load(path) for path in certificates)
     whole = reduce(lambda done, following: following.compose(done), others, first)
     whole = whole.inverse() if inverse else whole

@@ -55,14 +55,15 @@ def export(
 ) -> None:
     """Export MODEL to ONNX; the file appears only after it was checked and run on onnxruntime."""
     import fxrebasin
-    from fxrebasin.cli.work import open_bench, weights_or_folder
+    from fxrebasin.cli.work import open_bench, read_for, refuse_outputs, weights_or_folder
     from fxrebasin.exporters.onnx.axes import parse_dynamic
     from fxrebasin.progress import waiting
-    from fxrebasin.storage.files import refuse_existing
 
     axes = parse_dynamic(dynamic) if dynamic else None
     path = weights_or_folder(model, weights, "--weights")
-    refuse_existing([out], overwrite=overwrite)
+    # Exporters put files into the folders of models, where they change nothing that is read.
+    files = [place for place in read_for(model, path) if place.is_file()]
+    refuse_outputs([out], inputs=files, overwrite=overwrite)
     bench = open_bench(model, inputs, reading)
     bench.lay(bench.read(path))
     out.parent.mkdir(parents=True, exist_ok=True)

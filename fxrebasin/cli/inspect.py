@@ -58,28 +58,29 @@ def inspect(
 
     MODEL may be an ONNX file.
     """
+    from fxrebasin.cli.work import read_for, refuse_outputs
     from fxrebasin.progress import waiting
     from fxrebasin.show.drawing import dot_source, render_svg
     from fxrebasin.show.page import html_page
     from fxrebasin.show.views import symmetry_document, symmetry_view
-    from fxrebasin.storage.files import publish, refuse_existing
+    from fxrebasin.storage.files import publish, together
 
     pictures = [path for path in (svg, html) if path is not None]
-    refuse_existing(pictures, overwrite=overwrite)
+    read = [path for path in read_for(model, weights) if path.is_file()]
+    refuse_outputs(pictures, inputs=read, overwrite=overwrite)
     found, shapes = _symmetry(model, weights, symmetry, reading, inputs)
     talk = Talk(as_json, dry_run=False)
-    if explain is not None:
-        text = found.explain(*explain)
+    text = None if explain is None else found.explain(*explain)
+    with together(), waiting("drawing"):
+        if svg is not None:
+            publish(svg, render_svg(dot_source(found, model)), overwrite=overwrite)
+        if html is not None:
+            publish(html, html_page(found, model).encode(), overwrite=overwrite)
+    if text is not None:
         show(talk, text, {"explanation": text})
     else:
         document = {"model": model, "inputs": list(shapes), **symmetry_document(found)}
         show(talk, symmetry_view(model, found, shapes), document)
-    if svg is not None:
-        with waiting("drawing"):
-            publish(svg, render_svg(dot_source(found, model)), overwrite=overwrite)
-    if html is not None:
-        with waiting("drawing"):
-            publish(html, html_page(found, model).encode(), overwrite=overwrite)
     for path in pictures:
         say(talk, f"wrote {path}")
 

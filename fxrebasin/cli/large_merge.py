@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,15 @@ from fxrebasin.cli.merging import (
     merge_document,
     merge_facts,
     report_places,
+    write_reports,
 )
 from fxrebasin.cli.options import AS_THEY_ARE, HowToMatch, HowToRead, Inputs, Limits, Talk, Target
-from fxrebasin.cli.talking import finite, say, show
+from fxrebasin.cli.talking import say, show
 from fxrebasin.merge.by_pattern import ByPattern
 from fxrebasin.merge.combinations import Combination
 from fxrebasin.merge.states import tied_names
 from fxrebasin.reports.rebasin import RebasinReport
-from fxrebasin.storage.files import publish
+from fxrebasin.storage.files import together
 from fxrebasin.storage.reading import Checkpoint
 from fxrebasin.streaming.aligning import Plan, shapes_of
 from fxrebasin.streaming.combining import Combining
@@ -84,14 +84,13 @@ def merge_large(
         read = room.bytes_read()
         if not room.speaks:
             return
-        written = publish_outcome(outcome, run.result(0), overwrite=target.overwrite)
-    reports = report_places(task, target)
-    document = merge_document(room.bench.name, made_of, combination, (task, matching), None)
-    document |= {"proof": PROOF, "files": [str(path) for path in (written, *reports)]}
-    document["bytes_read_by_process"] = read
-    for place in reports:
-        content = text if place.suffix == ".md" else json.dumps(finite(document), indent=2)
-        publish(place, f"{content.rstrip()}\n".encode(), overwrite=True)
+        reports = report_places(task, target)
+        document = merge_document(room.bench.name, made_of, combination, (task, matching), None)
+        document["bytes_read_by_process"] = read
+        with together():
+            written = publish_outcome(outcome, run.result(0), overwrite=target.overwrite)
+            document |= {"proof": PROOF, "files": [str(path) for path in (written, *reports)]}
+            write_reports(reports, text, document, target)
     show(talk, facts, document)
     for path in (written, *reports):
         if path.parent != target.out:  # what is in the folder belongs to it
@@ -132,8 +131,9 @@ def interpolate_large(
         read = room.bytes_read()
         if not room.speaks:
             return
-        for k, outcome in enumerate(outcomes.values()):
-            files.append(publish_outcome(outcome, run.result(k), overwrite=first.overwrite))
+        with together():
+            for k, outcome in enumerate(outcomes.values()):
+                files.append(publish_outcome(outcome, run.result(k), overwrite=first.overwrite))
     document = line_document("interpolate", made_of) | {
         "positions": list(targets),
         "recalibrate": None,

@@ -23,6 +23,7 @@ from fxrebasin.cli.large import (
 from fxrebasin.cli.options import HowToMatch, HowToRead, Inputs, Limits, Talk, Target
 from fxrebasin.cli.talking import say, show
 from fxrebasin.show.views import report_facts
+from fxrebasin.storage.files import together
 from fxrebasin.streaming.making import Permuting
 from fxrebasin.streaming.outcome import publish_outcome, write_outcome
 from fxrebasin.streaming.unfinished import unfinished_run
@@ -76,10 +77,11 @@ def transform_large(
         read = room.bytes_read()
         if not room.speaks:
             return
-        if certificate is not None:
-            permutation.save(certificate, overwrite=target.overwrite)
-        files = [publish_outcome(outcome, run.result(), overwrite=target.overwrite)]
-        files += [] if certificate is None else [certificate]
+        with together():
+            files = [publish_outcome(outcome, run.result(), overwrite=target.overwrite)]
+            if certificate is not None:
+                permutation.save(certificate, overwrite=target.overwrite)
+                files.append(certificate)
     document = {
         **command_document("transform"),
         "model": room.bench.name,

@@ -23,13 +23,20 @@ from fxrebasin.cli.plans import show_plan
 from fxrebasin.cli.talking import say, show
 from fxrebasin.cli.units import check_units_picture, draw_units
 from fxrebasin.cli.user_objects import batches, function
-from fxrebasin.cli.work import open_bench, refuse_target, split_models, write_weights
+from fxrebasin.cli.work import (
+    open_bench,
+    read_for,
+    refuse_outputs,
+    refuse_targets,
+    split_models,
+    write_weights,
+)
 from fxrebasin.errors import InputError
 from fxrebasin.merge.by_pattern import ByPattern
 from fxrebasin.merge.combinations import Combination
 from fxrebasin.merge.states import own_state
 from fxrebasin.show.views import report_facts
-from fxrebasin.storage.files import refuse_existing
+from fxrebasin.storage.files import together
 
 _PLACE = "{t}"
 
@@ -89,8 +96,7 @@ def run_interpolate(
     check_units_picture(picture, how[0])
     targets = {t: Target(path, target.dtype, target.overwrite) for t, path in places.items()}
     model, paths = split_models(arguments)
-    for item in targets.values():
-        refuse_target(item, picture, inputs=paths)
+    refuse_targets(list(targets.values()), picture, inputs=read_for(model, *paths))
     if len(paths) == 2:
         results = [Result(item, 0, False) for item in targets.values()]
         needing = {"--recalibrate": recalibrate, "--picture": picture}
@@ -105,18 +111,19 @@ def run_interpolate(
     files: list[Path] = []
     facts = line_facts(made_of)
     digest = digest_facts(made_of.checkpoints[1].path, made_of.aligned.permutations[1])
-    for t, item in targets.items():
-        state = made_of.combined(Combination(weights=ByPattern((1 - t, t))))
-        if recalibrate is not None:
-            bench.module.load_state_dict(state, strict=False)
-            loader = batches(recalibrate, "--recalibrate", bench)
-            mended = own_state(fxrebasin.recalibrate(bench.module, loader))
-            state = {name: mended[name].to(tensor.dtype) for name, tensor in state.items()}
-        text = card(item.out.stem, [("position", f"{t:g}"), *facts, *digest], ["merge"])
-        files += write_weights(item, first, state, text)
     pair, certificate = made_of.checkpoints[:2], made_of.aligned.permutations[1]
-    drawn = draw_units(picture, (pair[0], pair[1]), certificate, overwrite=target.overwrite)
-    files += drawn
+    with together():
+        for t, item in targets.items():
+            state = made_of.combined(Combination(weights=ByPattern((1 - t, t))))
+            if recalibrate is not None:
+                bench.module.load_state_dict(state, strict=False)
+                loader = batches(recalibrate, "--recalibrate", bench)
+                mended = own_state(fxrebasin.recalibrate(bench.module, loader))
+                state = {name: mended[name].to(tensor.dtype) for name, tensor in state.items()}
+            text = card(item.out.stem, [("position", f"{t:g}"), *facts, *digest], ["merge"])
+            files += write_weights(item, first, state, text)
+        drawn = draw_units(picture, (pair[0], pair[1]), certificate, overwrite=target.overwrite)
+        files += drawn
     document = line_document("interpolate", made_of) | {
         "positions": list(targets),
         "recalibrate": recalibrate,
@@ -149,7 +156,8 @@ def run_barrier(
     name, steps, recalibrate = measuring
     picture, overwrite = drawing
     if picture is not None:
-        refuse_existing([picture], overwrite=overwrite)
+        model, paths = split_models(arguments)
+        refuse_outputs([picture], inputs=read_for(model, *paths), overwrite=overwrite)
     made_of = _between_two(arguments, how, talk, "barrier", picture)
     if made_of is None:
         return

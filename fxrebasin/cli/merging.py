@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,14 +38,14 @@ from fxrebasin.cli.plans import show_plan
 from fxrebasin.cli.talking import finite, say, show
 from fxrebasin.cli.units import check_units_picture, draw_units
 from fxrebasin.cli.user_objects import batches, function
-from fxrebasin.cli.work import open_bench, refuse_target, split_models, write_weights
+from fxrebasin.cli.work import open_bench, read_for, refuse_target, split_models, write_weights
 from fxrebasin.errors import InputError
 from fxrebasin.merge.by_pattern import ByPattern
 from fxrebasin.merge.combinations import Combination, Formula
 from fxrebasin.merge.states import own_state
 from fxrebasin.progress import waiting
 from fxrebasin.running.batches import State
-from fxrebasin.storage.files import publish, refuse_existing
+from fxrebasin.storage.files import publish, together
 from fxrebasin.wording import listed
 
 _REPORT_IN_FOLDER = "fxrebasin.json"
@@ -183,8 +184,9 @@ def run_merge(
     matching, reading, inputs = how
     model, paths = split_models(task.arguments)
     reports = report_places(task, target)
-    refuse_target(target, task.picture, inputs=paths)
-    refuse_existing([p for p in reports if p.parent != target.out], overwrite=target.overwrite)
+    read = read_for(model, *paths, task.base)
+    beside = [place for place in reports if place.parent != target.out]
+    refuse_target(target, task.picture, *beside, inputs=read)
     task.check(len(paths))
     if task.evaluate is None:
         check_units_picture(task.picture, matching)
@@ -216,13 +218,12 @@ def run_merge(
     document = merge_document(model, made_of, combination, (task, matching), measured)
     facts = merge_facts(model, made_of, combination, task, measured)
     text = card(target.out.stem, [*facts, *merge_digests(made_of)], ["merge"])
-    files = [*write_weights(target, checkpoints[0], merged, text)]
-    if task.picture is not None:
-        files += _drawn(task.picture, made_of, measured, target)
-    document["files"] = [str(path) for path in (*files, *reports)]
-    for place in reports:
-        content = text if place.suffix == ".md" else json.dumps(finite(document), indent=2)
-        publish(place, f"{content.rstrip()}\n".encode(), overwrite=True)
+    with together():
+        files = [*write_weights(target, checkpoints[0], merged, text)]
+        if task.picture is not None:
+            files += _drawn(task.picture, made_of, measured, target)
+        document["files"] = [str(path) for path in (*files, *reports)]
+        write_reports(reports, text, document, target)
     show(talk, facts, document)
     for path in (*files, *reports):
         if path.parent != target.out:  # what is in the folder belongs to it
@@ -252,6 +253,23 @@ def report_places(task: Merge, target: Target) -> list[Path]:
     if target.out.suffix in WEIGHTS_SUFFIXES:
         return [target.out.with_suffix(".json"), target.out.with_suffix(".md")]
     return [target.out / _REPORT_IN_FOLDER]
+
+
+def write_reports(
+    places: Sequence[Path], text: str, document: Mapping[str, Any], target: Target
+) -> None:
+    """Write what was done.
+
+    Args:
+        places: from `report_places`.
+        text: for people.
+        document: for programs.
+        target: of the result; a report in its folder replaces that of an earlier one.
+    """
+    for place in places:
+        content = text if place.suffix == ".md" else json.dumps(finite(document), indent=2)
+        overwrite = target.overwrite or place.parent == target.out
+        publish(place, f"{content.rstrip()}\n".encode(), overwrite=overwrite)
 
 
 def check_patterns(combination: Combination, made_of: Ingredients) -> None:

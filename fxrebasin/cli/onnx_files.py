@@ -116,18 +116,18 @@ def transform_file(
     from fxrebasin.cli.work import refuse_target
     from fxrebasin.progress import waiting
     from fxrebasin.show.views import report_facts
+    from fxrebasin.storage.files import together
 
     for option, path in (("--ref", ref), ("--out", target.out)):
         if not is_onnx_file(path):
             raise click.UsageError(f"{option} has to be an .onnx file as MODEL is; found {path}")
     refuse_target(target, certificate, inputs=[model, ref])
-    target.out.parent.mkdir(parents=True, exist_ok=True)
-    with waiting(f"re-basing {model}"):
-        report = rebased(model, ref, target.out, matching, inputs, overwrite=target.overwrite)
     files = [target.out]
-    if certificate is not None:
-        report.certificate.save(certificate, overwrite=target.overwrite)
-        files.append(certificate)
+    with together(), waiting(f"re-basing {model}"):
+        report = rebased(model, ref, target.out, matching, inputs, overwrite=target.overwrite)
+        if certificate is not None:
+            report.certificate.save(certificate, overwrite=target.overwrite)
+            files.append(certificate)
     document = {"model": str(model), "ref": str(ref), **matching_document(report)}
     written = {"files": [str(file) for file in files]}
     show(talk, report_facts(report), {**command_document("transform"), **document, **written})
@@ -167,7 +167,6 @@ def apply_file(
     permutation = fxrebasin.Permutation.load(certificate)
     if inverse:
         permutation = permutation.inverse()
-    target.out.parent.mkdir(parents=True, exist_ok=True)
     with waiting(f"permuting {model}"):
         proof = fxrebasin.onnx_apply(
             model, permutation, target.out, overwrite=target.overwrite, outputs=inputs.outputs
@@ -215,16 +214,15 @@ def interpolate_files(
     """
     import fxrebasin
     from fxrebasin.cli.documents import command_document, matching_document
-    from fxrebasin.cli.work import refuse_target
+    from fxrebasin.cli.work import refuse_outputs
     from fxrebasin.progress import waiting
     from fxrebasin.show.views import report_facts
+    from fxrebasin.storage.files import together
 
     for path in (*files, *places.values()):
         if not is_onnx_file(path):
             raise click.UsageError(f"an .onnx file belongs to another .onnx file; found {path}")
-    for path in places.values():
-        refuse_target(Target(path, None, target.overwrite), inputs=files)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    refuse_outputs([*places.values()], inputs=files, overwrite=target.overwrite)
     facts: list[tuple[str, str]] = []
     document: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fxrebasin-") as folder:
@@ -234,8 +232,10 @@ def interpolate_files(
             with waiting(f"re-basing {files[1]}"):
                 report = rebased(files[1], files[0], second, matching, inputs, overwrite=False)
             facts, document = report_facts(report), matching_document(report)
-        for t, path in places.items():
-            fxrebasin.onnx_merge([files[0], second], path, (1 - t, t), overwrite=target.overwrite)
+        with together():
+            for t, path in places.items():
+                shares = (1 - t, t)
+                fxrebasin.onnx_merge([files[0], second], path, shares, overwrite=target.overwrite)
     written = {"positions": list(places), "files": [str(path) for path in places.values()]}
     show(talk, facts, {**command_document("interpolate"), **document, **written})
     for t, path in places.items():

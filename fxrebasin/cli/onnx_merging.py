@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,14 @@ import click
 import fxrebasin
 from fxrebasin.cli import numbers
 from fxrebasin.cli.documents import card, command_document, matching_document
+from fxrebasin.cli.merging import write_reports
 from fxrebasin.cli.onnx_files import is_onnx_file, rebased
 from fxrebasin.cli.options import AS_THEY_ARE, JOINT, HowToMatch, Inputs, Talk, Target
-from fxrebasin.cli.talking import finite, say, show
+from fxrebasin.cli.talking import say, show
 from fxrebasin.cli.work import refuse_target
 from fxrebasin.errors import InputError
 from fxrebasin.progress import waiting
-from fxrebasin.storage.files import publish, refuse_existing
+from fxrebasin.storage.files import together
 
 if TYPE_CHECKING:
     from fxrebasin.reports.rebasin import RebasinReport
@@ -90,14 +90,29 @@ def merge_files(
         )
     shares = task.shares()
     places = [target.out.with_suffix(suffix) for suffix in (".json", ".md")] if task.report else []
-    refuse_target(target, inputs=task.files)
-    refuse_existing(places, overwrite=target.overwrite)
-    target.out.parent.mkdir(parents=True, exist_ok=True)
+    refuse_target(target, *places, inputs=task.files)
     with tempfile.TemporaryDirectory(prefix="fxrebasin-") as folder:
         files, reports = _aligned(task.files, Path(folder), matching, inputs)
-        fxrebasin.onnx_merge(files, target.out, shares, overwrite=target.overwrite)
-    facts = _facts(task.files, reports, shares)
-    document = {
+        facts = _facts(task.files, reports, shares)
+        document = _document(task, places, target, matching, reports, shares)
+        with together():
+            fxrebasin.onnx_merge(files, target.out, shares, overwrite=target.overwrite)
+            write_reports(places, card(target.out.stem, facts, ["merge"]), document, target)
+    show(talk, facts, document)
+    for path in (target.out, *places):
+        say(talk, f"wrote {path}")
+
+
+def _document(
+    task: FilesToMerge,
+    places: Sequence[Path],
+    target: Target,
+    matching: HowToMatch,
+    reports: Sequence[RebasinReport],
+    shares: Sequence[float],
+) -> dict[str, Any]:
+    """What was done, for programs."""
+    return {
         **command_document("merge"),
         "models": [str(path) for path in task.files],
         "method": matching.method or "weight",
@@ -106,13 +121,6 @@ def merge_files(
         "combine": {"formula": "mean", "weights": list(shares)},
         "files": [str(path) for path in (target.out, *places)],
     }
-    text = card(target.out.stem, facts, ["merge"])
-    for place in places:
-        content = text if place.suffix == ".md" else json.dumps(finite(document), indent=2)
-        publish(place, f"{content.rstrip()}\n".encode(), overwrite=True)
-    show(talk, facts, document)
-    for path in (target.out, *places):
-        say(talk, f"wrote {path}")
 
 
 def _aligned(

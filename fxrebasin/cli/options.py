@@ -22,6 +22,8 @@ ARGUMENTS = "fxrebasin.arguments"
 """Where a context keeps what was written."""
 RESULTS = "fxrebasin.results"
 """Where a context keeps the stream of results, if all else that is printed goes elsewhere."""
+RECIPE = "fxrebasin.recipe"
+"""Where a context keeps the path of the recipe that the command is from, if it is from one."""
 
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 CHECKPOINT = click.Path(exists=True, path_type=Path)

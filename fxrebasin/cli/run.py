@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fxrebasin.cli.options import EXISTING_FILE
+from fxrebasin.cli.options import EXISTING_FILE, RECIPE
 
 
 @click.command(
@@ -35,6 +35,7 @@ def run(ctx: click.Context, recipe: Path, options: tuple[str, ...]) -> None:
     parent = ctx.parent
     if parent is None or not isinstance(parent.command, click.Group):
         raise click.UsageError("run is a command of fxrebasin")
+    ctx.meta[RECIPE] = recipe
     name, arguments = arguments_of(parent.command, recipe, options)
     command = parent.command.commands[name]
     with command.make_context(name, arguments, parent=parent) as context:

@@ -98,7 +98,13 @@ def transform(
     from fxrebasin.cli.large_transform import transform_large
     from fxrebasin.cli.plans import show_plan
     from fxrebasin.cli.units import draw_units
-    from fxrebasin.cli.work import open_bench, refuse_target, weights_or_folder, write_weights
+    from fxrebasin.cli.work import (
+        open_bench,
+        read_for,
+        refuse_target,
+        weights_or_folder,
+        write_weights,
+    )
     from fxrebasin.proof import prove_bits
     from fxrebasin.show.views import report_facts
     from fxrebasin.storage.files import together
@@ -116,7 +122,7 @@ def transform(
         return
     _check_choices(exact, matching, target)
     path = weights_or_folder(model, model_b, "--model-b")
-    refuse_target(target, onnx, certificate, picture, inputs=[path, ref])
+    refuse_target(target, onnx, certificate, picture, inputs=read_for(model, path, ref))
     how = (matching, reading, inputs)
     needing = {"--onnx": onnx, "--picture": picture}
     room = room_for(model, [ref, path], how, limits, needing, [Result(target, 1, True)])

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import torch
 from torch import nn
 
-from fxrebasin.cli.options import HowToRead, Inputs, Target
+from fxrebasin.cli.options import RECIPE, HowToRead, Inputs, Target
 from fxrebasin.errors import InputError
 from fxrebasin.models.by_name import build_model
 from fxrebasin.models.example_inputs import normalise_inputs
@@ -152,7 +153,7 @@ def split_models(arguments: Sequence[str]) -> tuple[str, tuple[Path, ...]]:
     return model, paths
 
 
-def refuse_target(target: Target, *others: Path | None, inputs: Sequence[Path] = ()) -> None:
+def refuse_target(target: Target, *others: Path | None, inputs: Sequence[Path]) -> None:
     """Refuse results that exist, two in one place, or one in place of what is read.
 
     Args:
@@ -161,19 +162,69 @@ def refuse_target(target: Target, *others: Path | None, inputs: Sequence[Path] =
         inputs: what is read.
 
     Raises:
+        InputError: one exists, or two are the same, or one is, holds or lies in an input, or in the
+            folder of the weights.
+    """
+    files = [path for path in others if path is not None]
+    if target.out.is_dir():
+        refuse_inputs(target.out, inputs)
+        refuse_full_folder(target.out, overwrite=target.overwrite)
+        refuse_outputs(files, inputs=inputs, overwrite=target.overwrite)
+    else:
+        refuse_outputs([target.out, *files], inputs=inputs, overwrite=target.overwrite)
+    for file in files:
+        if target.out.resolve() in file.resolve().parents:
+            raise InputError(
+                f"{file} lies in {target.out}, which is written as a whole; choose another place"
+            )
+
+
+def refuse_targets(targets: Sequence[Target], *others: Path | None, inputs: Sequence[Path]) -> None:
+    """Refuse several results, as `refuse_target` does one.
+
+    Args:
+        targets: of the weights, one beside the other.
+        *others: of further files.
+        inputs: what is read.
+
+    Raises:
+        InputError: see `refuse_target`; or one holds or lies in another.
+    """
+    for index, target in enumerate(targets):
+        earlier = [other.out for other in targets[:index]]
+        refuse_target(target, *others, inputs=[*inputs, *earlier])
+
+
+def refuse_outputs(files: Sequence[Path], *, inputs: Sequence[Path], overwrite: bool) -> None:
+    """Refuse files that exist, two in one place, or one in place of what is read.
+
+    Args:
+        files: that are going to be written.
+        inputs: what is read, beside the recipe if there is one.
+        overwrite: whether files are replaced; inputs never are.
+
+    Raises:
         InputError: one exists, or two are the same, or one is, holds or lies in an input.
     """
-    files = [target.out, *(path for path in others if path is not None)]
     places = [path.resolve() for path in files]
     twice = [str(path) for k, path in enumerate(files) if places[k] in places[:k]]
     if twice:
         raise InputError(f"{', '.join(twice)} is to be written twice; give each file its own name")
+    recipe = click.get_current_context().meta.get(RECIPE)
     for file in files:
-        refuse_inputs(file, inputs)
-    folder = target.out.is_dir()
-    if folder:
-        refuse_full_folder(target.out, overwrite=target.overwrite)
-    refuse_existing(files[1:] if folder else files, overwrite=target.overwrite)
+        refuse_inputs(file, inputs if recipe is None else [*inputs, recipe])
+    refuse_existing(files, overwrite=overwrite)
+
+
+def read_for(model: str, *paths: Path | None) -> list[Path]:
+    """What a command reads: checkpoints, and the model if its name is that of a file.
+
+    Args:
+        model: its name.
+        *paths: of checkpoints and the like.
+    """
+    own = Path(model.removeprefix(_FOLDER))
+    return [path for path in (*paths, own if own.is_file() else None) if path is not None]
 
 
 def write_weights(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from fxrebasin.demo.subjects import SUBJECTS, Subject
 from fxrebasin.demo.training import train
 from fxrebasin.errors import InputError
 from fxrebasin.merge import BarrierCurve
-from fxrebasin.storage.files import publish, refuse_existing
+from fxrebasin.storage.files import refuse_existing, replacing_set
 from fxrebasin.terminal import progress_bar
 
 PICTURE = "barrier.png"
@@ -62,19 +63,26 @@ def run_demo(
     names = [*(subject.file_name for subject in subjects), PICTURE]
     refuse_existing([out / name for name in names], overwrite=overwrite)
     digits = load_digits()
-    out.mkdir(parents=True, exist_ok=True)
-    with _one_thread(), progress_bar(console) as progress:
-        outcomes = tuple(
-            _study(subject, digits, out / subject.file_name, seed, overwrite, progress)
-            for subject in subjects
-        )
-    publish(out / PICTURE, draw([outcome.panel() for outcome in outcomes]), overwrite=overwrite)
+    with replacing_set(out, overwrite=overwrite) as draft:
+        draft.mkdir()
+        with _one_thread(), progress_bar(console) as progress:
+            outcomes = tuple(
+                _study(subject, digits, draft / subject.file_name, seed, progress)
+                for subject in subjects
+            )
+        (draft / PICTURE).write_bytes(draw([outcome.panel() for outcome in outcomes]))
+    outcomes = tuple(_at_its_place(outcome, out / outcome.onnx_file.name) for outcome in outcomes)
     return DemoResult(outcomes, out / PICTURE, time.perf_counter() - start)
 
 
-def _study(
-    subject: Subject, digits: Digits, path: Path, seed: int, overwrite: bool, progress: Progress
-) -> Outcome:
+def _at_its_place(outcome: Outcome, path: Path) -> Outcome:
+    """What was found, of the file where it is now."""
+    return replace(
+        outcome, onnx_file=path, onnxruntime=replace(outcome.onnxruntime, path=str(path))
+    )
+
+
+def _study(subject: Subject, digits: Digits, path: Path, seed: int, progress: Progress) -> Outcome:
     # Different seeds of the demo have no network in common.
     model_a = _train(subject, digits, "A", 2 * seed, progress)
     model_b = _train(subject, digits, "B", 2 * seed + 1, progress)
@@ -83,7 +91,7 @@ def _study(
         symmetry = fxrebasin.analyze(model_b, examples)
         rebased = fxrebasin.transform(model_b, ref=model_a, example_inputs=examples)
     with _task(progress, f"{subject.title}: export and verify"):
-        fxrebasin.export_onnx(rebased, path, examples, overwrite=overwrite)
+        fxrebasin.export_onnx(rebased, path, examples)
         onnxruntime = fxrebasin.verify(model_b, path, examples)
         onnxruntime.raise_if_failed()
     report = rebased.meta["fxrebasin"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fxrebasin.errors import InputError
+from fxrebasin.storage.content_names import DATA, outdated
 from fxrebasin.wording import spoken
 
 # Not on Windows, where what a killed run leaves is not removed.
@@ -24,10 +26,13 @@ _fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 _DRAFTS = ".fxrebasin-"
 _NEW_DRAFTS = ".new-fxrebasin-"
 _LOCK = ".lock"
+_PLAN = ".plan"
 
 
 def refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
     """Check, before any work is done, that files can be written.
+
+    What a killed run left where they are going to be is removed first: it may be in the way.
 
     Args:
         paths: files that are going to be written.
@@ -40,6 +45,8 @@ def refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
     Example:
         >>> refuse_existing([Path("no-such-folder") / "new.png"], overwrite=False)
     """
+    for folder in {path.parent for path in paths}:
+        _remove_leftovers(folder)
     taken = [str(p) for p in paths if p.is_dir() or (os.path.lexists(p) and not overwrite)]
     if taken:
         raise InputError(
@@ -70,8 +77,12 @@ def publish(path: Path, payload: bytes, *, overwrite: bool = False) -> None:
         b'hello'
     """
     refuse_existing([path], overwrite=overwrite)
+    inside = _inside_draft(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if inside is not None:
+            inside.parent.mkdir(parents=True, exist_ok=True)
+            inside.write_bytes(payload)
+            return
         with replacing(path, overwrite=overwrite) as draft:
             draft.write_bytes(payload)
     except OSError as error:
@@ -105,31 +116,35 @@ def together() -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path, *beside: str, overwrite: bool = True) -> Iterator[Path]:
+def replacing(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Where to write a file that appears at its place only when all of it was written.
 
     Files get the permissions that new files of the user have (umask), whoever wrote them, and are
-    on the disk before they have their names.
+    on the disk before they have their names. What was written beside the file appears before it.
+    Data that belong to it have names of their content (`fxrebasin.storage.content_names`): such a
+    file may be there already, as the same; those of what the file held before are removed.
 
     Args:
-        path: the place; its folder has to exist.
-        beside: names of files that may be written beside it, and that appear before it.
+        path: the place; its folder is made if it is missing.
         overwrite: replace files that exist by then.
 
     Raises:
-        InputError: one exists that is not to be replaced.
+        InputError: one exists that is not to be replaced, or cannot be written.
 
     Example:
-        >>> with replacing(Path("greeting.txt"), "answer.txt") as draft:
+        >>> with replacing(Path("greeting.txt")) as draft:
         ...     _ = draft.write_bytes(b"hello"), draft.with_name("answer.txt").write_bytes(b"hi")
         >>> Path("greeting.txt").read_bytes(), Path("answer.txt").read_bytes()
         (b'hello', b'hi')
     """
     with _drafting(path.parent) as (folder, drafts):
         yield folder / path.name
-        for draft in (folder / name for name in (*beside, path.name)):
+        beside = [f for f in sorted(folder.iterdir()) if f.name not in (_LOCK, path.name)]
+        for draft in [*beside, *[folder / path.name]]:
             if draft.exists():
-                drafts.append(_Draft(draft, path.with_name(draft.name), overwrite))
+                replaces = overwrite or DATA.search(draft.name) is not None
+                place = path.with_name(draft.name)
+                drafts.append(_Draft(draft, place, folder, replaces, owner=place == path))
 
 
 @contextmanager
@@ -150,18 +165,17 @@ def replacing_set(path: Path, *, overwrite: bool) -> Iterator[Path]:
         >>> (Path("model") / "weights.txt").read_text()
         '1 2 3'
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _drafting(path.parent) as (folder, drafts):
         yield folder / path.name
         if (folder / path.name).is_dir() and not os.path.lexists(path):
-            drafts.append(_Draft(folder / path.name, path, overwrite=False))
+            drafts.append(_Draft(folder / path.name, path, folder, overwrite=False))
             return
         files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != _LOCK]
         places = [path.parent / file.relative_to(folder) for file in files]
         refuse_existing(places, overwrite=overwrite)
         # The file that says what belongs together comes last.
         pairs = sorted(zip(files, places, strict=True), key=lambda pair: _leads(pair[1]))
-        drafts += [_Draft(file, place, overwrite) for file, place in pairs]
+        drafts += [_Draft(file, place, folder, overwrite) for file, place in pairs]
 
 
 @contextmanager
@@ -177,20 +191,51 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         >>> (Path("model") / "config.json").read_text()
         '{}'
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _drafting(path.parent) as (folder, drafts):
         (folder / path.name).mkdir()
         yield folder / path.name
-        drafts.append(_Draft(folder / path.name, path, overwrite=True))
+        drafts.append(_Draft(folder / path.name, path, folder, overwrite=True))
+
+
+def put(written: Path, place: Path, *, overwrite: bool) -> None:
+    """Move what was written elsewhere on the same disk to its place, with a set if there is one.
+
+    Args:
+        written: a file or a folder.
+        place: where it belongs; an empty folder may be there.
+        overwrite: replace what exists.
+
+    Raises:
+        InputError: something exists that is not to be replaced, or it cannot be moved.
+
+    Example:
+        >>> Path("finished").mkdir()
+        >>> _ = Path("finished", "text").write_text("hello")
+        >>> put(Path("finished", "text"), Path("greeting.txt"), overwrite=False)
+        >>> Path("greeting.txt").read_text()
+        'hello'
+    """
+    with _drafting(place.parent) as (folder, drafts):
+        drafts.append(_Draft(written, place, folder, overwrite))
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """A file or folder that was written, and where it belongs."""
+    """A file or folder that was written, and where it belongs.
+
+    Args:
+        draft: where it is.
+        place: where it belongs.
+        folder: for what is at that place.
+        overwrite: whether that is replaced.
+        owner: whether files of data belong to it.
+    """
 
     draft: Path
     place: Path
+    folder: Path
     overwrite: bool
+    owner: bool = False
 
 
 @dataclass
@@ -202,6 +247,15 @@ class _Batch:
 
 
 _batch: ContextVar[_Batch | None] = ContextVar("fxrebasin.batch", default=None)
+
+
+def _inside_draft(path: Path) -> Path | None:
+    """Where to write a file that belongs into a folder of this set."""
+    batch = _batch.get()
+    for item in () if batch is None else reversed(batch.drafts):
+        if item.place in path.parents and item.draft.is_dir():
+            return item.draft / path.relative_to(item.place)
+    return None
 
 
 @contextmanager
@@ -221,7 +275,11 @@ def _drafting(parent: Path) -> Iterator[tuple[Path, list[_Draft]]]:
 
 @contextmanager
 def _drafts_folder(parent: Path) -> Iterator[Path]:
-    """A folder that is locked while its process lives; those of processes that died are removed."""
+    """A folder that is locked while its process lives; those of processes that died are removed.
+
+    It is beside the places of what is written, or as near to them as there are folders yet.
+    """
+    parent = next(folder for folder in (parent, *parent.absolute().parents) if folder.is_dir())
     _remove_leftovers(parent)
     made = Path(tempfile.mkdtemp(dir=parent, prefix=_NEW_DRAFTS))
     with ExitStack() as stack:
@@ -243,36 +301,124 @@ def _remove_leftovers(parent: Path) -> None:
     for folder in parent.glob(f"{_DRAFTS}*"):
         with contextlib.suppress(OSError), (folder / _LOCK).open("r+") as lock:
             _fcntl.flock(lock, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+            _take_back_plan(folder / _PLAN)
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put_in_place(drafts: Sequence[_Draft]) -> None:
-    """Let all appear, or none: what was done is undone if one cannot."""
-    for item in drafts:
-        _settle(item.draft)
-    with ExitStack() as undo:
-        for number, item in enumerate(drafts):
-            item.place.parent.mkdir(parents=True, exist_ok=True)
-            _put(item, item.draft.with_name(f".old-{number}"), undo)
-        undo.pop_all()
-    for folder in {item.place.parent for item in drafts}:
+    """Let all appear, or none: what was done is undone if one cannot.
+
+    A run that is killed meanwhile leaves a plan, by which the next one undoes what it did.
+    """
+    if not drafts:
+        return
+    place: Path | None = None
+    try:
+        for item in drafts:
+            place = item.place
+            _settle(item)
+        with _alone({item.place.parent for item in drafts}), ExitStack() as undo:
+            moves = [_move(item, number) for number, item in enumerate(drafts)]
+            written = _write_plan(drafts, moves)
+            for item, move in zip(drafts, moves, strict=True):
+                place = item.place
+                undo.callback(_take_back, move)
+                _put(item, move)
+            undo.pop_all()
+            for folder in {item.place.parent for item in drafts}:
+                _flush(folder)
+            for plan in written:
+                plan.unlink()
+            _remove_outdated(drafts)
+    except OSError as error:
+        raise InputError(f"{place} cannot be written: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Move:
+    """What is done to put one in its place, as far as undoing it needs.
+
+    Args:
+        draft: where it is before.
+        place: where it is after.
+        kept: where what was there is meanwhile.
+        inode: of the draft, by which it is known at its place,
+        changed: and when it was written.
+        emptied: whether there was an empty folder.
+    """
+
+    draft: str
+    place: str
+    kept: str
+    inode: int
+    changed: int
+    emptied: bool
+
+
+def _move(item: _Draft, number: int) -> _Move:
+    item.place.parent.mkdir(parents=True, exist_ok=True)
+    draft, place = item.draft.absolute(), item.place.absolute()
+    kept = item.folder.absolute() / f".old-{number}"
+    emptied = place.is_dir() and not place.is_symlink() and not any(place.iterdir())
+    own = draft.stat()
+    return _Move(str(draft), str(place), str(kept), own.st_ino, own.st_mtime_ns, emptied)
+
+
+def _write_plan(drafts: Sequence[_Draft], moves: Sequence[_Move]) -> list[Path]:
+    """Keep what is going to be done, unless it is done in one step; the first plan is the one."""
+    if len(moves) == 1 and not (drafts[0].overwrite and drafts[0].draft.is_dir()):
+        return []
+    first, *others = dict.fromkeys(item.folder.absolute() for item in drafts)
+    plan = first / _PLAN
+    plan.write_text(json.dumps([vars(move) for move in moves]), encoding="utf-8")
+    _flush(plan)
+    for folder in others:
+        (folder / _PLAN).symlink_to(plan)
         _flush(folder)
+    _flush(first)
+    return [plan]
 
 
-def _put(item: _Draft, kept: Path, undo: ExitStack) -> None:
+def _take_back_plan(plan: Path) -> None:
+    """Undo what a run did that was killed before all was in its place."""
+    try:
+        moves = [_Move(**move) for move in json.loads(plan.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):  # none, or not all of it was written
+        return
+    for move in reversed(moves):
+        _take_back(move)
+    plan.resolve().unlink()
+
+
+def _take_back(move: _Move) -> None:
+    """Undo what was done of one move, if anything."""
+    draft, place, kept = Path(move.draft), Path(move.place), Path(move.kept)
+    there = place.lstat() if os.path.lexists(place) else None
+    if there is not None and (there.st_ino, there.st_mtime_ns) == (move.inode, move.changed):
+        if draft.exists():
+            place.unlink()
+        else:
+            place.rename(draft)
+    if os.path.lexists(kept) and not os.path.lexists(place):
+        kept.rename(place)
+    if move.emptied and not os.path.lexists(place):
+        place.mkdir()
+
+
+def _put(item: _Draft, move: _Move) -> None:
     """Put one in its place; what was there is kept until all are in theirs."""
     draft, place = item.draft, item.place
     if not item.overwrite and not draft.is_dir():
         _link(draft, place)
-        undo.callback(place.unlink)
         return
-    if os.path.lexists(place) and item.overwrite:
-        _keep(place, kept)
-        undo.callback(kept.replace, place)
-        undo.callback(_remove, place)
-    else:
-        undo.callback(_remove, place)
-    draft.replace(place)
+    if os.path.lexists(place) and item.overwrite and not move.emptied:
+        _keep(place, Path(move.kept))
+    try:
+        draft.replace(place)
+    except OSError as error:
+        if item.overwrite or not os.path.lexists(place):
+            raise
+        raise _taken(place) from error
 
 
 def _link(draft: Path, place: Path) -> None:
@@ -285,11 +431,15 @@ def _link(draft: Path, place: Path) -> None:
     except OSError:  # a file system without hard links
         taken = os.path.lexists(place)
     if taken:
-        raise InputError(
-            f"{place} exists already: something else wrote it meanwhile; choose another place, or "
-            f"{spoken('ask to overwrite', 'pass --overwrite')}"
-        )
+        raise _taken(place)
     draft.rename(place)
+
+
+def _taken(place: Path) -> InputError:
+    return InputError(
+        f"{place} exists already: something else wrote it meanwhile; choose another place, or "
+        f"{spoken('ask to overwrite', 'pass --overwrite')}"
+    )
 
 
 def _keep(place: Path, kept: Path) -> None:
@@ -303,18 +453,33 @@ def _keep(place: Path, kept: Path) -> None:
         shutil.copy2(place, kept, follow_symlinks=False)
 
 
-def _remove(place: Path) -> None:
-    """Remove a file or a folder of ours, if it is there."""
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place)
-    else:
-        place.unlink(missing_ok=True)
+@contextmanager
+def _alone(folders: Collection[Path]) -> Iterator[None]:
+    """Keep other runs from putting files into these folders: sets of two runs do not mix."""
+    with ExitStack() as stack:
+        for folder in sorted(folders):
+            folder.mkdir(parents=True, exist_ok=True)
+            if _fcntl is not None:
+                number = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, number)
+                with contextlib.suppress(OSError):  # a file system without locks
+                    _fcntl.flock(number, _fcntl.LOCK_EX)
+        yield
 
 
-def _settle(draft: Path) -> None:
+def _remove_outdated(drafts: Sequence[_Draft]) -> None:
+    """Remove the data of what files held that were replaced, or that never appeared."""
+    new = {item.place for item in drafts}
+    for item in drafts:
+        for path in outdated(item.place, new) if item.owner else ():
+            path.unlink(missing_ok=True)
+
+
+def _settle(item: _Draft) -> None:
     """Permissions of new files, and everything on the disk."""
+    draft = item.draft
     files = [draft] if draft.is_file() else [f for f in draft.rglob("*") if f.is_file()]
-    mode = _mode_of_new_files(draft.parent)
+    mode = _mode_of_new_files(item.folder)
     for file in files:
         file.chmod(mode)
         _flush(file)

@@ -17,6 +17,7 @@ from fxrebasin.models.folders import CONFIG, Library
 from fxrebasin.storage.cards import CARD, card_with
 from fxrebasin.storage.checkpoint import read_checkpoint, write_checkpoint
 from fxrebasin.storage.containers import FILES, PICKLES, SAFETENSORS
+from fxrebasin.storage.files import put
 from fxrebasin.storage.folder_files import other_files, refuse_folder
 from fxrebasin.storage.reading import Kind, Reading
 from fxrebasin.storage.tree import names_optimiser
@@ -214,7 +215,7 @@ def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
 
 
 def publish_outcome(outcome: Outcome, folder: Path, *, overwrite: bool) -> Path:
-    """Move a result to its place.
+    """Move a result to its place, with a set if there is one (`fxrebasin.storage.files.together`).
 
     Args:
         outcome: what was written.
@@ -223,26 +224,19 @@ def publish_outcome(outcome: Outcome, folder: Path, *, overwrite: bool) -> Path:
 
     Returns:
         The file, the index, or the folder.
+
+    Raises:
+        InputError: something exists that is not to be replaced.
     """
     out, like = outcome.out, outcome.like
-    out.parent.mkdir(parents=True, exist_ok=True)
     if not outcome.is_folder:
-        (folder / out.name).replace(out)
+        put(folder / out.name, out, overwrite=overwrite)
         return out
-    if not out.exists() or not any(out.iterdir()):
-        if out.exists():
-            out.rmdir()
-        folder.rename(out)
-    elif like.folder is not None:
-        old = folder.with_name("old")
-        out.rename(old)
-        folder.rename(out)
+    among = out.is_dir() and any(out.iterdir()) and like.folder is None
+    if among:  # the file that says what belongs together comes last
+        last = like.weights.name
+        for found in sorted(folder.iterdir(), key=lambda path: (path.name == last, path.name)):
+            put(found, out / found.name, overwrite=overwrite)
     else:
-        _replace_files(folder, out, last=like.weights.name)
+        put(folder, out, overwrite=overwrite)
     return out if like.folder is not None or not like.index else out / like.weights.name
-
-
-def _replace_files(folder: Path, out: Path, last: str) -> None:
-    """Put files among others, the one that says what belongs together last."""
-    for found in sorted(folder.iterdir(), key=lambda path: (path.name == last, path.name)):
-        found.replace(out / found.name)

@@ -16,6 +16,7 @@ from fxrebasin.errors import InputError
 from fxrebasin.importers.onnx.graph import Parsed, stored_tensors
 from fxrebasin.importers.onnx.sharing import parted, unshare
 from fxrebasin.importers.onnx.tensors import bits_of, bytes_of, external_path, is_external, place_of
+from fxrebasin.storage.content_names import named_by_content
 from fxrebasin.storage.files import refuse_existing, replacing
 
 _FIELDS: Mapping[int, tuple[str, type[np.generic]]] = {
@@ -58,7 +59,7 @@ def draft(
 
     Nodes, names, their order, and all else that the file says are as they were, but for nodes that
     shared a tensor with others and now need one of their own. Data that were in files of their own
-    are so again, beside the result, under their names unless these are taken.
+    are so again, beside the result, under names of their content.
 
     Args:
         proto: the model; left as it is.
@@ -75,19 +76,17 @@ def draft(
     copied.CopyFrom(proto)
     stored = dict(stored_tensors(copied.graph))
     own_tensors = unshare(copied, parsed, parted(parsed, tensors))
-    names = _data_names(_external(copied), out, folder)
-    refuse_existing([out, *(out.with_name(n) for n in names.values())], overwrite=overwrite)
+    refuse_existing([out], overwrite=overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out, *names.values()) as path:
-            for item in {place_of(item)[0]: item for item in _external(copied)}.values():
-                source = external_path(item, folder)
-                shutil.copyfile(source, path.with_name(names[place_of(item)[0]]))
+        with replacing(out, overwrite=overwrite) as path:
+            data = _copies_of_data(_external(copied), path, folder)
             for name, own in own_tensors.items():
-                _put(own, tensors.get(name, parsed.tensors[name]), path, names, anew=True)
+                _put(own, tensors.get(name, parsed.tensors[name]), data, anew=True)
             for name, tensor in tensors.items():
                 if name not in parsed.uses:
-                    _put(stored[parsed.stored[name]], tensor, path, names)
+                    _put(stored[parsed.stored[name]], tensor, data)
+            names = {at: named_by_content(file, out.name).name for at, file in data.items()}
             for item in _external(copied):
                 for entry in item.external_data:
                     entry.value = names[entry.value] if entry.key == "location" else entry.value
@@ -101,29 +100,29 @@ def _external(proto: ModelProto) -> list[TensorProto]:
     return [item for _, item in stored_tensors(proto.graph) if is_external(item)]
 
 
-def _data_names(external: Sequence[TensorProto], out: Path, folder: Path | None) -> dict[str, str]:
-    """What each file of data is going to be called: as it was, unless it would be in its own way.
+def _copies_of_data(
+    external: Sequence[TensorProto], path: Path, folder: Path | None
+) -> dict[str, Path]:
+    """Copies of the files of data, by where the model says that these are.
 
     Args:
         external: tensors whose data are in files.
-        out: the result.
+        path: of the model that is written.
         folder: of the model.
     """
-    found: dict[str, str] = {}
-    for location in dict.fromkeys(place_of(item)[0] for item in external):
-        name = Path(location).name
-        beside = folder is not None and out.parent.resolve() == folder.resolve()
-        if beside or name != location or name == out.name:
-            name = f"{out.name}.{len(found)}.data" if found else f"{out.name}.data"
-        found[location] = name
+    found: dict[str, Path] = {}
+    for item in external:
+        location = place_of(item)[0]
+        if location not in found:
+            found[location] = path.with_name(f"{path.name}.{len(found)}.data")
+            shutil.copyfile(external_path(item, folder), found[location])
     return found
 
 
 def _put(
     stored: TensorProto,
     tensor: Tensor,
-    path: Path,
-    names: Mapping[str, str],
+    data: Mapping[str, Path],
     *,
     anew: bool = False,
 ) -> None:
@@ -132,20 +131,19 @@ def _put(
     Args:
         stored: what the model says of the tensor.
         tensor: its numbers.
-        path: of the result.
-        names: of its files of data.
+        data: the files of data, by where the model says that these are.
         anew: whether data in a file need a place that is not used.
     """
     if not is_external(stored):
         _store(stored, tensor)
         return
-    data = path.with_name(names[place_of(stored)[0]])
+    file = data[place_of(stored)[0]]
     if anew:
-        offset = -(-data.stat().st_size // _ALIGNED) * _ALIGNED
+        offset = -(-file.stat().st_size // _ALIGNED) * _ALIGNED
         entries = {item.key: item for item in stored.external_data}
         at = entries.get("offset") or stored.external_data.add(key="offset")
         at.value = str(offset)
-    _write_at(stored, data, tensor)
+    _write_at(stored, file, tensor)
 
 
 def _write_at(stored: TensorProto, path: Path, tensor: Tensor) -> None:
