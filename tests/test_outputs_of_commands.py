@@ -60,8 +60,8 @@ FILES = ("a.onnx", "b.onnx")
 ROWS = {
     "transform": Row(
         ("transform", *PAIR),
-        (OUT, ("--onnx", "o.onnx"), CERTIFICATE),
-        ("o.onnx", "o.safetensors", "p.safetensors"),
+        (OUT, ("--onnx", "o.onnx"), CERTIFICATE, ("--picture", "o.png")),
+        ("o.onnx", "o.safetensors", "p.safetensors", "o.png"),
         TWO,
     ),
     "transform a tensor at a time": Row(
@@ -108,7 +108,10 @@ ROWS = {
     ),
     "merge of ONNX": Row(("merge", *FILES), (ONNX,), ("o.onnx", "o.json", "o.md"), FILES),
     "interpolate": Row(
-        ("interpolate", "nets:Net", "a.pt", "c.pt", "--t", "0.25,0.5"), (MANY,), BOTH, TWO
+        ("interpolate", "nets:Net", "a.pt", "c.pt", "--t", "0.25,0.5"),
+        (MANY, ("--picture", "o.pdf")),
+        (*BOTH, "o.pdf"),
+        TWO,
     ),
     "interpolate a tensor at a time": Row(
         ("interpolate", "nets:Net", "a.pt", "c.pt", "--t", "0.25,0.5", *STREAMED),
