@@ -18,6 +18,7 @@ from fxrebasin.solvers.blocks import Block, focus
 from fxrebasin.solvers.families import Evidence, Family, Gathered, gather
 from fxrebasin.solvers.inner_problems import InnerProblems
 from fxrebasin.solvers.nested import match_pairs, solve
+from fxrebasin.solvers.on_device import clear_order, to_host
 from fxrebasin.solvers.pair_table import Pairing
 from fxrebasin.solvers.pairs import Pair
 from fxrebasin.solvers.placement import Placement
@@ -130,17 +131,20 @@ class CoordinateDescent:
         """The best permutations of a family with everything else as it is."""
         family, placement = self.families[k], self.placement
         gathered = gather(family, placement, evidence)
-        own = None if gathered.own is None else gathered.own.cpu().numpy()
         if not family.inner:
-            if own is None:
+            if gathered.own is None:
                 return {}
+            clear = None if gathered.own.is_cpu else clear_order(gathered.own)
+            if clear is not None:
+                return {family.root: clear}
+            own = to_host(gathered.own)
             now = placement.arrays[family.root] if family.root in placement.stamps else None
             prices = None if self._frugal else self._prices.setdefault(k, np.zeros(family.size))
             return {family.root: best_order(own, now, prices)}
         linear = _inner_gains(family, gathered)
         if not family.is_free:
             return _solved_inside(family, placement, linear, gathered.blocks)
-        constant = None if own is None else own[None]
+        constant = None if gathered.own is None else to_host(gathered.own)[None]
         return _solved_pairs(family, placement, constant, linear, gathered.blocks)
 
     def _set_if_it_pays(self, family: Family, news: dict[str, IntArray]) -> set[str]:
@@ -170,7 +174,7 @@ def _inner_gains(family: Family, gathered: Gathered) -> dict[str, Gains]:
     inner = {}
     for name, gram in gathered.grams.items():
         size = len(gram) // n
-        inner[name] = gram.cpu().numpy().reshape(1, n, size, n, size).swapaxes(2, 3)
+        inner[name] = to_host(gram).reshape(1, n, size, n, size).swapaxes(2, 3)
     return inner
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,8 +13,10 @@ from fxrebasin.gather import storage_identity
 from fxrebasin.layout import AxisGroup, FloatArray, IntArray, Layout
 from fxrebasin.solvers.placement import Axes, Axis, Placement
 
-# Elements that fit into a processor's cache, and elements that are summed in their own precision.
+# Elements that fit into a processor's cache, those that are enough work for an accelerator, and
+# those that are summed in their own precision.
 _BLOCK = 2**17
+_BLOCK_OF_DEVICE = 2**24
 _RUN = 2**14
 # Pairs with fewer columns than this are joined where they can be.
 _NARROW = 64
@@ -92,21 +94,35 @@ class Pair:
         moved = self.arranged(placement)
         return sum(
             inner(x.to(self.dtype), y.to(x.device, self.dtype))
-            for x, y in zip(blocks_of(self.a), blocks_of(moved), strict=True)
+            for x, y in blocks_of_both(self.a, moved)
         )
 
 
 def blocks_of(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A tensor in parts along its first axis that fit into a processor's cache.
+    """A tensor in parts along its first axis that fit into a processor's cache, or fill a device.
 
     Args:
         tensor: of any shape with at least one axis.
     """
-    if tensor.numel() <= _BLOCK:
+    most = _BLOCK if tensor.device.type in ("cpu", "meta") else _BLOCK_OF_DEVICE
+    if tensor.numel() <= most:
         return (tensor,)
     row = max(1, tensor[:1].numel())
-    parts: tuple[torch.Tensor, ...] = tensor.split(max(1, _BLOCK // row))
+    parts: tuple[torch.Tensor, ...] = tensor.split(max(1, most // row))
     return parts
+
+
+def blocks_of_both(
+    one: torch.Tensor, two: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The same parts of two tensors, which may be on different devices.
+
+    Args:
+        one: decides on the parts.
+        two: of the same shape.
+    """
+    parts = blocks_of(one)
+    return zip(parts, two.split([len(part) for part in parts]), strict=True)
 
 
 def gathered(tensor: torch.Tensor, dim: int, source: IntArray) -> torch.Tensor:
@@ -132,10 +148,14 @@ def gathered(tensor: torch.Tensor, dim: int, source: IntArray) -> torch.Tensor:
 def inner(x: torch.Tensor, y: torch.Tensor) -> float:
     """The inner product, in runs short enough to lose no digits, which are summed in float64.
 
+    An accelerator multiplies in float64, where a launch for each run would take longer than that.
+
     Args:
         x: of any shape.
         y: of the same shape, dtype and device.
     """
+    if not x.is_cpu:
+        return float((x.reshape(-1).double() * y.reshape(-1).double()).sum())
     if x.numel() <= _RUN:
         return float(torch.dot(x.reshape(-1), y.reshape(-1)))
     runs = (side.reshape(-1).split(_RUN) for side in (x, y))

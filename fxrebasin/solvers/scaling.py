@@ -21,7 +21,7 @@ Gains: TypeAlias = FloatArray
 Prices: TypeAlias = npt.NDArray[np.float64]
 
 # Temperatures, as shares of how far the best gain of a row is above its mean.
-_SHARES = (1 / 12, 1 / 60)
+SHARES = (1 / 12, 1 / 60)
 # How often rows, then columns, are scaled at each temperature; softmax scales the rows first.
 _ROUNDS = 5
 # Smaller shares of a row are raised to this, so that sums neither vanish nor overflow in float32.
@@ -53,7 +53,7 @@ def easy_costs(gains: Gains, prices: Prices) -> Gains:
     elif (costs := _reduced_if_easy(gains, prices)) is not None:
         return costs
     if unit > 0:
-        _scale(gains, prices, [share * unit for share in (_SHARES[-1:] if known else _SHARES)])
+        _scale(gains, prices, [share * unit for share in (SHARES[-1:] if known else SHARES)])
     return _reduced(gains, prices)[0]
 
 
@@ -69,7 +69,7 @@ def costs_in_place(gains: Gains, prices: Prices) -> Gains:
     """
     unit = _unit(gains)
     if unit > 0:
-        _scale_in_parts(gains, prices, [share * unit for share in _SHARES])
+        _scale_in_parts(gains, prices, [share * unit for share in SHARES])
     lowest = np.empty(len(gains), gains.dtype)
     at = prices.astype(gains.dtype)
     for rows in _row_blocks(gains):
@@ -126,13 +126,33 @@ def _reduced_if_easy(gains: Gains, prices: Prices) -> Gains | None:
 def _unit(gains: Gains) -> float:
     """How far the best gain of a row is above its mean."""
     # In torch, so that no more threads run than it is set to; numpy's products have their own.
-    rows = torch.from_numpy(gains)
+    return unit_of(torch.from_numpy(gains))
+
+
+def unit_of(rows: torch.Tensor) -> float:
+    """How far the best gain of a row is above its mean.
+
+    Args:
+        rows: gains of shape (n, n), on any device.
+    """
     return float(rows.amax(1).mean() - rows.mean())
 
 
 def _scale(gains: Gains, prices: Prices, temperatures: Sequence[float]) -> None:
     """Find prices at which most rows get a column that they want, starting from given ones."""
-    rows, found = torch.from_numpy(gains), torch.from_numpy(prices.astype(gains.dtype))
+    found = torch.from_numpy(prices.astype(gains.dtype))
+    scale_rows(torch.from_numpy(gains), found, temperatures)
+    prices[:] = found.numpy()
+
+
+def scale_rows(rows: torch.Tensor, found: torch.Tensor, temperatures: Sequence[float]) -> None:
+    """Find prices at which most rows get a column that they want, starting from given ones.
+
+    Args:
+        rows: gains of shape (n, n), on any device.
+        found: prices of shape (n,), beside them; changed in place.
+        temperatures: in the unit of the gains, falling.
+    """
     kernel, row, column = torch.empty_like(rows), torch.empty_like(found), torch.empty_like(found)
     columns = kernel.T
     for temperature in temperatures:
@@ -144,7 +164,6 @@ def _scale(gains: Gains, prices: Prices, temperatures: Sequence[float]) -> None:
             torch.mv(kernel, column, out=row).reciprocal_()
             torch.mv(columns, row, out=column).reciprocal_()
         found.sub_(column.log_(), alpha=temperature)
-    prices[:] = found.numpy()
 
 
 def _reduced(gains: Gains, prices: Prices) -> tuple[Gains, IntArray]:

@@ -10,7 +10,7 @@ import torch
 
 from fxrebasin.errors import InputError
 from fxrebasin.permutation import Permutation
-from fxrebasin.solvers.pairs import blocks_of, inner, view_of_reals
+from fxrebasin.solvers.pairs import blocks_of_both, inner, view_of_reals
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def closeness_of(name: str, a: torch.Tensor, b: torch.Tensor) -> tuple[float, fl
     product = square = 0.0
     one, two = (view_of_reals(side.detach()).reshape(-1) for side in (a, b))
     dtype = torch.float64 if torch.float64 in (one.dtype, two.dtype) else torch.float32
-    for x, y in zip(blocks_of(one), blocks_of(two), strict=True):
+    for x, y in blocks_of_both(one, two):
         x, y = x.to(dtype), y.to(x.device, dtype)
         product += inner(x, y)
         difference = x - y
