@@ -97,8 +97,9 @@ def run_together(command: Sequence[str], count: int, said: Path) -> Ended:
         ends = [os.wait4(process.pid, 0) for process in processes]
     for process, (_, status, _) in zip(processes, ends, strict=True):
         process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise click.ClickException(f"a process ended with {process.returncode}")
+    failed = [process.returncode for process in processes if process.returncode]
+    if failed:
+        raise click.ClickException(f"a process ended with {failed[0]}")
     busiest = max(usage.ru_utime + usage.ru_stime for _, _, usage in ends)
     sent = (_over_loopback() - before) / count
     return Ended(said.read_text(), time.perf_counter() - began, busiest, sent)
@@ -149,9 +150,9 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
         "# One process beside two, of one thread each",
         "",
         "A pair of Llama-shaped checkpoints in bfloat16, one a planted permutation of the other.",
-        "Sizes in MiB; `load` is what the machine had to do before each run, on 2 cores. `busiest`:",
-        "seconds of the processor that the busiest process took. Sent is per process, over the",
-        "loopback device.",
+        "Sizes in MiB; `load` is what the machine had to do before each run, on 2 cores.",
+        "`busiest`: seconds of the processor that the busiest process took. Sent is per process,",
+        "over the loopback device.",
         "",
         "| GiB each | layers | processes | load | seconds | of that matching | busiest | speed-up "
         "| by busiest | most read by one | of all | sent | recovered bit for bit |",
