@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from fxrebasin.layout import AxisGroup, IntArray
+from fxrebasin.sharding import cut_like, is_sharded, own_part, whole
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -13,7 +14,7 @@ _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int
 def storage_identity(tensor: torch.Tensor) -> tuple[object, ...]:
     """A key that two tensors share exactly when they are the same view of the same memory."""
     return (
-        tensor.untyped_storage()._cdata,
+        own_part(tensor).untyped_storage()._cdata,
         tensor.storage_offset(),
         tuple(tensor.shape),
         tensor.stride(),
@@ -24,7 +25,9 @@ def storage_identity(tensor: torch.Tensor) -> tuple[object, ...]:
 def permuted(
     tensor: torch.Tensor, groups: tuple[AxisGroup, ...], indices: list[IntArray]
 ) -> torch.Tensor:
-    """A copy with each group gathered, in the strides of the input."""
+    """A copy with each group gathered, in the strides of the input, and cut as it is if sharded."""
+    if is_sharded(tensor):
+        return cut_like(permuted(whole(tensor), groups, indices), tensor)
     tensor = tensor.resolve_conj().resolve_neg()
     # Integers of the same width: they move bit for bit, and float8 has no gather of its own.
     bits = tensor.view(_INTEGER_OF_SIZE.get(tensor.element_size(), tensor.dtype))

@@ -27,6 +27,7 @@ from fxrebasin.indexing import (
 )
 from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass, same_layout
 from fxrebasin.reliance import Relied, contradictions, refusal
+from fxrebasin.sharding import whole
 from fxrebasin.storage import certificate
 from fxrebasin.wording import listed, spoken
 
@@ -241,7 +242,8 @@ class Permutation(Brief):
                 on.
         """
         self._check_state(state_dict)
-        faults = contradictions(self.relies_on, state_dict) if check_constants else []
+        constants = {n: whole(state_dict[n]) for n in self.relies_on if n in state_dict}
+        faults = contradictions(self.relies_on, constants) if check_constants else []
         if faults:
             raise refusal(faults, "this one's")
         copies: dict[tuple[object, ...], tuple[list[IntArray], torch.Tensor]] = {}

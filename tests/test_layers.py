@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("colours", "facts", "kinds", "wording"),
-    ("errors", "layout", "flow", "uniformity", "terminal"),
+    ("errors", "layout", "sharding", "flow", "uniformity", "terminal"),
     (
         *("counted", "groups", "indexing", "places", "gather"),
         *("interruption", "options", "picturing", "progress"),

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fxrebasin.errors import ArchitectureMismatchError, InputError
+from fxrebasin.models.sharded import unsharded
 from fxrebasin.running.messages import describe
 from fxrebasin.running.subclasses import behaves_otherwise
 from fxrebasin.wording import listed, spoken
@@ -25,6 +26,8 @@ _QUANTISED_PACKAGES = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized
 
 def unwrap(model: Any) -> nn.Module:
     """The module inside wrappers of torch.compile, DataParallel and DistributedDataParallel.
+
+    Of a model that `fully_shard` spread over processes it is a whole copy.
 
     Raises:
         InputError: `model` or a part of it is scripted, or is not a module at all.
@@ -41,7 +44,7 @@ def unwrap(model: Any) -> nn.Module:
             model = model._modules["_orig_mod"]
         else:
             _refuse_scripted_parts(model)
-            return model
+            return unsharded(model)
     kind = type(model).__name__
     if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
         raise InputError(

@@ -21,6 +21,7 @@ from fxrebasin.models.checks import (
     mismatch,
     unwrap,
 )
+from fxrebasin.sharding import whole
 from fxrebasin.storage.checkpoint import read_checkpoint
 from fxrebasin.storage.finding import find
 from fxrebasin.storage.reading import Reading
@@ -83,14 +84,15 @@ def reference_weights(
         found = _with_ties(_read_for(ref, model, label, reading), model, reading.ignore)
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         ignored = ignored_in(model, reading.ignore)
-        compared = {name: t for name, t in found.state.items() if name not in ignored}
+        state = {name: whole(tensor) for name, tensor in found.state.items()}
+        compared = {name: tensor for name, tensor in state.items() if name not in ignored}
         check_finite(
             {name: tensor for name, tensor in compared.items() if name in parameters},
             {name: tensor for name, tensor in compared.items() if name not in parameters},
         )
     except InputError as error:
         raise InputError(f"{label} cannot be used: {error}") from error
-    return ReferenceWeights({n: t.detach() for n, t in found.state.items()}, found.notes)
+    return ReferenceWeights(state, found.notes)
 
 
 def patterns_that_fit(
