@@ -9,13 +9,14 @@ an orthogonal one once they are balanced, and that is what Procrustes finds.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fxrebasin.kinds import ClassKind, GroupKind
 from fxrebasin.passes.match.group_problem import Element, GroupProblem
-from fxrebasin.passes.match.seats import Seat, Seats
+from fxrebasin.passes.match.seats import Seat, Seats, seats_of
 
 _ROUNDS = 500
 _STILL, _CLOSE = 1e-13, 1e-9
@@ -50,6 +51,52 @@ def balanced(problem: GroupProblem, seats: Seats, state: Mapping[str, Tensor]) -
             break
         last = change
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class Balanced:
+    """A problem between balanced states.
+
+    Attributes:
+        problem: the same with both states balanced.
+        to_a: what balanced that of the reference.
+        to_b: what balanced that of the model.
+    """
+
+    problem: GroupProblem
+    to_a: Element
+    to_b: Element
+
+    @classmethod
+    def of(cls, problem: GroupProblem) -> Balanced:
+        """Balance both states of a problem.
+
+        Args:
+            problem: between states as they are.
+        """
+        seats = seats_of(problem)
+        to_a, to_b = (balanced(problem, seats, s) for s in (problem.state_a, problem.state_b))
+        a = problem.moved(to_a, problem.state_a)
+        there = replace(problem, state_a=a, state_b=problem.moved(to_b))
+        return cls(there, to_a, to_b)
+
+    def back(self, element: Element) -> Element:
+        """What an element between balanced states is between the states as they were.
+
+        Args:
+            element: of the balanced problem.
+        """
+        problem = self.problem
+        return problem.combined(problem.inverse(self.to_a), problem.combined(element, self.to_b))
+
+    def there(self, element: Element) -> Element:
+        """What an element between the states as they were is between balanced ones.
+
+        Args:
+            element: of the problem as it was.
+        """
+        problem = self.problem
+        return problem.combined(self.to_a, problem.combined(element, problem.inverse(self.to_b)))
 
 
 def _may_scale(kind: GroupKind) -> bool:

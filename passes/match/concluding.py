@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fxrebasin.kinds import GroupKind
 from fxrebasin.passes.match.evidence import Evidence
-from fxrebasin.passes.match.group_problem import Element, GroupProblem
+from fxrebasin.passes.match.group_problem import Element
 from fxrebasin.passes.match.refining import refined
 from fxrebasin.progress import LateBar
 from fxrebasin.solvers.weight_search import solve_from_evidence
@@ -15,14 +15,14 @@ from fxrebasin.solvers.weight_search import solve_from_evidence
 _FIXING = GroupKind.ORTHOGONAL_FIXING_ONES
 
 
-def concluded(problem: GroupProblem, evidence: Evidence, report: LateBar) -> Element:
+def concluded(evidence: Evidence, report: LateBar) -> Element:
     """The element that data show, and weights where they show nothing.
 
     Args:
-        problem: what is matched.
         evidence: of all batches.
         report: shows how far this is.
     """
+    problem = evidence.balanced.problem
     pairs = evidence.pairs()
     assembled = pairs.assembled()
     solution = solve_from_evidence(assembled.problem, problem.seed, report)
@@ -35,7 +35,7 @@ def concluded(problem: GroupProblem, evidence: Evidence, report: LateBar) -> Ele
     shown = assembled.found | turned.keys()
     rest = [c.name for c in problem.classes if c.name not in shown and problem.free(c)]
     scaled = [c.name for c in problem.classes if problem.groups.kinds[c.name].scales]
-    return refined(problem, found, [*rest, *scaled])
+    return refined(evidence.balanced, found, [*rest, *scaled], shown=evidence.heads())
 
 
 def polar(matrix: Tensor, *, fix_ones: bool) -> Tensor:

@@ -2,12 +2,14 @@
 
 Values that matrices mix are compared by their cross-moments, at every module that reads them, each
 depth with the same weight: a stream grows with depth, and what is read of it is often normalised.
-Other units are compared by correlations, whose sign tells that of a unit where it may be chosen.
+Values of heads are compared of every head with every other one. Other units are compared by
+correlations, whose sign tells that of a unit where it may be chosen. Both models are balanced
+before they run, so that what may be any invertible matrix is a rotation between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -19,7 +21,9 @@ from torch import Tensor
 from fxrebasin.indexing import Arrays, gather_index
 from fxrebasin.kinds import Behind, GroupKind, Place
 from fxrebasin.layout import AxisGroup, PermutationClass, Piece, Slot
+from fxrebasin.passes.match.balance import Balanced
 from fxrebasin.passes.match.group_problem import GroupProblem
+from fxrebasin.passes.match.moments import Moments
 from fxrebasin.passes.match.representatives import (
     Representative,
     Side,
@@ -75,8 +79,12 @@ class Evidence:
     """
 
     problem: GroupProblem
+    balanced: Balanced = field(init=False)
     _watched: list[_Watched] = field(init=False, default_factory=list)
     _correlations: list[tuple[bool, Correlation]] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.balanced = Balanced.of(self.problem)
 
     @property
     def rotated(self) -> list[PermutationClass]:
@@ -85,6 +93,16 @@ class Evidence:
             c
             for c in self.problem.classes
             if self._kind(c) in _ROTATED and c.count == 1 and self.problem.free(c)
+        ]
+
+    @property
+    def headed(self) -> list[PermutationClass]:
+        """The other classes that matrices mix, such as the dimensions of heads."""
+        rotated = {c.name for c in self.rotated}
+        return [
+            c
+            for c in self.problem.classes
+            if self._kind(c).has_matrices and c.name not in rotated and self.problem.free(c)
         ]
 
     @property
@@ -116,7 +134,8 @@ class Evidence:
         Raises:
             InputError: a model does not run on a batch.
         """
-        a, b = (running.own(s) for s in (self.problem.state_a, self.problem.state_b))
+        there = self.balanced.problem
+        a, b = (running.own(s) for s in (there.state_a, there.state_b))
         total = min(len(loader), most or len(loader)) if isinstance(loader, Sized) else most
         for batch in running.batches(loader, most):
             if batch.number == 0:
@@ -125,20 +144,34 @@ class Evidence:
             report("activations", batch.number + 1, total)
 
     def matrices(self) -> dict[str, Tensor]:
-        """For rotated classes that data show: the sum of cosines, of shape (units, units)."""
-        found: dict[str, Tensor] = {}
+        """For classes of streams that data show: the mean of cosines, of shape (units, units)."""
+        moments = self._moments([c.name for c in self.rotated])
+        return {name: moment.of_copies(1)[0, 0, 0] for name, moment in moments.items()}
+
+    def heads(self) -> dict[str, Moments]:
+        """For the other classes that matrices mix and that data show: the mean of cosines."""
+        return self._moments([c.name for c in self.headed])
+
+    def _moments(self, names: Sequence[str]) -> dict[str, Moments]:
+        """The mean of the cosines of all that was seen of some classes."""
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
         known = {c.name: c for c in self.problem.classes}
+        sizes = {c.name: c.size for c in self.problem.classes}
         for item in self._watched:
-            if isinstance(item.compared, CrossMoment) and item.compared.product is not None:
-                [name] = _names(AxisGroup((0,), (item.piece,)))
-                at = [slot.class_name for slot in item.piece.slots].index(name)
-                units = units_of(item.piece, at, known[name], {name: known[name].size})
+            if isinstance(item.compared, CrossMoment) and item.mixed in names:
+                if item.compared.product is None:
+                    continue
+                c = known[item.mixed]
+                at = [slot.class_name for slot in item.piece.slots].index(c.name)
+                units = units_of(item.piece, at, c, sizes)
                 places = torch.from_numpy(units.reshape(-1).argsort(kind="stable"))
                 cosine = item.compared.cosine()
-                for own in places.reshape(known[name].size, -1).T:
+                for own in places.reshape(c.count * c.size, -1).T:
                     part = cosine[own][:, own]
-                    found[name] = found[name] + part if name in found else part
-        return found
+                    sums[c.name] = sums[c.name] + part if c.name in sums else part
+                counts[c.name] = counts.get(c.name, 0) + 1
+        return {n: Moments((total / counts[n]).cpu(), known[n].size) for n, total in sums.items()}
 
     def pairs(self) -> Pairs:
         """Correlations of the other units."""
@@ -158,35 +191,43 @@ class Evidence:
         for side in (Side.INPUTS, Side.OUTPUTS):
             found = find_representatives(running, own.classes, layout, state, batch, (), side)
             for item in found:
-                if side is Side.INPUTS or not _names(item.group) <= read:
+                if side is Side.INPUTS or not self._shown_by(item) <= read:
                     watched = self._watch(item, side)
                     read |= watched if side is Side.INPUTS else set()
 
     def _watch(self, item: Representative, side: Side) -> set[str]:
         """Compare what an item shows, part by part; returns the classes that are seen there."""
         seen: set[str] = set()
-        groups = self.problem.groups.layout[item.state]
-        number = next(
-            k
-            for k, group in enumerate(groups)
-            if (group.axes, group.pattern) == (item.group.axes, item.group.pattern)
-        )
-        rotated, paired = ({c.name for c in some} for some in (self.rotated, self.paired))
-        for at, piece in enumerate(item.group.pieces):
-            for part, index in enumerate(parts_of(piece)):
-                one = _part(piece, index)
-                names = _names(AxisGroup(item.group.axes, (one,)))
-                compared: CrossMoment | Correlation | None = None
-                place = Place(item.state, number, at, 0, part)
-                if len(names) == 1 and names <= rotated:
-                    compared = CrossMoment() if self._reads(place, one, side) else None
-                elif names <= paired:
-                    compared = Correlation(AxisGroup(item.group.axes, (one,)))
-                    self._correlations.append((self._is_odd(place, one), compared))
-                if compared is not None:
-                    self._watched.append(_Watched(item, side, one, compared))
-                    seen |= names
+        paired = {c.name for c in self.paired}
+        mixed = {c.name: {c.name, *c.within} for c in (*self.rotated, *self.headed)}
+        for place, one in self._parts(item):
+            names = _names(AxisGroup(item.group.axes, (one,)))
+            compared: CrossMoment | Correlation | None = None
+            own = next((name for name, all_names in mixed.items() if names == all_names), "")
+            if own:
+                compared = CrossMoment() if self._reads(place, one, side) else None
+            elif names <= paired:
+                compared = Correlation(AxisGroup(item.group.axes, (one,)))
+                self._correlations.append((self._is_odd(place, one), compared))
+            if compared is not None:
+                self._watched.append(_Watched(item, side, one, compared, own))
+                seen |= names
         return seen
+
+    def _shown_by(self, item: Representative) -> set[str]:
+        """The classes that an item could show."""
+        parts = tuple(one for _, one in self._parts(item))
+        return _names(AxisGroup(item.group.axes, parts))
+
+    def _parts(self, item: Representative) -> Iterator[tuple[Place, Piece]]:
+        """What is along the axis that an item shows: permuted units, and those turned in pairs."""
+        groups = self.problem.groups
+        for layout in (groups.layout, groups.turned_layout):
+            for number, group in enumerate(layout.get(item.state, ())):
+                if group.axes == item.group.axes:
+                    for at, piece in enumerate(group.pieces):
+                        for part, index in enumerate(parts_of(piece)):
+                            yield Place(item.state, number, at, 0, part), _part(piece, index)
 
     def _reads(self, place: Place, piece: Piece, side: Side) -> bool:
         """Whether matrices act on what is seen as a whole: norms read what is not normalised."""
@@ -250,12 +291,14 @@ class _Watched:
         side: of it.
         piece: where the units are.
         compared: what is summed up.
+        mixed: the class whose units matrices mix there, if any does.
     """
 
     shown: Representative
     side: Side
     piece: Piece
     compared: CrossMoment | Correlation
+    mixed: str
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """Take in samples of both models, of shape (samples, units)."""

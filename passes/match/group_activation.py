@@ -25,10 +25,11 @@ def match_activations_over_groups(
     Streams are compared where modules read them, at all depths: the rotation is the polar factor
     of the sum of their cross-moments, each depth with the same weight. Units that are told apart
     are paired as `"activation"` pairs them, by what modules read of them if any does; the sign of a
-    correlation is that of a unit where signs may be chosen. What no module shows is matched by
-    weights, with the rest held: heads, and the matrices within them. Only sums are kept: memory is
-    for one batch of what modules read and n² numbers for n units. On Ctrl-C the batches so far
-    count, with a warning.
+    correlation is that of a unit where signs may be chosen. Heads are assigned, and matrices within
+    them found, by the cross-moments of what all heads hold in balanced models, and as much by their
+    weights. What no module shows is matched by weights alone, with the rest held. Only sums are
+    kept: memory is for one batch of what modules read and n² numbers for n units. On Ctrl-C the
+    batches so far count, with a warning.
 
     Args:
         problem: what to match; its seed decides the order of a shuffling loader.
@@ -48,4 +49,4 @@ def match_activations_over_groups(
             runner(problem.plain.model, problem.seed) as running,
         ):
             evidence.collect(running, loader, max_batches, report)
-        return GroupResult(concluded(problem, evidence, report), 1)
+        return GroupResult(concluded(evidence, report), 1)

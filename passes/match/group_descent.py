@@ -14,6 +14,7 @@ from fxrebasin.kinds import ClassKind
 from fxrebasin.layout import PermutationClass
 from fxrebasin.passes.match.best_elements import Agreement, Best, best
 from fxrebasin.passes.match.group_problem import Element, GroupProblem
+from fxrebasin.passes.match.moments import Moments
 from fxrebasin.passes.match.seats import Seat, Seats
 from fxrebasin.solvers.assignment import assign_batch
 from fxrebasin.solvers.weight_search import Report
@@ -53,6 +54,7 @@ class GroupDescent:
         current: the model, balanced, after what was found so far.
         element: what was found so far.
         names: of the only classes that move; all when left out.
+        shown: what data show of the units of some classes; these are decided once.
         sweeps: over all families.
     """
 
@@ -62,6 +64,7 @@ class GroupDescent:
     current: dict[str, Tensor]
     element: Element
     names: Collection[str] | None = None
+    shown: Mapping[str, Moments] = field(default_factory=dict)
     sweeps: int = 0
     _families: tuple[Family, ...] = field(init=False)
     _most: float = field(init=False)
@@ -102,9 +105,9 @@ class GroupDescent:
             self.sweeps += 1
             before = self.agreement()
             for family in self._families:
-                self._take(family, None, unit=False, only_better=True)
-                for c in family.inner:
-                    self._take(Family(c), None, unit=False, only_better=True)
+                for part in (family, *(Family(c) for c in family.inner)):
+                    if part.names.isdisjoint(self.shown):
+                        self._take(part, None, unit=False, only_better=True)
             after = self.agreement()
             if after - before <= max(_ROUNDING * abs(after), _LITTLE * (self._most - after)):
                 break
@@ -167,10 +170,10 @@ class GroupDescent:
             if not seats or keys & counted:
                 continue  # follows its units; decided on its own afterwards
             counted |= keys
-            found[c.name] = best(self._kind(c), self._agreement(seats, c, head.size, unit))
+            found[c.name] = best(self._kind(c), self._all(seats, c, head.size, unit))
             gains = gains + found[c.name].gain.reshape(gains.shape)
         seats = [seat for seat in self._usable(head, decided) if _key(seat) not in counted]
-        own = self._agreement(seats, head, 1, unit)
+        own = self._all(seats, head, 1, unit)
         if not family.inner:
             return self._element({head: _first(best(self._kind(head), own))})
         gains = gains + own.even.reshape(gains.shape) + own.odd.reshape(gains.shape)
@@ -183,6 +186,12 @@ class GroupDescent:
 
     def _usable(self, c: PermutationClass, decided: set[str] | None) -> list[Seat]:
         return [s for s in self.seats[c.name] if decided is None or s.others <= decided]
+
+    def _all(self, seats: Sequence[Seat], c: PermutationClass, among: int, unit: bool) -> Agreement:
+        """How much units agree by all that is known of them."""
+        if c.name in self.shown:
+            return self._shown(seats, c, among)
+        return self._agreement(seats, c, among, unit)
 
     def _agreement(
         self, seats: Sequence[Seat], c: PermutationClass, among: int, unit: bool
@@ -202,6 +211,17 @@ class GroupDescent:
             a, b = (item.reshape(c.count // among, among, *item.shape[1:]) for item in (a, b))
             sums[seat.odd] += torch.einsum("kiux,kjvx->kijuv", a, b)
         return Agreement(sums[False], sums[True])
+
+    def _shown(self, seats: Sequence[Seat], c: PermutationClass, among: int) -> Agreement:
+        """The same of what data show of units; weights, which few data leave open, count alike."""
+        weights = self._agreement(seats, c, among, unit=False).even
+        squares = [
+            sum(float(seat.rows(state).square().sum()) for seat in seats)
+            for state in (self.a, self.current)
+        ]
+        size = (squares[0] * squares[1]) ** 0.5
+        even = self.shown[c.name].of_copies(among) + (weights / size if size else weights)
+        return Agreement(even, torch.zeros_like(even))
 
     def _element(self, found: Mapping[PermutationClass, Best]) -> Element:
         permutation = self.problem.identity().permutation

@@ -14,7 +14,7 @@ from fxrebasin.action import Action
 from fxrebasin.charts import Chart, charts_of, condition_of
 from fxrebasin.interruption import interruptible
 from fxrebasin.options import check_count
-from fxrebasin.passes.match.balance import balanced
+from fxrebasin.passes.match.balance import Balanced, balanced
 from fxrebasin.passes.match.concluding import concluded
 from fxrebasin.passes.match.descent import Batches, Descent, Schedule, check_start
 from fxrebasin.passes.match.evidence import Evidence
@@ -105,9 +105,10 @@ class _Search:
         if start == "activation":
             evidence = Evidence(problem)
             evidence.collect(running, loader, most, report)
-            self.element = concluded(problem, evidence, report)
+            self.element = concluded(evidence, report)
         else:
-            self.element = refined(problem, problem.identity(), [c.name for c in problem.classes])
+            names = [c.name for c in problem.classes]
+            self.element = refined(Balanced.of(problem), problem.identity(), names)
 
     def descend(
         self, running: Runner, loader: Iterable[Any], schedule: Schedule, report: LateBar
