@@ -298,7 +298,7 @@ def test_the_merge_of_a_model_with_itself_in_another_basis_is_that_model() -> No
     _, _, other = planted(net, inputs)
     merged = fxrebasin.merge_many([net, other], "merge_many", example_inputs=inputs, symmetry="all")
     assert apart(merged.state_dict(), net.state_dict()) <= 1e-9
-    with pytest.raises(InputError, match="is for the method 'merge_many'"):
+    with pytest.raises(InputError, match="is for the methods 'learned', 'merge_many'"):
         fxrebasin.merge_many(
             [net, other], "cycle_consistent", example_inputs=inputs, symmetry="all"
         )

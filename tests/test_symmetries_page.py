@@ -28,7 +28,7 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "loss": lambda outputs, targets: F.cross_entropy(outputs.flatten(0, 1), targets.flatten()),
     }
     blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(compile(block, "symmetries.md", "exec"), names)
     restored = names["restored"]

@@ -23,7 +23,8 @@ from fxrebasin.merge.states import copy_of, is_number, moved_towards, own_state,
 from fxrebasin.merge.universe import align_in_universe
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.options import check_count
-from fxrebasin.passes.match.group_methods import Permuted, many_over_groups
+from fxrebasin.passes.match.group_methods import MANY_METHODS, Permuted, many_over_groups
+from fxrebasin.passes.match.methods import check_method
 from fxrebasin.passes.match.problem import MatchingProblem
 from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.permutation import Permutation
@@ -41,8 +42,6 @@ ALIGNERS: Mapping[str, Aligner] = {
     "cycle_consistent": align_in_universe,
     "merge_many": align_with_mean,
 }
-OVER_GROUPS = "merge_many"
-"""The method that goes beyond permutations."""
 
 
 @overload
@@ -112,9 +111,11 @@ def align_many(
             these inputs; a class that only such tensors have stays as it is.
         symmetry: `"permutation"`; `"signed"` or `"all"` (see `analyze`) for alignments of all
             models with the first, by method `"merge_many"`: each is aligned with the first, then,
-            round by round, with the mean of the others (generalised Procrustes analysis).
-        **options: of the method: `init` ("growing" or "identity") of `"merge_many"`, `max_steps`
-            and `restarts` of `"cycle_consistent"`.
+            round by round, with the mean of the others (generalised Procrustes analysis); or by
+            `"learned"`, which descends from there on the loss of the mean of all and of pairs.
+        **options: of the method: `init` ("growing" or "identity") of `"merge_many"` for
+            permutations, `max_steps` and `restarts` of `"cycle_consistent"`; `loader`, `loss`,
+            `steps`, `rate`, `spread`, `start` and `max_batches` of `"learned"`, as for `match`.
 
     Raises:
         ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors, or
@@ -131,15 +132,14 @@ def align_many(
         >>> first.is_identity, second.is_identity
         (True, False)
     """
-    _check(method, [*ALIGNERS], options)
-    kinds = _kinds(symmetry, method, options)
+    kinds = _kinds(symmetry, method, [*ALIGNERS], options)
     check_count("max_sweeps", max_sweeps)
     sources = Sources(models, model, weights, ignore)
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
     alignment = _Alignment(sources, inputs, choices, verify)
     if kinds is not Kinds.PERMUTATION:
-        return alignment.over_groups(kinds, (seed, max_sweeps))
+        return alignment.over_groups(kinds, (seed, max_sweeps), method, options)
     return alignment.for_each(alignment.found(method, (seed, max_sweeps), options))
 
 
@@ -204,8 +204,7 @@ def merge_many(
         >>> torch.equal(merged[0].weight, net[0].weight)
         True
     """
-    _check(method, ["mean", *ALIGNERS], options)
-    kinds = _kinds(symmetry, method, options)
+    kinds = _kinds(symmetry, method, ["mean", *ALIGNERS], options)
     check_count("max_sweeps", max_sweeps)
     sources = Sources(models, model, weights, ignore, ignored_from)
     giver = sources.giver()
@@ -215,7 +214,9 @@ def merge_many(
     choices = {"state_buffers": state_buffers, "outputs": outputs}
     alignment = _Alignment(sources, inputs, choices, verify)
     if kinds is not Kinds.PERMUTATION:
-        return _mean(sources, alignment.over_groups(kinds, (seed, max_sweeps)), giver)
+        return _mean(
+            sources, alignment.over_groups(kinds, (seed, max_sweeps), method, options), giver
+        )
     return _mean(sources, alignment.found(method, (seed, max_sweeps), options), giver)
 
 
@@ -236,15 +237,34 @@ def _check(method: str, methods: Sequence[str], options: Mapping[str, Any]) -> N
         )
 
 
-def _kinds(symmetry: str, method: str, options: Mapping[str, Any]) -> Kinds:
-    """Which groups are asked for; refuses methods that know permutations only."""
+def _kinds(symmetry: str, method: str, methods: Sequence[str], options: Mapping[str, Any]) -> Kinds:
+    """Which groups are asked for; refuses methods and options that do not exist for them.
+
+    Args:
+        symmetry: of the caller.
+        method: of the caller.
+        methods: those that know permutations only.
+        options: of the method.
+    """
     kinds = kinds_named(symmetry)
-    if kinds is not Kinds.PERMUTATION and (method != OVER_GROUPS or options):
+    if kinds is Kinds.PERMUTATION:
+        if method in MANY_METHODS and method not in methods:
+            raise InputError(
+                f"method {method!r} moves no permutation; it is for symmetry='signed' or 'all'"
+            )
+        _check(method, methods, options)
+    elif method in MANY_METHODS:
+        check_method(method, options, MANY_METHODS, given=_GIVEN)
+    else:
         raise InputError(
-            f"symmetry={symmetry!r} is for the method {OVER_GROUPS!r} without options of its own, "
-            f"not for {method!r}{' with ' + ', '.join(options) if options else ''}"
+            f"symmetry={symmetry!r} is for the methods {', '.join(map(repr, MANY_METHODS))}, "
+            f"not for {method!r}"
         )
     return kinds
+
+
+_GIVEN = ("states", "weights", "max_sweeps")
+"""What a method for many models is given with its problem."""
 
 
 class _Alignment:
@@ -279,7 +299,9 @@ class _Alignment:
             self._prove(sources.model, sources.whole_state(index), permutation, index)
         return permutations
 
-    def over_groups(self, kinds: Kinds, effort: tuple[int, int]) -> tuple[Alignment, ...]:
+    def over_groups(
+        self, kinds: Kinds, effort: tuple[int, int], method: str, options: Mapping[str, Any]
+    ) -> tuple[Alignment, ...]:
         """The alignments of all models with the first one."""
         sources = self._sources
         differing = [index for index in range(len(sources)) if sources.differs(index)]
@@ -304,7 +326,14 @@ class _Alignment:
         )
         states = [sources.whole_state(index) for index in range(len(sources))]
         found = many_over_groups(
-            symmetry, plain, sources.model, states, sources.weights, max_sweeps
+            symmetry,
+            plain,
+            sources.model,
+            states,
+            sources.weights,
+            max_sweeps,
+            method,
+            **options,
         )
         for index, alignment in enumerate(found):
             self._prove(sources.model, states[index], alignment, index)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fxrebasin.action import Action
-from fxrebasin.charts import Chart
+from fxrebasin.charts import Chart, Element
 from fxrebasin.errors import InputError
 from fxrebasin.options import check_count, check_positive
 from fxrebasin.progress import LateBar
@@ -26,6 +25,9 @@ _SHARE_HELD_BACK = 10
 _UNKNOWN = 4
 """Batches that are held back of a loader that does not tell how many it has."""
 
+
+Moving: TypeAlias = Callable[[Mapping[str, Tensor], Mapping[str, Element]], dict[str, Tensor]]
+"""From a state and elements of its classes to the state after they acted, differentiably."""
 
 STARTS = ("activation", "weight")
 """What permutations and other elements may be found by before anything is learned."""
@@ -154,7 +156,7 @@ class Descent:
 
     line: Line
     state_b: State
-    action: Action
+    action: Moving
     charts: Mapping[str, Chart]
     best: dict[str, Tensor] = field(init=False)
     _wide: dict[str, Tensor] = field(init=False)

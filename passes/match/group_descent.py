@@ -122,6 +122,10 @@ class GroupDescent:
         names = compared if names is None else [name for name in names if name in compared]
         return sum(float((self.a[name] * self.current[name]).sum()) for name in names)
 
+    def share(self) -> float:
+        """The agreement as a share of what no element can exceed."""
+        return self.agreement() / self._most if self._most else 1.0
+
     # Steps ------------------------------------------------------------------------------------
 
     def _evidence(self, family: Family, decided: set[str]) -> float:

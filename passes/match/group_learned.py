@@ -132,7 +132,7 @@ class _Search:
         if descent is None:
             return self.element
         elements = {
-            name: _exact(descent.charts[name], coordinates)
+            name: exact(descent.charts[name], coordinates)
             for name, coordinates in descent.best.items()
         }
         learned = Element(problem.identity().permutation, elements)
@@ -148,20 +148,36 @@ class _Search:
             f"Loss at the midpoint on batches held back: {descent.loss:.4f}, "
             f"before learning {descent.start:.4f}."
         ]
-        conditions = {name: condition_of(item) for name, item in self.found().elements.items()}
         if not descent.charts:
-            words = ["Nothing was learned: only permutations and signs act on this model."]
-        elif conditions:
-            worst = max(conditions, key=conditions.__getitem__)
-            say = (
-                f"The largest condition number of what acts on a class is {conditions[worst]:.3g}, "
-                f"on {worst}."
-            )
-            words.append(say)
-            if conditions[worst] > _FAR:
-                warnings.warn(f"{say} Rounding is as much larger in the result.", stacklevel=4)
-        return tuple(words)
+            return ("Nothing was learned: only permutations and signs act on this model.",)
+        say = warn_of_far(self.found())
+        return (*words, say) if say else tuple(words)
 
 
-def _exact(chart: Chart, coordinates: Tensor) -> Tensor:
+def exact(chart: Chart, coordinates: Tensor) -> Tensor:
+    """What has some coordinates, in float64.
+
+    Args:
+        chart: of the class.
+        coordinates: learned in any precision.
+    """
     return chart.element(coordinates.to("cpu", torch.float64)).own
+
+
+def warn_of_far(element: Element) -> str:
+    """The largest condition number of an element, in words; warns where digits are lost.
+
+    Args:
+        element: of all groups.
+    """
+    conditions = {name: condition_of(item) for name, item in element.elements.items()}
+    if not conditions:
+        return ""
+    worst = max(conditions, key=conditions.__getitem__)
+    say = (
+        f"The largest condition number of what acts on a class is {conditions[worst]:.3g}, "
+        f"on {worst}."
+    )
+    if conditions[worst] > _FAR:
+        warnings.warn(f"{say} Rounding is as much larger in the result.", stacklevel=5)
+    return say

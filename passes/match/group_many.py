@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxrebasin.counted import counted_state
 from fxrebasin.interruption import interruptible
 from fxrebasin.passes.match.balance import balanced
 from fxrebasin.passes.match.group_descent import GroupDescent
@@ -38,8 +39,10 @@ def elements_to_first(
         weights: how much each counts.
         max_sweeps: most rounds over the models, and most sweeps for the first alignment.
     """
+    problem = problem.counted()
     seats = seats_of(problem)
-    alignment = _Alignment(problem, seats, states, weights)
+    compared = [counted_state(state, problem.plain.symmetry.layout) for state in states]
+    alignment = _Alignment(problem, seats, compared, weights)
     generator = np.random.default_rng(problem.seed)
     with closing(LateBar()) as report, interruptible():
         for index in range(1, len(states)):

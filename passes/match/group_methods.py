@@ -24,6 +24,7 @@ from fxrebasin.passes.match.closeness import closeness
 from fxrebasin.passes.match.group_activation import match_activations_over_groups
 from fxrebasin.passes.match.group_learned import match_learned_over_groups
 from fxrebasin.passes.match.group_many import elements_to_first
+from fxrebasin.passes.match.group_many_learned import learned_to_first
 from fxrebasin.passes.match.group_problem import Element, GroupProblem, GroupResult
 from fxrebasin.passes.match.group_weight import match_weights_over_groups
 from fxrebasin.passes.match.methods import OTHER_CONSTANTS
@@ -41,6 +42,15 @@ GROUP_METHODS: Mapping[str, GroupMethodFunction] = {
     "weight": match_weights_over_groups,
 }
 """By name. Each takes a `GroupProblem`; keyword arguments are its options."""
+
+ManyMethodFunction: TypeAlias = Callable[..., list[Element]]
+
+MANY_METHODS: Mapping[str, ManyMethodFunction] = {
+    "learned": learned_to_first,
+    "merge_many": elements_to_first,
+}
+"""Methods for many models, by name: from a `GroupProblem`, canonical states, how much each counts
+and most rounds to elements; keyword arguments are their options."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +119,10 @@ def many_over_groups(
     states: Sequence[Mapping[str, Tensor]],
     weights: Sequence[float],
     max_sweeps: int,
+    method: str,
+    **options: object,
 ) -> list[Alignment]:
-    """Alignments of many models with the first one; see `elements_to_first`.
+    """Alignments of many models with the first one, by one of `MANY_METHODS`.
 
     Args:
         symmetry: with groups; without, every class is only permuted.
@@ -119,6 +131,8 @@ def many_over_groups(
         states: of the models, by name.
         weights: how much each counts.
         max_sweeps: most rounds over the models.
+        method: a key of `MANY_METHODS`.
+        **options: of the method.
 
     Raises:
         InputError: what bringing a state into its canonical form raises.
@@ -130,8 +144,8 @@ def many_over_groups(
     forms = [canonical(state, groups, classes) for state in complete]
     first = forms[0].state
     problem = GroupProblem(plain, (*classes, *groups.turned), groups.folded(), first, first, ties)
-    compared = [counted_state(form.state, symmetry.layout) for form in forms]
-    elements = elements_to_first(problem.counted(), compared, weights, max_sweeps)
+    canonical_states = [form.state for form in forms]
+    elements = MANY_METHODS[method](problem, canonical_states, weights, max_sweeps, **options)
     reference = (forms[0], complete[0])
     found = []
     for element, form in zip(elements, forms, strict=True):

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
-from torch import Tensor
+import numpy as np
 
 from fxrebasin.interruption import interruptible
 from fxrebasin.options import check_count
-from fxrebasin.passes.match.balance import balanced
+from fxrebasin.passes.match.balance import Balanced
+from fxrebasin.passes.match.effort import Effort
 from fxrebasin.passes.match.group_descent import GroupDescent
 from fxrebasin.passes.match.group_problem import Element, GroupProblem, GroupResult
-from fxrebasin.passes.match.seats import seats_of
+from fxrebasin.passes.match.seats import Seats, seats_of
+from fxrebasin.passes.match.shaking import shaken
+from fxrebasin.passes.match.weight import check_init
 from fxrebasin.progress import LateBar
 from fxrebasin.solvers.weight_search import Report, solve_from_evidence
 
-State: TypeAlias = Mapping[str, Tensor]
+_ENOUGH = 0.9
+"""No further random start is tried once this share of what any element could reach is reached."""
 
 
-def match_weights_over_groups(problem: GroupProblem, *, max_sweeps: int = 100) -> GroupResult:
+def match_weights_over_groups(
+    problem: GroupProblem,
+    *,
+    max_sweeps: int = 100,
+    init: str = "auto",
+    restarts: int | None = None,
+    budget: float | None = None,
+) -> GroupResult:
     """Weight matching over the groups: maximise the sum of inner products of balanced weights.
 
     Both models are balanced first, so that what may be any invertible matrix becomes orthogonal.
@@ -37,6 +48,14 @@ def match_weights_over_groups(problem: GroupProblem, *, max_sweeps: int = 100) -
     Args:
         problem: what to match.
         max_sweeps: most sweeps over the classes, at least 1.
+        init: `"evidence"` decides one class after another, the clearest first; `"identity"` starts
+            from the units and axes as they are; `"both"` takes the better of the two; `"auto"` is
+            evidence, and where nothing mixes units also the best permutation.
+        restarts: further descents, from the best element so far with a random share of the classes
+            permuted and rotated at random. The best result is kept. 0 by default, or with a
+            `budget` as many as there is time for.
+        budget: seconds after which no further random start is made. How many there is time for
+            depends on the machine: give `restarts` alone for a result that can be repeated.
 
     Raises:
         InputError: an option cannot be used.
@@ -45,26 +64,18 @@ def match_weights_over_groups(problem: GroupProblem, *, max_sweeps: int = 100) -
         >>> import fxrebasin, torch
         >>> a, b = (torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.Tanh(),
         ...                             torch.nn.Linear(5, 3)) for _ in "ab")
-        >>> aligned = fxrebasin.match(b, ref=a, symmetry="all", method="weight")
+        >>> aligned = fxrebasin.match(b, ref=a, symmetry="all", method="weight", restarts=2)
     """
     check_count("max_sweeps", max_sweeps)
-    problem = problem.counted()
-    seats = seats_of(problem)
-    to_a, to_b = (balanced(problem, seats, s) for s in (problem.state_a, problem.state_b))
-    a, b = problem.moved(to_a, problem.state_a), problem.moved(to_b)
-    tried: list[GroupDescent] = []
+    check_init(init)
+    effort = Effort.given(restarts, budget, problem.plain.posed)
+    balanced = Balanced.of(problem.counted())
+    search = _Search(balanced.problem, seats_of(problem), max_sweeps)
     with closing(LateBar()) as report, interruptible():
-        for start in _starts(problem, a, b, report):
-            moved = problem.moved(start.element, b)
-            descent = GroupDescent(problem, seats, a, {**b, **moved}, start.element)
-            tried.append(descent)
-            if start.decides:
-                descent.decide()
-            descent.sweep(max_sweeps, report)
-    found = max(tried, key=GroupDescent.agreement)
-    back = problem.inverse(to_a)
-    element = problem.combined(back, problem.combined(found.element, to_b))
-    return GroupResult(element, found.sweeps)
+        for start in _starts(balanced.problem, init, report):
+            search.descend(start, report)
+        search.restart(effort, report)
+    return GroupResult(balanced.back(search.best.element), search.best.sweeps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +91,67 @@ class _Start:
     decides: bool
 
 
-def _starts(problem: GroupProblem, a: State, b: State, report: Report) -> Iterator[_Start]:
-    """What is decided by evidence; where nothing mixes units, also the best permutation."""
-    yield _Start(problem.identity(), decides=True)
-    if not any(problem.groups.kinds[c.name].kind.has_matrices for c in problem.classes):
+class _Search:
+    """Descents between balanced states, of which the best is kept.
+
+    Args:
+        problem: between them.
+        seats: of its classes.
+        most: sweeps of each.
+    """
+
+    def __init__(self, problem: GroupProblem, seats: Seats, most: int) -> None:
+        self._problem, self._seats, self._most = problem, seats, most
+        self._running = self._best = self._begun(problem.identity())
+
+    @property
+    def best(self) -> GroupDescent:
+        """The best, also while another one runs."""
+        return max((self._best, self._running), key=GroupDescent.agreement)
+
+    def descend(self, start: _Start, report: Report) -> None:
+        """Descend from a start.
+
+        Args:
+            start: where it begins.
+            report: called with the number of sweeps.
+        """
+        self._running = self._begun(start.element)
+        if start.decides:
+            self._running.decide()
+        self._running.sweep(self._most, report)
+        self._best = self.best
+
+    def restart(self, effort: Effort, report: Report) -> None:
+        """Descend from random elements around the best, again and again.
+
+        Args:
+            effort: how often.
+            report: called with the number of sweeps.
+        """
+        generator = np.random.default_rng([self._problem.seed, 1])
+        for count in itertools.count():
+            if effort.is_spent(count) or self._best.share() >= _ENOUGH:
+                break
+            element = shaken(self._problem, self._best.element, generator)
+            self.descend(_Start(element, decides=False), report)
+
+    def _begun(self, element: Element) -> GroupDescent:
+        problem = self._problem
+        current = {**problem.state_b, **problem.moved(element)}
+        return GroupDescent(problem, self._seats, problem.state_a, current, element)
+
+
+def _starts(problem: GroupProblem, init: str, report: Report) -> Iterator[_Start]:
+    """Where descents begin; the best permutation is one such place where nothing mixes units."""
+    if init != "identity":
+        yield _Start(problem.identity(), decides=True)
+    if init in ("identity", "both"):
+        yield _Start(problem.identity(), decides=False)
+    mixed = any(problem.groups.kinds[c.name].kind.has_matrices for c in problem.classes)
+    if init == "auto" and not mixed:
         plain = problem.plain.weights
-        names = [name for name in plain.names if name in a]
-        rest = replace(plain, state_a=a, state_b=b, names=names)
+        names = [name for name in plain.names if name in problem.state_a]
+        rest = replace(plain, state_a=problem.state_a, state_b=problem.state_b, names=names)
         arrays = solve_from_evidence(rest, problem.seed, report).arrays
         yield _Start(Element(problem.plain.permutation(arrays)), decides=False)

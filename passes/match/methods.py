@@ -71,6 +71,8 @@ def check_method(
     method: object,
     options: Mapping[str, object],
     methods: Mapping[str, Callable[..., object]] = METHODS,
+    *,
+    given: Collection[str] = (),
 ) -> None:
     """Refuse a method or options that do not exist, or that are missing, before any work.
 
@@ -78,6 +80,7 @@ def check_method(
         method: a key of `methods`.
         options: by name, as the caller gave them.
         methods: those that there are.
+        given: names of what a method is given beside its options.
 
     Raises:
         InputError: naming those that do exist, or showing what to pass.
@@ -85,13 +88,14 @@ def check_method(
     if not isinstance(method, str) or method not in methods:
         beyond = "" if methods is METHODS else _BEYOND
         raise InputError(f"no method {method!r}{beyond}; there are: {', '.join(sorted(methods))}")
-    _, *own = inspect.signature(methods[method]).parameters.values()
-    allowed = [*(parameter.name for parameter in own), *_OF_ALL]
+    _, *parameters = inspect.signature(methods[method]).parameters.values()
+    own = [parameter for parameter in parameters if parameter.name not in given]
+    allowed = [*(parameter.name for parameter in own), *(() if given else _OF_ALL)]
     unknown = [name for name in options if name not in allowed]
     if unknown:
         raise InputError(
             f"method {method!r} has no option {', '.join(map(repr, unknown))}; "
-            f"its options are: {', '.join(allowed)}"
+            f"its options are: {', '.join(allowed) or 'none'}"
         )
     missing = [
         parameter.name

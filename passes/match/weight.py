@@ -60,8 +60,7 @@ def match_weights(
         >>> p = fxrebasin.match(b, ref=a, method="weight", restarts=2)
     """
     check_count("max_sweeps", max_sweeps)
-    if init not in _STARTS:
-        raise InputError(f"no start {init!r}; init is one of: {', '.join(_STARTS)}")
+    check_init(init)
     effort = Effort.given(restarts, budget, problem.posed)
     problem = problem.with_buffers() if match_buffers else problem
     with closing(LateBar()) as report:
@@ -71,3 +70,16 @@ def match_weights(
         search.restart(effort.is_spent)
     solution = search.solution()
     return problem.result(problem.permutation(solution.arrays), solution.sweeps)
+
+
+def check_init(init: object) -> None:
+    """Refuse what no descent can start from.
+
+    Args:
+        init: of the caller.
+
+    Raises:
+        InputError: there is no such start.
+    """
+    if init not in _STARTS:
+        raise InputError(f"no start {init!r}; init is one of: {', '.join(_STARTS)}")

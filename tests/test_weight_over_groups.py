@@ -1,0 +1,110 @@
+"""Method `weight` over groups: where it starts, and how often it sets out again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fxrebasin
+from fxrebasin.alignment import Alignment
+from fxrebasin.errors import InputError
+from fxrebasin.passes.match.balance import Balanced
+from fxrebasin.passes.match.group_problem import GroupProblem
+from fxrebasin.passes.match.problem import MatchingProblem
+from fxrebasin.passes.match.shaking import shaken
+from tests.support.tiny_transformers import Form, Transformer, drawn
+
+LLAMA = Form(
+    layers=1, width=8, hidden=6, heads=2, centred=False, biases=False, rotary=True, gate=True
+)
+GPT = Form(width=8, hidden=6, heads=2)
+
+
+def agreed(one: Transformer, two: Transformer, **options: Any) -> float:
+    """What is left between two models after matching."""
+    inputs = one.batch(2, 0)
+    found = fxrebasin.match(two, ref=one, example_inputs=inputs, symmetry="all", **options)
+    moved = found.apply(two.state_dict())
+    state = one.state_dict()
+    return sum(float((moved[k] - v).square().sum()) for k, v in state.items())
+
+
+def test_restarts_find_more_and_repeat() -> None:
+    one, two = drawn(LLAMA, 1), drawn(LLAMA, 2)
+    plain = agreed(one, two)
+    more = agreed(one, two, restarts=12)
+    assert more < plain
+    assert agreed(one, two, restarts=12) == more
+    assert agreed(one, two, restarts=0) == plain
+
+
+def test_starts_are_different_and_the_better_one_is_kept() -> None:
+    one, two = drawn(GPT, 1), drawn(GPT, 2)
+    inputs = one.batch(2, 0)
+
+    def reached(init: str) -> float:
+        result = fxrebasin.transform(two, one, inputs, symmetry="all", init=init)
+        return float(result.meta["fxrebasin"].objective_after)
+
+    evidence, identity, both = (reached(init) for init in ("evidence", "identity", "both"))
+    assert evidence != identity
+    assert both in (evidence, identity)
+
+
+def test_a_budget_ends_the_search() -> None:
+    one, two = drawn(GPT, 1), drawn(GPT, 2)
+    assert agreed(one, two, budget=1e-6) == agreed(one, two)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"init": "luck"}, "no start 'luck'"),
+        ({"restarts": -1}, "restarts"),
+        ({"budget": 0}, "budget"),
+        ({"max_sweeps": 0}, "max_sweeps"),
+        ({"effort": 3}, "has no option 'effort'"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], message: str) -> None:
+    net = drawn(GPT, 1)
+    with pytest.raises(InputError, match=message):
+        fxrebasin.match(net, net, net.batch(2, 0), symmetry="all", **options)
+
+
+@pytest.mark.parametrize("form", [GPT, LLAMA])
+def test_what_a_search_sets_out_from_keeps_the_function(form: Form) -> None:
+    net = drawn(form, 1)
+    inputs = net.batch(3, 0)
+    symmetry = fxrebasin.analyze(net, inputs, symmetry="all")
+    groups = symmetry.groups
+    assert groups is not None
+    state = {k: v.double() for k, v in net.state_dict().items()}
+    plain = MatchingProblem(symmetry, state, state, list(state), net, 0)
+    problem = GroupProblem(plain, (*symmetry.permuted, *groups.turned), groups, state, state)
+    balanced = Balanced.of(problem)
+    element = shaken(balanced.problem, problem.identity(), np.random.default_rng(5))
+    back = balanced.back(element)
+    certificate = Alignment(back.permutation, groups, back.elements)
+    moved = certificate.apply(net.state_dict())
+    assert max(float((moved[k] - v).abs().max()) for k, v in net.state_dict().items()) > 0.1
+    with torch.no_grad():
+        before = net(inputs)
+        net.load_state_dict(moved)
+        torch.testing.assert_close(net(inputs), before, atol=1e-9, rtol=1e-9)
+
+
+def test_scales_of_relu_units_are_matched_from_each_start() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net, other = (
+            nn.Sequential(nn.Linear(4, 7), nn.ReLU(), nn.Linear(7, 3)).double() for _ in "ab"
+        )
+        inputs = torch.randn(5, 4).double()
+    for init in ("auto", "evidence", "identity", "both"):
+        result = fxrebasin.transform(other, net, inputs, symmetry="all", init=init, restarts=1)
+        assert result.meta["fxrebasin"].equivalence.max_rel <= 1e-10
