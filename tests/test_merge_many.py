@@ -21,6 +21,7 @@ import fxrebasin.merge.sources
 from fxrebasin.demo.networks import DigitsMLP, DigitsResNet
 from fxrebasin.errors import ArchitectureMismatchError, CheckpointError, InputError
 from fxrebasin.merge import align_many, merge_many
+from fxrebasin.merge.alignment import MeanAlignment
 from fxrebasin.permutation import Permutation
 from fxrebasin.solvers.frank_wolfe import FrankWolfe
 from fxrebasin.solvers.joint import JointRelaxation
@@ -335,27 +336,41 @@ def test_files_give_what_modules_give(method: str, tmp_path: Path) -> None:
     assert_same(mixed, expected)
 
 
-def test_files_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = models_of("mlp", 3)
-    paths = [tmp_path / f"{k}.safetensors" for k in range(3)]
+@pytest.mark.parametrize("count", [2, 7])
+def test_files_are_read_once_and_again_for_each_sweep(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = models_of("mlp", count)
+    paths = [tmp_path / f"{k}.safetensors" for k in range(count)]
     for path, model in zip(paths, models, strict=True):
         save_state_dict(path, model.state_dict())
-    alive: list[weakref.ref[torch.Tensor]] = []
-    most = 0
-    read = fxrebasin.merge.sources.states_of
+    loaded: list[weakref.ref[torch.Tensor]] = []
+    most = aligned = 0
+    read, align = fxrebasin.merge.sources.states_of, MeanAlignment._align
 
     def watched(*args: Any) -> Any:
         nonlocal most
         states = read(*args)
-        alive.append(weakref.ref(states[1]["head.weight"]))
-        most = max(most, sum(ref() is not None for ref in alive))
+        loaded.append(weakref.ref(states[1]["head.weight"]))
+        most = max(most, sum(ref() is not None for ref in loaded))
         return states
 
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal aligned
+        aligned += 1
+        return align(*args, **options)
+
     monkeypatch.setattr(fxrebasin.merge.sources, "states_of", watched)
-    for method in ("mean", "merge_many"):
-        merge_many(paths, method, model=DigitsMLP(12), example_inputs=NETS["mlp"][1])
-    assert len(alive) >= 12
-    assert most == 1
+    monkeypatch.setattr(MeanAlignment, "_align", counted)
+    architecture, inputs = DigitsMLP(12), NETS["mlp"][1]
+    merge_many(paths, "mean", model=architecture)
+    assert len(loaded) == count
+    loaded.clear()
+    merge_many(paths, "merge_many", model=architecture, example_inputs=inputs)
+    # to look at their constants, in each sweep, and for the proof and the mean
+    assert len(loaded) <= (count if count == 2 else aligned + 2 * count)
+    assert aligned >= count
+    assert most == 2
 
 
 def test_an_architecture_is_analysed_once(monkeypatch: pytest.MonkeyPatch) -> None:

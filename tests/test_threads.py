@@ -7,24 +7,30 @@ import gc
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
 from torch import nn
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
 import fxrebasin
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.verify.float64 import float64_copy
+from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.running.collector import collector_paused
 from fxrebasin.running.modes import modes_off
 from fxrebasin.running.own_structure import own_structure
 from fxrebasin.running.switches import TRACING, no_warnings
+from fxrebasin.symmetry import Symmetry
 from tests.support.small_nets import draw, unsettled
 
 X = draw(3, 4)
@@ -92,6 +98,68 @@ def transforming(model: nn.Module, reference: nn.Module, rounds: int) -> Callabl
             assert graph.meta["fxrebasin"].equivalence.passed
 
     return work
+
+
+def mean_square(outputs: torch.Tensor, targets: Any) -> torch.Tensor:
+    return outputs.square().mean()
+
+
+BATCHES = [(X, X), (X + 1, X)]
+TRAINED: dict[str, Any] = {"loader": BATCHES, "loss": mean_square, "example_inputs": X}
+
+
+Call: TypeAlias = Callable[[nn.Module, nn.Module, Path], Any]
+
+CALLS: dict[str, Call] = {
+    "analyze": lambda m, r, f: fxrebasin.analyze(m, X),
+    "match": lambda m, r, f: fxrebasin.match(m, r, X),
+    "match, activation": lambda m, r, f: fxrebasin.match(
+        m, r, X, method="activation", loader=BATCHES
+    ),
+    "match, learned": lambda m, r, f: fxrebasin.match(m, r, method="learned", steps=2, **TRAINED),
+    "match, straight_through": lambda m, r, f: fxrebasin.match(
+        m, r, method="straight_through", epochs=1, **TRAINED
+    ),
+    "apply": lambda m, r, f: fxrebasin.apply(m, fxrebasin.analyze(m, X).random(seed=1), X),
+    "transform": lambda m, r, f: fxrebasin.transform(m, r, X),
+    "transform, all": lambda m, r, f: fxrebasin.transform(m, r, X, symmetry="all"),
+    "verify": lambda m, r, f: fxrebasin.verify(m, m, X),
+    "align_many": lambda m, r, f: fxrebasin.align_many([r, m], example_inputs=X),
+    "merge_many": lambda m, r, f: fxrebasin.merge_many([r, m], "merge_many", example_inputs=X),
+    "merge_many, all": lambda m, r, f: fxrebasin.merge_many(
+        [r, m], "merge_many", example_inputs=X, symmetry="all"
+    ),
+    "merge_stats": lambda m, r, f: fxrebasin.merge_stats(
+        r, m, fxrebasin.transform(m, r, X), example_inputs=X
+    ),
+    "interpolate": lambda m, r, f: [*fxrebasin.interpolate(r, m, steps=3)],
+    "interpolate, bezier": lambda m, r, f: [
+        *fxrebasin.interpolate(
+            r, m, steps=3, path="bezier", epochs=1, loader=BATCHES, loss=mean_square
+        )
+    ],
+    "barrier": lambda m, r, f: fxrebasin.barrier(r, m, lambda model: len([*model.modules()])),
+    "recalibrate": lambda m, r, f: fxrebasin.recalibrate(m, BATCHES),
+    "repair": lambda m, r, f: fxrebasin.repair(m, m, r, BATCHES),
+    "export_onnx": lambda m, r, f: fxrebasin.export_onnx(m, f / "m.onnx", X, overwrite=True),
+}
+"""Each public call that takes a model."""
+
+
+def plain(found: Any, folder: Path) -> Any:
+    """What a call found, to compare bit for bit; nothing of it may be of a mode of the caller."""
+    if isinstance(found, nn.Module):
+        state = found.state_dict()
+        assert not any(t.is_inference() or t.is_meta for t in state.values())
+        return {name: (tensor.dtype, tensor.tolist()) for name, tensor in state.items()}
+    if isinstance(found, list):
+        return [plain(item, folder) for item in found]
+    if isinstance(found, Symmetry):
+        return found.identity()
+    if isinstance(found, EquivalenceReport):
+        return found.passed
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return files or found
 
 
 def reading(model: nn.Module, stop: threading.Event, calls: list[int]) -> Callable[[], None]:
@@ -248,44 +316,47 @@ SURROUNDINGS: dict[str, Callable[[], Any]] = {
     "meta by default": lambda: torch.device("meta"),
     "gradients": torch.enable_grad,
     "no gradients": torch.no_grad,
+    "double by default": lambda: default_dtype(torch.float64),
+    "half by default": lambda: default_dtype(torch.bfloat16),
+    "operators watched": lambda: FlopCounterMode(display=False),
+    "fake tensors": FakeTensorMode,
 }
 
 
-@pytest.mark.parametrize("name", SURROUNDINGS)
-def test_calls_are_the_same_in_any_mode(name: str, tmp_path: Path) -> None:
-    model, reference = small(1), small(2)
-    wanted = fxrebasin.match(model, ref=reference, example_inputs=X)
-    with SURROUNDINGS[name]():
-        graph = fxrebasin.transform(model, ref=reference, example_inputs=X)
-        assert fxrebasin.match(model, ref=reference) == wanted  # with inputs that are inferred
-        assert fxrebasin.verify(model, graph, X).passed
-        assert fxrebasin.analyze(model, X).log10_order() > 0
-        assert fxrebasin.apply(model, wanted, X).state_dict().keys() == model.state_dict().keys()
-    assert graph.meta["fxrebasin"].certificate == wanted
-    assert not any(p.is_inference() for p in graph.parameters())
-    assert all(p.dtype == torch.float32 and not p.is_meta for p in graph.parameters())
-
-
-def test_another_dtype_by_default_is_fine() -> None:
-    model, reference = small(1), small(2)
-    wanted = fxrebasin.match(model, ref=reference, example_inputs=X)
-    torch.set_default_dtype(torch.float64)
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
-        graph = fxrebasin.transform(model, ref=reference, example_inputs=X)
+        yield
     finally:
-        torch.set_default_dtype(torch.float32)
-    assert graph.meta["fxrebasin"].certificate == wanted
+        torch.set_default_dtype(before)
 
 
-def test_transforms_of_functions_are_refused() -> None:
-    model = small(1)
+@pytest.mark.parametrize("call", CALLS)
+def test_calls_are_the_same_in_any_mode(call: str, tmp_path: Path) -> None:
+    nets = small(1), small(2)
+    states = plain([*nets], tmp_path)
+    wanted = plain(CALLS[call](*nets, tmp_path), tmp_path)
+    for name, surroundings in SURROUNDINGS.items():
+        with surroundings():
+            found = CALLS[call](*nets, tmp_path)
+        assert plain(found, tmp_path) == wanted, name
+    assert plain([*nets], tmp_path) == states
+    assert all(module.training for net in nets for module in net.modules())
 
-    def call(x: torch.Tensor) -> torch.Tensor:
-        fxrebasin.analyze(model, x)
+
+@pytest.mark.parametrize("call", CALLS)
+def test_transforms_of_functions_are_refused(call: str, tmp_path: Path) -> None:
+    model, reference = small(1), small(2)
+
+    def called(x: torch.Tensor) -> torch.Tensor:
+        CALLS[call](model, reference, tmp_path)
         return x
 
     with pytest.raises(InputError, match=r"inside torch\.vmap, torch\.func\.grad or another trans"):
-        torch.vmap(call)(X)
+        torch.vmap(called)(X)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("seed", [-1, "x", 1.0, None, True])
@@ -324,3 +395,53 @@ def test_functions_that_a_model_holds_speak_of_the_copy() -> None:
     assert (model(x) != 0).any()
     assert fxrebasin.transform(model, model, x).meta["fxrebasin"].equivalence.passed
     assert fxrebasin.analyze(model, x).log10_order() > 2
+
+
+SEEN: list[torch.Tensor] = []
+"""States of the generator that all threads share, as a model saw them."""
+
+
+class Drawing(Small):
+    """Draws numbers, in eval mode too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        SEEN.append(torch.get_rng_state())
+        noise = torch.randn(x.shape) + torch.rand_like(x) + torch.randperm(x.shape[1])
+        return super().forward(nn.functional.dropout(x, 0.5, training=True) + 1e-3 * noise)
+
+
+DRAWING_CALLS = ("match, activation", "match, learned", "recalibrate", "repair", "verify")
+
+
+@pytest.mark.parametrize("call", DRAWING_CALLS)
+def test_other_threads_draw_what_they_would_have_drawn(call: str, tmp_path: Path) -> None:
+    model, reference = unsettled(Drawing(), 1), small(2)
+    normed = nn.Sequential(model, nn.BatchNorm1d(3))
+    loader = DataLoader(TensorDataset(X, X), batch_size=1, shuffle=True)
+    SEEN.clear()
+    state = torch.get_rng_state()
+    works: dict[str, Callable[[], Any]] = {
+        "match, activation": lambda: fxrebasin.match(
+            model, reference, X, method="activation", loader=loader, verify=False
+        ),
+        "match, learned": lambda: fxrebasin.match(
+            model,
+            reference,
+            X,
+            method="learned",
+            steps=2,
+            loader=loader,
+            loss=mean_square,
+            verify=False,
+        ),
+        "recalibrate": lambda: fxrebasin.recalibrate(normed, loader),
+        "repair": lambda: fxrebasin.repair(model, model, reference, loader),
+        "verify": lambda: fxrebasin.verify(model, model, X),
+    }
+    found = [works[call](), works[call]()]
+    assert len(SEEN) > 2
+    assert all(torch.equal(seen, state) for seen in SEEN)
+    assert torch.equal(torch.get_rng_state(), state)
+    if isinstance(found[0], nn.Module):
+        found = [plain(one, tmp_path) for one in found]
+    assert call == "verify" or found[0] == found[1]

@@ -163,10 +163,11 @@ class MeanAlignment:
         found = pair.permutation(search.solution().arrays)
         if index in self._taken and found.is_identity:
             return False
-        moved = {name: found.permute_tensor(name, tensor) for name, tensor in own.items()}
-        if index in self._taken:
-            self._take(index, own, -1)
-        self._take(index, moved)
+        again = index in self._taken
+        for name, tensor in own.items():  # one at a time: a moved copy of all would be a model more
+            if again:
+                self._take(index, {name: tensor}, -1)
+            self._take(index, {name: found.permute_tensor(name, tensor)})
         self.permutations[index] = found.compose(self.permutations[index])
         return True
 

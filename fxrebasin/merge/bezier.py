@@ -120,7 +120,7 @@ class _CurveDescent:
         for group in self._optimiser.param_groups:
             group["lr"] = self._training.learning_rate * (1 - epoch / self._training.epochs)
         for batch in batches:
-            self._step(batch, float(torch.rand((), generator=self._draws)))
+            self._step(batch, float(torch.rand((), generator=self._draws, dtype=torch.float32)))
 
     def _step(self, batch: Batch, t: float) -> None:
         weights = self._weights(t)

@@ -254,7 +254,7 @@ def _drawn(task: torch.Tensor, share: float, origin: tuple[int, int, str]) -> to
     """Which entries are kept, from a generator of their own."""
     digest = hashlib.sha256(repr(origin).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-    return torch.rand(task.shape, generator=generator).to(task.device) < share
+    return torch.rand(task.shape, generator=generator, dtype=torch.float32).to(task.device) < share
 
 
 def _weights(weights: Weights, name: str) -> Sequence[float]:

@@ -22,11 +22,13 @@ from fxrebasin.merge.curves import (
 from fxrebasin.merge.heads import IgnoredFrom, giver_of
 from fxrebasin.merge.states import mixture, own_state, states_of, usable
 from fxrebasin.running.batches import State
+from fxrebasin.running.surroundings import in_own_surroundings
 from fxrebasin.storage.checkpoint import save_state_dict
 from fxrebasin.storage.files import refuse_existing
 from fxrebasin.storage.reference import ignored_in, patterns_that_fit
 
 
+@in_own_surroundings
 def interpolate(
     a: nn.Module,
     b: Any,
@@ -121,6 +123,7 @@ def _models(
     files: Sequence[Path | None],
     overwrite: bool,
 ) -> Iterator[nn.Module]:
+    @in_own_surroundings  # each is made when it is asked for
     def made(t: float, file: Path | None) -> nn.Module:
         between = mixture(model, states, weights(t), nearest_model(t, len(states)))
         if file is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, overload
 
 import torch
@@ -30,6 +30,7 @@ from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.permutation import Permutation
 from fxrebasin.proof import prove_state
 from fxrebasin.running.outputs import Outputs
+from fxrebasin.running.surroundings import in_own_surroundings
 from fxrebasin.symmetry import Symmetry
 
 Aligner: TypeAlias = Callable[..., Sequence[Permutation]]
@@ -60,6 +61,7 @@ def align_many(
 ) -> tuple[Certificate, ...]: ...
 
 
+@in_own_surroundings
 def align_many(
     models: Sequence[Any],
     method: str = "merge_many",
@@ -143,6 +145,7 @@ def align_many(
     return alignment.for_each(alignment.found(method, (seed, max_sweeps), options))
 
 
+@in_own_surroundings
 def merge_many(
     models: Sequence[Any],
     method: str = "mean",
@@ -217,7 +220,8 @@ def merge_many(
         return _mean(
             sources, alignment.over_groups(kinds, (seed, max_sweeps), method, options), giver
         )
-    return _mean(sources, alignment.found(method, (seed, max_sweeps), options), giver)
+    found = alignment.found(method, (seed, max_sweeps), options)
+    return _mean(sources, map(alignment.proved, range(len(found)), found), giver)
 
 
 def _check(method: str, methods: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -288,16 +292,23 @@ class _Alignment:
         sources = self._sources
         symmetries = shared_symmetry(sources, self._analysed)
         problem = AlignmentProblem(sources, symmetries[0], *effort)
-        permutations = tuple(
+        return tuple(
             p.relying_on(own.relies_on, own.found_with)
             for p, own in zip(
                 to_first_order(ALIGNERS[method](problem, **options)), symmetries, strict=True
             )
         )
-        for index, permutation in enumerate(permutations):
-            # no name for the state: it would be kept while the next one is read
-            self._prove(sources.model, sources.whole_state(index), permutation, index)
-        return permutations
+
+    def proved(self, index: int, permutation: Permutation) -> Permutation:
+        """A permutation that leaves the function of its model as it is, or an error.
+
+        Args:
+            index: of the model.
+            permutation: of the model, with the tensors of the architecture.
+        """
+        # no name for the state: it would be kept while the next one is read
+        self._prove(self._sources.model, self._sources.whole_state(index), permutation, index)
+        return permutation
 
     def over_groups(
         self, kinds: Kinds, effort: tuple[int, int], method: str, options: Mapping[str, Any]
@@ -341,11 +352,12 @@ class _Alignment:
 
     def for_each(self, permutations: Sequence[Permutation]) -> tuple[Permutation, ...]:
         """The same for the models as they are, with the tensors in which they differ."""
-        result = list(permutations)
-        for index in range(len(self._sources)):
-            if self._sources.differs(index):
-                result[index] = self._for_one(index, permutations[index])
-        return tuple(result)
+        return tuple(
+            self._for_one(index, self.proved(index, permutation))
+            if self._sources.differs(index)
+            else self.proved(index, permutation)
+            for index, permutation in enumerate(permutations)
+        )
 
     def _for_one(self, index: int, permutation: Permutation) -> Permutation:
         """The same for a model with tensors of its own, proved with these if it runs."""
@@ -380,7 +392,7 @@ class _Alignment:
             prove_state(module, state, permutation, self._inputs, wanted, f"models[{index}]")
 
 
-def _mean(sources: Sources, permutations: Sequence[Certificate | None], giver: int) -> nn.Module:
+def _mean(sources: Sources, permutations: Iterable[Certificate | None], giver: int) -> nn.Module:
     """The weighted mean of the permuted models, which are looked at one after the other."""
     ignored = set(sources.ignored)
     own = named_state(sources.model)

@@ -15,8 +15,10 @@ from fxrebasin.merge.calibration import Data, Site, correct_in_order, survey
 from fxrebasin.merge.moments import Moments
 from fxrebasin.merge.states import copy_of, usable
 from fxrebasin.options import check_count
+from fxrebasin.running.surroundings import in_own_surroundings
 
 
+@in_own_surroundings
 def recalibrate(
     model: nn.Module, loader: Iterable[Any], *, max_batches: int | None = None
 ) -> nn.Module:

@@ -17,6 +17,7 @@ from fxrebasin.merge.recalibration import norms_with_statistics, set_statistics,
 from fxrebasin.merge.states import copy_of, states_of, usable
 from fxrebasin.options import check_count
 from fxrebasin.running.batches import State
+from fxrebasin.running.surroundings import in_own_surroundings
 from fxrebasin.storage.reference import ignored_in, patterns_that_fit
 
 # Where the units are in what such a layer gives.
@@ -49,6 +50,7 @@ class _Correction:
     shift: torch.Tensor
 
 
+@in_own_surroundings
 def repair(
     model: nn.Module,
     a: Any,

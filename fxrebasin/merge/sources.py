@@ -1,25 +1,32 @@
-"""Models to merge, which may be files: each is read when it is needed and let go afterwards."""
+"""Models to merge, which may be files: read when they are needed, and let go afterwards."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fxrebasin.errors import InputError
 from fxrebasin.merge.heads import IgnoredFrom, giver_of
-from fxrebasin.merge.states import own_state, states_of, usable
-from fxrebasin.models.checks import unwrap
+from fxrebasin.merge.states import checked, own_state, states_of
 from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.running.batches import State
+from fxrebasin.running.own_structure import own_structure
 from fxrebasin.storage.reference import ignored_in, names_beyond, patterns_that_fit
+
+_MOST_KEPT = 2
+"""States of files that are held at a time: that in use, and the one before it."""
 
 
 class Sources:
-    """Models of one architecture, checked.
+    """Models of one architecture; each is checked when its weights are first asked for.
+
+    Of modules and state dicts that is at once. Files are read when they are needed, and the last
+    ones are kept; a file that is missing is refused at once.
 
     Args:
         models: modules, or paths of files of weights.
@@ -46,16 +53,23 @@ class Sources:
         ignore: Sequence[str] = (),
         ignored_from: IgnoredFrom = "first",
     ) -> None:
-        self._models = _listed(models)
-        self.weights = _shares(weights, len(self._models))
-        self.model = _architecture(self._models, model)
+        given = _listed(models)
+        self.weights = _shares(weights, len(given))
+        self._models, self.model = _with_architecture(given, model)
         self._patterns = patterns_that_fit(ignore, self.model, self._models)
         self.ignored = ignored_in(self.model, self._patterns)
         ours = dict.fromkeys([*named_state(self.model), *self.model.state_dict()])
         self.common = frozenset(ours.keys() - set(self.ignored))
-        for index in range(len(self)):
-            self.state(index)  # to refuse it before any work
         self._ignored_from = ignored_from
+        self._in_memory: dict[int, State] = {}
+        self._read: dict[int, State] = {}
+        self._strangers: dict[int, list[str]] = {}
+        self._differing: dict[int, bool] = {}
+        for index, source in enumerate(self._models):
+            if not isinstance(source, str | PathLike):
+                self._in_memory[index] = self._checked(index)
+            elif not Path(source).exists():
+                self.state(index)  # to refuse it before any work
 
     def __len__(self) -> int:
         return len(self._models)
@@ -66,6 +80,17 @@ class Sources:
         Args:
             index: of the model.
         """
+        if index in self._in_memory:
+            return self._in_memory[index]
+        found = self._read.pop(index, None)
+        if found is None:
+            while len(self._read) >= _MOST_KEPT:
+                del self._read[next(iter(self._read))]
+            found = self._checked(index)
+        self._read[index] = found
+        return found
+
+    def _checked(self, index: int) -> State:
         label = f"models[{index}]"
         return states_of(self.model, [self._models[index]], [label], self._patterns)[1]
 
@@ -85,6 +110,11 @@ class Sources:
         """
         if not self._patterns:
             return False
+        if index not in self._differing:
+            self._differing[index] = self._differs(index)
+        return self._differing[index]
+
+    def _differs(self, index: int) -> bool:
         module = self.module(index)
         theirs = self.state(index) if module is None else own_state(module)
         shapes = [{n: t.shape for n, t in s.items()} for s in (theirs, own_state(self.model))]
@@ -96,7 +126,10 @@ class Sources:
         Args:
             index: of the model.
         """
-        return names_beyond(self._models[index], self.model, self._patterns)
+        if index not in self._strangers:
+            beyond = names_beyond(self._models[index], self.model, self._patterns)
+            self._strangers[index] = beyond
+        return self._strangers[index]
 
     def whole_state(self, index: int) -> State:
         """The weights of one model, with the buffers that its state dict leaves out if it is a
@@ -112,13 +145,13 @@ class Sources:
         return {**known, **self.state(index), **heads}
 
     def module(self, index: int) -> nn.Module | None:
-        """One model, unless it is a file.
+        """One model, in a structure that the call owns, unless it is a file.
 
         Args:
             index: of the model.
         """
         found = self._models[index]
-        return unwrap(found) if isinstance(found, nn.Module) else None
+        return found if isinstance(found, nn.Module) else None
 
     def giver(self) -> int:
         """Index of the model that gives the tensors in which models differ.
@@ -148,12 +181,26 @@ def _listed(models: Sequence[Any]) -> list[Any]:
     return list(models)
 
 
-def _architecture(models: Sequence[Any], model: nn.Module | None) -> nn.Module:
+def _with_architecture(
+    models: Sequence[Any], model: nn.Module | None
+) -> tuple[list[Any], nn.Module]:
+    """The models and the architecture, with one structure of the call's own for each module."""
+    own: dict[int, nn.Module] = {}
+
+    def owned(given: nn.Module, label: str) -> nn.Module:
+        module = checked(given, label)
+        if id(module) not in own:
+            own[id(module)] = own_structure(module)
+        return own[id(module)]
+
     if model is not None:
-        return usable(model)
-    for index, candidate in enumerate(models):
-        if isinstance(candidate, nn.Module):
-            return usable(candidate, f"models[{index}]")
+        owned(model, "the model")
+    found = [
+        owned(given, f"models[{index}]") if isinstance(given, nn.Module) else given
+        for index, given in enumerate(models)
+    ]
+    if own:
+        return found, next(iter(own.values()))
     raise InputError(
         "all models are files of weights; pass model=, a module of their architecture, whose own "
         "weights do not matter"

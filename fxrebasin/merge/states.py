@@ -15,6 +15,7 @@ from fxrebasin.gather import storage_identity
 from fxrebasin.models.checks import check_usable, unwrap
 from fxrebasin.passes.trace.graph_state import copy_with_state, named_state, replacements
 from fxrebasin.running.batches import State
+from fxrebasin.running.own_structure import own_structure
 from fxrebasin.running.switches import no_warnings
 from fxrebasin.storage.reading import Reading
 from fxrebasin.storage.reference import ignored_in, reference_state
@@ -22,6 +23,22 @@ from fxrebasin.storage.reference import ignored_in, reference_state
 
 def usable(model: Any, label: str = "the model") -> nn.Module:
     """The module inside wrappers, once it is known to have weights that can be used.
+
+    What is returned has a structure of its own around the very tensors of the model: a call may
+    run it, and change its mode, while other threads use the model.
+
+    Args:
+        model: of the caller.
+        label: what it is called in a message.
+
+    Raises:
+        InputError: it is not a module, or has weights that cannot be used.
+    """
+    return own_structure(checked(model, label))
+
+
+def checked(model: Any, label: str) -> nn.Module:
+    """The caller's own module inside wrappers, once it is known to have weights that can be used.
 
     Args:
         model: of the caller.

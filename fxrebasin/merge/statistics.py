@@ -24,6 +24,7 @@ from fxrebasin.permutation import Permutation
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.running.batches import State
 from fxrebasin.running.outputs import Outputs
+from fxrebasin.running.surroundings import own_surroundings
 from fxrebasin.solvers.pairs import view_of_reals
 from fxrebasin.storage.reference import ignored_in, patterns_that_fit
 
@@ -189,24 +190,25 @@ def merge_stats(
         >>> stats.distance_after <= stats.distance_before, len(stats.classes)
         (True, 1)
     """
-    model = usable(a, "a")
-    choices = choices_for(model, state_buffers=state_buffers, outputs=outputs)
-    others = [b] if isinstance(rebased, Permutation) else [b, rebased]
-    patterns = patterns_that_fit(ignore, model, others)
-    states = states_of(model, others, ["b", "rebased b"][: len(others)], patterns)
-    ignored = ignored_in(model, patterns)
-    # Where models differ, all have what the first has.
-    heads = {name: states[0][name] for name in ignored}
-    states = [{**state, **heads} for state in states]
-    if isinstance(rebased, Permutation):
-        moved = rebased.permute_state_dict(states[1])
-        states.append({**moved, **heads})
-    numbers = [name for name, parameter in model.named_parameters() if is_number(parameter)]
-    names = [name for name in numbers if name not in ignored]
-    classes, layout = _known(model, rebased, (example_inputs, example_kwargs), choices)
-    states = [counted_state({n: state[n] for n in names}, layout) for state in states]
-    products = [_products(names, states[0], other) for other in states[1:]]
-    curves = [
+    with own_surroundings():
+        model = usable(a, "a")
+        choices = choices_for(model, state_buffers=state_buffers, outputs=outputs)
+        others = [b] if isinstance(rebased, Permutation) else [b, rebased]
+        patterns = patterns_that_fit(ignore, model, others)
+        states = states_of(model, others, ["b", "rebased b"][: len(others)], patterns)
+        ignored = ignored_in(model, patterns)
+        # Where models differ, all have what the first has.
+        heads = {name: states[0][name] for name in ignored}
+        states = [{**state, **heads} for state in states]
+        if isinstance(rebased, Permutation):
+            moved = rebased.permute_state_dict(states[1])
+            states.append({**moved, **heads})
+        numbers = [name for name, parameter in model.named_parameters() if is_number(parameter)]
+        names = [name for name in numbers if name not in ignored]
+        classes, layout = _known(model, rebased, (example_inputs, example_kwargs), choices)
+        seen = [counted_state({n: state[n] for n in names}, layout) for state in states]
+        products = [_products(names, seen[0], other) for other in seen[1:]]
+    curves = [  # what the caller evaluates with runs in the modes of the caller
         None if evaluate is None else barrier(model, other, evaluate, steps=steps, prepare=prepare)
         for other in states[1:]
     ]

@@ -156,7 +156,8 @@ def _around_centres(
     """Normal values around a centre for every row, and one for all, between two bounds."""
     rows = (values.shape[0], *[1] * (values.dim() - 1)) if values.dim() else ()
     shares = torch.rand(rows, generator=generator, dtype=values.dtype)
-    centres = low + (high - low) * (shares + torch.rand((), generator=generator)) / 2
+    shift = torch.rand((), generator=generator, dtype=torch.float32)
+    centres = low + (high - low) * (shares + shift) / 2
     noise = torch.randn(values.shape, generator=generator, dtype=values.dtype)
     return centres + noise * (high - low) / 4
 
@@ -191,7 +192,7 @@ def _up_to(value: int, tensor: torch.Tensor, generator: torch.Generator) -> torc
 def _shuffled_in_rows(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if tensor.dim() < 2 or tensor.shape[-1] < 2:
         return _shuffled(tensor, generator)
-    order = torch.rand(tensor.shape, generator=generator).argsort(-1)
+    order = torch.rand(tensor.shape, generator=generator, dtype=torch.float32).argsort(-1)
     return tensor.gather(-1, order)
 
 
@@ -220,7 +221,7 @@ def _other_marks(marks: torch.Tensor, keep_ends: bool, generator: torch.Generato
     if columns > 1 and bool((marks.sum(1) == 1).all()):
         order = torch.randint(columns, (rows, 1), generator=generator)
         return torch.zeros_like(marks).scatter(1, order, True)
-    drawn = torch.rand(marks.shape, generator=generator) < 0.5
+    drawn = torch.rand(marks.shape, generator=generator, dtype=torch.float32) < 0.5
     if columns == 1:
         return drawn
     if keep_ends:

@@ -17,10 +17,12 @@ from fxrebasin.errors import InputError
 from fxrebasin.running.messages import attempt, first_lines
 from fxrebasin.running.modes import modes_off
 from fxrebasin.running.preserve import preserve
+from fxrebasin.running.randomness import DrawingFrom, OwnNumbers
 
 State: TypeAlias = Mapping[str, torch.Tensor]
 Loss: TypeAlias = Callable[[Any, Any], Any]
 
+_NO_MORE = object()
 _HOW = (
     "A batch is (inputs, targets) or inputs alone; inputs are a tensor, a tuple of positional "
     "inputs, or a dict of keyword inputs."
@@ -51,6 +53,7 @@ class Runner:
         model: in eval mode.
         guard: what protects the model's tensors while it runs.
         label: what messages call the model.
+        drawing: what a loader draws its order from.
     """
 
     def __init__(
@@ -58,9 +61,11 @@ class Runner:
         model: nn.Module,
         guard: AbstractContextManager[Any] | None = None,
         label: str = "the model",
+        drawing: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.model, self._label = model, label
         self._guard = guard or nullcontext()
+        self._drawing = drawing or nullcontext()
         # Without second names of shared tensors, which stay shared that way.
         tensors = [*model.named_parameters(), *model.named_buffers()]
         self._names = dict(tensors)
@@ -88,13 +93,17 @@ class Runner:
         """
         if not isinstance(loader, Iterable):
             raise InputError(f"the loader is of type {type(loader).__name__}, not iterable. {_HOW}")
-        batch = None
-        for number, item in enumerate(loader):
-            if most is not None and number >= most:
+        number = 0
+        with self._drawing:
+            items = iter(loader)
+        while most is None or number < most:
+            with self._drawing:
+                item = next(items, _NO_MORE)
+            if item is _NO_MORE:
                 break
-            batch = self._batch(number, item)
-            yield batch
-        if batch is None:
+            yield self._batch(number, item)
+            number += 1
+        if not number:
             raise InputError(
                 "the loader gives no batches. Pass a list of batches or a DataLoader; an iterator "
                 f"can be used up only once. {_HOW}"
@@ -164,7 +173,7 @@ def runner(model: nn.Module | None, seed: int, label: str = "the model") -> Iter
 
     Args:
         model: whose code is run.
-        seed: of torch's generator meanwhile, from which a DataLoader takes its order.
+        seed: of what the model draws, and of what a DataLoader takes its order from.
         label: what messages call the model.
 
     Raises:
@@ -172,12 +181,12 @@ def runner(model: nn.Module | None, seed: int, label: str = "the model") -> Iter
     """
     if model is None:
         raise InputError("this method runs the model: call fxrebasin.match, which passes it on")
-    with preserve(model):
-        torch.default_generator.manual_seed(seed)
+    numbers = OwnNumbers(seed)
+    with preserve(model, numbers):
         # The guard of `preserve` looks at every operator; only those of the model concern it.
         guard = _get_current_dispatch_mode()
         with modes_off():
-            yield Runner(model, guard, label)
+            yield Runner(model, guard, label, DrawingFrom(numbers))
 
 
 class Line:

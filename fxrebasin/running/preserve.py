@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import (
 
 from fxrebasin.running.flex import flex_attention_written_out
 from fxrebasin.running.modes import modes_off
+from fxrebasin.running.randomness import OwnNumbers
 from fxrebasin.running.switches import shared
 from fxrebasin.running.watching import OperatorMode
 
@@ -27,7 +29,7 @@ _HOLDERS = (torch.Tensor, dict, list, tuple, set, deque)
 
 
 @contextmanager
-def preserve(model: nn.Module) -> Iterator[nn.Module]:
+def preserve(model: nn.Module, numbers: OwnNumbers | None = None) -> Iterator[nn.Module]:
     """Put `model` in eval mode without gradients, and undo every trace of what is run inside.
 
     On leaving, even through an exception, these are as they were, bit for bit: each module's
@@ -35,12 +37,18 @@ def preserve(model: nn.Module) -> Iterator[nn.Module]:
     (models cache tensors there in `forward`), its registered parameters, buffers and submodules,
     every tensor's data, `requires_grad` and `.grad`, the random state of torch (CPU, and CUDA if it
     is in use), numpy and Python, the grad mode, and the fast path of `nn.MultiheadAttention`, which
-    is off inside: it fuses a layer into one operator. `flex_attention` compiles nothing.
+    is off inside: it fuses a layer into one operator. `flex_attention` compiles nothing. Operators
+    draw from generators of this call, the same numbers every time, so that other threads draw what
+    they would have drawn without it.
 
     Nothing is copied up front. A dispatch mode sees every operator and copies the storage of one
     of the model's tensors just before the first operator that writes to it. Writes that bypass
     the dispatcher (through numpy or a raw pointer) are not seen, and neither are attributes of
     objects that are not modules.
+
+    Args:
+        model: any module.
+        numbers: what operators draw from; generators with the seed 0 when left out.
 
     Example:
         >>> net = nn.Dropout().train()
@@ -50,9 +58,10 @@ def preserve(model: nn.Module) -> Iterator[nn.Module]:
         >>> net.training
         True
     """
+    numbers = numbers or OwnNumbers(0)
     values = list(_values_of(model))
-    undo = [*_random_states(), *_module_states(model, values)]
-    guard = _WriteGuard(_tensors_among(values))
+    undo = [*_random_states(numbers), *_module_states(model, values)]
+    guard = _WriteGuard(_tensors_among(values), numbers)
     undo += [guard.restore, *_tensor_states(guard.tensors)]
     try:
         with torch.no_grad(), _no_fast_path(), flex_attention_written_out(), guard:
@@ -91,17 +100,40 @@ def set_eval(model: nn.Module) -> None:
             module.training = False
 
 
-def _random_states() -> list[_Undo]:
-    cpu, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    undo: list[_Undo] = [
-        lambda: torch.set_rng_state(cpu),
-        lambda: np.random.set_state(numpy_state),
-        lambda: random.setstate(python_state),
-    ]
-    if torch.cuda.is_initialized():
-        cuda = torch.cuda.get_rng_state_all()
-        undo.append(lambda: torch.cuda.set_rng_state_all(cuda))
-    return undo
+def _random_states(numbers: OwnNumbers) -> list[_Undo]:
+    """Undo steps for generators of the process that the model's own code draws from or seeds.
+
+    Where nobody drew, nothing is put back: another thread may draw at that very time.
+    """
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    drawn = numpy_state[1].tobytes(), numpy_state[2:]
+
+    def restore_numpy() -> None:
+        now = np.random.get_state()
+        if (now[1].tobytes(), now[2:]) != drawn:
+            np.random.set_state(numpy_state)
+
+    def restore_python() -> None:
+        if random.getstate() != python_state:
+            random.setstate(python_state)
+
+    return [*_torch_states(numbers), restore_numpy, restore_python]
+
+
+def _torch_states(numbers: OwnNumbers) -> list[_Undo]:
+    cpu, seed = torch.get_rng_state(), torch.initial_seed()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def restore() -> None:
+        # What is drawn inside is the model's own unless it seeds: all else is of other threads.
+        others = threading.active_count() > 1
+        if others and torch.initial_seed() == seed and not numbers.drew_others:
+            return
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+    return [restore]
 
 
 def _module_states(model: nn.Module, held: Iterable[Any]) -> list[_Undo]:
@@ -222,8 +254,9 @@ def _storage(tensor: torch.Tensor) -> torch.UntypedStorage | None:
 class _WriteGuard(OperatorMode):
     """Copies a protected storage just before the first operator that writes to it."""
 
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+    def __init__(self, tensors: Sequence[torch.Tensor], numbers: OwnNumbers) -> None:
         super().__init__()
+        self._numbers = numbers
         self.tensors = tensors  # kept alive, so that the addresses below stay theirs
         storages = [_storage(tensor) for tensor in tensors if not tensor.is_meta]
         self._protected = {storage._cdata: storage for storage in storages if storage is not None}
@@ -232,6 +265,7 @@ class _WriteGuard(OperatorMode):
     def called(
         self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        func, kwargs = self._numbers.instead(func, args, kwargs)
         if not _written_arguments(func):
             return func(*args, **kwargs)
         for tensor in written_tensors(func, args, kwargs):

@@ -10,18 +10,20 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from fxrebasin.errors import InputError
+from fxrebasin.running.modes import modes_off
 
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu", "hpu", "mtia")
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 @contextmanager
 def own_surroundings() -> Iterator[None]:
-    """Neither inference mode, nor autocast, nor another device by default; those of this thread.
+    """No inference mode, autocast, other device by default or dispatch mode; those of this thread.
 
     Raises:
         InputError: inside `torch.vmap` and other transforms of functions, where a model has no
-            values of its own, and inside a mode that watches the operators of all there is.
+            values of its own.
 
     Example:
         >>> with torch.inference_mode(), own_surroundings():
@@ -34,8 +36,9 @@ def own_surroundings() -> Iterator[None]:
             "tensors stand for several at once; call fxrebasin outside of it"
         )
     with ExitStack() as stack:
+        stack.enter_context(modes_off())
         stack.enter_context(torch.inference_mode(False))
-        for device in ("cpu", "cuda"):
+        for device in _AUTOCAST:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":

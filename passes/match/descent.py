@@ -86,7 +86,7 @@ class Schedule:
         """Of models on the line, as many as are asked for; the same for the same seed."""
         generator = torch.Generator().manual_seed(self.seed)
         while True:
-            drawn = 2 * torch.rand((), generator=generator).item() - 1
+            drawn = 2 * torch.rand((), generator=generator, dtype=torch.float32).item() - 1
             yield 0.5 + self.spread * drawn
 
     def looks_after(self, step: int) -> bool:

@@ -75,7 +75,7 @@ def _another(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A tensor with larger values; integers as they are."""
     if not tensor.is_floating_point():
         return tensor
-    noise = torch.rand(tensor.shape, generator=generator).to(tensor)
+    noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float32).to(tensor)
     return tensor + (0.5 + noise) * (1 + tensor.abs().max() if tensor.numel() else 1)
 
 

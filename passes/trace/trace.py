@@ -22,6 +22,7 @@ from fxrebasin.running.graph_outputs import for_graph
 from fxrebasin.running.messages import attempt, describe, describe_call, first_lines, module_path
 from fxrebasin.running.outputs import REDUCED_KEY, Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
+from fxrebasin.running.randomness import OwnNumbers
 from fxrebasin.running.switches import no_warnings
 from fxrebasin.wording import spoken
 
@@ -226,8 +227,8 @@ def _outputs(
 ) -> dict[str, torch.Tensor]:
     args, kwargs = call.own_inputs()
     given = Given(args, kwargs, values=True)
-    with preserve(module):
-        torch.manual_seed(0)  # and not the state in which a graph may have folded a random draw
+    numbers = OwnNumbers(1)  # and not those of which a graph may have folded a random draw
+    with preserve(module, numbers):
         returned = torch.func.functional_call(module, state, args, kwargs)
         returned = reduced(module, returned, call.wanted)
         return counted(returned, call.wanted, given, strict=module is call.model)
@@ -239,8 +240,9 @@ def _disturbed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     made: dict[int, torch.Tensor] = {}
     for tensor in state.values():
         if id(tensor) not in made and tensor.is_floating_point() and tensor.dtype.itemsize > 1:
-            factors = torch.rand(tensor.shape, generator=generator).div_(2).add_(0.75)
-            made[id(tensor)] = tensor.detach() * factors.to(tensor.device, tensor.dtype)
+            drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float32)
+            factors = drawn.div_(2).add_(0.75).to(tensor.device, tensor.dtype)
+            made[id(tensor)] = tensor.detach() * factors
     return {name: made.get(id(tensor), tensor.detach()) for name, tensor in state.items()}
 
 

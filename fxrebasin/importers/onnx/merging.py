@@ -16,11 +16,13 @@ from fxrebasin.importers.onnx.correspondence import Partner, partners
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.roles import weights_of
 from fxrebasin.importers.onnx.writing import changed, draft
+from fxrebasin.running.surroundings import in_own_surroundings
 from fxrebasin.storage.files import refuse_existing
 
 _SUM = 1e-6
 
 
+@in_own_surroundings
 def onnx_merge(
     sources: Sequence[Source],
     out: str | PathLike[str],

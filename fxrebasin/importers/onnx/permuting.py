@@ -32,6 +32,7 @@ from fxrebasin.permutation import Permutation
 from fxrebasin.reliance import contradictions, refusal
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.running.outputs import Outputs, Wanted
+from fxrebasin.running.surroundings import in_own_surroundings
 from fxrebasin.storage.files import refuse_existing
 from fxrebasin.wording import listed
 
@@ -169,6 +170,7 @@ def _moved(own: OnnxSource, module: OnnxModule, permutation: Permutation) -> dic
     return {names[key]: moved[key] for key in given}
 
 
+@in_own_surroundings
 def onnx_apply(
     source: Source,
     permutation: Permutation,

@@ -17,9 +17,11 @@ from fxrebasin.passes.match.methods import MatchResult, check_method
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.running.outputs import Outputs
+from fxrebasin.running.surroundings import in_own_surroundings
 from fxrebasin.storage.files import refuse_existing
 
 
+@in_own_surroundings
 def onnx_transform(
     source: Source,
     ref: Source,
