@@ -269,7 +269,7 @@ def test_a_shuffling_loader_gives_the_same_batches_in_every_pass() -> None:
         probe.register_forward_pre_hook(lambda m, args, seen=seen: seen.append(args[0].clone()))
         recalibrate(probe, loader, max_batches=3)
         passes = [torch.cat(seen[k : k + 3]) for k in range(0, len(seen), 3)]
-        assert len(passes) > 3
+        assert len(passes) == 2
         assert all(torch.equal(one, passes[0]) for one in passes)
         assert not torch.equal(passes[0], x[:24])
         assert repair(middle, model, other, loader, max_batches=2) is not None

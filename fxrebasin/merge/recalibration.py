@@ -11,9 +11,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxrebasin.errors import InputError
-from fxrebasin.merge.calibration import Data, Site, correct_in_order, survey
+from fxrebasin.merge.calibration import correct_in_order
+from fxrebasin.merge.data import Data
 from fxrebasin.merge.moments import Moments
+from fxrebasin.merge.sites import Site
 from fxrebasin.merge.states import copy_of, usable
+from fxrebasin.merge.survey import survey
 from fxrebasin.options import check_count
 from fxrebasin.running.surroundings import in_own_surroundings
 
@@ -32,8 +35,10 @@ def recalibrate(
     of all its calls taken together. Nothing else changes; the copy is in the mode of the model.
     Sums are in float64.
 
-    Each BatchNorm takes a pass over the loader that goes as far as that layer. A loader with a
-    single batch takes two passes in all, so let batches be as large as memory allows.
+    The loader is gone through twice. The second time all batches stop at each layer until the last
+    one is there, which takes memory for what a model holds between two layers, of all batches
+    together. Beyond 4 GiB, and where a model keeps something from one batch for the next, batches
+    run anew for each layer, as far as that layer: the same result in more passes.
 
     Args:
         model: any module or GraphModule; without BatchNorm the result is a plain copy.
@@ -123,5 +128,5 @@ def warn_unsettled(what: str) -> None:
     warnings.warn(
         f"{what}: layers that run several times in a model and feed themselves did not "
         "settle; their statistics are close to what they should be, not equal",
-        stacklevel=3,
+        stacklevel=4,
     )

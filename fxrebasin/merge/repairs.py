@@ -11,10 +11,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxrebasin.errors import InputError
-from fxrebasin.merge.calibration import Data, Site, correct_in_order, measured, survey
+from fxrebasin.merge.calibration import correct_in_order, measured
+from fxrebasin.merge.data import Data
 from fxrebasin.merge.moments import Moments
 from fxrebasin.merge.recalibration import norms_with_statistics, set_statistics, warn_unsettled
+from fxrebasin.merge.sites import Site
 from fxrebasin.merge.states import copy_of, states_of, usable
+from fxrebasin.merge.survey import survey
 from fxrebasin.options import check_count
 from fxrebasin.running.batches import State
 from fxrebasin.running.surroundings import in_own_surroundings
@@ -83,8 +86,8 @@ def repair(
     own, except of BatchNorm; and what `nn.MultiheadAttention` computes, as it does not call its
     projections as layers.
 
-    Time and passes over the loader are as in `recalibrate`, with one pass more for each of `a` and
-    `b`: a loader with a single batch takes four in all.
+    Time, memory and passes over the loader are as in `recalibrate`, with one pass more, in which
+    both ends run.
 
     Args:
         model: the model at `t`, as `interpolate` makes it; any module or GraphModule with such
@@ -238,8 +241,7 @@ def _targets(
 ) -> dict[str, _Target]:
     """The moments of both ends on the loader, mixed."""
     sides = []
-    for end in ends:
-        found = measured(model, data, sites, end)
+    for end, found in zip(ends, measured(model, data, sites, ends), strict=True):
         for site in sites:
             layer = model.get_submodule(site.name)
             if isinstance(layer, _BatchNorm) and site.at_input:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from fxrebasin.errors import InputError
 from fxrebasin.running.messages import attempt, first_lines
 from fxrebasin.running.modes import modes_off
-from fxrebasin.running.preserve import preserve
+from fxrebasin.running.preserve import WriteGuard, preserve
 from fxrebasin.running.randomness import DrawingFrom, OwnNumbers
 
 State: TypeAlias = Mapping[str, torch.Tensor]
@@ -141,6 +141,42 @@ class Runner:
                 f"{first_lines(error)} {_HOW}"
             ) from error
         return outputs[0]
+
+    def watched(
+        self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What an operator of the model returns, seen by what protects the model's tensors.
+
+        Args:
+            func: the operator.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+        """
+        with self._guard:
+            return func(*args, **kwargs)
+
+    def keep(self, module: nn.Module) -> None:
+        """What the tensors of a part of the model hold now is not undone.
+
+        Args:
+            module: a part of the model that the caller has written to.
+        """
+        if isinstance(self._guard, WriteGuard):
+            self._guard.keep([*module.parameters(), *module.buffers()])
+
+    def beside(self, model: nn.Module, guard: AbstractContextManager[Any]) -> Runner:
+        """A runner of a copy of the model's structure.
+
+        Args:
+            model: the copy, with the tensors of the model.
+            guard: what its operators go through.
+        """
+        return Runner(model, guard, self._label)
+
+    @property
+    def wrote(self) -> bool:
+        """Whether the model has changed one of its tensors."""
+        return isinstance(self._guard, WriteGuard) and self._guard.wrote
 
     def _batch(self, number: int, item: Any) -> Batch:
         inputs, targets = item, None

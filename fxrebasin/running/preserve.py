@@ -25,6 +25,8 @@ from fxrebasin.running.switches import shared
 from fxrebasin.running.watching import OperatorMode
 
 _Undo: TypeAlias = Callable[[], None]
+Attributes: TypeAlias = list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]]
+"""Containers of a model with what was in them."""
 _HOLDERS = (torch.Tensor, dict, list, tuple, set, deque)
 
 
@@ -61,7 +63,7 @@ def preserve(model: nn.Module, numbers: OwnNumbers | None = None) -> Iterator[nn
     numbers = numbers or OwnNumbers(0)
     values = list(_values_of(model))
     undo = [*_random_states(numbers), *_module_states(model, values)]
-    guard = _WriteGuard(_tensors_among(values), numbers)
+    guard = WriteGuard(_tensors_among(values), numbers)
     undo += [guard.restore, *_tensor_states(guard.tensors)]
     try:
         with torch.no_grad(), _no_fast_path(), flex_attention_written_out(), guard:
@@ -158,6 +160,34 @@ def _module_states(model: nn.Module, held: Iterable[Any]) -> list[_Undo]:
     return [restore_flags, restore_containers]
 
 
+def attributes_of(model: nn.Module) -> Attributes:
+    """What tells whether a model has put something else into its attributes or containers since.
+
+    Args:
+        model: any module.
+    """
+    return [
+        (value, tuple(value), tuple(_inside(value)))
+        for value in _values_of(model)
+        if isinstance(value, dict | list | set | deque)
+    ]
+
+
+def same_attributes(one: Attributes, other: Attributes) -> bool:
+    """Whether a model held the same objects both times.
+
+    Args:
+        one: from `attributes_of`.
+        other: from `attributes_of`, of the same model.
+    """
+    return len(one) == len(other) and all(
+        left[0] is right[0]
+        and _same_objects(left[1], right[1])
+        and _same_objects(left[2], right[2])
+        for left, right in zip(one, other, strict=True)
+    )
+
+
 def _values_of(model: nn.Module) -> Iterator[Any]:
     """Every attribute of every module, and what is inside the containers among them, once."""
     pending: list[Any] = [vars(module) for module in model.modules()]
@@ -169,9 +199,12 @@ def _values_of(model: nn.Module) -> Iterator[Any]:
             continue
         seen.add(id(value))
         yield value
-        inside = value.values() if isinstance(value, dict) else value
         if isinstance(value, dict | list | tuple | deque):
-            pending.extend(item for item in inside if isinstance(item, _HOLDERS))
+            pending.extend(item for item in _inside(value) if isinstance(item, _HOLDERS))
+
+
+def _inside(container: Collection[Any]) -> Collection[Any]:
+    return container.values() if isinstance(container, dict) else container
 
 
 def _restore_container(
@@ -243,6 +276,10 @@ def _view_of(tensor: torch.Tensor) -> tuple[Any, ...]:
     return (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
 
 
+def _bytes(storage: torch.UntypedStorage) -> torch.Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
 def _storage(tensor: torch.Tensor) -> torch.UntypedStorage | None:
     """The storage that holds the tensor's data; None if there is none of its own."""
     plain = tensor.layout == torch.strided and not is_traceable_wrapper_subclass(tensor)
@@ -251,8 +288,13 @@ def _storage(tensor: torch.Tensor) -> torch.UntypedStorage | None:
     return tensor.untyped_storage()
 
 
-class _WriteGuard(OperatorMode):
-    """Copies a protected storage just before the first operator that writes to it."""
+class WriteGuard(OperatorMode):
+    """Copies a protected storage just before the first operator that writes to it.
+
+    Args:
+        tensors: those that are protected.
+        numbers: what operators draw from.
+    """
 
     def __init__(self, tensors: Sequence[torch.Tensor], numbers: OwnNumbers) -> None:
         super().__init__()
@@ -262,15 +304,42 @@ class _WriteGuard(OperatorMode):
         self._protected = {storage._cdata: storage for storage in storages if storage is not None}
         self._copies: dict[int, torch.UntypedStorage] = {}
 
+    @property
+    def wrote(self) -> bool:
+        """Whether any protected storage holds something else now."""
+        pairs = [(self._protected[key], copy) for key, copy in self._copies.items()]
+        return any(
+            now.nbytes() != before.nbytes() or not torch.equal(_bytes(now), _bytes(before))
+            for now, before in pairs
+        )
+
     def called(
         self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """What the operator returns.
+
+        Args:
+            func: the operator.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+        """
         func, kwargs = self._numbers.instead(func, args, kwargs)
         if not _written_arguments(func):
             return func(*args, **kwargs)
         for tensor in written_tensors(func, args, kwargs):
             self._before_write(tensor)
         return func(*args, **kwargs)
+
+    def keep(self, tensors: Iterable[torch.Tensor]) -> None:
+        """What tensors hold now is not undone: the caller has written to them.
+
+        Args:
+            tensors: protected ones.
+        """
+        for tensor in tensors:
+            storage = _storage(tensor)
+            if storage is not None:
+                self._copies.pop(storage._cdata, None)
 
     def _before_write(self, tensor: torch.Tensor) -> None:
         storage = _storage(tensor)
@@ -280,6 +349,7 @@ class _WriteGuard(OperatorMode):
                 self._copies[key] = self._protected[key].clone()
 
     def restore(self) -> None:
+        """Put back what was written over."""
         for key, copy in self._copies.items():
             storage = self._protected[key]
             if storage.nbytes() != copy.nbytes():

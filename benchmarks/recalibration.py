@@ -1,0 +1,117 @@
+"""`recalibrate` and `repair` with batches side by side, and with a pass of its own for each layer.
+
+    python -m benchmarks.recalibration [MODEL ...]
+
+Each runs over four batches of eight images, with memory for all of them and with none, and is given
+in forward passes over the same batches, measured in the same process. Passes over the loader are
+counted. Written to `benchmarks/results/recalibration/results.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+import fxrebasin
+from fxrebasin.merge import sweeps
+from fxrebasin.models.library_imports import import_library
+from fxrebasin.terminal import output_console
+
+RESULT = Path(__file__).parent / "results" / "recalibration" / "results.json"
+MODELS = ("resnet18", "resnet50", "mobilenet_v2")
+_SIZE = 96
+
+
+class Loader:
+    """Four batches, and how often they were gone through."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._batches = [torch.randn(8, 3, _SIZE, _SIZE, generator=generator) for _ in range(4)]
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        self.passes += 1
+        return iter(self._batches)
+
+
+def _spent(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+def _measured(call: Callable[[Loader], nn.Module]) -> dict[str, Any]:
+    """CPU seconds and passes with memory for all batches and with none, and what differs."""
+    found: dict[str, Any] = {}
+    states = []
+    for name, most in (("side by side", sweeps.MOST_HELD), ("layer by layer", 0)):
+        loader, before = Loader(), sweeps.MOST_HELD
+        sweeps.MOST_HELD = most
+        made: list[nn.Module] = []
+        try:
+            seconds = _spent(lambda made=made, loader=loader: made.append(call(loader)))
+        finally:
+            sweeps.MOST_HELD = before
+        found[name] = {"seconds": seconds, "passes": loader.passes}
+        states.append(made[0].state_dict())
+    differences = [
+        float((left - right).abs().max() / right.abs().max().clamp_min(1e-30))
+        for left, right in zip(states[0].values(), states[1].values(), strict=True)
+        if left.is_floating_point()
+    ]
+    return {**found, "difference": max(differences)}
+
+
+def measure(name: str) -> dict[str, Any]:
+    """One model.
+
+    Args:
+        name: in torchvision.
+    """
+    library: Any = import_library("torchvision.models")
+    torch.manual_seed(0)
+    a, b = (getattr(library, name)(num_classes=10).eval() for _ in "ab")
+    middle = [*fxrebasin.interpolate(a, b, steps=3)][1]
+    with torch.no_grad():
+        middle(next(iter(Loader())))
+        forward = _spent(lambda: [middle(batch) for batch in Loader()])
+    return {
+        "model": name,
+        "forward": forward,
+        "recalibrate": _measured(lambda loader: fxrebasin.recalibrate(middle, loader)),
+        "repair": _measured(lambda loader: fxrebasin.repair(middle, a, b, loader)),
+    }
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=MODELS)
+    results = [measure(name) for name in parser.parse_args().models]
+    table = Table(title="forward passes over four batches (passes over the loader)")
+    for heading in ("model", "call", "side by side", "layer by layer", "difference"):
+        table.add_column(heading)
+    for result in results:
+        for call in ("recalibrate", "repair"):
+            found = result[call]
+            shown = [
+                f"{found[way]['seconds'] / result['forward']:.1f} ({found[way]['passes']})"
+                for way in ("side by side", "layer by layer")
+            ]
+            table.add_row(result["model"], call, *shown, f"{found['difference']:.1e}")
+    output_console().print(table)
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""One time through a model with all batches, in which layer after layer is corrected."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from itertools import islice
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from fxrebasin.errors import FxRebasinError, InputError
+from fxrebasin.merge.data import Data
+from fxrebasin.merge.lanes import Change, Lane
+from fxrebasin.merge.moments import Moments
+from fxrebasin.merge.sites import Site, measuring
+from fxrebasin.merge.survey import Survey
+from fxrebasin.running.batches import Batch, Runner
+
+MOST_HELD = 4 * 2**30
+"""Memory for batches that go through a model side by side, in bytes."""
+
+Correct: TypeAlias = Callable[[Site, Moments], float]
+"""Corrects a layer and says by how much it was off, relative to its scale."""
+Output: TypeAlias = Callable[[Site, torch.Tensor], torch.Tensor]
+"""From the output of a layer that has just been corrected to what it would be now."""
+
+
+class _Measured(FxRebasinError):
+    """All that a pass was made for is known; the rest of the model need not run."""
+
+
+class Sweep:
+    """One time through the model, in which every site is measured and corrected.
+
+    Args:
+        model: to run; the correction changes it.
+        data: to run it on.
+        sites: in the order in which they run.
+        known: of these sites.
+        correct: what corrects a layer.
+        output: what a corrected layer returns, needed for sites that are measured at their output.
+
+    Attributes:
+        off: by how much a layer was off, at most.
+        exact: whether every site was measured once all before it had been corrected.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Data,
+        sites: Sequence[Site],
+        known: Survey,
+        correct: Correct,
+        output: Output | None,
+    ) -> None:
+        self._model, self._data, self._sites, self._known = model, data, sites, known
+        self._correct, self._output = correct, output
+        self._abreast = known.side_by_side(MOST_HELD)
+        self._left = Counter(name for path in known.paths[: self._abreast] for name in path)
+        self._found: dict[str, Moments] = {}
+        self.off, self.exact = 0.0, True
+
+    def run(self, report: Callable[[int], None]) -> None:
+        """Measure and correct.
+
+        Args:
+            report: told how many sites are done.
+
+        Raises:
+            InputError: the model does not run on a batch.
+        """
+        if not self._abreast:
+            self.exact = max(self._known.calls.values()) == 1
+            for done, site in enumerate(self._sites):
+                report(done)
+                self._add_anew(site)
+                self._settle(site)
+            return
+        with self._data.running(self._model) as (running, batches), ExitStack() as stack:
+            lanes = []
+            for batch in list(islice(batches, self._abreast)):
+                lanes.append(Lane(running, self._model, self._sites, batch))
+                stack.callback(lanes[-1].stop)
+                lanes[-1].go_on()
+            self._through(running, lanes, report)
+        for site in self._sites:  # those that were called more or less often than before
+            if self._left[site.name] and site.name in self._found:
+                self._settle(site)
+
+    def _through(
+        self, running: Runner, lanes: Sequence[Lane], report: Callable[[int], None]
+    ) -> None:
+        """Let batches go on from site to site until all are through."""
+        while waiting := [lane for lane in lanes if lane.site is not None]:
+            site = self._next(waiting)
+            there = [lane for lane in waiting if lane.site == site]
+            report(self._sites.index(site))
+            complete = self._left[site.name] == len(there)
+            self.exact &= complete and site.name not in self._found
+            self._left[site.name] -= len(there)
+            for lane in there:
+                self._add(site, lane.moments)
+            change: Change | None = None
+            if complete:
+                self._add_anew(site)
+                self._settle(site)
+                running.keep(self._model.get_submodule(site.name))
+                change = None if self._output is None else partial(self._output, site)
+            for lane in there:
+                lane.go_on(change)
+
+    def _next(self, waiting: Sequence[Lane]) -> Site:
+        """The first site where all are that come there; else the first where any are."""
+        there = Counter(lane.site for lane in waiting)
+        first = [site for site in self._sites if site in there]
+        complete = [site for site in first if there[site] == self._left[site.name]]
+        return (complete or first)[0]
+
+    def _settle(self, site: Site) -> None:
+        self.off = max(self.off, self._correct(site, self._found[site.name]))
+
+    def _add(self, site: Site, moments: Moments | None) -> None:
+        if moments is not None:
+            before = self._found.get(site.name)
+            self._found[site.name] = moments if before is None else before.pooled(moments)
+
+    def _add_anew(self, site: Site) -> None:
+        """What comes to a site of the batches that do not wait; none of them runs on from there."""
+        left = 0
+
+        def add(site: Site, moments: Moments) -> None:
+            nonlocal left
+            self._add(site, moments)
+            left -= 1
+            if not left:
+                raise _Measured
+
+        calls = [path.count(site.name) for path in self._known.paths]
+        if not any(calls[self._abreast :]):
+            return
+        with self._data.running(self._model) as (running, batches):
+            for batch in batches:
+                left = calls[batch.number] if batch.number >= self._abreast else 0
+                if left:
+                    with measuring(self._model, [site], add):
+                        _until_measured(running, batch)
+
+
+def _until_measured(running: Runner, batch: Batch) -> None:
+    try:
+        running.call({}, batch)
+    except InputError as error:
+        if not isinstance(error.__cause__, _Measured):
+            raise
