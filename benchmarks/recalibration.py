@@ -27,7 +27,7 @@ from fxrebasin.terminal import output_console
 
 RESULT = Path(__file__).parent / "results" / "recalibration" / "results.json"
 MODELS = ("resnet18", "resnet50", "mobilenet_v2")
-_SIZE = 96
+_SIZE = 32
 
 
 class Loader:

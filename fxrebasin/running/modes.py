@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+from torch._C import _len_torch_dispatch_stack
 from torch.utils._python_dispatch import (
     _disable_current_modes,
-    _len_torch_dispatch_stack,
     _pop_mode,
     _push_mode,
 )

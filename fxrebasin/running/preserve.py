@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import threading
 from collections import deque
@@ -107,12 +108,11 @@ def _random_states(numbers: OwnNumbers) -> list[_Undo]:
 
     Where nobody drew, nothing is put back: another thread may draw at that very time.
     """
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    drawn = numpy_state[1].tobytes(), numpy_state[2:]
+    numpy_state, python_state = np.random.get_state(legacy=False), random.getstate()
+    drawn = pickle.dumps(numpy_state)
 
     def restore_numpy() -> None:
-        now = np.random.get_state()
-        if (now[1].tobytes(), now[2:]) != drawn:
+        if pickle.dumps(np.random.get_state(legacy=False)) != drawn:
             np.random.set_state(numpy_state)
 
     def restore_python() -> None:
