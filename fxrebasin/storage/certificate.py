@@ -362,7 +362,7 @@ def _group(entry: dict[str, Any], tensors: Mapping[str, Array], room: _Room) -> 
     if everything.size and (everything.min() < 0 or len(np.unique(everything)) < everything.size):
         raise InputError("two units of the layout share a position, or one is negative")
     slabs = (
-        Slab(*_axes([axis]), tuple(map(whole, positions)))
+        Slab(_axes([axis])[0], tuple(map(whole, positions)))
         for axis, positions in entry.get("uncounted", [])
     )
     return AxisGroup(_axes(entry["axes"]), tuple(pieces), tuple(slabs))

@@ -11,13 +11,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import networkx as nx
 import numpy as np
 
 from fxrebasin.errors import FxRebasinError
 from fxrebasin.passes.fields.labels import RIGID
-from fxrebasin.passes.fields.rows import Hashes, Ints, distinct, row_codes
+from fxrebasin.passes.fields.rows import Hashes, Ints
 from fxrebasin.passes.group.structure import Structure
 
 
@@ -145,7 +146,7 @@ def classify(structure: Structure, colors: Hashes, roots: Ints) -> Classes:
         IrregularError: parents do not have their children in a regular grid.
         TwiceInsideError: children would be a class inside the same class twice.
     """
-    canonical = distinct(roots)
+    canonical = np.flatnonzero(roots == np.arange(roots.size))
     index_of_color, members = _by_color(colors, canonical)
     parents = _parent_edges(structure, index_of_color, members)
     builder = _Builder(index_of_color)
@@ -181,15 +182,17 @@ def _parent_edges(
     """For each colour, its edges to moving parents: parent colour and parent of each member."""
     found: dict[int, list[tuple[int, Ints]]] = {}
     for edge in structure.edges:
-        child_colors = index_of_color[edge.children]
-        moving = (child_colors >= 0) & (index_of_color[edge.parents] >= 0)
-        for item in distinct(child_colors[moving]):
-            chosen = moving & (child_colors == item)
-            order = np.argsort(edge.children[chosen])
-            children, above = edge.children[chosen][order], edge.parents[chosen][order]
-            if not np.array_equal(children, members[item]):
-                raise IrregularError(children, "only some units of a role lie inside others")
-            found.setdefault(int(item), []).append((int(index_of_color[above[0]]), above))
+        above, colors = index_of_color[edge.parents], index_of_color[edge.children]
+        moving = np.flatnonzero((colors >= 0) & (above >= 0))
+        moving = moving[np.lexsort((edge.children[moving], colors[moving]))]
+        children, parents = edge.children[moving], edge.parents[moving]
+        ends = np.flatnonzero(np.diff(colors[moving], append=RIGID)) + 1
+        for start, end in pairwise([0, *ends.tolist()]):
+            own, item = children[start:end], int(colors[moving[start]])
+            if not np.array_equal(own, members[item]):
+                raise IrregularError(own, "only some units of a role lie inside others")
+            place = int(above[moving[start]]), parents[start:end]
+            found.setdefault(item, []).append(place)
     return found
 
 
@@ -217,17 +220,12 @@ class _Builder:
         self.coordinates: dict[int, Coordinates] = {}
 
     def add(self, item: int, units: Ints, parents: Sequence[tuple[int, Ints]]) -> None:
-        blocks = []
-        for above, parent_units in parents:
-            place = self.coordinates[above]
-            blocks.append((place.columns, place.of(parent_units).T))
-        columns, contents = combine(blocks)
-        rows = np.stack(contents).T if contents else np.zeros((units.size, 0), np.int64)
-        tuple_of = row_codes(list(rows.T)) if columns else np.zeros(units.size, np.int64)
-        counts = np.bincount(tuple_of)
-        expected = int(np.prod([column.size for column in columns], dtype=np.int64))
+        columns, rows = self._inherited(units, parents)
+        sizes = [column.size for column in columns]
+        tuple_of = np.ravel_multi_index(tuple(rows.T), sizes) if columns else np.zeros_like(units)
+        counts = np.bincount(tuple_of, minlength=math.prod(sizes))
         per_tuple = int(counts[0])
-        if counts.size != expected or (counts != per_tuple).any():
+        if (counts != per_tuple).any():
             outer = [self.coordinates[above].units for above, _ in parents]
             fewest = min(outer, key=lambda found: found.size, default=units)
             raise IrregularError(fewest, "an irregular grid of units")
@@ -241,6 +239,20 @@ class _Builder:
             new = Column(len(self.sizes) - 1, per_tuple, tuple(range(len(columns))))
             columns = (*columns, new)
         self.coordinates[item] = Coordinates(columns, units, rows)
+
+    def _inherited(
+        self, units: Ints, parents: Sequence[tuple[int, Ints]]
+    ) -> tuple[tuple[Column, ...], Ints]:
+        """The coordinates that units have from their parents, one row each."""
+        if len(parents) == 1:
+            place = self.coordinates[parents[0][0]]
+            return place.columns, place.of(parents[0][1])
+        blocks = []
+        for above, parent_units in parents:
+            place = self.coordinates[above]
+            blocks.append((place.columns, place.of(parent_units).T))
+        columns, contents = combine(blocks)
+        return columns, np.stack(contents).T if contents else np.zeros((units.size, 0), np.int64)
 
 
 def _rank_within(group: Ints) -> Ints:

@@ -127,6 +127,11 @@ def _irregular(motion: Motion, kinds: Ints, codes: Table, tags: Table, part: Int
         for kind, column in zip(kinds, codes.T, strict=True)
         if kind >= 0
     ]
+    if (tags == tags[0]).all() and (part == part[0]).all():
+        columns, along = combine(blocks)
+        sizes = [column.size for column in columns]
+        occurring = np.bincount(np.ravel_multi_index(tuple(along), sizes), minlength=1)
+        return [] if np.count_nonzero(occurring) == math.prod(sizes) else [int(part[0])]
     tag = row_codes(list(tags.T))
     found = []
     for rows in alike(_shared(blocks, part)):

@@ -37,11 +37,23 @@ def color(ledger: Ledger, structure: Structure, tags: Hashes, pinned: Ints) -> H
         pinned: units that do not move.
     """
     roots = ledger.compress()
-    stacks = _stacked([table for table in structure.tables if (table >= 0).any()])
-    edges = _stacked_edges(structure.edges)
-    colors = _initial(tags, roots, pinned)
     canonical = np.flatnonzero(roots == np.arange(roots.size))
-    return _refined(colors, canonical, stacks, edges)[roots]
+    # Most units are tied to others; representatives are numbered anew, so that arrays are short.
+    number = np.empty(roots.size, dtype=np.int64)
+    number[canonical] = np.arange(canonical.size)
+    tables = [_numbered(table, number) for table in structure.tables if (table >= 0).any()]
+    edges = [Edge(number[edge.children], number[edge.parents]) for edge in structure.edges]
+    colors = _initial(tags, roots, pinned)[canonical]
+    units = np.arange(canonical.size)
+    return _refined(colors, units, _stacked(tables), _stacked_edges(edges))[number[roots]]
+
+
+def _numbered(table: Table, number: Ints) -> Table:
+    """A table of other numbers of units, and the same rigid labels."""
+    free = table >= 0
+    if free.all():
+        return np.asarray(number[table])
+    return np.where(free, number[np.maximum(table, 0)], table)
 
 
 def roles(ledger: Ledger, structure: Structure) -> Hashes:

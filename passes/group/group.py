@@ -30,6 +30,7 @@ from fxrebasin.passes.propagate.propagation import Propagation
 from fxrebasin.symmetry import PinReason
 
 Bools = npt.NDArray[np.bool_]
+_NO_PIN = -1
 _Laid = TypeVar("_Laid")
 
 
@@ -266,15 +267,14 @@ def _pins(
 ) -> dict[tuple[str, int], PinReason]:
     """Why each axis that no class moves stays where it is."""
     ledger = propagation.ledger
-    reasons: dict[int, PinReason] = {}
-    for pin in ledger.pins:
-        for unit in ledger.find(pin.units).tolist():
-            reasons.setdefault(unit, _with_origin(ledger, pin.reason, pin.origin))
+    first = np.full(ledger.size, _NO_PIN, dtype=np.int64)
+    for number in reversed(range(len(ledger.pins))):
+        first[ledger.find(ledger.pins[number].units)] = number
     found = {}
     for state, shape in propagation.shapes.items():
         for axis, size in enumerate(shape):
             if (state, axis) not in free:
-                found[(state, axis)] = _reason(ledger, fields[state], axis, size, reasons)
+                found[(state, axis)] = _reason(ledger, fields[state], axis, size, first)
     return found
 
 
@@ -288,17 +288,21 @@ def _reason(
     fields: Sequence[StateField],
     axis: int,
     size: int,
-    reasons: Mapping[int, PinReason],
+    first: Ints,
 ) -> PinReason:
+    """Why an axis stays; `first` has, by representative, the number of its first pin."""
     if size == 1:
         return PinReason("has a single element")
     if not fields:
         return PinReason("not read by the forward pass, or only as a constant")
     touching = [item for item in fields if axis in item.axes]
     for item in touching:
-        for unit in ledger.find(distinct(item.values)).tolist():
-            if unit in reasons:
-                return reasons[unit]
+        labels = distinct(item.values)
+        numbers = first[ledger.find(labels[labels >= 0])]
+        pinned = numbers[numbers != _NO_PIN]
+        if pinned.size:
+            pin = ledger.pins[pinned[0]]
+            return _with_origin(ledger, pin.reason, pin.origin)
     for item in touching:
         if item.reason:
             return _with_origin(ledger, item.reason, item.origin)

@@ -174,7 +174,7 @@ def _unread(
 def _idle(unread: Bools, axis: int) -> Bools:
     """By place along an axis, whether nothing there is read."""
     unread = np.moveaxis(unread, axis, 0)
-    found: Bools = unread.reshape(len(unread), -1).all(axis=1)
+    found: Bools = np.logical_and.reduce(unread.reshape(len(unread), -1), axis=1)
     return found
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from fxrebasin.groups import Centring, Gauge, GaugeKind, Groups
 from fxrebasin.kinds import GroupKind, Place
 from fxrebasin.layout import PermutationClass
+from fxrebasin.passes.kinds.absorbing import absorbers
 from fxrebasin.passes.kinds.functional import FunctionalGraph
-from fxrebasin.passes.kinds.shifts import absorbers
 from fxrebasin.passes.kinds.walk import shape_of
 from fxrebasin.places import parts_of
 

@@ -14,11 +14,11 @@ from torch import fx
 
 from fxrebasin.groups import Centring, Reading, Shift
 from fxrebasin.kinds import Place
+from fxrebasin.passes.kinds.absorbing import absorbers, invisible_ones, taken_back
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.marks import Mark
 from fxrebasin.passes.kinds.means import Means
 from fxrebasin.passes.kinds.regions import is_split, read_apart
-from fxrebasin.passes.kinds.shifts import absorbers, invisible_ones, taken_back
 from fxrebasin.passes.kinds.walk import Walk, name_of, shape_of
 
 

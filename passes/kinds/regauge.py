@@ -13,8 +13,9 @@ from torch import Tensor
 from fxrebasin.acting import factors_of, numbers_of, refactored
 from fxrebasin.groups import Centring, Groups, Reading, Shift
 from fxrebasin.layout import PermutationClass
+from fxrebasin.passes.kinds.absorbing import changed
 from fxrebasin.passes.kinds.functional import FunctionalGraph
-from fxrebasin.passes.kinds.shifts import Shifts, changed
+from fxrebasin.passes.kinds.shifts import Shifts
 from fxrebasin.places import positions_of, rows_of, with_rows
 
 State = Mapping[str, Tensor]

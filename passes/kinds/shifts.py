@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from fxrebasin.errors import FxRebasinError
+from fxrebasin.passes.kinds.added import added_parameter
+from fxrebasin.passes.kinds.averages import sums_to_one
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.marks import raised, reshaped
 from fxrebasin.passes.kinds.walk import bound, name_of, shape_of
@@ -252,7 +254,7 @@ class Shifts:
         inner, columns = shape_of(two)
         rows = change.added.expand(change.added.shape[0], inner)
         if self._synthetic:  # a product with one column and one row is as good as any
-            return Change((rows @ _some(inner))[:, None] * _some(columns))
+            return Change((rows @ some(inner))[:, None] * some(columns))
         return Change(rows @ self._value(two))
 
     def _batched(self, node: fx.Node, args: Mapping[str, Any]) -> Change:
@@ -261,7 +263,7 @@ class Shifts:
             raise ShownError
         if two in self._changes and self._changes[two].known:
             added = self._changes[two].added
-            if added.shape[1] == 1 and _sums_to_one(one, self.graph):
+            if added.shape[1] == 1 and sums_to_one(one, self.graph):
                 return Change(added)
             if added.shape[2] == 1:  # the same for all columns of the result, whatever it is
                 return Change(added.new_zeros(shape_of(node)).narrow(2, 0, 1), known=False)
@@ -319,7 +321,7 @@ class Shifts:
         rows = change.added.flatten().expand(weight.shape[1])
         space = weight.dim() - 2
         if self._synthetic:
-            found = (rows @ _some(len(rows))) * _some(weight.shape[0])
+            found = (rows @ some(len(rows))) * some(weight.shape[0])
         else:
             found = weight.flatten(2).sum(2) @ rows
         return found.reshape([1] * batch + [-1] + [1] * space)
@@ -337,7 +339,7 @@ class Shifts:
 
     def _take(self, other: Any, added: Tensor, node: fx.Node) -> bool:
         """Let a parameter that is added take back what was added; whether it can."""
-        found = _added_parameter(other, self._names)
+        found = added_parameter(other, self._names)
         if found is None:
             return False
         name = found.name
@@ -365,12 +367,12 @@ class Shifts:
     def _computed(self, node: fx.Node) -> Any:
         if node in self._names:
             own = self.state[self._names[node]]
-            return _some(*own.shape) if own.is_meta else own
+            return some(*own.shape) if own.is_meta else own
         if node.op != "call_function":
             return self.graph.values[node]
         if self._synthetic:
             several = not isinstance(node.meta["val"], Tensor)
-            return None if several else _some(*shape_of(node))
+            return None if several else some(*shape_of(node))
         if name_of(node) == "_to_copy":
             return self._value(node.all_input_nodes[0])  # in the precision of the state
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value)
@@ -383,188 +385,6 @@ def raised_shape(shape: Iterable[int], rank: int) -> list[int]:
     return [1] * (rank - len(own)) + own
 
 
-def _some(*shape: int) -> Tensor:
+def some(*shape: int) -> Tensor:
     """Numbers that are all different, the same ones for a shape."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class _Added:
-    """A parameter that is added to something.
-
-    Attributes:
-        name: of the parameter.
-        rows: whether its rows are looked up.
-        shape: in which it is added.
-    """
-
-    name: str
-    rows: bool
-    shape: tuple[int, ...]
-
-
-def _added_parameter(top: Any, names: Mapping[fx.Node, str]) -> _Added | None:
-    """The parameter that a node is, looks rows up of, or is a sum with; None if there is none.
-
-    It is used nowhere else, and nothing but its shape is changed.
-    """
-    node, last = top, True
-    while isinstance(node, fx.Node):
-        if len(node.users) != 1:
-            return None
-        if node in names:
-            return _Added(names[node], False, shape_of(top))
-        name = name_of(node) if node.op == "call_function" else ""
-        if name == "add" and node.kwargs.get("alpha", 1) == 1:
-            return _in_sum(node, names, None if node is top else last)
-        if name == "embedding":
-            weight: Any = node.args[0]
-            single = weight in names and len(weight.users) == 1
-            return _Added(names[weight], True, shape_of(top)) if single else None
-        if name == "mul" and node.args[1] == 1:
-            node = node.args[0]
-        elif name in ("view", "unsqueeze", "clone", "_to_copy", "slice"):
-            source = node.all_input_nodes[0]
-            if shape_of(source) != shape_of(node) and name == "slice":
-                return None
-            last = last and shape_of(source)[-1:] == shape_of(node)[-1:]
-            node = source
-        else:
-            return None
-    return None
-
-
-def _in_sum(node: fx.Node, names: Mapping[fx.Node, str], last: bool | None) -> _Added | None:
-    """A parameter that is added in a sum, the shape of which may be changed after that.
-
-    Args:
-        node: the sum.
-        names: of parameters.
-        last: whether a change of the shape left the last axis alone; None if there is none.
-    """
-    for item in node.args:
-        found = _added_parameter(item, names)
-        if found is not None and last is not False:
-            alike = found.rows or len(found.shape) == 1
-            if last is None or alike:
-                shape = found.shape if last is None else found.shape[-1:]
-                return _Added(found.name, found.rows, shape)
-    return None
-
-
-def _sums_to_one(node: Any, graph: FunctionalGraph) -> bool:
-    """Whether the last axis of a tensor holds weights of an average."""
-    while isinstance(node, fx.Node) and node.op == "call_function":
-        name = name_of(node)
-        if name in ("_softmax", "_safe_softmax"):
-            last = len(shape_of(node)) - 1
-            if node.args[1] not in (-1, last):
-                return False
-            return name == "_softmax" or not _may_mask_all(node.args[0], graph)
-        source = node.all_input_nodes[0]
-        if name not in ("expand", "view", "clone", "_unsafe_view", "reshape", "_to_copy"):
-            return False
-        if shape_of(source)[-1] != shape_of(node)[-1]:
-            return False
-        node = source
-    return False
-
-
-def _may_mask_all(node: Any, graph: FunctionalGraph) -> bool:
-    """Whether an input of the model may leave a row of scores without any."""
-    if not isinstance(node, fx.Node) or node.op != "call_function":
-        return True
-    if name_of(node) in ("bmm", "view", "_unsafe_view", "mul"):
-        return False
-    if name_of(node) == "add":
-        products = [item for item in node.all_input_nodes if not _may_mask_all(item, graph)]
-        others = [item for item in node.all_input_nodes if item not in products]
-        return not products or any(item in graph.from_inputs for item in others)
-    return True
-
-
-def absorbers(
-    graph: FunctionalGraph, name: str, positions: Tensor | None = None
-) -> frozenset[str] | None:
-    """The parameters that can take back whatever is added to one; None if they cannot.
-
-    To an embedding, the same is added in all rows.
-
-    Args:
-        graph: of the model.
-        name: of the parameter.
-        positions: to which of its elements; None for all.
-    """
-    added = _some(*graph.shapes[name].shape)
-    if positions is not None:
-        added = torch.zeros_like(added).index_put((positions,), added[positions])
-    try:
-        return frozenset(Shifts(graph, graph.shapes).follow(changed(graph, name, added)))
-    except ShownError:
-        return None
-
-
-def changed(graph: FunctionalGraph, name: str, added: Tensor) -> dict[fx.Node, Change]:
-    """What an addition to a parameter adds where it is read.
-
-    Args:
-        graph: of the model.
-        name: of the parameter.
-        added: of its shape; for an embedding, only the first row is looked at.
-
-    Raises:
-        ShownError: it is not read in a way that can be followed.
-    """
-    node = graph.state[name]
-    found: dict[fx.Node, Change] = {}
-    for user in node.users:
-        if name_of(user) == "embedding" and user.args[0] is node:
-            found[user] = Change(added[0].reshape([1] * (len(shape_of(user)) - 1) + [-1]))
-    if found and len(found) != len(node.users):
-        raise ShownError
-    return found or {node: Change(added)}
-
-
-def taken_back(graph: FunctionalGraph, node: fx.Node) -> bool:
-    """Whether parameters can take back what is added to the rows of a product.
-
-    Args:
-        graph: of the model.
-        node: that makes the product, whose last axis is that of its rows of weights.
-    """
-    shape = shape_of(node)
-    bias: Any = node.args[2] if name_of(node) == "convolution" else None
-    if bias in graph.state.values() and len(bias.users) == 1:
-        return True
-    axis = 1 if name_of(node) == "convolution" else len(shape) - 1
-    added = _some(*(size if k == axis else 1 for k, size in enumerate(shape)))
-    try:
-        Shifts(graph, graph.shapes).follow({node: Change(added)})
-    except ShownError:
-        return False
-    return True
-
-
-def invisible_ones(
-    graph: FunctionalGraph, node: fx.Node, axis: int, copies: Tensor, everywhere: bool
-) -> bool:
-    """Whether nothing depends on what is added to all units of a copy alike.
-
-    Args:
-        graph: of the model.
-        node: that makes the tensor.
-        axis: of the units.
-        copies: which copy each position along it belongs to.
-        everywhere: whether the same is added at all positions of the other axes.
-    """
-    shape = [1 if everywhere else size for size in shape_of(node)]
-    shape[axis] = int(copies.max()) + 1
-    try:
-        added = _some(*shape)
-        if shape[axis] > 1:
-            added = added.index_select(axis, copies)
-        change = Change(added, known=False, origin=object())
-        taken = Shifts(graph, graph.shapes).follow({node: change})
-    except ShownError:
-        return False
-    return not taken
