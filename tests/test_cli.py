@@ -113,6 +113,12 @@ def test_inspect_draws_a_picture_and_replaces_none_unless_asked(folder):
     assert Path("new/net.svg").read_bytes() == b"mine"
     json.loads(invoke(*arguments, "--overwrite", "--json").stdout)
     assert names(Path("new")) == {"net.svg"}
+    for suffix, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")):
+        assert (
+            f"wrote drawn{suffix}" in invoke(*arguments[:2], "--picture", f"drawn{suffix}").output
+        )
+        assert Path(f"drawn{suffix}").read_bytes().startswith(start)
+    assert "has to end in" in invoke(*arguments[:2], "--picture", "drawn.jpg", code=2).output
 
 
 def test_inspect_speaks_json(folder):

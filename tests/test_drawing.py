@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import builtins
+import io
 import re
 import shutil
 import sys
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
+from matplotlib import image
 from torch import nn
 
 import fxrebasin
 from fxrebasin.errors import InputError
-from fxrebasin.show.drawing import dot_source, render_svg
+from fxrebasin.show.drawing import dot_source, render, render_svg
 from fxrebasin.show.folding import sketch
 from fxrebasin.show.numbering import numbers_of
 
@@ -194,6 +197,35 @@ def test_the_picture_is_an_svg_that_says_the_same_every_time():
         "embed.weight[0]",
     } <= texts
     assert any(re.search(r"blocks\.0 … 1\s+\(2×\)$", text) for text in texts)
+
+
+@needs_graphviz
+def test_other_kinds_of_files_show_the_same_in_the_same_places():
+    source = dot_source(analyzed(Residual((4, 4)), 2, 3), "costs $1 or $2")
+    pixels = image.imread(io.BytesIO(render(source, "png")))[..., :3]
+    root = ElementTree.fromstring(render_svg(source))
+    x, y = map(float, re.search(r"translate\((\S+) (\S+)\)", root[0].attrib["transform"]).groups())
+    filled = 0
+    for item in root.iter("{http://www.w3.org/2000/svg}polygon"):
+        points = [tuple(map(float, pair.split(","))) for pair in item.attrib["points"].split()]
+        if not item.attrib["fill"].startswith("#") or len(points) != 5:
+            continue  # the background, and heads of arrows
+        left, top = (min(p[k] for p in points) for k in range(2))
+        at = [int((value + 3) * 120 / 72) for value in (top + y, left + x)]  # 3 points inside
+        wanted = [int(item.attrib["fill"][k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        assert np.abs(pixels[at[0], at[1]] - wanted).max() < 0.02, item.attrib
+        filled += 1
+    assert filled >= 8
+    first, second = (render(source, "pdf") for _ in range(2))
+    assert first == second
+    assert first.startswith(b"%PDF")
+    assert b"CreationDate" not in first
+
+
+@needs_graphviz
+def test_one_class_is_one_class():
+    net = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3))
+    assert "\\n1 class, coverage" in dot_source(fxrebasin.analyze(net), "net")
 
 
 def test_without_graphviz_the_error_says_what_to_install(monkeypatch):

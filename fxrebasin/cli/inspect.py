@@ -21,6 +21,7 @@ from fxrebasin.cli.options import (
     symmetry_option,
 )
 from fxrebasin.cli.talking import say, show
+from fxrebasin.picturing import PICTURES, kind_of
 
 if TYPE_CHECKING:
     from fxrebasin.symmetry import Symmetry
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     help="Say what ties or pins one axis of a parameter or buffer, instead of the table.",
 )
 @click.option("--weights", type=CHECKPOINT, help="Weights of MODEL, whose constants count.")
-@output_option("--svg", ".svg", help="Also draw the model, coloured by permutation class.")
+@output_option(
+    "--picture", PICTURES, "--svg", help="Also draw the model, coloured by permutation class."
+)
 @output_option("--html", ".html", help="Also write a page to explore it: zoom, search, axes, pins.")
 @overwrite_option
 @symmetry_option
@@ -46,7 +49,7 @@ def inspect(
     model: str,
     explain: tuple[str, int] | None,
     weights: Path | None,
-    svg: Path | None,
+    picture: Path | None,
     html: Path | None,
     overwrite: bool,
     symmetry: str,
@@ -60,20 +63,21 @@ def inspect(
     """
     from fxrebasin.cli.work import read_for, refuse_outputs
     from fxrebasin.progress import waiting
-    from fxrebasin.show.drawing import dot_source, render_svg
+    from fxrebasin.show.drawing import dot_source, render
     from fxrebasin.show.page import html_page
     from fxrebasin.show.views import symmetry_document, symmetry_view
     from fxrebasin.storage.files import publish, together
 
-    pictures = [path for path in (svg, html) if path is not None]
+    pictures = [path for path in (picture, html) if path is not None]
     read = [path for path in read_for(model, weights) if path.is_file()]
     refuse_outputs(pictures, inputs=read, overwrite=overwrite)
     found, shapes = _symmetry(model, weights, symmetry, reading, inputs)
     talk = Talk(as_json, dry_run=False)
     text = None if explain is None else found.explain(*explain)
     with together(), waiting("drawing"):
-        if svg is not None:
-            publish(svg, render_svg(dot_source(found, model)), overwrite=overwrite)
+        if picture is not None:
+            drawn = render(dot_source(found, model), kind_of(picture))
+            publish(picture, drawn, overwrite=overwrite)
         if html is not None:
             publish(html, html_page(found, model).encode(), overwrite=overwrite)
     if text is not None:

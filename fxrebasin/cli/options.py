@@ -403,12 +403,15 @@ talk_options = _grouped(
 )
 
 
-def output_option(name: str, suffixes: str | tuple[str, ...], **attributes: Any) -> Decorator:
+def output_option(
+    name: str, suffixes: str | tuple[str, ...], *others: str, **attributes: Any
+) -> Decorator:
     """An option for a file to write; another suffix is refused before any work.
 
     Args:
         name: of the option.
         suffixes: one, or several, that the file may have.
+        *others: further names of it.
         **attributes: of the option.
     """
     allowed = (suffixes,) if isinstance(suffixes, str) else suffixes
@@ -419,8 +422,8 @@ def output_option(name: str, suffixes: str | tuple[str, ...], **attributes: Any)
         return path
 
     kind = click.Path(dir_okay=False, path_type=Path)
-    shown = f"FILE{allowed[0]}"
-    return click.option(name, type=kind, callback=check, metavar=shown, **attributes)
+    shown = f"FILE{'|'.join(allowed)}"
+    return click.option(name, *others, type=kind, callback=check, metavar=shown, **attributes)
 
 
 evaluate_option = click.option(

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from fxrebasin.errors import InputError
+from fxrebasin.facts import counted
 from fxrebasin.flow import Part, Step, StepKind
 from fxrebasin.show.folding import Sketch, is_within, parent_of, sketch
 from fxrebasin.show.numbering import common_name, numbers_of
+from fxrebasin.show.redrawing import redrawn
 from fxrebasin.show.views import percent
 from fxrebasin.symmetry import Symmetry
 
@@ -80,6 +82,20 @@ def _color(number: int) -> str:
     return "#" + "".join(f"{round(255 * value):02x}" for value in channels)
 
 
+def render(source: str, kind: str) -> bytes:
+    """Lay out a picture with Graphviz and return it as a file.
+
+    Args:
+        source: in Graphviz's language.
+        kind: "svg", "png" or "pdf".
+
+    Raises:
+        InputError: there is no Graphviz, or it cannot draw this.
+    """
+    svg = render_svg(source)
+    return svg if kind == "svg" else redrawn(svg, kind)
+
+
 def render_svg(source: str) -> bytes:
     """Lay out a picture with Graphviz and return it as SVG.
 
@@ -132,7 +148,8 @@ class _Drawing:
     def lines(self, title: str) -> Iterator[str]:
         """The whole picture."""
         symmetry = self.symmetry
-        text = f"{title}\n{len(symmetry.classes)} classes, coverage {percent(symmetry.coverage())}"
+        number = counted(len(symmetry.classes), "class", "classes")
+        text = f"{title}\n{number}, coverage {percent(symmetry.coverage())}"
         yield f"digraph {_quoted(title)} {{"
         yield f'  graph [label={_quoted(text)}, labelloc=t, fontname="{_FONTS}", fontsize=18,'
         yield "         nodesep=0.35, ranksep=0.3, pad=0.3, pack=24, packmode=array_tu2,"
