@@ -5,11 +5,12 @@
     python -m benchmarks.analysis --models resnet18,vit_b_16
     python -m benchmarks.analysis --rounds 3             all of them three times: the best counts
     python -m benchmarks.analysis --models vit_b_16 --groups   what symmetry="all" takes in addition
+    python -m benchmarks.analysis --growth               growth with depth, width, tokens, pixels
 
 Models are on the meta device: parameters have shapes and no data. Both are timed on one thread in
 CPU seconds, the forward pass as the best of three, the analysis as the better of two after a first.
 On a machine that others use as well, models are timed again in later rounds, minutes apart.
-Writes `<out>/<set>.csv` and `.md`.
+Writes `<out>/<set>.csv` and `.md`; `--growth` writes `growth.csv`, `.md` and `.png`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fxrebasin
+from benchmarks.support.growth import CURVES, Point, by_curve, exponent, markdown, measured, picture
 from benchmarks.support.meta import forget_values, parameters_on_meta
 from benchmarks.support.timm_models import SMALLEST, image_size
 from fxrebasin.models.torchvision_shim import ensure_torchvision
@@ -75,10 +77,14 @@ class Row:
     help="Folder for the tables; those of an earlier run of the same set are replaced.",
 )
 @click.option("--groups", is_flag=True, help="Time larger groups beside permutations; no tables.")
-def main(models: str, rounds: int, out: Path, groups: bool) -> None:
+@click.option("--growth", is_flag=True, help="How time grows with size; nothing else is done.")
+def main(models: str, rounds: int, out: Path, groups: bool, growth: bool) -> None:
     """Time the analysis of models beside a forward pass of theirs."""
     torch.set_num_threads(1)
     ensure_torchvision()
+    if growth:
+        _grow(out)
+        return
     if groups:
         for name, build in _subjects(models):
             click.echo(groups_line(name, *build()))
@@ -93,12 +99,30 @@ def main(models: str, rounds: int, out: Path, groups: bool) -> None:
             row = _measure(name, *build())
             best[name] = row.better(best.get(name, row))
             rows = list(best.values())
-            publish(out / f"{label}.csv", _csv(rows).encode(), overwrite=True)
+            table = _csv(rows, ratio=[row.ratio for row in rows])
+            publish(out / f"{label}.csv", table.encode(), overwrite=True)
             publish(out / f"{label}.md", _markdown(rows, models, rounds).encode(), overwrite=True)
             gc.collect()
             progress.advance(task)
     output_console().print(_table(rows))
     click.echo(_summary(rows))
+
+
+def _grow(out: Path) -> None:
+    """Measure all curves, and write their table and their picture."""
+    points: list[Point] = []
+    with progress_bar() as progress:
+        task = progress.add_task("growth", total=sum(len(curve.sizes) for curve in CURVES))
+        for curve in CURVES:
+            progress.update(task, description=curve.name)
+            for point in measured(curve):
+                points.append(point)
+                progress.advance(task)
+    publish(out / "growth.csv", _csv(points).encode(), overwrite=True)
+    publish(out / "growth.md", markdown(points).encode(), overwrite=True)
+    publish(out / "growth.png", picture(points), overwrite=True)
+    for own in by_curve(points):
+        click.echo(f"{own[0].curve}: exponent {exponent(own):.2f}")
 
 
 Subject = tuple[str, Callable[[], tuple[nn.Module, Tensor]]]
@@ -221,11 +245,14 @@ def _summary(rows: Sequence[Row]) -> str:
     )
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def _csv(rows: Sequence[Row] | Sequence[Point], **more: Sequence[float]) -> str:
+    """A table of rows, with more columns after their own."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=[*asdict(rows[0]), "ratio"], lineterminator="\n")
+    writer = csv.DictWriter(buffer, fieldnames=[*asdict(rows[0]), *more], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**asdict(row), "ratio": row.ratio} for row in rows)
+    for number, row in enumerate(rows):
+        own = {name: values[number] for name, values in more.items()}
+        writer.writerow({**asdict(row), **own})
     return buffer.getvalue()
 
 
