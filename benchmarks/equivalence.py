@@ -222,7 +222,7 @@ class _Measurement:
             with tempfile.TemporaryDirectory() as folder:
                 moved = Path(folder) / "permuted.onnx"
                 self._check_onnx(subject, permutation, moved)
-                self._check_file(subject, moved)
+                self._check_file(subject, symmetry, moved)
         self._note(reason=self._objection())
 
     def _check_onnx(self, subject: Subject, permutation: fxrebasin.Permutation, path: Path) -> None:
@@ -243,7 +243,7 @@ class _Measurement:
         )
         report.raise_if_failed()
 
-    def _check_file(self, subject: Subject, reference: Path) -> None:
+    def _check_file(self, subject: Subject, symmetry: fxrebasin.Symmetry, reference: Path) -> None:
         source, out = reference.with_name("original.onnx"), reference.with_name("rebased.onnx")
         with self._timed("file_seconds"):
             fxrebasin.export_onnx(
@@ -254,6 +254,7 @@ class _Measurement:
             file_log10_order=found.log10_order,
             file_error=None if found.equivalence is None else found.equivalence.max_rel,
             file_recovered=_share_alike(out, reference),
+            file_larger=_only_in(found, symmetry),
         )
 
     def _objection(self) -> str:
@@ -280,6 +281,14 @@ class _Measurement:
         start = time.perf_counter()
         yield
         self._note(**{column: time.perf_counter() - start})
+
+
+def _only_in(found: fxrebasin.RebasinReport, symmetry: fxrebasin.Symmetry) -> str:
+    """First axes of the classes that a file has and its model has not, if its group is larger."""
+    if found.certificate is None or found.log10_order <= symmetry.log10_order() + _ORDER_TOLERANCE:
+        return ""
+    known = {item.name for item in symmetry.classes}
+    return " ".join(c.name for c in found.certificate.classes if c.name not in known)
 
 
 def _share_alike(one: Path, two: Path) -> float:

@@ -25,7 +25,8 @@ class Row:
 
     Columns that begin with "file" are those of ONNX-in: the model's file, re-based towards that of
     the permuted model. `file_recovered` is the share of its tensors that then are bit for bit those
-    of the permuted model.
+    of the permuted model. Where the file has a larger group, `file_larger` names the tensors whose
+    axes are free in it alone.
 
     Errors are relative. `smallest_tolerance` is the smallest on onnxruntime that would have passed,
     `tolerance` the one that was allowed, a multiple of float32's own error in this model.
@@ -54,6 +55,7 @@ class Row:
     file_log10_order: float | None = None
     file_error: float | None = None
     file_recovered: float | None = None
+    file_larger: str = ""
     reason: str = NOT_FINISHED
 
     @property
@@ -84,6 +86,7 @@ _COLUMNS = (
     ("file_log10_order", "ONNX-in log10 order", ".3f"),
     ("file_error", "ONNX-in float64 error", ".1e"),
     ("file_recovered", "ONNX-in recovered", ".2%"),
+    ("file_larger", "only ONNX-in", ""),
     ("reason", "verdict", ""),
 )
 
