@@ -15,6 +15,7 @@ from onnx import ModelProto, helper, numpy_helper, parser
 import fxrebasin
 from fxrebasin.cli import main
 from fxrebasin.errors import InputError
+from fxrebasin.importers.onnx.graph import graphs_of
 from fxrebasin.importers.onnx.loading import read
 from fxrebasin.importers.onnx.tensors import bytes_of
 from tests.support.onnx_graphs import planted
@@ -37,7 +38,9 @@ KNOWN_TO_ONNXRUNTIME = {
 def built(text: str, seed: int = 0, **more: tuple[int, ...]) -> ModelProto:
     made = parser.parse_model(HEAD + text)
     rng = np.random.default_rng(seed)
-    read_by = {name for node in made.graph.node for name in node.input}
+    read_by = {
+        name for _, graph in graphs_of(made.graph) for node in graph.node for name in node.input
+    }
     for name, shape in {**SHAPES, **more}.items():
         if name in read_by:
             value = rng.standard_normal(shape).astype(np.float32)
@@ -175,3 +178,97 @@ def test_a_number_is_no_input_of_a_layer() -> None:
 def test_random_numbers_are_refused(kind: str) -> None:
     with pytest.raises(InputError, match=f"random numbers .*{kind}"):
         fxrebasin.analyze(between(f"{kind}(c)"))
+
+
+IN_A_BRANCH = """ g (float[n,3] x) => (float[n,2] y) {
+    a = MatMul(x, w1)  b = Relu(a)  s = ReduceSum<keepdims = 0>(x)  c = Greater(s, s)
+    d = If(c) <then_branch = one () => (float[n,6] t) { p = MatMul(b, w2)  t = OPERATOR },
+               else_branch = two () => (float[n,6] t) { q = MatMul(b, w2)  t = Tanh(q) }>
+    e = MatMul(d, w3)  f = Tanh(e)  y = MatMul(f, w4) }"""
+IN_A_LOOP = """ g (float[n,3] x) => (float[n,2] y) <int64 three = {3}, bool yes = {1}> {
+    a = MatMul(x, w1)  b = Relu(a)  z = MatMul(b, w2)
+    d = Loop(three, yes, z) <body = turn (int64 i, bool k, float[n,6] u) => (bool l, float[n,6] t)
+                             { l = Identity(k)  p = MatMul(u, w5)  t = OPERATOR }>
+    e = MatMul(d, w3)  f = Tanh(e)  y = MatMul(f, w4) }"""
+
+
+@pytest.mark.parametrize("text", [IN_A_BRANCH, IN_A_LOOP])
+def test_in_a_body_it_pins_what_it_touches(text: str, tmp_path: Path) -> None:
+    b, a, out = (tmp_path / file for file in ("b.onnx", "a.onnx", "out.onnx"))
+    known = text.replace("OPERATOR", 'ai.onnx.ml.Normalizer<norm = "L2">(p)')
+    onnx.save(built(known, w5=(6, 6)), b)
+    planted(b, a)
+    report = fxrebasin.onnx_transform(b, ref=a, out=out)
+    assert report.unknown_operators == ("ai.onnx.ml::Normalizer",)
+    assert report.log10_order == pytest.approx(ORDER)
+    assert report.distance_before > 0 == report.distance_after
+
+
+def test_in_a_branch_that_is_not_taken_it_has_to_be_known_to_onnxruntime(tmp_path: Path) -> None:
+    file = built(IN_A_BRANCH.replace("OPERATOR", "my.own.Thing(p)"))
+    assert fxrebasin.analyze(file).log10_order() == pytest.approx(ORDER)
+    with pytest.raises(InputError, match=r"nothing can be proved.*onnxruntime.*my\.own"):
+        fxrebasin.onnx_transform(file, ref=file, out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+NET = "a = MatMul(x, w1)  b = Relu(a)  c = MatMul(b, w2)  d = Relu(c)  y = MatMul(d, w3)"
+HEADS = {
+    "text": "k = ArgMax<axis = 1, keepdims = 0>(y)  z = ai.onnx.ml.LabelEncoder<keys_int64s = "
+    '[0, 1, 2, 3], values_strings = ["a", "b", "c", "d"]>(k)',
+    "mappings": "z = ai.onnx.ml.ZipMap<classlabels_int64s = [0, 1, 2, 3]>(y)",
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_results_that_are_no_numbers_are_refused(head: str, tmp_path: Path) -> None:
+    kind = {"text": "string[n]", "mappings": "seq(map(int64, float))"}[head]
+    file = built(f" g (float[n,3] x) => (float[n,4] y, {kind} z) {{ {NET} {HEADS[head]} }}")
+    with pytest.raises(InputError, match="makes text, a mapping or a sequence"):
+        fxrebasin.onnx_transform(file, ref=file, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "more", "said"),
+    [
+        ("float[n,3] x, string[n] t", "z = Identity(t)", "the input 't'.*STRING"),
+        ("float[n,3] x", "z = Identity(names)", "the tensor 'names'.*STRING"),
+        ("float[n,3] x", 'z = Constant<value_strings = ["a"]>()', "holds text"),
+    ],
+)
+def test_text_is_refused(inputs: str, more: str, said: str) -> None:
+    file = built(f" g ({inputs}) => (float[n,4] y, string[n] z) {{ {NET} {more} }}")
+    if "names" in more:
+        file.graph.initializer.append(helper.make_tensor("names", 8, [2], [b"a", b"b"]))
+    with pytest.raises(InputError, match=said):
+        fxrebasin.analyze(file)
+
+
+def test_a_sequence_is_several_outputs(tmp_path: Path) -> None:
+    text = f" g (float[n,3] x) => (seq(float[n,4]) z) {{ {NET}  z = SequenceConstruct(y, y) }}"
+    b, a = tmp_path / "b.onnx", tmp_path / "a.onnx"
+    onnx.save(built(text), b)
+    planted(b, a)
+    report = fxrebasin.onnx_transform(b, ref=a, out=tmp_path / "out.onnx")
+    assert report.distance_before > 0 == report.distance_after
+    assert report.equivalence is not None
+    assert [output.name for output in report.equivalence.outputs] == ["z.0", "z.1"]
+    assert fxrebasin.verify(b, tmp_path / "out.onnx").passed
+
+
+def test_a_loop_that_collects_has_to_run(tmp_path: Path) -> None:
+    text = """ g (float[n,3] x) => (float[n,4] y, float[m,n,6] r)
+        <int64 k = {TRIPS}, bool g = {1}> {
+        a = MatMul(x, w1)  b = Relu(a)  z = MatMul(b, w2)
+        d, r = Loop(k, g, z) <body = turn (int64 i, bool h, float[n,6] u)
+                => (bool l, float[n,6] t, float[n,6] v) { l = Identity(h)  t = MatMul(u, w5)
+                                                          v = Identity(t) }>
+        y = MatMul(d, w3) }"""
+    b, a = tmp_path / "b.onnx", tmp_path / "a.onnx"
+    onnx.save(built(text.replace("TRIPS", "2"), w5=(6, 6)), b)
+    planted(b, a)
+    report = fxrebasin.onnx_transform(b, ref=a, out=tmp_path / "out.onnx")
+    assert report.log10_order == pytest.approx(math.log10(math.factorial(5)))
+    assert report.distance_before > 0 == report.distance_after
+    with pytest.raises(InputError, match="Loop that runs not once and collects"):
+        fxrebasin.analyze(built(text.replace("TRIPS", "0"), w5=(6, 6)))

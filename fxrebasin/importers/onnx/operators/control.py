@@ -66,15 +66,9 @@ def loop(
         kept.append(results[len(state) :])
         going = bool(again.reshape(()).item())
         done += 1
-    if not kept:
-        _, *results = body(torch.tensor(0), torch.tensor(True), *state)
-        return (*state, *(_none_of(item) for item in results[len(state) :]))
+    if not kept and len(body.results) > 1 + len(state):
+        raise UnsupportedError("a Loop that runs not once and collects results")
     return (*state, *(torch.stack(items) for items in zip(*kept, strict=True)))
-
-
-def _none_of(item: Tensor) -> Tensor:
-    """What is collected of a body that runs not once, and would have given this."""
-    return item.new_empty((0, *item.shape))
 
 
 @operator("Scan")
@@ -106,13 +100,7 @@ def scan(
         state = results[:count]
         kept.append(results[count:])
     if not kept:
-        empty = [
-            value.new_zeros(
-                [size for at, size in enumerate(value.shape) if at != axis % value.ndim]
-            )
-            for value, axis in zip(values[count:], axes, strict=True)
-        ]
-        return (*state, *map(_none_of, body(*state, *empty)[count:]))
+        raise UnsupportedError("a Scan over nothing")
     return (*state, *_stacked(kept, scan_output_axes, scan_output_directions))
 
 
