@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from fxrebasin.importers.onnx.registry import UnsupportedError
+
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+"""By the number of axes that windows move along, less one."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,8 @@ class Windows:
 
 
 def windows(
-    shape: tuple[int, ...],
-    sizes: tuple[int, ...],
+    value: Tensor,
+    sizes: Sequence[int],
     strides: list[int] | None,
     dilations: list[int] | None,
     pads: list[int] | None,
@@ -64,7 +68,7 @@ def windows(
     """The windows of a node.
 
     Args:
-        shape: of the axes that they move along.
+        value: `[batch, channels, *axes]` that they move along.
         sizes: of a window.
         strides: 1 when left out.
         dilations: 1 when left out.
@@ -75,6 +79,7 @@ def windows(
     Raises:
         UnsupportedError: there are too many axes, or there is no such way of padding.
     """
+    shape, sizes = tuple(value.shape[2:]), tuple(sizes)
     n = len(sizes)
     if not 1 <= n <= 3 or len(shape) != n:
         raise UnsupportedError(f"windows of {n} axes on inputs that have {len(shape)}")
@@ -85,10 +90,25 @@ def windows(
         return Windows(sizes, stride, dilation, given[:n], given[n:])
     if auto_pad not in ("SAME_UPPER", "SAME_LOWER"):
         raise UnsupportedError(f"auto_pad is {auto_pad!r}")
-    less, more = [], []
-    for size, kernel, step, apart in zip(shape, sizes, stride, dilation, strict=True):
-        total = max((-(-size // step) - 1) * step + apart * (kernel - 1) + 1 - size, 0)
-        less.append(total // 2)
-        more.append(total - total // 2)
-    first, last = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
-    return Windows(sizes, stride, dilation, tuple(first), tuple(last))
+    totals = [
+        max((-(-size // step) - 1) * step + apart * (kernel - 1) + 1 - size, 0)
+        for size, kernel, step, apart in zip(shape, sizes, stride, dilation, strict=True)
+    ]
+    first, last = halves(totals, upper=auto_pad == "SAME_UPPER")
+    return Windows(sizes, stride, dilation, first, last)
+
+
+def halves(totals: Sequence[int], *, upper: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Half of each number for the front, half for the end.
+
+    Args:
+        totals: one for each axis.
+        upper: of odd numbers the larger half goes to the end.
+
+    Example:
+        >>> halves([3, 2], upper=True)
+        ((1, 1), (2, 1))
+    """
+    less = tuple(total // 2 for total in totals)
+    more = tuple(total - total // 2 for total in totals)
+    return (less, more) if upper else (more, less)

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxrebasin.importers.onnx.registry import UnsupportedError, operator
-from fxrebasin.importers.onnx.windows import windows
+from fxrebasin.importers.onnx.windows import CONVOLUTIONS, halves, windows
 
-_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
@@ -29,12 +28,12 @@ def convolution(
     auto_pad: str = "NOTSET",
 ) -> Tensor:
     """Over one to three axes."""
-    shape, sizes = tuple(value.shape[2:]), tuple(weight.shape[2:])
-    where = windows(shape, sizes, strides, dilations, pads, auto_pad)
+    sizes = tuple(weight.shape[2:])
+    where = windows(value, sizes, strides, dilations, pads, auto_pad)
     padding: tuple[int, ...] = where.before
     if not where.even or min(where.before) < 0:
         value, padding = where.padded(value), (0,) * len(sizes)
-    convolve = _CONVOLUTIONS[len(sizes) - 1]
+    convolve = CONVOLUTIONS[len(sizes) - 1]
     found: Tensor = convolve(value, weight, bias, where.strides, padding, where.dilations, group)
     return found
 
@@ -69,17 +68,12 @@ def transposed_convolution(
         cut = list(pads or [0] * (2 * n)) if auto_pad != "VALID" else [0] * (2 * n)
     else:
         sizes = [found.shape[2 + i] + more[i] for i in range(n)]
-        cut = _cut(sizes, wanted, upper=auto_pad == "SAME_UPPER")
+        totals = [size - target for size, target in zip(sizes, wanted, strict=True)]
+        first, last = halves(totals, upper=auto_pad == "SAME_UPPER")
+        cut = [*first, *last]
     flat = [w for i in reversed(range(n)) for w in (-cut[i], more[i] - cut[n + i])]
     found = F.pad(found, flat) if any(flat) else found
     return found if bias is None else found + bias.reshape(-1, *[1] * n)
-
-
-def _cut(sizes: list[int], wanted: list[int], upper: bool) -> list[int]:
-    """How much is cut off, in front of all axes, then at the end of all."""
-    totals = [size - target for size, target in zip(sizes, wanted, strict=True)]
-    less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
-    return [*less, *more] if upper else [*more, *less]
 
 
 @operator("CausalConvWithState")
@@ -119,7 +113,7 @@ def deformed_convolution(
     kernel = tuple(weight.shape[2:])
     if len(kernel) != 2:
         raise UnsupportedError(f"a deformed convolution over {len(kernel)} axes")
-    where = windows(tuple(value.shape[2:]), kernel, strides, dilations, pads, "NOTSET")
+    where = windows(value, kernel, strides, dilations, pads, "NOTSET")
     n, channels, height, width = value.shape
     taps = math.prod(kernel)
     rows, columns = offset.shape[-2:]

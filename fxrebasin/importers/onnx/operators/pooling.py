@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fxrebasin.importers.onnx.registry import Site, operator, operators, whole
-from fxrebasin.importers.onnx.windows import Windows, windows
+from fxrebasin.importers.onnx.windows import CONVOLUTIONS, Windows, windows
 
 _MAX_POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 _AVERAGES = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
-_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def _behind(value: Tensor) -> list[int]:
@@ -61,7 +60,7 @@ def max_pool(
     """The largest of each window, and where it is among all elements."""
     dtype = value.dtype
     value = value if value.is_floating_point() else value.double()
-    where = windows(tuple(value.shape[2:]), tuple(kernel_shape), strides, dilations, pads, auto_pad)
+    where = windows(value, kernel_shape, strides, dilations, pads, auto_pad)
     pool = _MAX_POOLS[len(kernel_shape) - 1]
     padding: tuple[int, ...] = where.before
     if ceil_mode or not _plain(where):
@@ -110,7 +109,7 @@ def _sums(value: Tensor, where: Windows) -> Tensor:
         return pooled * math.prod(where.sizes)
     channels = value.shape[1]
     ones = value.new_ones(channels, 1, *where.sizes)
-    found: Tensor = _CONVOLUTIONS[n - 1](
+    found: Tensor = CONVOLUTIONS[n - 1](
         value, ones, None, where.strides, 0, where.dilations, channels
     )
     return found
@@ -129,7 +128,7 @@ def average_pool(
     count_include_pad: int = 0,
 ) -> Tensor:
     """Means of windows, over what is in them, with or without the padding."""
-    where = windows(tuple(value.shape[2:]), tuple(kernel_shape), strides, dilations, pads, auto_pad)
+    where = windows(value, kernel_shape, strides, dilations, pads, auto_pad)
     n = len(kernel_shape)
     if not ceil_mode and _plain(where) and all(step == 1 for step in where.dilations):
         average: Tensor = _AVERAGES[n - 1](
@@ -157,7 +156,7 @@ def lp_pool(
     p: int = 2,
 ) -> Tensor:
     """Norms of windows."""
-    where = windows(tuple(value.shape[2:]), tuple(kernel_shape), strides, dilations, pads, auto_pad)
+    where = windows(value, kernel_shape, strides, dilations, pads, auto_pad)
     extra = _extra(value, where, bool(ceil_mode))
     return _sums(where.padded(value.abs() ** p, extra=extra), where) ** (1 / p)
 
