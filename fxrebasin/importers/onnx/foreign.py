@@ -80,7 +80,7 @@ class CannotRunError(InputError):
     """An operator that neither this package nor onnxruntime computes."""
 
 
-class _NoNumbersError(Exception):
+class _NoNumbersError(UnsupportedError):
     """A result that is no tensor of numbers."""
 
 
