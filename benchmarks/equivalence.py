@@ -284,11 +284,13 @@ class _Measurement:
 
 
 def _only_in(found: fxrebasin.RebasinReport, symmetry: fxrebasin.Symmetry) -> str:
-    """First axes of the classes that a file has and its model has not, if its group is larger."""
+    """Tensors that move in a file alone, then classes that it alone has, if its group is larger."""
     if found.certificate is None or found.log10_order <= symmetry.log10_order() + _ORDER_TOLERANCE:
         return ""
+    tensors = [name for name in found.certificate.layout if name not in symmetry.layout]
     known = {item.name for item in symmetry.classes}
-    return " ".join(c.name for c in found.certificate.classes if c.name not in known)
+    classes = [item.name for item in found.certificate.classes if item.name not in known]
+    return " ".join([*tensors, *classes])
 
 
 def _share_alike(one: Path, two: Path) -> float:
