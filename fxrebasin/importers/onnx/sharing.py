@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, helper
 from torch import Tensor
 
 from fxrebasin.importers.onnx.graph import Graph, Parsed, Step, Use, graphs_of
@@ -191,6 +191,5 @@ def _tensor(graph: GraphProto, name: str) -> TensorProto:
     for item in graph.initializer:
         if item.name == name:
             return item
-    node: NodeProto = next(item for item in graph.node if name in item.output)
-    found: TensorProto = helper.get_node_attr_value(node, "value")
-    return found
+    node = next(item for item in graph.node if name in item.output)
+    return next(item.t for item in node.attribute if item.name == "value")

@@ -255,9 +255,9 @@ def _compared(one: Made, two: Made) -> Iterator[_Meeting]:
     first, second = one.step, two.step
     place = f"{first.kind} {first.name!r}"
     if (first.kind, second.kind) == ("Gemm", "Gemm") or first.kind != second.kind:
-        layers = linear(one), linear(two)
-        if layers[0] is not None and layers[1] is not None:
-            yield from _operands(place, *layers)
+        layer, other = linear(one), linear(two)
+        if layer is not None and other is not None:
+            yield from _operands(place, layer, other)
             return
     kinds = [(step.domain, _ONE_KIND.get(step.kind, step.kind)) for step in (first, second)]
     if kinds[0] != kinds[1] or one.place != two.place:
