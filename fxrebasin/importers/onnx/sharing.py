@@ -188,8 +188,9 @@ def unshare(proto: ModelProto, parsed: Parsed, names: Collection[str]) -> dict[s
 
 
 def _tensor(graph: GraphProto, name: str) -> TensorProto:
-    for item in graph.initializer:
-        if item.name == name:
-            return item
+    found: TensorProto | None = next((t for t in graph.initializer if t.name == name), None)
+    if found is not None:
+        return found
     node = next(item for item in graph.node if name in item.output)
-    return next(item.t for item in node.attribute if item.name == "value")
+    constant: TensorProto = next(item.t for item in node.attribute if item.name == "value")
+    return constant
