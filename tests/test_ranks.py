@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fxrebasin.streaming import dealing
 from fxrebasin.streaming.dealing import deal
@@ -165,6 +165,51 @@ def test_a_process_that_dies_ends_the_run_of_all(folder: Path) -> None:
     found = {n: b for n, b in bytes_in(folder).items() if n in before}
     assert found == before
     assert {p.name for p in (folder / "c").iterdir()} == {p.name for p in (folder / "b").iterdir()}
+
+
+@pytest.mark.slow
+def test_what_a_process_left_that_died_is_gone_on_with(folder: Path) -> None:
+    invoke(*arguments("alone"))
+    start([["-m", "fxrebasin", *arguments("c")], ["-c", _DYING, *arguments("c")]], folder)
+    assert not Path("c").exists()
+    again = arguments("c", "--resume")
+    ends = start([["-m", "fxrebasin", *again]] * 2, folder)
+    assert [process.returncode for process, _ in ends] == [0, 0], ends
+    assert bytes_in(folder / "c") == bytes_in(folder / "alone")
+
+
+def merging(out: str, *more: str) -> list[str]:
+    """Of a command that merges a, b and a permutation of it."""
+    given = ["merge", DEEP, "a.safetensors", "b/net.safetensors.index.json", "d.safetensors"]
+    return [*given, "--out", out, "--method", "weight", "--max-memory", "2GiB", *more]
+
+
+def interpolating(out: str, *more: str) -> list[str]:
+    """Of a command that writes a model between a and b."""
+    given = ["interpolate", DEEP, "b/net.safetensors.index.json", "a.safetensors", "--t", "0.3"]
+    return [*given, "--out", out, "--max-memory", "2GiB", *more]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("given", [merging, interpolating])
+def test_several_merge_what_one_does(given: Any, count: int, folder: Path) -> None:
+    state = load_file("a.safetensors")
+    moved = Case(Deep(), IDS).planted.permute_state_dict(state, check_constants=False)
+    save_file(dict(moved), "d.safetensors", {"format": "pt"})
+    name = "c.safetensors" if given is merging else "c"
+    Path("one").mkdir()
+    Path("several").mkdir()
+    invoke(*given(f"one/{name}"))
+    ends = start([["-m", "fxrebasin", *given(f"several/{name}")]] * count, folder)
+    assert [process.returncode for process, _ in ends] == [0] * count, ends
+    one, several = (
+        {n: b for n, b in bytes_in(folder / side).items() if n.endswith(".safetensors")}
+        for side in ("one", "several")
+    )
+    assert one
+    assert one == several
+    assert not list(folder.rglob(".*unfinished"))
 
 
 @pytest.mark.parametrize(
