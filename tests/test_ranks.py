@@ -97,7 +97,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     case = Case(Deep(), IDS, noise=0.3)
     save_file(case.a, "a.safetensors", {"format": "pt"})
-    save_shards(tmp_path / "b", case.b, 6)
+    save_shards(tmp_path / "b", case.b, 8)
     return tmp_path
 
 
