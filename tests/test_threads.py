@@ -7,7 +7,7 @@ import gc
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,7 +180,7 @@ def reading(model: nn.Module, stop: threading.Event, calls: list[int]) -> Callab
     return work
 
 
-@pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [10, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("same", [True, False], ids=["one model", "two models"])
 def test_two_calls_at_once_and_a_reader_beside_them(same: bool, rounds: int) -> None:
     model, reference = small(1), small(2)
@@ -213,6 +213,42 @@ def test_two_calls_at_once_and_a_reader_beside_them(same: bool, rounds: int) -> 
         assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in state.items())
         assert all(module.training for module in found.modules())
     assert process_settings() == settings
+
+
+RUNNING = (
+    *("match, activation", "match, learned", "match, straight_through", "align_many"),
+    *("merge_many", "interpolate, bezier", "barrier", "merge_stats", "recalibrate", "repair"),
+)
+"""Calls that run the models they are given, or copies of them."""
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_merging_leaves_models_to_their_readers(rounds: int, tmp_path: Path) -> None:
+    nets = small(1), small(2)
+    before = plain([*nets], tmp_path)
+    wanted = {call: plain(CALLS[call](*nets, tmp_path), tmp_path) for call in RUNNING}
+    settings, random = process_settings(), torch.get_rng_state()
+    stop, calls = threading.Event(), [0]
+
+    def working(order: Sequence[str]) -> Callable[[], None]:
+        def work() -> None:
+            for call in (*order,) * rounds:
+                assert plain(CALLS[call](*nets, tmp_path), tmp_path) == wanted[call], call
+
+        return work
+
+    with ThreadPoolExecutor(2) as readers:
+        watching = [readers.submit(reading(net, stop, calls)) for net in nets]
+        try:
+            raised = together(working(RUNNING), working(RUNNING[::-1]))
+        finally:
+            stop.set()
+        for reader in watching:
+            reader.result()
+    assert raised == []
+    assert plain([*nets], tmp_path) == before
+    assert process_settings() == settings
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_exports_and_comparisons_at_once_leave_the_outputs_and_settings(tmp_path: Path) -> None:
