@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from fxrebasin.errors import InputError, TraceError
 from fxrebasin.passes.trace.trace import trace
+from fxrebasin.running.dry_run import dry_run
 from fxrebasin.running.preserve import preserve
 
 
@@ -305,3 +306,77 @@ def test_graphs_are_the_same_every_time_and_can_be_stored() -> None:
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
     assert torch.equal(loaded(x), graphs[0](x))
+
+
+class Noisy(nn.Module):
+    """A mask that is broadcast, whole slices, inferred sizes; no graph of torch.fx."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(x.shape[0], int | torch.SymInt):
+            raise TypeError("not for proxies")
+        h = self.first(x)[:, :, slice(0, None)].view(x.shape[0], -1, 6)
+        h = h + torch.arange(6.0)
+        return self.last(h.to(torch.float32).reshape(x.shape[0], -1, 6).relu())
+
+
+def test_programs_that_differ_in_what_does_nothing_are_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[object] = []
+    name = "fxrebasin.passes.trace.trace._numeric_difference"
+    monkeypatch.setattr(name, lambda *args: compared.append(args))
+    result = trace(Noisy(), (torch.randn(2, 5, 4),))
+    assert result.tracer == "export"
+    assert compared == []
+
+
+def programs(*models: Callable[[torch.Tensor], torch.Tensor]) -> list[tuple[object, ...]]:
+    class Made(nn.Module):
+        def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+            super().__init__()
+            self.function = function
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.function(x)
+
+    found = [dry_run(Made(model), (torch.randn(2, 3, 4),), {}) for model in models]
+    return [(one.program, *one.outputs(None).items()) for one in found]
+
+
+M = torch.arange(4.0)
+SAME = {
+    "whole slice": (lambda x: x[:, :].exp(), lambda x: x.exp()),
+    "inferred size": (lambda x: x.exp().view(2, -1), lambda x: x.exp().view(2, 12)),
+    "mask": (lambda x: x.exp() + M, lambda x: x.exp() + M.expand(2, 1, 4).clone()),
+}
+OTHER = {
+    "part": (lambda x: x[:, 1:].exp(), lambda x: x[:, :-1].exp()),
+    "other size": (lambda x: x.exp().view(2, 12), lambda x: x.exp().view(4, 6)),
+    "other mask": (lambda x: x.exp() + M, lambda x: x.exp() + torch.stack([M, M + 1])[:, None]),
+    "sign of zero": (lambda x: x * torch.zeros(2, 1, 1), lambda x: x * Z),
+    "write to a copy": (
+        lambda x: (lambda e: (e.view(2, 12).mul_(2), e + 0)[1])(x.exp()),
+        lambda x: (lambda e: (e.clone().view(2, 12).mul_(2), e + 0)[1])(x.exp()),
+    ),
+    "write after an alias": (
+        lambda x: (lambda e: (e[:].mul_(2), e + 0)[1])(x.exp()),
+        lambda x: (lambda e: (e.mul(2), e + 0)[1])(x.exp()),
+    ),
+}
+Z = torch.tensor([0.0, -0.0]).reshape(2, 1, 1)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_computation_is_one_program(name: str) -> None:
+    one, other = programs(*SAME[name])
+    assert one == other
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_other_computations_are_other_programs(name: str) -> None:
+    one, other = programs(*OTHER[name])
+    assert one != other

@@ -21,6 +21,18 @@ from fxrebasin.running.watching import OperatorMode
 _Key: TypeAlias = tuple[Any, ...]
 
 
+# What torch.export adds or leaves out, and what it writes in another way.
+_ATEN = torch.ops.aten
+_CHECKS = (_ATEN._assert_tensor_metadata.default,)
+_NO_OPS = (
+    *(_ATEN.alias.default, _ATEN.slice.Tensor),
+    *(_ATEN._to_copy.default, _ATEN.lift_fresh_copy.default),
+)
+_VIEWS = (_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.expand.default)
+_BROADCASTING = (_ATEN.add.Tensor, _ATEN.mul.Tensor)
+_SAME_AS = {_ATEN._unsafe_view.default: _ATEN.view.default}
+
+
 @dataclass(frozen=True)
 class DryRun:
     """The output of a dry run (meta tensors where it depends on the input) and its program.
@@ -118,7 +130,12 @@ class _Recorder(OperatorMode):
         random = torch.Tag.nondeterministic_seeded in func.tags
         if not (unknown or random or any(self._has_key(tensor) for tensor in tensors)):
             return func(*args, **kwargs)
-        self.program.append((_name(func), *kwargs, *self.keys(leaves)))
+        if func in _CHECKS:
+            return None  # of what is in the keys of its argument
+        if func in _NO_OPS or func in _VIEWS:
+            return self._followed(func, args, kwargs, unknown)
+        keys = [self._least_key(x) for x in leaves] if func in _BROADCASTING else self.keys(leaves)
+        self.program.append((_name(func), *kwargs, *keys))
         written = list(written_tensors(func, args, kwargs))
         self._note_writes(written, unknown)
         _check_indices(func, args)
@@ -126,6 +143,37 @@ class _Recorder(OperatorMode):
         for leaf in (*_flat((result,)), *written):
             self._number(leaf)
         return result
+
+    def _followed(
+        self,
+        func: torch._ops.OpOverload,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        unknown: bool,
+    ) -> torch.Tensor:
+        """What an operator returns that may do nothing, or tells a shape in several ways."""
+        result: torch.Tensor = on_meta(func, args, kwargs) if unknown else func(*args, **kwargs)
+        if func in _NO_OPS and self._is_the_same(args[0], result):
+            return result
+        how = (*self.keys([args[0]]), tuple(result.shape))
+        if func in _NO_OPS:
+            how = (*kwargs, *self.keys(_flat((*args, *kwargs.values()))))
+        self.program.append((_name(func), *how))
+        self._number(result)
+        return result
+
+    def _is_the_same(self, source: torch.Tensor, result: torch.Tensor) -> bool:
+        """Whether a result is its argument, which then goes by the same key."""
+        if _geometry(source) != _geometry(result):
+            return False
+        if id(source) not in self._keys:
+            return not source.numel() or _storage_id(source) == _storage_id(result)
+        number, known = self._keys[id(source)]
+        if self._last_write.get(_storage_id(source), 0) > known:
+            return False
+        self._keys[id(result)] = (number, known)
+        self._alive.append(result)
+        return True
 
     def _is_unknown(self, tensor: torch.Tensor) -> bool:
         return tensor.is_meta or _storage_id(tensor) in self._unknown
@@ -154,9 +202,18 @@ class _Recorder(OperatorMode):
             if not isinstance(leaf, torch.device)
         )
 
+    def _least_key(self, leaf: Any) -> _Key:
+        """The key of an argument that is broadcast: a constant without axes that only repeat it."""
+        if not isinstance(leaf, torch.Tensor) or leaf.is_meta or self._has_key(leaf):
+            return self.keys([leaf])
+        with modes_off():
+            while leaf.numel() and leaf.dim() and _repeats(leaf):
+                leaf = leaf[0]
+            return ("constant", _content(leaf), leaf.dtype, tuple(leaf.shape))
+
     def _key(self, tensor: torch.Tensor) -> _Key:
         storage = _storage_id(tensor)
-        view = (tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+        view = _geometry(tensor)
         write = self._last_write.get(storage, 0)
         if id(tensor) in self._keys:
             number, known = self._keys[id(tensor)]
@@ -181,9 +238,21 @@ def _value_key(value: Any) -> _Key:
 
 
 def _name(func: torch._ops.OpOverload) -> str:
-    """Name and overload; those of the other form for an operator that works in place."""
+    """Name and overload; those of the usual form, and of that which does not work in place."""
+    func = _SAME_AS.get(func, func)
     name = func._schema.name.removesuffix("_")
     return f"{name}.{func._overloadname}"
+
+
+def _repeats(tensor: torch.Tensor) -> bool:
+    """Whether all along the first axis has the same bits."""
+    rows = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    bits = rows.reshape(len(rows), -1).view(torch.uint8)
+    return bool((bits == bits[:1]).all())
+
+
+def _geometry(tensor: torch.Tensor) -> _Key:
+    return tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
 
 
 def _storage_id(tensor: torch.Tensor) -> int:
@@ -192,6 +261,8 @@ def _storage_id(tensor: torch.Tensor) -> int:
 
 def _content(tensor: torch.Tensor | torch.UntypedStorage) -> bytes:
     with modes_off():
+        if isinstance(tensor, torch.Tensor) and not tensor.numel():
+            return b""  # also on the meta device
         if isinstance(tensor, torch.UntypedStorage):
             tensor = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor)
         flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
