@@ -6,10 +6,15 @@ import re
 import shlex
 from pathlib import Path
 
+import onnx
+import onnx.parser
 import pytest
 import torch
+from click.testing import CliRunner
+from onnx import numpy_helper
 from torch import nn
 
+import fxrebasin
 from fxrebasin.cli import main
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -72,3 +77,75 @@ def test_every_guide_is_on_the_site() -> None:
     site = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
     pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
     assert {page for page in pages if f": {page}\n" not in site} == set()
+
+
+def two_layers(seed: int) -> onnx.ModelProto:
+    """A graph as the TorchScript exporter names it, with weights of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    graph = (
+        '<ir_version: 8, opset_import: [ "" : 17 ]> g (float[n,4] x) => (float[n,2] y) '
+        "{ h = MatMul(x, first) i = Relu(h) y = MatMul(i, last) }"
+    )
+    model = onnx.parser.parse_model(graph)
+    for name, shape in (("first", (4, 6)), ("last", (6, 2))):
+        values = torch.randn(shape, generator=generator).numpy()
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+    for place in (model.graph.initializer[0], model.graph.node[0]):
+        if isinstance(place, onnx.TensorProto):
+            place.name = "onnx::MatMul_193"
+        else:
+            place.input[1] = "onnx::MatMul_193"
+    return model
+
+
+def test_the_page_on_onnx_files_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("abc"):
+        onnx.save(two_layers(seed), f"{name}.onnx")
+    names: dict[str, object] = {}
+    for block in blocks("onnx-files.md", "python"):
+        exec(compile(block, "onnx-files.md", "exec"), names)
+    assert names["report"].equivalence.passed  # type: ignore[attr-defined]
+    assert Path("again.onnx").read_bytes() == Path("rebased.onnx").read_bytes()
+    for file in ("p.safetensors", "rebased.onnx", "mean.onnx"):
+        Path(file).unlink()
+    commands = [line for b in blocks("onnx-files.md", "sh") for line in b.splitlines()]
+    assert len(commands) > 5
+    for line in commands:
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}: {result.output}"
+    assert Path("between-0.75.onnx").exists()
+
+
+def test_the_call_on_the_page_of_exporting_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(11, 6), nn.Linear(6, 3)
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return self.head(self.embed(input_ids) * attention_mask[..., None])
+
+    monkeypatch.chdir(tmp_path)
+    ids = torch.arange(10).reshape(2, 5)
+    names = {"fxrebasin": fxrebasin, "model": Reader().eval(), "ids": ids}
+    names["mask"] = torch.ones(2, 5)
+    (block,) = blocks("exporting.md", "python")
+    exec(compile(block, "exporting.md", "exec"), names)
+    inputs = {item.name: item for item in onnx.load("model.onnx").graph.input}
+    for item in inputs.values():
+        sizes = [dimension.dim_param for dimension in item.type.tensor_type.shape.dim]
+        assert sizes == ["batch", "sequence"]
+
+
+@pytest.mark.parametrize("page", ["larger-than-memory.md", "several-machines.md"])
+def test_commands_on_pages_have_these_options(page: str) -> None:
+    text = "".join(blocks(page, "sh")).replace("\\\n", " ")
+    found = re.findall(r"^(?:torchrun .*-m )?fxrebasin (.*)$", text, flags=re.MULTILINE)
+    assert found
+    for line in found:
+        name, *arguments = shlex.split(line, comments=True)
+        context = main.commands[name].make_context(name, arguments, resilient_parsing=True)
+        assert not context.args, line
