@@ -19,6 +19,7 @@ from fxrebasin.facts import Brief, counted
 from fxrebasin.groups import Groups
 from fxrebasin.kinds import GroupKind
 from fxrebasin.layout import PermutationClass
+from fxrebasin.options import check_count
 from fxrebasin.permutation import Permutation
 from fxrebasin.reliance import Relied
 from fxrebasin.storage import alignment_file, certificate
@@ -171,6 +172,52 @@ class Alignment(Brief):
             else:
                 result[name] = torch.empty_like(tensor).copy_(wanted)
         return result
+
+    def apply_to_moments(
+        self, moments: Mapping[str, Tensor], *, power: int = 1
+    ) -> dict[str, Tensor]:
+        """Means of powers of gradients, as optimisers keep them, for the rewritten parameters.
+
+        Under permutations and signs each gradient goes with its parameter, and odd powers change
+        their sign with it. Matrices and scales mix gradients in another way than parameters, and
+        squares not at all as squares: what an optimiser knows is lost then.
+
+        Args:
+            moments: by the names of parameters, of their shapes; some may be missing.
+            power: 1 for means of gradients (`exp_avg`), 2 for means of squares (`exp_avg_sq`).
+
+        Returns:
+            A new dict with the keys and dtypes of the old one, exact to the bit.
+
+        Raises:
+            InputError: more than permutations and signs act, or the power is not positive.
+            ArchitectureMismatchError: a tensor has another shape than its parameter.
+
+        Example:
+            >>> import fxrebasin, torch
+            >>> a, b = (torch.nn.Sequential(torch.nn.Linear(2, 5), torch.nn.Tanh(),
+            ...                             torch.nn.Linear(5, 3)) for _ in "ab")
+            >>> found = fxrebasin.match(b, ref=a, symmetry="signed")
+            >>> moved = found.apply_to_moments({name: p * 0.1 for name, p in b.named_parameters()})
+        """
+        check_count("power", power)
+        if not self.at_most_signed:
+            acting = ", ".join(sorted({self.kinds[name].value for name in self.elements}))
+            raise InputError(
+                "the moments of an optimiser can be permuted and change their signs, but more acts "
+                f"here ({acting or 'what norms and biases leave open'}). Start the optimiser anew, "
+                "or align with symmetry='signed'"
+            )
+        within = {n: g for n, g in self.permutation.layout.items() if n in moments}
+        there = replace(self.permutation, layout=within)
+        if power % 2 == 0:
+            return there.permute_state_dict(moments, check_constants=False)
+        kinds = {
+            name: replace(own, signs={p: odd for p, odd in own.signs.items() if p.state in moments})
+            for name, own in self.groups.kinds.items()
+        }
+        groups = replace(self.groups, kinds=kinds)
+        return replace(self, permutation=there, groups=groups).apply(moments, check_constants=False)
 
     def in_float64(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that something acts on, rewritten in float64 and not rounded.

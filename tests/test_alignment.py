@@ -340,3 +340,37 @@ def test_a_planted_element_is_found_behind_batch_norms() -> None:
     assert isinstance(found, Alignment)
     moved = found.apply(other.state_dict())
     assert apart(moved, net.state_dict()) <= 1e-9
+
+
+def test_moments_of_an_optimiser_go_with_signs() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        net, other = (
+            nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 3)).double() for _ in "ab"
+        )
+        inputs, targets = torch.randn(12, 4).double(), torch.randn(12, 3).double()
+    found = fxrebasin.match(other, ref=net, example_inputs=inputs, symmetry="signed")
+    assert isinstance(found, Alignment)
+    assert any(bool((item < 0).any()) for item in found.elements.values())
+    same = copy.deepcopy(other)
+    same.load_state_dict(found.apply(other.state_dict()))
+    slopes = []
+    for model in (other, same):
+        loss = (model(inputs) - targets).square().mean()
+        names = [name for name, _ in model.named_parameters()]
+        slopes.append(dict(zip(names, torch.autograd.grad(loss, model.parameters()), strict=True)))
+    for power in (1, 2):
+        before, after = ({name: g**power for name, g in own.items()} for own in slopes)
+        moved = found.apply_to_moments(before, power=power)
+        for name, value in after.items():
+            torch.testing.assert_close(moved[name], value, rtol=1e-12, atol=1e-15)
+
+
+def test_moments_of_an_optimiser_are_refused_where_more_acts() -> None:
+    for name in ("GPT", "Llama", "ReLU"):
+        _, other, certificate = aligned(name)
+        moments = {key: torch.ones_like(p) for key, p in other.named_parameters()}
+        with pytest.raises(InputError, match="Start the optimiser anew"):
+            certificate.apply_to_moments(moments)
+    with pytest.raises(InputError, match="power"):
+        certificate.apply_to_moments(moments, power=0)

@@ -108,3 +108,25 @@ def test_scales_of_relu_units_are_matched_from_each_start() -> None:
     for init in ("auto", "evidence", "identity", "both"):
         result = fxrebasin.transform(other, net, inputs, symmetry="all", init=init, restarts=1)
         assert result.meta["fxrebasin"].equivalence.max_rel <= 1e-10
+
+
+def test_scales_that_gain_next_to_nothing_are_left_alone() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net, other = (
+            nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 5)).double() for _ in "ab"
+        )
+        inputs = torch.randn(5, 6).double()
+    found = fxrebasin.match(other, net, inputs, symmetry="all")
+    plain = fxrebasin.match(other, net, inputs)
+    states = [found.apply(other.state_dict()), plain.permute_state_dict(other.state_dict())]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    with torch.no_grad():  # the same network with other scales is worth it
+        for key, value in states[1].items():
+            net.state_dict()[key].copy_(value)
+        net[0].weight[3] *= 7
+        net[0].bias[3] *= 7
+        net[2].weight[:, 3] /= 7
+    again = fxrebasin.match(other, net, inputs, symmetry="all").apply(other.state_dict())
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(again[key], value, rtol=1e-9, atol=1e-12)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,15 @@ from benchmarks.experiments.lines import grouped, mean_of
 from benchmarks.experiments.measure import example_of, permuted, walk
 from benchmarks.experiments.report import Report, require
 from benchmarks.experiments.settings import Settings
-from benchmarks.experiments.symmetry_subjects import Study, studies
+from benchmarks.experiments.symmetries_of_many import joint_rows
+from benchmarks.experiments.symmetry_rows import UNTOUCHED, Kept, Row
+from benchmarks.experiments.symmetry_subjects import Study, Trained, studies
 from benchmarks.experiments.training import loss_of
 from benchmarks.support.matching_environment import ensure_rebasin
 from benchmarks.support.methods_table import spread
 from fxrebasin.colours import Meaning
 from fxrebasin.errors import InputError
-from fxrebasin.storage.files import publish
 
-UNTOUCHED = "untouched"
 _OTHER_TOOLS, _LARGEST = "other tools", "largest group"
 _MARKS = {_LARGEST: "(all)", "signs and permutations": "(signed)", "permutations": "(permutation)"}
 _MEANINGS: dict[str, Meaning | None] = {
@@ -45,6 +46,7 @@ _MEANINGS: dict[str, Meaning | None] = {
 _SAME = 1e-10
 _LEAST_DRAWN = 1e-3
 _STEPS = 11
+_NETWORKS = 3
 _SEEN = 512  # items that methods which look at data see, but for those that learn
 
 
@@ -69,33 +71,6 @@ class Way:
         return f"{self.method}{steps} ({self.symmetry})"
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one way of aligning makes of one pair.
-
-    Args:
-        network: in words.
-        pair: the two seeds.
-        way: of aligning.
-        barrier: held-out, in nats.
-        midpoint_loss: held-out, in nats.
-        midpoint_accuracy: 0 to 1.
-        seconds: of the processor, for aligning and its proof.
-        error: relative, in float64, of the aligned model against B; -1 where that was not measured.
-        note: of the way.
-    """
-
-    network: str
-    pair: str
-    way: str
-    barrier: float
-    midpoint_loss: float
-    midpoint_accuracy: float
-    seconds: float
-    error: float = -1.0
-    note: str = ""
-
-
 def run(
     settings: Settings,
     environment: Path,
@@ -118,10 +93,14 @@ def run(
     if unknown:
         raise InputError(f"no network {unknown[0]!r}; there are: {', '.join(known)}")
     others = _others(None if settings.quick else environment)
+    kept = Kept(keep, only_kept)
     rows: list[Row] = []
     for name in chosen:
-        for pair, study in _pairs(settings, name, known[name]):
-            rows += list(_rows(pair, study, others, settings, (keep, only_kept)))
+        trained = Trained(settings.store, known[name])
+        for seeds in _pairs(settings):
+            rows += _rows((name, seeds), trained, others, settings, kept)
+        if known[name].has_matrices and settings.seeds != 1:
+            rows += joint_rows(name, trained, settings.pick((300, 1000), (30,)), kept)
     _check(rows, settings)
     return _write(settings, rows)
 
@@ -143,15 +122,9 @@ def ways(study: Study, settings: Settings) -> tuple[Way, ...]:
     return tuple(found)
 
 
-def _pairs(settings: Settings, name: str, study: Study) -> Iterator[tuple[Pair, Study]]:
-    """All pairs of the seeds of a network."""
-    data = study.data()
-    count = 2 if settings.seeds == 1 else 3
-    models = [settings.store.trained(study.subject, data.train, seed) for seed in range(count)]
-    pairs = [(a, b) for a in range(count) for b in range(a + 1, count)][: settings.seeds]
-    for a, b in pairs:
-        seen = Batches(data.train, study.batch, _SEEN // study.batch)
-        yield Pair(f"{name}|{a}-{b}", 0, study.subject, data, models[a], models[b], seen), study
+def _pairs(settings: Settings) -> list[tuple[int, int]]:
+    """The seeds of all pairs."""
+    return list(itertools.combinations(range(_NETWORKS), 2))[: settings.seeds]
 
 
 def _others(cache: Path | None) -> dict[str, Method]:
@@ -167,26 +140,31 @@ def _others(cache: Path | None) -> dict[str, Method]:
 
 
 def _rows(
-    pair: Pair,
-    study: Study,
+    which: tuple[str, tuple[int, int]],
+    trained: Trained,
     others: Mapping[str, Method],
     settings: Settings,
-    kept: tuple[Path | None, bool],
+    kept: Kept,
 ) -> Iterator[Row]:
-    keep, only_kept = kept
-    network, seeds = pair.setting.split("|")
-    for name in (UNTOUCHED, *others, *(way.name for way in ways(study, settings))):
-        path = None if keep is None else keep / f"{network}-{seeds}-{name}.json".replace(" ", "_")
-        if path is not None and path.is_file():
-            yield Row(**json.loads(path.read_text()))
-            continue
-        if only_kept:
-            continue
-        outcome, error = _aligned(pair, study, name, others, settings)
-        row = _row((network, seeds, name), pair, outcome, error)
-        if path is not None:
-            publish(path, json.dumps(asdict(row)).encode(), overwrite=True)
-        yield row
+    """All ways for one pair; networks are trained when a way first needs them."""
+    network, (one, two) = which
+    study = trained.study
+
+    @cache
+    def pair() -> Pair:
+        seen = Batches(trained.data.train, study.batch, _SEEN // study.batch)
+        models = trained.model(one), trained.model(two)
+        return Pair(network, 0, study.subject, trained.data, *models, seen)
+
+    def make(names: tuple[str, str, str]) -> Row:
+        outcome, error = _aligned(pair(), study, names[2], others, settings)
+        return _row(names, pair(), outcome, error)
+
+    for way in (UNTOUCHED, *others, *(way.name for way in ways(study, settings))):
+        names = network, f"{one}-{two}", way
+        row = kept.row(names, partial(make, names))
+        if row is not None:
+            yield row
 
 
 def _aligned(
@@ -254,16 +232,28 @@ def _write(settings: Settings, rows: Sequence[Row]) -> Path:
         "Images are scikit-learn's digits, text is the source text of Python's standard library, "
         "as bytes. Every pair of networks trained from different seeds counts",
     )
-    _say(report, rows)
-    networks = grouped(rows, lambda row: row.network)
+    _say(report, rows, settings)
+    networks = grouped([row for row in rows if not row.is_joint], lambda row: row.network)
     for network, same in networks.items():
         report.head(network)
         report.table(
-            ["B is", "barrier", "loss midway", "accuracy midway", "seconds", "error, float64"],
+            ["B is", "pairs", "barrier", "loss midway", "accuracy midway", "seconds", "error"],
             [_line(way, of_way) for way, of_way in grouped(same, lambda r: r.way).items()],
         )
         report.say(*_notes(same))
-    report.picture("barriers", drawing_of(rows, report.title), "Barriers of all pairs")
+    joint = [row for row in rows if row.is_joint]
+    if joint:
+        report.head("Three networks in one basis")
+        report.say(
+            "The barrier of the mean is its loss above the mean of the three losses; those of the "
+            "lines between two of the aligned networks stand beside it."
+        )
+        report.table(
+            ["network", "aligned by", "barrier", "lines", "loss", "accuracy", "seconds"],
+            [_joint_line(row) for row in joint],
+        )
+    of_pairs = [row for row in rows if not row.is_joint]
+    report.picture("barriers", drawing_of(of_pairs, report.title), "Barriers of all pairs")
     report.rows("barriers", [asdict(row) for row in rows])
     return report.write(sum(row.seconds for row in rows))
 
@@ -299,7 +289,7 @@ def _kind_of(way: str) -> str:
     return next((label for label, mark in _MARKS.items() if way.endswith(mark)), _OTHER_TOOLS)
 
 
-def _say(report: Report, rows: Sequence[Row]) -> None:
+def _say(report: Report, rows: Sequence[Row], settings: Settings) -> None:
     """What the lowest barriers are, and what they were."""
     report.say(
         "B is aligned with A by permutations of units, by signs and permutations, or by the "
@@ -307,7 +297,7 @@ def _say(report: Report, rows: Sequence[Row]) -> None:
         f"aligned model against B, in float64, is {max(row.error for row in rows):.1e}. Barriers "
         f"are means over pairs on {_STEPS} points of the straight line, in nats, on held-out data."
     )
-    for network, same in grouped(rows, lambda row: row.network).items():
+    for network, same in grouped([r for r in rows if not r.is_joint], lambda r: r.network).items():
         found = {
             way: mean_of([row.barrier for row in of_way])
             for way, of_way in grouped(same, lambda r: r.way).items()
@@ -320,21 +310,39 @@ def _say(report: Report, rows: Sequence[Row]) -> None:
             f"{network}: {found[UNTOUCHED]:.3f} untouched, {plain[least]:.3f} with {least}, and "
             f"{found[best]:.3f} with {best}."
         )
+        report.say(*_missing(network, same, settings))
+
+
+def _missing(network: str, rows: Sequence[Row], settings: Settings) -> list[str]:
+    """Ways that were taken on fewer pairs than there are, or on none."""
+    asked = (UNTOUCHED, *(way.name for way in ways(studies(settings)[network], settings)))
+    counts = {name: sum(row.way == name for row in rows) for name in asked}
+    few = [f"{name} ({counts[name]})" for name in asked if counts[name] < len(_pairs(settings))]
+    if not few:
+        return []
+    return [f"Not run on all {len(_pairs(settings))} pairs of {network}: {', '.join(few)}."]
 
 
 def _line(way: str, rows: Sequence[Row]) -> list[str]:
     done = [row for row in rows if row.barrier >= 0]
     if not done:
-        return [way, *(["–"] * 5)]
+        return [way, *(["–"] * 6)]
     errors = [row.error for row in done]
     return [
         way,
+        str(len(done)),
         spread([row.barrier for row in done], ".3f"),
         spread([row.midpoint_loss for row in done], ".3f"),
         spread([row.midpoint_accuracy for row in done], ".3f"),
         f"{mean_of([row.seconds for row in done]):.1f}",
         f"{max(errors):.0e}" if min(errors) >= 0 else "–",
     ]
+
+
+def _joint_line(row: Row) -> list[str]:
+    figures = (row.midpoint_loss, row.midpoint_accuracy)
+    shown = [f"{value:.3f}" for value in figures]
+    return [row.network, row.way, f"{row.barrier:.3f}", row.note, *shown, f"{row.seconds:.1f}"]
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:

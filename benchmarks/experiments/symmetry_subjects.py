@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.experiments.data.find import load_images
 from benchmarks.experiments.data.source import Data, Source
 from benchmarks.experiments.data.text import load_text
 from benchmarks.experiments.settings import Settings
+from benchmarks.experiments.store import Store
 from benchmarks.experiments.training import CarefulTraining, Subject, Training
 
 _LENGTH, _HELD_OUT = 64, 256
@@ -82,6 +84,35 @@ class Batches:
             if self.noise:
                 inputs = inputs + self.noise * torch.randn(inputs.shape, generator=generator)
             yield inputs, targets
+
+
+class Trained:
+    """The networks of a study by their seeds, trained when they are first asked for.
+
+    Args:
+        store: of trained networks.
+        study: of the network.
+    """
+
+    def __init__(self, store: Store, study: Study) -> None:
+        self._store, self.study = store, study
+        self._models: dict[int, nn.Module] = {}
+
+    @cached_property
+    def data(self) -> Data:
+        """That they are trained on."""
+        return self.study.data()
+
+    def model(self, seed: int) -> nn.Module:
+        """One of them.
+
+        Args:
+            seed: of its weights and the order of the data.
+        """
+        if seed not in self._models:
+            trained = self._store.trained(self.study.subject, self.data.train, seed)
+            self._models[seed] = trained
+        return self._models[seed]
 
 
 def studies(settings: Settings) -> dict[str, Study]:

@@ -19,8 +19,10 @@ from fxrebasin.passes.match.seats import Seats, seats_of
 from fxrebasin.passes.match.shaking import shaken
 from fxrebasin.passes.match.weight import check_init
 from fxrebasin.progress import LateBar
-from fxrebasin.solvers.weight_search import Report, solve_from_evidence
+from fxrebasin.solvers.weight_search import Report, WeightSearch, solve_from_evidence
 
+_LEAST_GAIN = 0.95
+"""The share of the squared distance of the best permutation that a larger group may leave."""
 _ENOUGH = 0.9
 """No further random start is tried once this share of what any element could reach is reached."""
 
@@ -50,7 +52,9 @@ def match_weights_over_groups(
         max_sweeps: most sweeps over the classes, at least 1.
         init: `"evidence"` decides one class after another, the clearest first; `"identity"` starts
             from the units and axes as they are; `"both"` takes the better of the two; `"auto"` is
-            evidence, and where nothing mixes units also the best permutation.
+            evidence, and where nothing mixes units also the best permutation, which is taken unless
+            signs and scales bring the models closer by a twentieth: what they gain by chance does
+            not lower barriers.
         restarts: further descents, from the best element so far with a random share of the classes
             permuted and rotated at random. The best result is kept. 0 by default, or with a
             `budget` as many as there is time for.
@@ -75,7 +79,11 @@ def match_weights_over_groups(
         for start in _starts(balanced.problem, init, report):
             search.descend(start, report)
         search.restart(effort, report)
-    return GroupResult(balanced.back(search.best.element), search.best.sweeps)
+    found = balanced.back(search.best.element)
+    if init == "auto" and not _mixes(problem):
+        with closing(LateBar()) as report, interruptible():
+            found = _worth_it(problem.counted(), found, max_sweeps, report)
+    return GroupResult(found, search.best.sweeps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,10 +156,37 @@ def _starts(problem: GroupProblem, init: str, report: Report) -> Iterator[_Start
         yield _Start(problem.identity(), decides=True)
     if init in ("identity", "both"):
         yield _Start(problem.identity(), decides=False)
-    mixed = any(problem.groups.kinds[c.name].kind.has_matrices for c in problem.classes)
-    if init == "auto" and not mixed:
+    if init == "auto" and not _mixes(problem):
         plain = problem.plain.weights
         names = [name for name in plain.names if name in problem.state_a]
         rest = replace(plain, state_a=problem.state_a, state_b=problem.state_b, names=names)
         arrays = solve_from_evidence(rest, problem.seed, report).arrays
         yield _Start(Element(problem.plain.permutation(arrays)), decides=False)
+
+
+def _mixes(problem: GroupProblem) -> bool:
+    """Whether matrices act on any class."""
+    return any(problem.groups.kinds[c.name].kind.has_matrices for c in problem.classes)
+
+
+def _worth_it(problem: GroupProblem, element: Element, most: int, report: Report) -> Element:
+    """An element, or the permutation of the weights as they are if that does about as well.
+
+    Args:
+        problem: between states that are not balanced.
+        element: of the largest group.
+        most: sweeps of the search for the permutation.
+        report: called with how far that is.
+    """
+    search = WeightSearch(problem.plain.weights, problem.seed, report, most_sweeps=most)
+    search.start_all(search.usual_starts())
+    plain = Element(problem.plain.permutation(search.solution().arrays))
+    missing = (_apart(problem, plain), _apart(problem, element))
+    return plain if missing[0] * _LEAST_GAIN <= missing[1] else element
+
+
+def _apart(problem: GroupProblem, element: Element) -> float:
+    """The square of the distance that an element leaves."""
+    moved = {**problem.state_b, **problem.moved(element)}
+    names = problem.compared
+    return sum(float((problem.state_a[n] - moved[n]).square().sum()) for n in names)
