@@ -9,6 +9,7 @@ than those of the package, is printed with the damage that led to it.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import tempfile
@@ -19,16 +20,23 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import onnx
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import fxrebasin
-from fxrebasin.errors import FxRebasinError
+from fxrebasin.alignment import Alignment, applied
+from fxrebasin.cli import main as commands
+from fxrebasin.cli.recipes import arguments_of
+from fxrebasin.errors import FxRebasinError, InputError
 from fxrebasin.importers.onnx.loading import read as read_onnx
+from fxrebasin.models.valueless import build_without_values
 from fxrebasin.permutation import Permutation
 from fxrebasin.storage.checkpoint import load_state_dict
+from fxrebasin.storage.reading import Reading
+from fxrebasin.streaming.opening import open_checkpoint
 
 Content = Mapping[str, Tensor]
 
@@ -81,9 +89,9 @@ def _safetensors(folder: Path) -> Path:
     return folder / "a.safetensors"
 
 
-def _index(folder: Path) -> Path:
+def _index(folder: Path, shard: str = "m-1.safetensors") -> Path:
     save_file(dict(_net().state_dict()), folder / "m-1.safetensors", {"format": "pt"})
-    names = ", ".join(f'"{name}": "m-1.safetensors"' for name in _net().state_dict())
+    names = ", ".join(f'"{name}": "{shard}"' for name in _net().state_dict())
     (folder / "m.index.json").write_text(f'{{"metadata": {{}}, "weight_map": {{{names}}}}}')
     return folder / "m.index.json"
 
@@ -91,6 +99,65 @@ def _index(folder: Path) -> Path:
 def _certificate(folder: Path) -> Path:
     fxrebasin.analyze(_net()).random(1).save(folder / "c.safetensors")
     return folder / "c.safetensors"
+
+
+def _alignment(folder: Path) -> Path:
+    a, b = (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)) for _ in range(2))
+    found = fxrebasin.match(a, ref=b, example_inputs=torch.ones(2, 3), symmetry="signed")
+    found.save(folder / "c.safetensors")
+    return folder / "c.safetensors"
+
+
+def _distributed(name: str) -> Callable[[Path], Path]:
+    """One of the files of a folder of torch.distributed.checkpoint."""
+
+    def make(folder: Path) -> Path:
+        import torch.distributed.checkpoint as dcp
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.save({"model": _net().state_dict(), "epoch": 3}, checkpoint_id=folder)
+        return folder / name
+
+    return make
+
+
+def _bin_index(folder: Path) -> Path:
+    torch.save(dict(_net().state_dict()), folder / "m-1.bin")
+    return _index(folder, "m-1.bin")
+
+
+def _shard(folder: Path) -> Path:
+    _bin_index(folder)
+    return folder / "m-1.bin"
+
+
+def _onnx_with_data(name: str) -> Callable[[Path], Path]:
+    """A model whose numbers are in a second file, or that file."""
+
+    def make(folder: Path) -> Path:
+        model = onnx.load(_onnx(folder))
+        onnx.save(
+            model, folder / "a.onnx", save_as_external_data=True, location="w", size_threshold=0
+        )
+        return folder / name
+
+    return make
+
+
+def _recipe(folder: Path) -> Path:
+    text = "command: merge\nmodel: torchvision:resnet18\nmodels: [a.pt, b.pt]\nout: c.pt\n"
+    text += "weights: {'*': [0.3, 0.7], 'layer1.*': [1, 0]}\nreport: false\n"
+    (folder / "r.yaml").write_text(text)
+    return folder / "r.yaml"
+
+
+def _config(folder: Path) -> Path:
+    entries = {"model_type": "bert", "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 20}
+    small = {"num_hidden_layers": 1, "intermediate_size": 12, "max_position_embeddings": 6}
+    named = {"architectures": ["BertModel"], "attn_implementation": "eager"}
+    (folder / "config.json").write_text(json.dumps({**entries, **small, **named}))
+    return folder / "config.json"
 
 
 def _onnx(folder: Path) -> Path:
@@ -118,6 +185,38 @@ def _read_onnx(path: Path) -> Content:
     return dict(read_onnx(path).module().state_dict())
 
 
+def _read_beside(name: str) -> Callable[[Path], Content]:
+    """What a file beside the damaged one holds, with that one."""
+    return lambda path: _read_onnx(path.with_name(name))
+
+
+def _read_folder(path: Path) -> Content:
+    return load_state_dict(path.parent)
+
+
+def _read_streamed(path: Path) -> Content:
+    """As commands with --max-memory do: a tensor at a time."""
+    opened = open_checkpoint(path, _net().to("meta"), Reading())
+    return {name: opened.read(name) for name in opened.stored}
+
+
+def _read_recipe(path: Path) -> Content:
+    try:
+        arguments_of(commands, path, [])
+    except click.ClickException as error:
+        raise InputError(error.format_message()) from error
+    return {}
+
+
+def _read_config(path: Path) -> Content:
+    build_without_values(str(path))
+    return {}
+
+
+def _read_alignment(path: Path) -> Content:
+    return dict(applied(Alignment.load(path), _net().double().state_dict()))
+
+
 def _read_certificate(path: Path) -> Content:
     return {name: torch.from_numpy(a) for name, a in Permutation.load(path).arrays.items()}
 
@@ -128,7 +227,19 @@ FORMATS: Mapping[str, Format] = {
     "safetensors": Format(_safetensors, load_state_dict),
     "index": Format(_index, load_state_dict),
     "certificate": Format(_certificate, _read_certificate, checked=True),
+    "alignment": Format(_alignment, _read_alignment, checked=True),
+    "index of pickles": Format(_bin_index, load_state_dict),
+    "shard": Format(_shard, lambda path: load_state_dict(path.parent / "m.index.json"), True),
+    "distributed metadata": Format(_distributed(".metadata"), _read_folder),
+    "distributed data": Format(_distributed("__0_0.distcp"), _read_folder),
+    "pt a tensor at a time": Format(_pt, _read_streamed, checked=True),
+    "safetensors a tensor at a time": Format(_safetensors, _read_streamed),
+    "index a tensor at a time": Format(_index, _read_streamed),
     "onnx": Format(_onnx, _read_onnx),
+    "onnx with data": Format(_onnx_with_data("a.onnx"), _read_onnx),
+    "data of onnx": Format(_onnx_with_data("w"), _read_beside("a.onnx")),
+    "recipe": Format(_recipe, _read_recipe),
+    "config.json": Format(_config, _read_config),
 }
 
 

@@ -94,6 +94,25 @@ def test_a_certificate_is_applied_and_undone():
     assert "exists already" in invoke(*given, "c.pt", "--out", "back.pt", code=2).output
 
 
+OTHER = "these are not the weights that the certificate was made from"
+
+
+def test_other_weights_than_the_certificate_was_made_from_are_told():
+    invoke(*TRANSFORM, "--model-b", "c.pt", "--certificate", "p.safetensors")
+    given = ("apply", "nets:Net", "p.safetensors", "--weights")
+    assert OTHER not in invoke(*given, "c.pt", "--out", "1.pt").output
+    assert OTHER in invoke(*given, "b.pt", "--out", "2.pt").output
+    assert OTHER not in invoke(*given, "1.pt", "--inverse", "--out", "3.pt").output
+    assert OTHER in invoke(*given, "c.pt", "--inverse", "--out", "4.pt").output
+    found = document(*given, "d.pt", "--out", "5.pt")
+    assert found["made_from_these_weights"] is False
+    assert any(note.startswith(OTHER) for note in found["notes"])
+    assert document(*given, "c.pt", "--out", "6.pt")["made_from_these_weights"] is True
+    fxrebasin.Permutation.load("p.safetensors").inverse().save("unknown.safetensors")
+    unknown = ("apply", "nets:Net", "unknown.safetensors", "--weights", "d.pt")
+    assert document(*unknown, "--out", "7.pt")["made_from_these_weights"] is None
+
+
 def test_a_certificate_of_another_model_is_refused():
     invoke(*TRANSFORM, "--model-b", "c.pt", "--certificate", "p.safetensors")
     wide = fxrebasin.models.by_name.build_model("nets:Net?width=5")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import onnx
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.checkpoint import metadata as dcp_metadata
 
 import fxrebasin
 from fxrebasin.errors import CheckpointError
@@ -229,3 +234,93 @@ def test_names_in_messages_are_bounded_and_escaped(tmp_path: Path) -> None:
     assert r"\x1b[2J\x07www" in text
     assert all(c.isprintable() or c == "\n" for c in text)
     assert len(text) < 20_000
+
+
+def test_a_record_that_is_said_to_be_a_folder_is_refused(tmp_path: Path) -> None:
+    """torch reads nothing of it, without an error, and its checksum is right."""
+    path = tmp_path / "a.pt"
+    torch.save(linear().state_dict(), path)
+    raw = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    raw[start + 38] |= 0x10  # external attributes of the first record
+    path.write_bytes(raw)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    with pytest.raises(
+        CheckpointError, match=r"a\.pt is damaged: its record .* said to be a folder"
+    ):
+        load_state_dict(path)
+
+
+def test_an_archive_that_is_said_to_be_one_of_several_disks_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save(linear().state_dict(), path)
+    raw = bytearray(path.read_bytes())
+    raw[raw.rindex(b"PK\x06\x07") + 16] = 9
+    path.write_bytes(raw)
+    with pytest.raises(CheckpointError, match=r"a\.pt cannot be read by torch\.load \(.*disks"):
+        load_state_dict(path)
+
+
+# --- folders of torch.distributed.checkpoint ---------------------------------------------------
+
+
+def index_of(folder: Path) -> Any:
+    with (folder / ".metadata").open("rb") as file:
+        return pickle.load(file)
+
+
+@pytest.fixture
+def distributed(tmp_path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"model": linear().state_dict()}, checkpoint_id=tmp_path / "d")
+    assert equal(load_state_dict(tmp_path / "d"), linear().state_dict())
+    return tmp_path / "d"
+
+
+@pytest.mark.parametrize("fault", ["missing", "short", "twice", "outside"])
+def test_a_tensor_of_which_parts_are_missing_is_refused(distributed: Path, fault: str) -> None:
+    """What was in memory by chance would be in their place."""
+    index = index_of(distributed)
+    entry = index.state_dict_metadata["model.weight"]
+    if fault == "missing":
+        entry.chunks = []
+    elif fault == "short":
+        entry.size = torch.Size([9, 4])
+    elif fault == "twice":
+        half = replace(entry.chunks[0], sizes=torch.Size([4, 4]))
+        entry.chunks = [half, half]
+    else:
+        entry.size = torch.Size([7, 4])
+    (distributed / ".metadata").write_bytes(pickle.dumps(index))
+    said = "outside of it" if fault == "outside" else "are not the whole of it, once"
+    with pytest.raises(CheckpointError, match=said):
+        load_state_dict(distributed)
+
+
+def test_an_index_that_changes_a_class_is_refused(distributed: Path) -> None:
+    """BUILD gives an object its content; with a class on the stack, it would change the class."""
+    program = pickle.PROTO + b"\x02" + pickle.GLOBAL
+    program += b"torch.distributed.checkpoint.metadata\nMetadata\n"
+    program += pickle.NONE + pickle.EMPTY_DICT + pickle.BINUNICODE + b"\x05\0\0\0taken"
+    program += pickle.NEWTRUE + pickle.SETITEM + pickle.TUPLE2 + pickle.BUILD + pickle.STOP
+    (distributed / ".metadata").write_bytes(program)
+    with pytest.raises(CheckpointError, match="changes something that it did not make"):
+        load_state_dict(distributed)
+    assert not hasattr(dcp_metadata.Metadata, "taken")
+
+
+def test_data_at_no_number_are_refused(tmp_path: Path) -> None:
+    weight = onnx.numpy_helper.from_array(linear().weight.detach().numpy(), "w")
+    node = onnx.helper.make_node("Identity", ["w"], ["y"])
+    port = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [8, 4])
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "net", [], [port], [weight]))
+    onnx.save(model, tmp_path / "a.onnx", save_as_external_data=True, size_threshold=0)
+    model = onnx.load(tmp_path / "a.onnx", load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        entry.value = "4x" if entry.key == "offset" else entry.value
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match=r"'w' are said to be at no number: .*'4x'"):
+        fxrebasin.analyze(tmp_path / "a.onnx")

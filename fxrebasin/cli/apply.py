@@ -48,7 +48,7 @@ def apply(
     With --inverse the permutation is undone: bit for bit what it was. MODEL may be an ONNX file,
     and --out is one then.
     """
-    from fxrebasin.alignment import certificate_from
+    from fxrebasin.alignment import applied, certificate_from
     from fxrebasin.cli.aligning import for_copies, moved
     from fxrebasin.cli.documents import (
         card,
@@ -57,7 +57,7 @@ def apply(
         digest_facts,
         permutation_document,
     )
-    from fxrebasin.cli.holding import proved_on
+    from fxrebasin.cli.holding import OTHER_STATE, made_from_these, proved_on
     from fxrebasin.cli.work import (
         open_bench,
         read_for,
@@ -76,20 +76,22 @@ def apply(
         raise click.UsageError("--out is an ONNX file only where MODEL is one")
     path = weights_or_folder(model, weights, "--weights")
     refuse_target(target, inputs=read_for(model, path, certificate))
-    permutation = certificate_from(certificate)
-    if inverse:
-        permutation = permutation.inverse()
+    kept = certificate_from(certificate)
+    permutation = kept.inverse() if inverse else kept
     bench = open_bench(model, inputs, reading)
     checkpoint = bench.read(path)
     bench.lay(checkpoint)
     permutation, equivalence = proved_on(bench, permutation, inputs)
+    state = dict(bench.module.state_dict())
+    same = made_from_these(kept, applied(permutation, state) if inverse else state)
+    notes = [*checkpoint.notes, *checkpoint.left_out, *([OTHER_STATE] if same is False else [])]
     figures = permutation_document(permutation)
     facts = [
         ("permuted", str(path)),
         ("by", f"{certificate}{', undone' if inverse else ''}"),
         ("moved", f"{figures['units_moved']} of {figures['units']} units"),
         ("proof", "no unit moves" if equivalence is None else str(equivalence)),
-        *(("note", note) for note in (*checkpoint.notes, *checkpoint.left_out)),
+        *(("note", note) for note in notes),
     ]
     text = card(target.out.stem, [*facts, *digest_facts(path, permutation)])
     files = write_weights(
@@ -101,8 +103,10 @@ def apply(
         "weights": checkpoint_document(checkpoint),
         "certificate": str(certificate),
         "inverse": inverse,
+        "made_from_these_weights": same,
         **figures,
         "equivalence": None if equivalence is None else equivalence.to_dict(),
+        "notes": notes,
         "files": [str(file) for file in files],
     }
     talk = Talk(as_json, dry_run=False)

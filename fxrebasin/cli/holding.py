@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+
 from fxrebasin.alignment import Certificate
 from fxrebasin.calls.applying import held_by
 from fxrebasin.choices import choices_for
@@ -12,6 +16,26 @@ from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.progress import waiting
 from fxrebasin.proof import prove_state
 from fxrebasin.reports.equivalence import EquivalenceReport
+from fxrebasin.storage.digests import state_digest
+
+OTHER_STATE = (
+    "these are not the weights that the certificate was made from: their units are moved as it "
+    "says, which aligns them with nothing unless they are alike"
+)
+
+
+def made_from_these(permutation: Certificate, state: Mapping[str, torch.Tensor]) -> bool | None:
+    """Whether a state is the one that a permutation was found for.
+
+    Args:
+        permutation: as it was found.
+        state: of the model, in its own dtypes.
+
+    Returns:
+        None if the permutation does not say what it was made from.
+    """
+    digest = permutation.found_with.states.get("model")
+    return None if digest is None else digest == state_digest(state)
 
 
 def proved_on(

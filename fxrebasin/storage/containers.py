@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from fxrebasin.errors import CheckpointError
 from fxrebasin.gather import storage_identity
 from fxrebasin.running.messages import first_lines
-from fxrebasin.storage.pickles import load_pickle
+from fxrebasin.storage.pickles import is_zip, load_pickle
 from fxrebasin.storage.reading import Kind
 from fxrebasin.storage.safetensors_header import settle
 from fxrebasin.wording import escaped
@@ -103,7 +102,7 @@ def read_file(path: Path) -> Content:
     if kind is Safetensors:
         return Content(*_read_safetensors(path))
     if kind is Pickle:
-        return Content(load_pickle(path), Pickle(old_format=not zipfile.is_zipfile(path)))
+        return Content(load_pickle(path), Pickle(old_format=not is_zip(path)))
     raise CheckpointError(
         f"{path} does not have the name of a weights file; expected one of {KINDS}."
     )
@@ -124,7 +123,7 @@ def check_is_file(path: Path) -> None:
 def _kind_of(path: Path) -> type[Safetensors] | type[Pickle] | None:
     if path.suffix in SAFETENSORS or _begins_as_safetensors(path):
         return Safetensors  # some have the suffix .ckpt
-    if path.suffix in PICKLES or zipfile.is_zipfile(path):
+    if path.suffix in PICKLES or is_zip(path):
         return Pickle
     with path.open("rb") as file:
         return Pickle if file.read(1) == b"\x80" else None

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import importlib
 import io
+import itertools
+import math
 import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 
@@ -26,6 +28,7 @@ from fxrebasin.storage import pickles
 from fxrebasin.storage.containers import Content
 from fxrebasin.storage.reading import Kind
 from fxrebasin.storage.tree import KeyPath, names_optimiser, optimisers
+from fxrebasin.wording import escaped
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
@@ -50,6 +53,12 @@ _METADATA_TYPES = {
     "collections": ("OrderedDict",),
     "builtins": ("set",),
 }
+Part: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+"""Where a part of a tensor begins, and its size."""
+
+# In Python, to look at what is done; that in C, which is quicker, has no place for it.
+_PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
 _DTYPE = re.compile(r"(bfloat|float|complex|int|uint)[0-9a-z_]+|bool")
 
 
@@ -102,25 +111,18 @@ def read_distributed(path: Path, only: KeyPath | None = None) -> Content:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     metadata = _read_metadata(path)
-    places, empty, skipped = _contents(metadata)
-    wanted: dict[str, Any] = {
-        name: None if value is None else torch.empty_like(value, device="cpu")
-        for name, value in empty.items()
-        if not any(places[name][: len(place)] == place for place in skipped)
-        and only in (None, places[name])
-    }
+    places, empty, skipped = _contents_of(path, metadata)
     try:
+        wanted: dict[str, Any] = {
+            name: None if value is None else torch.empty_like(value, device="cpu")
+            for name, value in empty.items()
+            if not any(places[name][: len(place)] == place for place in skipped)
+            and only in (None, places[name])
+        }
         reader = _reader(path, metadata)
         with _alone():
             load(wanted, storage_reader=reader, planner=_planner(path), no_dist=True)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        EOFError,
-        CheckpointException,
-    ) as error:
+    except (*pickles.DAMAGE, CheckpointException) as error:
         causes = [failure[0] for failure in getattr(error, "failures", {}).values()] or [error]
         own = next((cause for cause in causes if isinstance(cause, CheckpointError)), None)
         raise (own or _damaged(path, causes[0])) from None
@@ -129,7 +131,10 @@ def read_distributed(path: Path, only: KeyPath | None = None) -> Content:
     used = {METADATA, *(Path(i.relative_path).name for i in metadata.storage_data.values())}
     beside = [found for found in sorted(path.iterdir()) if found.is_file()]
     kept = [found for found in beside if found.name not in used and not names_optimiser(found.name)]
-    return Content(_nested(places, wanted, left), Distributed(tuple(kept)))
+    try:
+        return Content(_nested(places, wanted, left), Distributed(tuple(kept)))
+    except pickles.DAMAGE as error:
+        raise _damaged(path, error) from None
 
 
 def tree_of_distributed(path: Path) -> Any:
@@ -140,11 +145,20 @@ def tree_of_distributed(path: Path) -> Any:
     Raises:
         CheckpointError: its index is damaged.
     """
-    places, empty, skipped = _contents(_read_metadata(path))
+    places, empty, skipped = _contents_of(path, _read_metadata(path))
     return _nested(
         places,
         {n: v for n, v in empty.items() if not any(places[n][: len(p)] == p for p in skipped)},
     )
+
+
+def _contents_of(
+    path: Path, metadata: Metadata
+) -> tuple[dict[str, KeyPath], dict[str, torch.Tensor | None], set[KeyPath]]:
+    try:
+        return _contents(metadata)
+    except pickles.DAMAGE as error:
+        raise _damaged(path, error) from None
 
 
 def _contents(
@@ -198,19 +212,62 @@ def _read_metadata(path: Path) -> Metadata:
     try:
         with (path / METADATA).open("rb") as file:
             metadata = _MetadataUnpickler(file).load()
-    except (pickle.UnpicklingError, EOFError, OSError, TypeError, AttributeError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
-        raise _damaged(path, ValueError(f"{METADATA} is not an index"))
-    for info in metadata.storage_data.values():
-        name = Path(info.relative_path)
-        if name.is_absolute() or ".." in name.parts:
-            raise CheckpointError(f"{path} names the file {str(name)!r}, which is not inside it.")
+            if not isinstance(metadata, Metadata):
+                raise ValueError(f"{METADATA} is not an index")
+        for info in metadata.storage_data.values():
+            name = Path(info.relative_path)
+            if name.is_absolute() or ".." in name.parts:
+                raise CheckpointError(
+                    f"{path} names the file {escaped(str(name), 300)}, which is not inside it."
+                )
+        for name, found in metadata.state_dict_metadata.items():
+            _check_parts(name, found)
+    except pickles.DAMAGE as error:
+        raise _damaged(path, error) from None
     return metadata
 
 
-class _MetadataUnpickler(pickle.Unpickler):
+def _check_parts(name: str, found: Any) -> None:
+    """Refuse a tensor of which parts are missing: nobody would notice what is in their place."""
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
+
+    if isinstance(found, BytesStorageMetadata):
+        return
+    if not isinstance(found, TensorStorageMetadata):
+        raise TypeError(f"{name} is neither a tensor nor a value")
+    size, dtype = tuple(found.size), found.properties.dtype
+    if not isinstance(dtype, torch.dtype) or any(type(axis) is not int for axis in size):
+        raise TypeError(f"{name} has a shape or a dtype that no tensor has")
+    parts = [(tuple(part.offsets), tuple(part.sizes)) for part in found.chunks]
+    if not all(_inside(size, *part) for part in parts):
+        raise ValueError(f"a part of {name} is outside of it")
+    if sum(math.prod(extent) for _, extent in parts) != math.prod(size) or any(
+        _overlap(one, other) for one, other in itertools.combinations(parts, 2)
+    ):
+        raise ValueError(f"the parts of {name} are not the whole of it, once")
+
+
+def _inside(size: Sequence[int], start: Sequence[int], extent: Sequence[int]) -> bool:
+    axes = list(zip(size, start, extent, strict=True))
+    return all(first >= 0 and count >= 0 and first + count <= whole for whole, first, count in axes)
+
+
+def _overlap(one: Part, other: Part) -> bool:
+    axes = zip(*one, *other, strict=True)
+    return all(a < b + n and b < a + m for a, m, b, n in axes)
+
+
+class _MetadataUnpickler(_PythonUnpickler):
     """Makes what indices consist of, and nothing else."""
+
+    def load_build(self) -> None:
+        """Give an object its content; a class or a function has none that a file may give."""
+        target = self.stack[-2]
+        if isinstance(target, type) or not hasattr(target, "__dict__") or callable(target):
+            raise pickle.UnpicklingError("it changes something that it did not make")
+        super().load_build()
+
+    dispatch: ClassVar[Any] = {**_PythonUnpickler.dispatch, pickle.BUILD[0]: load_build}
 
     def find_class(self, module: str, name: str) -> Any:
         """A type, a dtype, or the function that names a layout."""

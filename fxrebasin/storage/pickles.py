@@ -83,15 +83,18 @@ _OMEGACONF = {
 }
 """Configurations as Hydra's users keep them: values, which are not looked at here."""
 
-_DAMAGE = (
+DAMAGE = (
     *(OSError, ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError),
     *(AssertionError, ArithmeticError, MemoryError, ImportError, NotImplementedError),
+    SystemError,
     *(struct.error, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError),
 )
 """What the readers of damaged files raise."""
 
 # Words of torch's advice to load a file unrestrictedly, which would run what is in it.
 _ADVICE = re.compile(r"weights[_ -]only|safe_?globals|trust|pickle_module", re.IGNORECASE)
+
+_FOLDER = 0x10  # what MS-DOS kept of a folder, and zip archives do
 
 _lock = threading.RLock()
 
@@ -117,7 +120,7 @@ def load_pickle(path: Path) -> Any:
         with allowing(also) as dicts:
             found = torch.load(path, map_location="cpu", weights_only=True)
             return dicts.restored(found)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         # Without the error of torch, which tells people to load the file unrestrictedly.
         raise _damaged(path, error) from None
 
@@ -135,9 +138,9 @@ def load_bytes(file: io.BytesIO, place: str) -> Any:
     try:
         with allowing() as dicts:
             return dicts.restored(torch.load(file, map_location="cpu", weights_only=True))
-    except _DAMAGE as e:
+    except DAMAGE as e:
         file.seek(0)
-        unknown = _unknown_in_zip(file) if zipfile.is_zipfile(file) else []
+        unknown = _unknown_in_zip(file) if is_zip(file) else []
         if unknown:
             raise _refusal(place, unknown) from None
         raise CheckpointError(f"{place} cannot be read ({_reason(e)}): it is damaged.") from None
@@ -178,11 +181,11 @@ def _configurations(unknown: Sequence[str]) -> dict[str, Any]:
 def _unknown_types(path: Path) -> list[str]:
     """Names in a file of what the restricted loader does not make."""
     try:
-        if zipfile.is_zipfile(path):
+        if is_zip(path):
             return _unknown_in_zip(path)
         with path.open("rb") as file:
             return _beyond_allowed(_legacy_globals(file))
-    except _DAMAGE:
+    except DAMAGE:
         return []  # it is damaged, which the error of loading it tells
 
 
@@ -227,26 +230,41 @@ def _reason(error: Exception) -> str:
     return type(error).__name__ if _ADVICE.search(words) else escaped(words, 300)
 
 
+def is_zip(file: Path | io.BytesIO) -> bool:
+    """Whether a file is a zip archive, damaged or not."""
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # with the marks of one, which do not fit together
+        return True
+
+
 def _check_records(path: Path) -> None:
     """Refuse a file of which a record has another checksum than was written with it."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
             # torch can be told to write none: then all are 0.
-            checked = any(record.CRC for record in archive.infolist())
-            broken = archive.testzip() if checked else None
-    except _DAMAGE as error:
+            records = archive.infolist()
+            broken = archive.testzip() if any(record.CRC for record in records) else None
+            # torch would read nothing of them, and take what was in memory for numbers.
+            folders = [r.filename for r in records if r.file_size and r.external_attr & _FOLDER]
+    except DAMAGE as error:
         raise _damaged(path, error) from None
     if broken is not None:
         raise CheckpointError(
             f"{path} is damaged: its record {escaped(broken)} has another checksum than was "
             "written. Download or save it again."
         )
+    if folders:
+        raise CheckpointError(
+            f"{path} is damaged: its record {escaped(folders[0])} is said to be a folder. Download "
+            "or save it again."
+        )
 
 
 def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())

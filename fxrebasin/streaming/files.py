@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from fxrebasin.gather import storage_identity
 from fxrebasin.storage.containers import INDEX, SAFETENSORS, check_is_file
 from fxrebasin.storage.distributed import read_distributed, tree_of_distributed
 from fxrebasin.storage.finding import check_values
-from fxrebasin.storage.pickles import load_pickle
+from fxrebasin.storage.pickles import is_zip, load_pickle
 from fxrebasin.storage.tree import KeyPath, at, is_tensor
 from fxrebasin.streaming.safetensors_file import Layout, layout_of, read_rows
 
@@ -177,7 +176,7 @@ def open_file(path: Path) -> File:
     check_is_file(path)
     if path.suffix in SAFETENSORS:
         return SafetensorsFile(path, layout_of(path))
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         raise WholeOnlyError(
             f"{path} cannot be read a tensor at a time: it is of the format of torch before 1.6. "
             "Save it once with the installed torch"

@@ -331,6 +331,11 @@ class _Reader:
     def _step(self, node: NodeProto, scope: str, types: Mapping[str, TypeProto]) -> Step:
         domain = _domain(node.domain)
         outputs = tuple(node.output)
+        if not outputs:
+            raise InputError(
+                f"{node.name or 'a node'}, which is a {node.op_type}, has no output; the file is "
+                "damaged"
+            )
         count = max((at + 1 for at, name in enumerate(outputs) if name), default=0)
         name = self._named(scope + (node.name or f"{node.op_type} of {outputs[0]}"))
         operator = OPERATORS.get((domain, node.op_type))

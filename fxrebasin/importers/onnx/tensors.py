@@ -100,8 +100,13 @@ def dense(sparse: SparseTensorProto, folder: Path | None = None) -> torch.Tensor
 def place_of(tensor: TensorProto) -> tuple[str, int, int | None]:
     """Location, offset and length of data that are in a file of their own."""
     entries = {item.key: item.value for item in tensor.external_data}
-    length = int(entries["length"]) if "length" in entries else None
-    return entries.get("location", ""), int(entries.get("offset", 0) or 0), length
+    try:
+        length = int(entries["length"]) if "length" in entries else None
+        return entries.get("location", ""), int(entries.get("offset", 0) or 0), length
+    except ValueError as error:
+        raise CheckpointError(
+            f"the data of {tensor.name!r} are said to be at no number: {error}; the file is damaged"
+        ) from error
 
 
 def external_path(tensor: TensorProto, folder: Path | None) -> Path:
