@@ -1,4 +1,4 @@
-"""Permutation symmetries of PyTorch models, and re-basing with proof that nothing changed."""
+"""Permutation symmetries of PyTorch models, and re-basing with a check that nothing changed."""
 
 from importlib import import_module, util
 from typing import TYPE_CHECKING, Any

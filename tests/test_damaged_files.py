@@ -21,7 +21,7 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 
 import fxrebasin
 from fxrebasin.errors import CheckpointError
-from fxrebasin.storage.checkpoint import load_state_dict, read_checkpoint
+from fxrebasin.storage.checkpoint import load_state_dict, read_checkpoint, save_state_dict
 from tests.corrupter import FORMATS, escapes
 from tests.support.small_nets import unsettled
 
@@ -324,3 +324,12 @@ def test_data_at_no_number_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(CheckpointError, match=r"'w' are said to be at no number: .*'4x'"):
         fxrebasin.analyze(tmp_path / "a.onnx")
+
+
+def test_numbers_that_a_kind_of_file_cannot_hold_are_refused(tmp_path: Path) -> None:
+    state = {"w": torch.ones(2, dtype=torch.complex128)}
+    with pytest.raises(CheckpointError, match=r"has no numbers of the kind torch\.complex128"):
+        save_state_dict(tmp_path / "a.safetensors", state)
+    assert list(tmp_path.iterdir()) == []
+    save_state_dict(tmp_path / "a.pt", state)
+    assert equal(load_state_dict(tmp_path / "a.pt"), state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from torch import nn
 
 import fxrebasin
 from fxrebasin.cli import main
+from fxrebasin.cli.options import Talk
 from fxrebasin.cli.streams import replace_unencodable, results_apart
+from fxrebasin.cli.talking import say
 
 SOURCE = r"""
 import os, signal, sys
@@ -205,3 +208,19 @@ def test_what_an_output_cannot_encode_is_replaced(
     sys.stdout.write("1.0 → 0")
     sys.stdout.flush()
     assert raw.getvalue() == b"1.0 ? 0"
+
+
+def test_an_output_that_nobody_reads_is_no_failed_check(folder: Path) -> None:
+    """`| head -1` closes the output; 1 would say that a check failed."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-m", "fxrebasin", "inspect", "torchvision:alexnet"]
+    done = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+def test_a_name_of_two_lines_is_told_on_one(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    say(Talk(as_json=False, dry_run=False), "wrote a\nwrote b\x1b[2J")
+    assert capsys.readouterr().out == "wrote a\\nwrote b\\x1b[2J\n"

@@ -287,7 +287,7 @@ def test_what_no_run_read_is_listed() -> None:
     report = verify(model, model, draw(3, 4))
     assert report.passed
     assert report.notes == (
-        "no run read 4 parameters (shape, view, none, empty), so that nothing is proved about them",
+        "no run read 4 parameters (shape, view, none, empty), so that nothing is known about them",
         "4 units were active on no row (0, 1, 2, 3 on axis 1 of lstm.weight_hh_l0), so that nothing"
         " is known about the weights that they are multiplied with",
     )

@@ -1,4 +1,4 @@
-"""Write a model as ONNX; the file appears only after it has been proved right."""
+"""Write a model as ONNX; the file appears only after it was checked and run."""
 
 from __future__ import annotations
 

@@ -355,7 +355,7 @@ def _is_float(tensor: torch.Tensor) -> bool:
 
 
 def _weak_outputs(sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str]:
-    """Notes about outputs that prove little: they are empty, or do not depend on the inputs."""
+    """Notes about outputs that show little: they are empty, or do not depend on the inputs."""
     notes = [
         f"{name} has no elements in any run, so that nothing about it was compared"
         for name in runs[0]

@@ -236,9 +236,9 @@ def _unread_notes(reads: StateReads) -> list[str]:
     partly = [n for n in reads.unread() if n not in untouched] if reads.looked else []
     notes = []
     if untouched:
-        notes.append(f"no run read {_count(untouched)}, so that nothing is proved about them")
+        notes.append(f"no run read {_count(untouched)}, so that nothing is known about them")
     if partly:
-        notes.append(f"no run read all of {_count(partly)}: nothing is proved about the rest")
+        notes.append(f"no run read all of {_count(partly)}: nothing is known about the rest")
     return notes
 
 

@@ -81,7 +81,7 @@ def match(
 ) -> Certificate:
     """Find the permutation of `model_b` that brings its weights closest to those of `ref`.
 
-    The permutation is proved by running `model_b` before and after in float64, on the example
+    The permutation is checked by running `model_b` before and after in float64, on the example
     inputs and on a few other rows. That takes four forward passes, a float64 copy of the model
     and a permuted one of its weights; for a model too large for that there is `verify=False`.
 

@@ -40,7 +40,7 @@ def transform(
     untie: bool = False,
     **options: Any,
 ) -> fx.GraphModule:
-    """Re-base `model_b` onto `ref`: match, permute, and prove that the function is unchanged.
+    """Re-base `model_b` onto `ref`: match, permute, and check that the function is unchanged.
 
     Args:
         model_b: the model to be permuted; left as it was.

@@ -43,7 +43,7 @@ def apply(
     inputs: Inputs,
     as_json: bool,
 ) -> None:
-    """Permute a checkpoint of MODEL by CERTIFICATE, which transform wrote, and prove the result.
+    """Permute a checkpoint of MODEL by CERTIFICATE, which transform wrote, and check the result.
 
     With --inverse the permutation is undone: bit for bit what it was. MODEL may be an ONNX file,
     and --out is one then.
@@ -90,7 +90,7 @@ def apply(
         ("permuted", str(path)),
         ("by", f"{certificate}{', undone' if inverse else ''}"),
         ("moved", f"{figures['units_moved']} of {figures['units']} units"),
-        ("proof", "no unit moves" if equivalence is None else str(equivalence)),
+        ("checked", "no unit moves" if equivalence is None else str(equivalence)),
         *(("note", note) for note in notes),
     ]
     text = card(target.out.stem, [*facts, *digest_facts(path, permutation)])

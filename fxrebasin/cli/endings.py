@@ -21,6 +21,7 @@ CHECK_FAILED = 1
 BAD_INPUT = 2
 OUR_FAULT = 3
 INTERRUPTED = 130
+CLOSED = 141
 TERMINATED = 143
 
 _REPORT = (
@@ -93,8 +94,8 @@ def ending(error: BaseException, state: Interrupts) -> Ending | None:
         return Ending(TERMINATED, "Terminated; nothing was left half written.")
     if isinstance(error, KeyboardInterrupt) and state.asked_to_stop:
         return Ending(INTERRUPTED, "Interrupted; nothing was left half written.")
-    if isinstance(error, OSError) and error.errno == errno.EPIPE:
-        return None  # nobody reads on; click ends quietly
+    if _is_closed(error) or (isinstance(error, SystemExit) and _is_closed(error.__context__)):
+        return Ending(CLOSED, "")  # nobody reads on; click would say that a check failed
     place = _place_outside(error.__traceback__)
     what = _in_words(error)
     if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit):
@@ -118,6 +119,11 @@ def ending(error: BaseException, state: Interrupts) -> Ending | None:
     if isinstance(error, Exception):
         return Ending(OUR_FAULT, f"Error: {what}\n{_REPORT}")
     return None
+
+
+def _is_closed(error: BaseException | None) -> bool:
+    """Whether an error says that an output is closed; rich ends the process when it meets one."""
+    return isinstance(error, OSError) and error.errno == errno.EPIPE
 
 
 def _in_words(error: BaseException) -> str:

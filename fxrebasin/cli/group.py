@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from fxrebasin.cli.endings import ending, interrupts
+from fxrebasin.cli.endings import CLOSED, ending, interrupts
 from fxrebasin.cli.options import ARGUMENTS, DEBUG, debug_option
-from fxrebasin.cli.streams import replace_unencodable
+from fxrebasin.cli.streams import nobody_reads, replace_unencodable
 from fxrebasin.streaming.started import are_several
 from fxrebasin.wording import speaking_options
 
@@ -59,7 +59,10 @@ class Commands(click.Group):
                     raise
                 if ctx.meta.get(DEBUG):
                     click.echo("".join(traceback.format_exception(error)), err=True)
-                click.echo(end.message, err=True)
+                if end.code == CLOSED:
+                    nobody_reads()
+                else:
+                    click.echo(end.message, err=True)
                 ctx.exit(end.code)
 
 

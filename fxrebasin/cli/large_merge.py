@@ -77,7 +77,10 @@ def merge_large(
         made_of = _ingredients(room, plans, run, task.base is not None)
         combination = task.combination(len(made_of.checkpoints), matching.seed, made_of.aligned)
         check_patterns(combination, made_of)
-        facts = [*merge_facts(room.bench.name, made_of, combination, task, None), ("proof", PROOF)]
+        facts = [
+            *merge_facts(room.bench.name, made_of, combination, task, None),
+            ("checked", PROOF),
+        ]
         text = card(target.out.stem, [*facts, *merge_digests(made_of)], ["merge"])
         _write(room, made_of, combination, outcome, run.result(0), text)
         room.unchanged(before)
@@ -121,7 +124,7 @@ def interpolate_large(
     files = []
     with unfinished_run(first.out, settings, resume=limits.resume, ranks=room.ranks) as run:
         made_of = _ingredients(room, plans, run, based=False)
-        facts = [*line_facts(made_of), ("proof", PROOF)]
+        facts = [*line_facts(made_of), ("checked", PROOF)]
         digest = digest_facts(room.opened[1].path, made_of.aligned.permutations[1])
         for k, (t, outcome) in enumerate(outcomes.items()):
             text = card(outcome.out.stem, [("position", f"{t:g}"), *facts, *digest], ["merge"])

@@ -40,6 +40,7 @@ from fxrebasin.cli.units import check_units_picture, draw_units
 from fxrebasin.cli.user_objects import batches, function
 from fxrebasin.cli.work import open_bench, read_for, refuse_target, split_models, write_weights
 from fxrebasin.errors import InputError
+from fxrebasin.facts import counted
 from fxrebasin.merge.by_pattern import ByPattern
 from fxrebasin.merge.combinations import Combination, Formula
 from fxrebasin.merge.states import own_state
@@ -402,7 +403,10 @@ def merge_facts(
     proofs = [report.equivalence for report in aligned.found if report.equivalence is not None]
     if proofs:
         worst = max(proof.max_rel for proof in proofs)
-        facts.append(("proof", f"permuted models compute the same: relative error {worst:.3g}"))
+        rows = counted(min(proof.rows for proof in proofs), "row")
+        facts.append(
+            ("checked", f"permuted models are equivalent on {rows}: relative error {worst:.3g}")
+        )
     facts.append(("combined by", combination.described()))
     if made_of.kept:
         facts.append(("from the first", f"{listed(made_of.kept, _SHOWN)}: others differ in shape"))

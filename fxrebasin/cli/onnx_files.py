@@ -176,7 +176,7 @@ def apply_file(
         ("permuted", str(model)),
         ("by", f"{certificate}{', undone' if inverse else ''}"),
         ("moved", f"{figures['units_moved']} of {figures['units']} units"),
-        ("proof", str(proof)),
+        ("checked", str(proof)),
     ]
     document = {
         **command_document("apply"),

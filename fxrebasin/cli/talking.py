@@ -20,7 +20,7 @@ def say(talk: Talk, text: str) -> None:
         talk: what is printed.
         text: the line.
     """
-    click.echo(presentable(text), err=talk.as_json)
+    click.echo(presentable(text.replace("\n", "\\n")), err=talk.as_json)
 
 
 def show(talk: Talk, view: Any, document: Mapping[str, Any]) -> None:

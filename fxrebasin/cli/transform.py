@@ -37,10 +37,15 @@ from fxrebasin.cli.options import (
 from fxrebasin.cli.talking import say, show
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fxrebasin.alignment import Certificate
     from fxrebasin.cli.work import Bench
     from fxrebasin.reports.equivalence import EquivalenceReport
     from fxrebasin.storage.reading import Checkpoint
+
+
+EXACT = "the permutation is exact: every tensor of the result is a permutation of B's, bit for bit"
 
 
 @click.command()
@@ -57,7 +62,7 @@ if TYPE_CHECKING:
 @click.option(
     "--exact",
     is_flag=True,
-    help="Prove that every tensor is that of --model-b, permuted, bit for bit; run nothing for it.",
+    help="Check only that every tensor is that of --model-b, permuted, bit for bit; run nothing.",
 )
 @units_picture_option
 @matching_options(PAIRWISE, "weight")
@@ -80,7 +85,7 @@ def transform(
     limits: Limits,
     talk: Talk,
 ) -> None:
-    """Permute the weights of one checkpoint of MODEL towards another's, and prove the result.
+    """Permute the weights of one checkpoint of MODEL towards another's, and check the result.
 
     What is written is the file or folder of --model-b with its units in another order: names,
     dtypes and everything else in it stay as they are. MODEL and --ref may be ONNX files, and
@@ -105,7 +110,6 @@ def transform(
         weights_or_folder,
         write_weights,
     )
-    from fxrebasin.proof import prove_bits
     from fxrebasin.show.views import report_facts
     from fxrebasin.storage.files import together
 
@@ -145,8 +149,8 @@ def transform(
     report = aligned.found[0]
     permutation = report.certificate
     state = moved(checkpoint, permutation)
-    if exact:
-        report = replace(report, equivalence=prove_bits(checkpoint.state, state, permutation))
+    bits = _bits(checkpoint, permutation, state)
+    report = replace(report, equivalence=bits) if exact else report
     files: list[Path] = []
     exported = None
     with together():
@@ -158,6 +162,7 @@ def transform(
             *(() if exported is None else exported.notes),
         )
         facts = report_facts(report, notes, exported)
+        facts += [] if bits is None else [("exact", EXACT)]
         text = card(
             target.out.stem,
             [
@@ -187,6 +192,18 @@ def transform(
     )
     for file in files:
         say(talk, f"wrote {file}")
+
+
+def _bits(
+    checkpoint: Checkpoint, permutation: Certificate, state: dict[str, Tensor]
+) -> EquivalenceReport | None:
+    """Compare the result with what the permutation makes of B; None where numbers are computed."""
+    from fxrebasin.permutation import Permutation
+    from fxrebasin.proof import prove_bits
+
+    if not isinstance(permutation, Permutation):
+        return None
+    return prove_bits(checkpoint.state, state, permutation)
 
 
 def _check_choices(exact: bool, matching: HowToMatch, target: Target) -> None:

@@ -82,7 +82,7 @@ class RebasinReport(Brief):
             ),
             ("distance", f"{self.distance_before:.6g} → {self.distance_after:.6g}"),
             ("agreement", f"{self.objective_before:.6g} → {self.objective_after:.6g}"),
-            ("proof", "none" if self.equivalence is None else str(self.equivalence)),
+            ("checked", "none" if self.equivalence is None else str(self.equivalence)),
             ("seconds", f"{sum(self.seconds.values()):.2f}"),
         ]
         return [*facts, *(("note", note) for note in self.notes[:2])]

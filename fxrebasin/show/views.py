@@ -152,7 +152,7 @@ def report_facts(
         *(() if report.groups is None else (("groups", report.groups),)),
         ("distance", f"{report.distance_before:.6g} → {report.distance_after:.6g}"),
         ("agreement", f"{report.objective_before:.6g} → {report.objective_after:.6g}"),
-        ("proof", proof or _proof(report.equivalence)),
+        ("checked", proof or _proof(report.equivalence)),
     ]
     if exported is not None:
         facts.append(("ONNX file", str(exported)))

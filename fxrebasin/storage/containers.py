@@ -22,6 +22,7 @@ from fxrebasin.wording import escaped
 SAFETENSORS = (".safetensors",)
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # timm writes .pth.tar, which is no archive
 INDEX = ".index.json"
+_UNKNOWN = (torch.complex128, torch.complex32)  # numbers that safetensors cannot hold
 FILES = (*SAFETENSORS, *PICKLES)
 KINDS = ", ".join((*FILES, f"*{INDEX}"))
 
@@ -72,6 +73,14 @@ class Safetensors:
 
     def write(self, tree: Any, draft: Path) -> None:
         """Write tensors by name."""
+        unknown = [
+            name for name, t in tree.items() if t.dtype in (torch.complex128, torch.complex32)
+        ]
+        if unknown:
+            raise CheckpointError(
+                f"safetensors has no numbers of the kind {tree[unknown[0]].dtype}, which "
+                f"{escaped(unknown[0])} has; write a .pt file"
+            )
         save_file(separate(tree), draft, metadata=dict(self.metadata) if self.metadata else None)
         settle(draft)
 

@@ -189,7 +189,7 @@ def onnx_apply(
             `Permutation.load`; its inverse restores the file.
         out: the path of the result.
         example_inputs: see `onnx_transform`.
-        verify: prove the result as `onnx_transform` does.
+        verify: check the result as `onnx_transform` does.
         overwrite: replace a file that exists.
         outputs: as for `analyze`; those that the permutation was found with when left out.
 

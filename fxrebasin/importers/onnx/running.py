@@ -91,4 +91,4 @@ def _refuse_what_nothing_runs(
         with on_disk(source) as path:
             OnnxModel(path, source.label, optimized=False)
     except (CannotRunError, ExportError) as error:
-        raise InputError(f"nothing can be proved of {source.label}: {error}") from error
+        raise InputError(f"nothing can be run of {source.label}: {error}") from error
