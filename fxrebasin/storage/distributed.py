@@ -215,10 +215,10 @@ def _read_metadata(path: Path) -> Metadata:
             if not isinstance(metadata, Metadata):
                 raise ValueError(f"{METADATA} is not an index")
         for info in metadata.storage_data.values():
-            name = Path(info.relative_path)
-            if name.is_absolute() or ".." in name.parts:
+            inside = Path(info.relative_path)
+            if inside.is_absolute() or ".." in inside.parts:
                 raise CheckpointError(
-                    f"{path} names the file {escaped(str(name), 300)}, which is not inside it."
+                    f"{path} names the file {escaped(str(inside), 300)}, which is not inside it."
                 )
         for name, found in metadata.state_dict_metadata.items():
             _check_parts(name, found)
@@ -235,7 +235,8 @@ def _check_parts(name: str, found: Any) -> None:
         return
     if not isinstance(found, TensorStorageMetadata):
         raise TypeError(f"{name} is neither a tensor nor a value")
-    size, dtype = tuple(found.size), found.properties.dtype
+    size: tuple[Any, ...] = tuple(found.size)
+    dtype: Any = found.properties.dtype
     if not isinstance(dtype, torch.dtype) or any(type(axis) is not int for axis in size):
         raise TypeError(f"{name} has a shape or a dtype that no tensor has")
     parts = [(tuple(part.offsets), tuple(part.sizes)) for part in found.chunks]
@@ -257,7 +258,7 @@ def _overlap(one: Part, other: Part) -> bool:
     return all(a < b + n and b < a + m for a, m, b, n in axes)
 
 
-class _MetadataUnpickler(_PythonUnpickler):
+class _MetadataUnpickler(_PythonUnpickler):  # type: ignore[misc]
     """Makes what indices consist of, and nothing else."""
 
     def load_build(self) -> None:
