@@ -252,8 +252,7 @@ def _write(settings: Settings, rows: Sequence[Row]) -> Path:
             ["network", "aligned by", "barrier", "lines", "loss", "accuracy", "seconds"],
             [_joint_line(row) for row in joint],
         )
-    of_pairs = [row for row in rows if not row.is_joint]
-    report.picture("barriers", drawing_of(of_pairs, report.title), "Barriers of all pairs")
+    report.picture("barriers", drawing_of(rows, report.title), "Barriers of all pairs")
     report.rows("barriers", [asdict(row) for row in rows])
     return report.write(sum(row.seconds for row in rows))
 
@@ -262,9 +261,10 @@ def drawing_of(rows: Sequence[Row], title: str) -> Drawing:
     """A panel for each network, a row for each way that was run on it.
 
     Args:
-        rows: of all pairs.
+        rows: of all pairs; those of more networks are left out.
         title: of the picture.
     """
+    rows = [row for row in rows if not row.is_joint]
     panels = [
         Dots(
             network,
