@@ -112,8 +112,8 @@ def bytes_in(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def check_processes(count: int, folder: Path) -> None:
-    """Several processes write what one does, and each reads its share."""
+def check_processes(count: int, share: float, folder: Path) -> None:
+    """Several processes write what one does, and none reads more than a share of it."""
     alone = invoke(*arguments("alone", "--certificate", "one.safetensors", "--json"))
     (read,) = json.loads(alone.stdout)["bytes_read_by_process"]
     certificate = ["--certificate", "several.safetensors", "--json"]
@@ -122,7 +122,7 @@ def check_processes(count: int, folder: Path) -> None:
     first, *rest = (text for _, text in ends)
     assert not any(rest)  # one speaks for all
     said, _ = json.JSONDecoder().raw_decode(first, first.index("{"))
-    assert max(said["bytes_read_by_process"]) <= 1.1 / count * read
+    assert max(said["bytes_read_by_process"]) <= share * read
     assert bytes_in(folder / "c") == bytes_in(folder / "alone")
     assert Path("one.safetensors").read_bytes() == Path("several.safetensors").read_bytes()
     left = {p.name for p in folder.iterdir()}
@@ -132,12 +132,12 @@ def check_processes(count: int, folder: Path) -> None:
 
 
 def test_two_processes_write_what_one_does(folder: Path) -> None:
-    check_processes(2, folder)
+    check_processes(2, 0.55, folder)
 
 
 @pytest.mark.slow
 def test_four_processes_write_what_one_does(folder: Path) -> None:
-    check_processes(4, folder)
+    check_processes(4, 0.31, folder)
 
 
 _DYING = """
