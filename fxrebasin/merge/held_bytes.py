@@ -20,10 +20,10 @@ class HeldBytes(OperatorMode):
     Example:
         >>> with HeldBytes() as memory:
         ...     kept = torch.ones(4)
-        ...     torch.ones(5).sum()
+        ...     let_go = torch.ones(5).sum()
         ...     memory.look()
         >>> memory.most
-        16
+        20
     """
 
     def __init__(self) -> None:
