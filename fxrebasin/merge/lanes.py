@@ -27,10 +27,6 @@ Change: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 _VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 
 
-class _Stop(BaseException):
-    """Ends a batch that is on its way; no code of a model catches it by accident."""
-
-
 @dataclass(frozen=True)
 class _Operator:
     """An operator that a batch is to compute."""
@@ -123,7 +119,8 @@ class Lane:
     def stop(self) -> None:
         """Give up; does nothing when it is through."""
         while self._thread.is_alive():
-            self._answers.put(_Answer(error=_Stop()))
+            # of those that a model's code does not catch by accident, it is the one to end threads
+            self._answers.put(_Answer(error=SystemExit()))
             self._thread.join(0.01)
 
     def _computed(self, operator: _Operator) -> _Answer:

@@ -31,7 +31,7 @@ def named_by_content(file: Path, owner: str) -> Path:
     Example:
         >>> _ = Path("numbers").write_bytes(b"1 2 3")
         >>> named_by_content(Path("numbers"), "net.onnx").name
-        'net.onnx.9b13d71c88dd10cb.data'
+        'net.onnx.7c8f5059290305ce.data'
     """
     digest = hashlib.sha256()
     with file.open("rb") as content:
@@ -48,9 +48,9 @@ def outdated(owner: Path, kept: Collection[Path]) -> list[Path]:
         kept: paths that belong to it now.
 
     Example:
-        >>> _ = Path("net.onnx.0123456789abcdef.data").write_bytes(b"")
-        >>> [path.name for path in outdated(Path("net.onnx"), [])]
-        ['net.onnx.0123456789abcdef.data']
+        >>> _ = Path("old.onnx.0123456789abcdef.data").write_bytes(b"")
+        >>> [path.name for path in outdated(Path("old.onnx"), [])]
+        ['old.onnx.0123456789abcdef.data']
     """
     found = []
     for path in owner.parent.iterdir():

@@ -57,7 +57,7 @@ Part: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """Where a part of a tensor begins, and its size."""
 
 # In Python, to look at what is done; that in C, which is quicker, has no place for it.
-_PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+_PythonUnpickler: Any = pickle._Unpickler
 
 _DTYPE = re.compile(r"(bfloat|float|complex|int|uint)[0-9a-z_]+|bool")
 
@@ -213,7 +213,7 @@ def _read_metadata(path: Path) -> Metadata:
         with (path / METADATA).open("rb") as file:
             metadata = _MetadataUnpickler(file).load()
             if not isinstance(metadata, Metadata):
-                raise ValueError(f"{METADATA} is not an index")
+                raise pickle.UnpicklingError(f"{METADATA} is not an index")
         for info in metadata.storage_data.values():
             inside = Path(info.relative_path)
             if inside.is_absolute() or ".." in inside.parts:
@@ -234,18 +234,18 @@ def _check_parts(name: str, found: Any) -> None:
     if isinstance(found, BytesStorageMetadata):
         return
     if not isinstance(found, TensorStorageMetadata):
-        raise TypeError(f"{name} is neither a tensor nor a value")
+        raise pickle.UnpicklingError(f"{name} is neither a tensor nor a value")
     size: tuple[Any, ...] = tuple(found.size)
     dtype: Any = found.properties.dtype
     if not isinstance(dtype, torch.dtype) or any(type(axis) is not int for axis in size):
-        raise TypeError(f"{name} has a shape or a dtype that no tensor has")
+        raise pickle.UnpicklingError(f"{name} has a shape or a dtype that no tensor has")
     parts = [(tuple(part.offsets), tuple(part.sizes)) for part in found.chunks]
     if not all(_inside(size, *part) for part in parts):
-        raise ValueError(f"a part of {name} is outside of it")
+        raise pickle.UnpicklingError(f"a part of {name} is outside of it")
     if sum(math.prod(extent) for _, extent in parts) != math.prod(size) or any(
         _overlap(one, other) for one, other in itertools.combinations(parts, 2)
     ):
-        raise ValueError(f"the parts of {name} are not the whole of it, once")
+        raise pickle.UnpicklingError(f"the parts of {name} are not the whole of it, once")
 
 
 def _inside(size: Sequence[int], start: Sequence[int], extent: Sequence[int]) -> bool:

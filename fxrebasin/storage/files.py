@@ -211,8 +211,8 @@ def put(written: Path, place: Path, *, overwrite: bool) -> None:
     Example:
         >>> Path("finished").mkdir()
         >>> _ = Path("finished", "text").write_text("hello")
-        >>> put(Path("finished", "text"), Path("greeting.txt"), overwrite=False)
-        >>> Path("greeting.txt").read_text()
+        >>> put(Path("finished", "text"), Path("moved.txt"), overwrite=False)
+        >>> Path("moved.txt").read_text()
         'hello'
     """
     with _drafting(place.parent) as (folder, drafts):
