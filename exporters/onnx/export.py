@@ -31,12 +31,12 @@ from fxrebasin.exporters.onnx.names import names_in_file
 from fxrebasin.exporters.onnx.past import with_cache
 from fxrebasin.exporters.onnx.sizes import Sizes
 from fxrebasin.exporters.onnx.state import folding_notes, state_bytes, state_of
-from fxrebasin.exporters.onnx.write import write_onnx
+from fxrebasin.exporters.onnx.write import twin_path, write_onnx
 from fxrebasin.exporters.verify.equivalence import compare_onnxruntime
 from fxrebasin.exporters.verify.input_names import named_inputs
 from fxrebasin.exporters.verify.input_sets import InputSet, example_set, with_sizes
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
-from fxrebasin.exporters.verify.references import References, reference_runs
+from fxrebasin.exporters.verify.references import References, native_runs
 from fxrebasin.exporters.verify.runs import Subject
 from fxrebasin.models.checks import check_usable, unwrap
 from fxrebasin.models.example_inputs import check_outputs, normalise_inputs
@@ -263,15 +263,11 @@ def _proved(job: _Job, axes: Axes, *, as_asked: bool = False) -> EquivalenceRepo
         notes += folding_notes(job.draft, job.model, names)
     sizes = Sizes(job.subject, job.example, open_axes, captured)
     further = [replace(one, required=True) for one in job.further or sizes.sets()]
-    references = reference_runs(
-        job.subject,
-        job.args,
-        job.kwargs,
-        any_batch=sizes.any_batch,
-        further=further,
-        little_memory=True,
+    references = native_runs(
+        job.subject, job.args, job.kwargs, any_batch=sizes.any_batch, further=further
     )
-    if sizes.any_batch and not references.other_batch:
+    batches = {one.batch for one in references.sets}
+    if sizes.any_batch and batches == {job.example.batch}:
         raise InputError("; ".join(references.notes))
     report = _compare(_open(job), references, sizes)
     return replace(report, notes=(*report.notes, *notes))
@@ -315,9 +311,15 @@ def _traced_size(job: _Job, axes: Axes, label: str) -> int:
 
 
 def _open(job: _Job) -> OnnxModel:
+    """The file on onnxruntime; one with many weights by its twin, since else it reads them twice.
+
+    The twin was made from what is written, and its weights are there.
+    """
+    compact = state_bytes(job.model) > _LAID_OUT_BYTES
+    twin = twin_path(job.draft)
+    path = twin if compact and twin.exists() else job.draft
     try:
-        compact = state_bytes(job.model) > _LAID_OUT_BYTES
-        return OnnxModel(job.draft, "the exported model", compact=compact)
+        return OnnxModel(path, "the exported model", compact=compact)
     except CheckpointError as error:  # not a file of the user's
         raise ExportError(f"onnxruntime refuses what was exported: {error}") from error
 

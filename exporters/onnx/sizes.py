@@ -92,9 +92,10 @@ class Sizes:
             above = [size + 1, 2 * size + 1]
             against = {n: self._objection({label: n}) for n in (*below, *above)}
             special = [next((n for n in some if against[n]), None) for some in (below, above)]
-            if label == self._batch and size != 1:
-                special.append(1)
             for n in dict.fromkeys(n for n in special if n is not None):
+                if n == 1 and label == self._batch:  # is tried in any case
+                    self.objections += [reason for reason in [against[n]] if reason]
+                    continue
                 taken = self._taken({label: n})
                 if taken is not None:
                     self.objections += [reason for reason in [against.get(n)] if reason]

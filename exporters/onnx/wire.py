@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -65,35 +66,26 @@ class Stored:
     place: Extent | None
 
 
-def write_embedded(
-    model: onnx.ModelProto, weights: Sequence[Weight], path: Path
-) -> dict[str, Extent]:
+def write_embedded(model: onnx.ModelProto, weights: Sequence[Weight], path: Path) -> None:
     """Write a model with its weights in one file.
 
     Args:
         model: without initializers in its main graph.
         weights: the initializers.
         path: of the file.
-
-    Returns:
-        Where the bytes of each weight are.
     """
     graph = model.graph.SerializeToString(deterministic=True)
     rest = onnx.ModelProto()
     rest.CopyFrom(model)
     rest.ClearField("graph")
     fields = [_Field(weight) for weight in weights]
-    places = {}
     with path.open("wb") as file:
         file.write(rest.SerializeToString(deterministic=True))
         file.write(_tag(_GRAPH) + _varint(len(graph) + sum(field.size for field in fields)))
         file.write(graph)
         for field in fields:
             file.write(field.head)
-            weight = field.weight
-            places[weight.header.name] = Extent(path, file.tell(), weight.size)
-            file.write(weight.data())
-    return places
+            file.write(field.weight.data())
 
 
 def write_data(weights: Sequence[Weight], owner: Path) -> dict[str, Extent]:
@@ -146,11 +138,47 @@ def with_data_elsewhere(
         if place is None:
             tensor.raw_data = bytes(weight.data())
             continue
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        values = {"location": place.path.name, "offset": place.offset, "length": place.size}
-        for key, value in values.items():
-            tensor.external_data.add(key=key, value=str(value))
+        _refer(tensor, place)
     return whole
+
+
+def _refer(tensor: onnx.TensorProto, place: Extent) -> None:
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    values = {"location": place.path.name, "offset": place.offset, "length": place.size}
+    for key, value in values.items():
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def with_data_outside(path: Path, least: int) -> onnx.ModelProto:
+    """The model of a file as it is read, small: the data of its initializers stay in that file.
+
+    Args:
+        path: of the file.
+        least: bytes of an initializer that stay outside.
+
+    Raises:
+        CheckpointError: the file is cut off, or is no ONNX model.
+    """
+    model = onnx.ModelProto()
+    with _mapped(path) as whole:
+        for start, number, span in whole.pieces():
+            if number != _GRAPH:
+                model.MergeFromString(span.view[start : span.stop])
+                continue
+            for begin, kind, inner in span.pieces():
+                if kind != _INITIALIZER:
+                    model.graph.MergeFromString(inner.view[begin : inner.stop])
+                    continue
+                stored = _stored(inner, path)
+                tensor = model.graph.initializer.add()
+                tensor.CopyFrom(stored.header)
+                if stored.place is not None and stored.place.size >= least:
+                    _refer(tensor, stored.place)
+                elif stored.place is not None:
+                    tensor.raw_data = inner.view[
+                        stored.place.offset : stored.place.offset + stored.place.size
+                    ]
+    return model
 
 
 def stored_initializers(path: Path) -> Iterator[Stored]:
@@ -162,12 +190,19 @@ def stored_initializers(path: Path) -> Iterator[Stored]:
     Raises:
         CheckpointError: the file is cut off, or is no ONNX model.
     """
+    with _mapped(path) as whole:
+        for number, graph in whole.fields():
+            if number == _GRAPH:
+                weights = (tensor for n, tensor in graph.fields() if n == _INITIALIZER)
+                yield from (_stored(tensor, path) for tensor in weights)
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[_Span]:
+    """The fields of a file; what is wrong with them is said to be wrong with it."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            for number, graph in _Span(view, 0, len(view)).fields():
-                if number == _GRAPH:
-                    weights = (tensor for n, tensor in graph.fields() if n == _INITIALIZER)
-                    yield from (_stored(tensor, path) for tensor in weights)
+            yield _Span(view, 0, len(view))
     except (IndexError, ValueError, _DamagedError) as error:  # an empty file cannot be mapped
         raise CheckpointError(f"{path} is cut off, or is not an ONNX model: {error}") from error
 

@@ -23,9 +23,9 @@ from fxrebasin.exporters.onnx.quiet import quiet
 from fxrebasin.exporters.onnx.recurrent import whole_recurrent_layers
 from fxrebasin.exporters.onnx.state import add_unread, check_state, state_of
 from fxrebasin.exporters.onnx.wire import (
-    Extent,
     Weight,
     with_data_elsewhere,
+    with_data_outside,
     write_data,
     write_embedded,
 )
@@ -37,6 +37,11 @@ EMBEDDED_BYTES = 1_800_000_000
 
 # Weights below this stay in the graph in any case: shapes are among them, which checkers read.
 _SMALL_BYTES = 1024
+
+
+def twin_path(path: Path) -> Path:
+    """Place of the twin of a file with embedded weights: small, and it finds them in that file."""
+    return path.with_name(f"{path.name}.twin")
 
 
 def write_onnx(
@@ -53,7 +58,8 @@ def write_onnx(
     Args:
         model: what was captured; left as it was.
         path: where to write; weights beyond `EMBEDDED_BYTES` go to a second file beside it,
-            which has a name of its content.
+            which has a name of its content. Otherwise there is a twin beside it then: see
+            `twin_path`.
         captured: the model as a program.
         opset: version of the operator set; the exporter's default when left out.
         optimize: run onnxscript's optimizer, which folds parameters into others. Otherwise the
@@ -144,14 +150,10 @@ def _save(model: ir.Model, path: Path, label: str) -> None:
         onnx.save(with_data_elsewhere(graph, weights, places), path)
         _check(path, label)
         return
-    places = write_embedded(graph, weights, path)
-    large_places: dict[str, Extent] = {
-        name: place for name, place in places.items() if place.size >= _SMALL_BYTES
-    }
-    twin = path.with_name(f"{path.name}.twin")
-    onnx.save(with_data_elsewhere(graph, weights, large_places), twin)
+    write_embedded(graph, weights, path)
+    twin = twin_path(path)
+    onnx.save(with_data_outside(path, _SMALL_BYTES), twin)
     _check(twin, label)
-    twin.unlink()
 
 
 def _check(path: Path, label: str) -> None:

@@ -17,6 +17,7 @@ _PER_OPERATOR = 1e6  # for an operator to be called, with modes that watch it
 
 # Ten seconds on a core or two. A row of resnet18 at 32 pixels is 1e9.
 _BUDGET = 2.5e11
+_ONE_SECOND = 2.5e10  # of one core
 _CALLS = 4  # so that there are rows of several kinds
 _MOST_ELEMENTS = 1 << 25  # of one tensor in float64, in a run
 
@@ -55,6 +56,20 @@ class Effort(OperatorMode):
         if formula is not None:
             self.operations += formula(*args, **kwargs, out_val=result)
         return result
+
+
+def takes_long(effort: Effort, rows: int) -> bool:
+    """Whether a model takes more than some seconds for rows.
+
+    Args:
+        effort: of one row.
+        rows: of the call that is asked about.
+
+    Example:
+        >>> takes_long(Effort(), 1000)
+        False
+    """
+    return effort.operations * rows > 2 * _ONE_SECOND
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ def example_set(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputSet:
     return InputSet("example", tuple(args), dict(kwargs), batch=batch_size(args, kwargs))
 
 
-def other_sets(example: InputSet, *, any_batch: bool = True) -> Iterator[InputSet]:
+def other_sets(
+    example: InputSet, *, any_batch: bool = True, few: bool = False
+) -> Iterator[InputSet]:
     """Sets of inputs; the first one that a model takes is worth a run besides the example.
 
     Example inputs may be special (zeros, a single repeated token), and a function may depend on
@@ -65,12 +67,13 @@ def other_sets(example: InputSet, *, any_batch: bool = True) -> Iterator[InputSe
     Args:
         example: the inputs that were given.
         any_batch: False for models that take one batch size only.
+        few: three rows will do, or two if the example has three.
 
     Example:
         >>> [one.label for one in other_sets(example_set((torch.ones(2, 3) / 2,), {}))][:3]
         ['redrawn batch of 3', 'redrawn batch of 3', 'redrawn batch of 4']
     """
-    sizes = _other_batches(example.batch) if any_batch else []
+    sizes = _other_batches(example.batch, few) if any_batch else []
     tried = [example]
     for batch in [*sizes, example.batch]:
         for manner in (Manner.FREE, Manner.USUAL, Manner.CLOSE):
@@ -133,7 +136,7 @@ def first_rows(example: InputSet, rows: int) -> InputSet:
         return value[:rows] if before is not None and is_batched(value, before) else value
 
     args, kwargs = tree_map(cut, (example.args, dict(example.kwargs)))
-    label = f"{example.label}, {rows} rows"
+    label = f"{example.label}, {rows} row{'' if rows == 1 else 's'}"
     return InputSet(label, args, kwargs, required=False, batch=rows)
 
 
@@ -203,10 +206,12 @@ def is_batched(value: Any, batch: int) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == batch
 
 
-def _other_batches(batch: int | None) -> list[int]:
+def _other_batches(batch: int | None, few: bool) -> list[int]:
     """A few rows more or less, then a multiple or a part, since a model may need pairs of rows."""
     if batch is None:
         return []
+    if few:
+        return [size for size in (3, 2) if size != batch]
     if batch <= _SMALL_BATCH:
         return list(dict.fromkeys((batch + 1, 2 * batch)))
     return [_SMALL_BATCH, batch // 2]

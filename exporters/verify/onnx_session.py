@@ -15,6 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from torch import nn
 
 from fxrebasin.errors import CheckpointError, ExportError, InputError
+from fxrebasin.exporters.verify.freed import give_back_memory
 from fxrebasin.exporters.verify.input_names import named_inputs
 from fxrebasin.exporters.verify.input_sets import batch_size
 from fxrebasin.running.messages import attempt, describe, first_lines
@@ -58,7 +59,7 @@ class OnnxModel:
         label: what messages call it; its path when left out.
         optimized: whether onnxruntime may rewrite the graph before it runs it.
         compact: keep it from laying out the weights of convolutions for the processor, for which
-            it takes twice the memory of the weights on top.
+            it takes twice the memory of the weights on top, and from asking for memory ahead.
 
     Raises:
         CheckpointError: there is no such file, or it holds no well-formed ONNX model.
@@ -82,6 +83,7 @@ class OnnxModel:
         options.intra_op_num_threads = torch.get_num_threads()
         level = onnxruntime.GraphOptimizationLevel
         most = level.ORT_ENABLE_EXTENDED if compact else level.ORT_ENABLE_ALL
+        options.enable_cpu_mem_arena = not compact
         options.graph_optimization_level = most if optimized else level.ORT_DISABLE_ALL
         try:
             self._session = onnxruntime.InferenceSession(
@@ -152,6 +154,11 @@ class OnnxModel:
                     raise ExportError(
                         f"axis {axis} of {port.name} came out as fixed to {port.shape[axis]}"
                     )
+
+    def close(self) -> None:
+        """Give back the memory; nothing can be run any more."""
+        del self._session
+        give_back_memory()
 
     def run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, torch.Tensor]:
         """The file's outputs by name; the members of a sequence have their places behind its name.

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxrebasin.exporters.verify.activity import Activity
-from fxrebasin.exporters.verify.effort import Effort, portions
+from fxrebasin.exporters.verify.effort import Effort, portions, takes_long
+from fxrebasin.exporters.verify.freed import give_back_memory
 from fxrebasin.exporters.verify.input_sets import (
     InputSet,
     example_set,
@@ -18,6 +19,7 @@ from fxrebasin.exporters.verify.input_sets import (
 )
 from fxrebasin.exporters.verify.runs import (
     Float64Run,
+    NativeRun,
     Subject,
     Tensors,
     fault_of,
@@ -43,19 +45,16 @@ class References:
     Attributes:
         subject: what was run.
         sets: the example, and if the model takes others at least one more.
-        runs: the float64 tensors of each set, by name.
+        runs: the tensors of each set by name, in float64 unless `native`.
         notes: sets that were left out and why, and what no run has read, in words.
+        native: whether the runs are in the precision of the model.
     """
 
     subject: Subject
     sets: tuple[InputSet, ...]
     runs: tuple[Tensors, ...]
     notes: tuple[str, ...]
-
-    @property
-    def other_batch(self) -> bool:
-        """Whether there is a set with another batch size than that of the example."""
-        return any(one.batch != self.sets[0].batch for one in self.sets)
+    native: bool = False
 
 
 def reference_runs(
@@ -66,7 +65,6 @@ def reference_runs(
     any_batch: bool = True,
     rows: int = 0,
     few: bool = False,
-    little_memory: bool = False,
     further: Sequence[InputSet] = (),
 ) -> References:
     """Run the reference of a comparison in float64 on the example and on other inputs.
@@ -86,35 +84,83 @@ def reference_runs(
             are noted, too.
         few: two rows of the example will do, if the model takes them. For what is proved otherwise
             as well.
-        little_memory: as for `in_float64`.
         further: sets that have to be run as well.
 
     Raises:
         InputError: the reference does not run on the example, or on one of the further sets.
     """
     example = example_set(args, kwargs)
-    with in_float64(subject, little_memory=little_memory) as run:
-        reads = run.reads()
-        explorer = _Explorer(subject, run, reads, run.activity() if rows else None)
+    with in_float64(subject) as run:
+        explorer = _Explorer(subject, run, run.reads(), run.activity() if rows else None)
         example = explorer.start(example, _FEW if few and any_batch else None)
         other = explorer.first_taken(example, any_batch)
-        if other is not None:
-            explorer.explore(example, other)
-        for one in further:
-            explorer.require(one)
-        if other is not None:
-            explorer.fill(example, other, rows)
-        notes = (*explorer.notes, *explorer.unseen())
-    return References(subject, tuple(explorer.sets), tuple(explorer.runs), notes)
+        explorer.extend(example, other, further, rows)
+        return explorer.found()
+
+
+def native_runs(
+    subject: Subject,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    any_batch: bool = True,
+    further: Sequence[InputSet] = (),
+) -> References:
+    """Run the reference of a comparison in its own precision; otherwise as `reference_runs` does.
+
+    If any number of rows will do, one row of the example is a set as well. Where it shows that the
+    whole example takes long, it stands for that, and the next set has three rows at most.
+
+    Args:
+        subject: the reference.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        any_batch: False if the candidate is known to take the batch size of the example only.
+        further: sets that have to be run as well.
+
+    Raises:
+        InputError: the reference does not run on the example, or on one of the further sets.
+    """
+    example = example_set(args, kwargs)
+    run = NativeRun(subject)
+    explorer = _Explorer(subject, run, run.reads(), native=True)
+    row = explorer.row_of(example) if any_batch else None
+    alone = row is not None and takes_long(row.effort, example.rows)
+    if row is not None and alone:
+        explorer.keep(row.inputs, row.found)
+    else:
+        explorer.require(example)
+    other = explorer.first_taken(example, any_batch, few=alone)
+    explorer.extend(example, other, further)
+    if row is not None and not alone:
+        explorer.keep(row.inputs, row.found)
+    give_back_memory()
+    return explorer.found()
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of the example that the model takes, what it returns, and the work of that."""
+
+    inputs: InputSet
+    found: Tensors
+    effort: Effort
 
 
 class _Explorer:
     """Collects the sets that a model takes, and notes about those that it does not take."""
 
     def __init__(
-        self, subject: Subject, run: Float64Run, reads: StateReads, activity: Activity | None
+        self,
+        subject: Subject,
+        run: Float64Run | NativeRun,
+        reads: StateReads,
+        activity: Activity | None = None,
+        *,
+        native: bool = False,
     ) -> None:
         self._subject, self._run, self._reads, self._activity = subject, run, reads, activity
+        self._native = native
         self._counted: tuple[Effort, int] | None = None  # work of a call, and its rows
         self.sets: list[InputSet] = []
         self.runs: list[Tensors] = []
@@ -129,13 +175,27 @@ class _Explorer:
         self.require(example)
         return example
 
-    def require(self, one: InputSet) -> None:
-        self._keep(one, tensors_of(self._subject, one, self._watched(one)))
+    def row_of(self, example: InputSet) -> _Row | None:
+        """Run one row of an example that has more; None if the model does not take it."""
+        if (example.batch or 0) < 2:
+            return None
+        effort = Effort()
+        one = first_rows(example, 1)
+        run = self._run(one, self._reads, effort)
+        if fault_of(run) is not None:
+            return None
+        return _Row(one, tensors_of(self._subject, one, run), effort)
 
-    def first_taken(self, example: InputSet, any_batch: bool) -> InputSet | None:
+    def require(self, one: InputSet) -> None:
+        """Keep a set that the model has to take."""
+        self.keep(one, tensors_of(self._subject, one, self._watched(one)))
+
+    def first_taken(
+        self, example: InputSet, any_batch: bool, *, few: bool = False
+    ) -> InputSet | None:
         """Keep the first set besides the example that the model takes."""
         refused: dict[str, str] = {}
-        for one in other_sets(example, any_batch=any_batch):
+        for one in other_sets(example, any_batch=any_batch, few=few):
             fault = self._try(one)
             if fault is None:
                 self.notes += _refusals(refused, example, one)
@@ -145,6 +205,28 @@ class _Explorer:
         why = f"the model refuses others ({what})" if refused else "they have no other values"
         self.notes.append(f"only the example inputs were compared: {why}")
         return None
+
+    def extend(
+        self,
+        example: InputSet,
+        other: InputSet | None,
+        further: Sequence[InputSet],
+        rows: int = 0,
+    ) -> None:
+        """Keep what is required besides, and more if the model took another set."""
+        if other is not None:
+            self.explore(example, other)
+        for one in further:
+            self.require(one)
+        if other is not None:
+            self.fill(example, other, rows)
+
+    def found(self) -> References:
+        """What was kept, and notes about what was not."""
+        notes = (*self.notes, *self.unseen())
+        return References(
+            self._subject, tuple(self.sets), tuple(self.runs), notes, native=self._native
+        )
 
     def explore(self, example: InputSet, like: InputSet) -> None:
         """Keep further sets, as long as they make the model read what it has not read."""
@@ -205,10 +287,11 @@ class _Explorer:
         run = self._watched(one)
         fault = fault_of(run)
         if fault is None:
-            self._keep(one, tensors_of(self._subject, one, run))
+            self.keep(one, tensors_of(self._subject, one, run))
         return fault
 
-    def _keep(self, one: InputSet, run: Tensors) -> None:
+    def keep(self, one: InputSet, run: Tensors) -> None:
+        """Have a set among those that are compared."""
         self.sets.append(one)
         self.runs.append(run)
 

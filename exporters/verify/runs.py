@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
@@ -13,9 +14,10 @@ from torch import nn
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.verify.activity import Activity
 from fxrebasin.exporters.verify.float64 import TrueFloat64, float64_copy, widened
+from fxrebasin.exporters.verify.freed import give_back_memory
 from fxrebasin.exporters.verify.input_sets import InputSet
 from fxrebasin.exporters.verify.pages import Pages
-from fxrebasin.exporters.verify.state_reads import StateReads
+from fxrebasin.exporters.verify.state_reads import StateReads, forget_computed
 from fxrebasin.running.given import Given, remade
 from fxrebasin.running.messages import describe_call, first_lines
 from fxrebasin.running.outputs import Wanted, counted, reduced
@@ -84,6 +86,35 @@ class Float64Run:
         )
 
 
+class NativeRun:
+    """Runs a model in its own precision, and watches it.
+
+    Args:
+        subject: what is run; left as it is.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+
+    def reads(self) -> StateReads:
+        """A mode that notes reads of the model's parameters, to be passed to calls."""
+        return StateReads(dict(self._subject.model.named_parameters()))
+
+    def activity(self) -> Activity:
+        """A mode that notes which units meet the model's parameters, to be passed to calls."""
+        return Activity(dict(self._subject.model.named_parameters()))
+
+    def __call__(
+        self, inputs: InputSet, reads: StateReads | None = None, *watching: OperatorMode
+    ) -> Tensors | Exception:
+        """As for `Float64Run`."""
+        model = self._subject.model
+        try:
+            return _attempt(self._subject, model, inputs, _cloned, reads, watching)
+        finally:
+            forget_computed(chain(model.parameters(), model.buffers()))
+
+
 @contextmanager
 def in_float64(subject: Subject, *, little_memory: bool = False) -> Iterator[Float64Run]:
     """A float64 copy of what is to be run, in eval mode; its weights take memory when read.
@@ -105,6 +136,8 @@ def in_float64(subject: Subject, *, little_memory: bool = False) -> Iterator[Flo
             yield Float64Run(subject, twin, pages)
         finally:
             pages.empty()  # whatever refers to the copy in cycles
+            if little_memory:
+                give_back_memory()
 
 
 def run_float64(subject: Subject, sets: Sequence[InputSet]) -> list[Tensors | Exception]:

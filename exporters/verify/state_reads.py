@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -90,6 +90,12 @@ class StateReads(OperatorMode):
         for offset, shape, strides in places:
             marks.as_strided(shape, strides, offset).fill_(True)
         return int((~marks.as_strided(tensor.shape, tensor.stride(), own[0])).sum())
+
+
+def forget_computed(tensors: Iterable[torch.Tensor]) -> None:
+    """Take away the marks of a run, from tensors that were there before it."""
+    for tensor in tensors:
+        vars(tensor).pop(_COMPUTED, None)
 
 
 def _end(place: tuple[Any, ...]) -> int:
