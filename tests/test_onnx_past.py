@@ -10,6 +10,7 @@ import torch
 import transformers as hf
 from torch import nn
 
+import fxrebasin
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.onnx.export import export_onnx
 from tests.support.small_nets import Attention, unsettled
@@ -26,6 +27,32 @@ def llama(**more) -> nn.Module:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     return hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=50, **sizes, **heads, **more))
+
+
+def gemma3() -> nn.Module:
+    """Layers that see the last four tokens, and others that see all."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "query_pre_attn_scalar": 8}
+    kinds = ["sliding_attention", "full_attention"]
+    config = hf.Gemma3TextConfig(
+        vocab_size=50, **sizes, **heads, sliding_window=4, layer_types=kinds
+    )
+    return hf.Gemma3ForCausalLM(config)
+
+
+def t5() -> nn.Module:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    config = hf.T5Config(vocab_size=50, decoder_start_token_id=0, dropout_rate=0.0, **sizes)
+    return hf.T5ForConditionalGeneration(config)
+
+
+def bart() -> nn.Module:
+    layers = {"encoder_layers": 1, "decoder_layers": 2, "max_position_embeddings": 64}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    widths = {"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    tokens = {"forced_eos_token_id": None, "decoder_start_token_id": 2}
+    config = hf.BartConfig(vocab_size=50, **layers, **heads, **widths, **tokens)
+    return hf.BartForConditionalGeneration(config)
 
 
 def greedy(path, prompt: torch.Tensor, mask: torch.Tensor, steps: int) -> torch.Tensor:
@@ -52,7 +79,94 @@ def greedy(path, prompt: torch.Tensor, mask: torch.Tensor, steps: int) -> torch.
     return torch.from_numpy(ids)
 
 
-@pytest.mark.parametrize("make", [gpt2, llama])
+def opened(path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def answered(session, feeds) -> dict[str, np.ndarray]:
+    names = [port.name for port in session.get_outputs()]
+    taken = {port.name: feeds[port.name] for port in session.get_inputs()}
+    return dict(zip(names, session.run(None, taken), strict=True))
+
+
+def greedy_answer(folder, prompt, mask, start: int, steps: int) -> torch.Tensor:
+    """Tokens that onnxruntime chooses with the three files of an encoder-decoder."""
+    encoder, first, later = (opened(folder / f"{name}.onnx") for name in ("encoder", "first", "m"))
+    feeds = {"input_ids": prompt.numpy(), "attention_mask": mask.numpy()}
+    (states,) = answered(encoder, feeds).values()
+    ids = np.full((len(prompt), 1), start)
+    feeds = {"encoder_hidden_states": states, "encoder_attention_mask": mask.numpy()}
+    values = answered(first, feeds | {"input_ids": ids})
+    for step in range(steps):
+        for name, value in values.items():
+            feeds[name.replace("present", "past_key_values")] = value
+        new = values["logits"][:, -1].argmax(-1)[:, None]
+        ids = np.hstack([ids, new])
+        if step < steps - 1:
+            values = answered(later, feeds | {"input_ids": new})
+    return torch.from_numpy(ids)
+
+
+@pytest.mark.parametrize("make", [t5, pytest.param(bart, marks=pytest.mark.slow)])
+def test_an_encoder_decoder_is_three_files_that_answer_as_generate_does(make, tmp_path):
+    torch.manual_seed(0)
+    model = unsettled(make())
+    mask = torch.ones_like(IDS)
+    mask[1, -1] = 0
+    call = {"input_ids": IDS, "attention_mask": mask}
+    axes = {name: {0: "batch_size", 1: "encoder_sequence_length"} for name in call}
+    encoder = model.get_encoder()
+    export_onnx(encoder, tmp_path / "encoder.onnx", example_kwargs=call, dynamic=axes)
+    call["decoder_input_ids"] = IDS[:, :2]
+    export_onnx(model, tmp_path / "first.onnx", example_kwargs=call, with_past="first")
+    report = export_onnx(model, tmp_path / "m.onnx", example_kwargs=call, with_past=True)
+    assert "1 x 1 steps after 7 of 3" in report.inputs
+    for prompt, seen in ((IDS, mask), (IDS[:1, :3], mask[:1, :3]), (IDS.repeat(2, 2), None)):
+        seen = torch.ones_like(prompt) if seen is None else seen
+        expected = model.generate(
+            prompt, attention_mask=seen, max_new_tokens=8, do_sample=False, eos_token_id=None,
+            num_beams=1, pad_token_id=0,
+        )  # fmt: skip
+        start = model.config.decoder_start_token_id
+        assert torch.equal(greedy_answer(tmp_path, prompt, seen, start, 8), expected)
+
+
+def test_names_of_both_caches_are_those_that_optimum_writes(tmp_path):
+    model = unsettled(t5())
+    call = {"input_ids": IDS, "decoder_input_ids": IDS}
+    export_onnx(model, tmp_path / "m.onnx", example_kwargs=call, with_past=True)
+    export_onnx(model, tmp_path / "first.onnx", example_kwargs=call, with_past="first")
+    session = opened(tmp_path / "m.onnx")
+    places = [f"{number}.{kind}" for number in (0, 1) for kind in ("decoder", "encoder")]
+    cache = [f"past_key_values.{place}.{kind}" for place in places for kind in ("key", "value")]
+    inputs = {port.name: port.shape for port in session.get_inputs()}
+    assert list(inputs) == ["encoder_attention_mask", "input_ids", *cache]
+    assert inputs[cache[0]] == ["batch_size", 4, "past_decoder_sequence_length", 8]
+    assert inputs[cache[2]] == ["batch_size", 4, "encoder_sequence_length", 8]
+    own = [name.replace("past_key_values", "present") for name in cache if "decoder" in name]
+    assert [port.name for port in session.get_outputs()] == ["logits", *own]
+    first = opened(tmp_path / "first.onnx")
+    both = [name.replace("past_key_values", "present") for name in cache]
+    assert [port.name for port in first.get_outputs()] == ["logits", *both]
+
+
+def test_a_graph_that_transform_made_generates_with_the_cache_of_its_model(tmp_path):
+    one, two = (unsettled(llama(), seed) for seed in (1, 2))
+    without = {"use_cache": False}
+    graph = fxrebasin.transform(two, ref=one, example_inputs=IDS, example_kwargs=without)
+    assert not graph.meta["fxrebasin"].certificate.is_identity
+    path = tmp_path / "m.onnx"
+    export_onnx(graph, path, IDS, without, with_past=two)
+    held = {one.name: onnx.numpy_helper.to_array(one) for one in onnx.load(path).graph.initializer}
+    for name, tensor in graph.named_parameters():
+        assert np.array_equal(held[name], tensor.detach().numpy())
+    expected = two.generate(IDS, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert torch.equal(greedy(path, IDS, torch.ones_like(IDS), 8), expected)
+    with pytest.raises(InputError, match="was not made of this GPT2LMHeadModel"):
+        export_onnx(graph, tmp_path / "n.onnx", IDS, without, with_past=gpt2())
+
+
+@pytest.mark.parametrize("make", [gpt2, llama, gemma3])
 def test_greedy_text_of_onnxruntime_is_that_of_generate(make, tmp_path):
     torch.manual_seed(0)
     model = unsettled(make())

@@ -171,3 +171,25 @@ def test_a_model_that_writes_to_its_weights_starts_each_run_as_it_was():
     assert torch.equal(first, second)
     assert torch.allclose(first, expected, rtol=1e-12)
     assert torch.equal(model.weight, before)
+
+
+PICKS = {
+    "embedding": lambda table, ids: nn.functional.embedding(ids, table),
+    "index_select": lambda table, ids: table.index_select(0, ids),
+    "index": lambda table, ids: table[ids],
+}
+
+
+@pytest.mark.parametrize("pick", PICKS.values(), ids=PICKS)
+def test_rows_of_a_table_are_widened_when_they_are_picked(pick):
+    pages, source, wide = paged(50, 8)
+    ids = torch.tensor([3, 49, 3])
+    with pages:
+        found = pick(wide, ids)
+        assert held([wide]) == 0
+        assert torch.equal(found, pick(source.double(), ids))
+        found.mul_(2)  # is nobody else's
+        assert torch.equal(pick(wide[1:], ids - 1), pick(source.double(), ids))
+        wide.mul_(3)
+        assert torch.equal(pick(wide, ids), 3 * pick(source.double(), ids))
+    assert torch.equal(source, draw(50, 8, seed=0))

@@ -26,9 +26,10 @@ from fxrebasin.exporters.onnx.axes import (
     without,
 )
 from fxrebasin.exporters.onnx.capture import Axes, Captured, capture
+from fxrebasin.exporters.onnx.decoder import with_state_of
 from fxrebasin.exporters.onnx.metadata import origin_of
 from fxrebasin.exporters.onnx.names import names_in_file
-from fxrebasin.exporters.onnx.past import with_cache
+from fxrebasin.exporters.onnx.past import FIRST, Past, with_cache
 from fxrebasin.exporters.onnx.sizes import Sizes
 from fxrebasin.exporters.onnx.state import folding_notes, state_bytes, state_of
 from fxrebasin.exporters.onnx.write import twin_path, write_onnx
@@ -65,7 +66,7 @@ def export_onnx(
     opset: int | None = None,
     dynamic_batch: bool = True,
     dynamic: Dynamic | None = None,
-    with_past: bool = False,
+    with_past: bool | Past | nn.Module = False,
     optimize: bool = False,
     state_buffers: Sequence[str] = (),
     outputs: Outputs = None,
@@ -99,7 +100,10 @@ def export_onnx(
             one (or None) for each axis in order. Axes with one label have one size. Found when left
             out. `parse_dynamic` reads the form of the command line.
         with_past: for a decoder of transformers: its cache of keys and values is an input and an
-            output, under the names that optimum writes, so that onnxruntime generates text.
+            output, under the names that optimum writes, so that onnxruntime generates text. Of an
+            encoder-decoder this is the decoder's step after the first; "first" is the first, from
+            what the encoder returns. For a graph that `transform` made: the model that it was made
+            of, since the graph has no cache.
         optimize: run onnxscript's optimizer, which folds parameters into others, such as BatchNorm
             into the layer before it; `report.notes` says what it folded. It makes no file faster on
             onnxruntime, which simplifies at load.
@@ -128,10 +132,14 @@ def export_onnx(
     args, kwargs = normalise_inputs(model, example_inputs, example_kwargs)
     _check_inputs(model, args, kwargs)
     further: tuple[InputSet, ...] = ()
-    if with_past:
+    if with_past is not False:
+        _check_past(with_past)
         if dynamic is not None:
             raise InputError("with_past says itself which axes are dynamic; leave out dynamic=")
-        decoder = with_cache(model, named_inputs(model, args, kwargs))
+        if isinstance(with_past, nn.Module):
+            model = with_state_of(model, own_structure(unwrap(with_past)), args, kwargs)
+        step: bool | Past = with_past if isinstance(with_past, str) else True
+        decoder = with_cache(model, named_inputs(model, args, kwargs), step)
         model, args, kwargs = decoder.model, (), dict(decoder.kwargs)
         dynamic, further = decoder.axes, decoder.further
     check_outputs(model, args, kwargs, wanted)
@@ -158,6 +166,14 @@ def _destination(path: str | PathLike[str], overwrite: bool) -> Path:
             f"pass {spoken('overwrite=True', '--overwrite')} to replace it"
         )
     return target
+
+
+def _check_past(with_past: Any) -> None:
+    if with_past not in (True, FIRST) and not isinstance(with_past, nn.Module):
+        raise InputError(
+            f"with_past is {with_past!r}; expected True, {FIRST!r}, or the model that a graph was "
+            "made of"
+        )
 
 
 def _check_opset(opset: int | None) -> None:

@@ -6,23 +6,25 @@ The names are those that optimum writes and its runtime reads: `input_ids`, `att
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from types import MethodType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 
 from fxrebasin.errors import InputError
+from fxrebasin.exporters.onnx.cached_sequence import with_both_caches
 from fxrebasin.exporters.onnx.capture import Axes
+from fxrebasin.exporters.onnx.decoder import Decoder, repeated, sized, with_forward
 from fxrebasin.exporters.verify.input_sets import InputSet
 from fxrebasin.running.messages import attempt, first_lines
 from fxrebasin.running.preserve import preserve
+
+Past: TypeAlias = Literal["first"]
+FIRST: Past = "first"
 
 _BATCH, _STEPS, _PAST = "batch_size", "sequence_length", "past_sequence_length"
 _TOTAL = "total_sequence_length"
@@ -32,48 +34,37 @@ _TOTAL = "total_sequence_length"
 _OTHER_CALLS = ((1, 1, 7), (2, 5, 0), (3, 2, 1), (1, 1, 0))
 
 
-@dataclass(frozen=True, eq=False)
-class Decoder:
-    """A model that is called with a cache in the form of tensors, and returns it so.
-
-    Attributes:
-        model: shares all state with the model that it was made of.
-        kwargs: an example of a call.
-        axes: the dynamic ones.
-        further: other calls, on which a file has to be right.
-    """
-
-    model: nn.Module
-    kwargs: Mapping[str, Any]
-    axes: Axes
-    further: tuple[InputSet, ...]
-
-
-def with_cache(model: nn.Module, kwargs: Mapping[str, Any]) -> Decoder:
+def with_cache(model: nn.Module, kwargs: Mapping[str, Any], step: Past | bool = True) -> Decoder:
     """Make a decoder that takes and returns its cache of keys and values.
 
+    All keys and values go into the cache, also where attention looks at the last few only and the
+    model's own cache forgets the rest: the mask leaves out what is not looked at.
+
     Args:
-        model: of transformers, a decoder; left as it was.
+        model: of transformers, a decoder or an encoder-decoder; left as it was.
         kwargs: a call of it, for its `input_ids`.
+        step: "first" for the first step of an encoder-decoder.
 
     Raises:
         InputError: the model has no such cache, or the call no such ids.
     """
     names = inspect.signature(model.forward).parameters
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return with_both_caches(model, kwargs, first=step == FIRST)
+    if step == FIRST:
+        raise InputError(
+            f"with_past={FIRST!r} is for encoder-decoders; {type(model).__name__} takes its first "
+            "step with an empty cache: pass with_past=True"
+        )
     ids = kwargs.get("input_ids")
     if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or "past_key_values" not in names:
         raise InputError(
             f"with_past: {type(model).__name__} is not a decoder of transformers that is called "
             "with input_ids of shape [batch, length]. A graph that transform made has no cache "
-            "any more: load its state dict into the model and export that."
+            "any more: pass with_past=model, the model that it was made of."
         )
     positions = "position_ids" in names
-    decoder = copy.copy(model)
-    decoder.__dict__["_modules"] = dict(model._modules)
-    decoder.__dict__["_parameters"] = dict(model._parameters)
-    decoder.__dict__["_buffers"] = dict(model._buffers)
-    forward = _forward_with_positions if positions else _forward
-    decoder.__dict__["forward"] = MethodType(forward, decoder)
+    decoder = with_forward(model, _forward_with_positions if positions else _forward)
     cache = _cache_of(model, ids)
     call = partial(_call, ids, cache, positions)
     rows, steps = ids.shape
@@ -150,7 +141,7 @@ def _call(
 ) -> dict[str, Any]:
     """A call with tokens and keys that were given, repeated as often as needed; the first row is
     padded on the left."""
-    taken = _repeated(ids.flatten(), rows * new).view(rows, new)
+    taken = repeated(ids.flatten(), rows * new).view(rows, new)
     mask = ids.new_ones((rows, past + new))
     if rows > 1 and past > 1:
         mask[0, 0] = 0
@@ -158,20 +149,9 @@ def _call(
     if positions:
         call["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, past:]
     call["past_key_values"] = [
-        {name: _sized(tensor, rows, past) for name, tensor in layer.items()} for layer in cache
+        {name: sized(tensor, rows, past) for name, tensor in layer.items()} for layer in cache
     ]
     return call
-
-
-def _repeated(values: torch.Tensor, count: int) -> torch.Tensor:
-    return values[torch.arange(count, device=values.device) % len(values)]
-
-
-def _sized(tensor: torch.Tensor, rows: int, past: int) -> torch.Tensor:
-    """Keys or values for other numbers of rows and steps."""
-    row = torch.arange(rows, device=tensor.device) % tensor.shape[0]
-    step = torch.arange(past, device=tensor.device) % tensor.shape[2]
-    return tensor.detach()[row][:, :, step].contiguous()
 
 
 def _axes(call: Mapping[str, Any]) -> Axes:

@@ -16,6 +16,15 @@ from fxrebasin.running.watching import OperatorMode
 # Of all weights this part is kept in any case: recurrent layers read the same ones at every step.
 _KEPT_PART = 4
 
+# They return some of the numbers of their first operand: rows of a table are widened when picked.
+_PICKS = frozenset(
+    {
+        torch.ops.aten.embedding.default,
+        torch.ops.aten.index_select.default,
+        torch.ops.aten.index.Tensor,
+    }
+)
+
 # How values leave the sight of dispatch modes.
 _ESCAPES = frozenset(
     getattr(torch.Tensor, name)
@@ -82,6 +91,9 @@ class Pages(OperatorMode):
     ) -> Any:
         """Run an operator on tensors that have their numbers."""
         pages = self._among(tensors_in((list(args), kwargs)))
+        if len(pages) == 1 and func in _PICKS and pages[0].is_whole(args[0]):
+            picked: torch.Tensor = func(pages[0].source, *args[1:], **kwargs)
+            return picked.to(pages[0].dtype)
         looks_only = _only_views(func) if pages else False
         for page in pages:
             if looks_only:
@@ -155,6 +167,21 @@ class _Page:
         self._storage = wide.untyped_storage()
         self.key, self.size = self._storage._cdata, self._storage.nbytes()
         self._has_numbers = self.stays = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is read."""
+        return self._wide.dtype
+
+    def is_whole(self, tensor: Any) -> bool:
+        """Whether a tensor is the stand-in itself, and nothing was written to it."""
+        wide = self._wide
+        if self.stays or not isinstance(tensor, torch.Tensor) or self.key != _key(tensor):
+            return False
+        return tensor.dtype == wide.dtype and (
+            (tensor.shape, tensor.stride(), tensor.storage_offset())
+            == (wide.shape, wide.stride(), wide.storage_offset())
+        )
 
     def allocate(self) -> None:
         if self._storage.nbytes() != self.size:
