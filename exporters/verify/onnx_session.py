@@ -59,7 +59,8 @@ class OnnxModel:
         label: what messages call it; its path when left out.
         optimized: whether onnxruntime may rewrite the graph before it runs it.
         compact: keep it from laying out the weights of convolutions for the processor, for which
-            it takes twice the memory of the weights on top, and from asking for memory ahead.
+            it takes twice the memory of the weights on top, from keeping transposed weights beside
+            the file's, and from asking for memory ahead.
 
     Raises:
         CheckpointError: there is no such file, or it holds no well-formed ONNX model.
@@ -87,7 +88,10 @@ class OnnxModel:
         options.graph_optimization_level = most if optimized else level.ORT_DISABLE_ALL
         try:
             self._session = onnxruntime.InferenceSession(
-                str(self.path), options, providers=["CPUExecutionProvider"]
+                str(self.path),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["ConstantFolding"] if compact else None,
             )
         except ONNXRUNTIME_ERRORS as error:
             if isinstance(error, _UNREADABLE) and not _is_well_formed(self.path):
