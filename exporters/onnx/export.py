@@ -147,6 +147,7 @@ def export_onnx(
         with replacing(target, overwrite=overwrite) as draft:
             job = _Job(model, args, kwargs, draft, opset, optimize, wanted, further)
             report = _prove(job, dynamic, dynamic_batch)
+            twin_path(draft).unlink(missing_ok=True)  # what is beside the file appears with it
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {first_lines(error)}") from error
     return replace(report, path=str(target))
