@@ -10,6 +10,7 @@ import onnx
 import onnx.parser
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 from onnx import numpy_helper
 from torch import nn
@@ -132,12 +133,28 @@ def test_the_call_on_the_page_of_exporting_runs(
     ids = torch.arange(10).reshape(2, 5)
     names = {"fxrebasin": fxrebasin, "model": Reader().eval(), "ids": ids}
     names["mask"] = torch.ones(2, 5)
-    (block,) = blocks("exporting.md", "python")
+    block, _ = blocks("exporting.md", "python")
     exec(compile(block, "exporting.md", "exec"), names)
     inputs = {item.name: item for item in onnx.load("model.onnx").graph.input}
     for item in inputs.values():
         sizes = [dimension.dim_param for dimension in item.type.tensor_type.shape.dim]
         assert sizes == ["batch", "sequence"]
+
+
+def test_the_three_files_of_an_encoder_decoder_on_the_page_of_exporting_appear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    config = transformers.T5Config(vocab_size=20, decoder_start_token_id=0, **sizes)
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    source = {"input_ids": torch.arange(10).reshape(2, 5), "attention_mask": torch.ones(2, 5)}
+    both = source | {"decoder_input_ids": torch.arange(4).reshape(2, 2)}
+    monkeypatch.chdir(tmp_path)
+    _, block = blocks("exporting.md", "python")
+    names = {"fxrebasin": fxrebasin, "model": model, "source": source, "both": both}
+    exec(compile(block, "exporting.md", "exec"), names)
+    expected = {"encoder_model", "decoder_model", "decoder_with_past_model"}
+    assert {path.stem for path in tmp_path.glob("*.onnx")} == expected
 
 
 @pytest.mark.parametrize("page", ["larger-than-memory.md", "several-machines.md"])
