@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Read when the libraries are imported, so these come before everything else.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +17,8 @@ from fxrebasin.models.torchvision_shim import ensure_torchvision
 from fxrebasin.passes.propagate.propagator import Propagator
 from tests.support.invariants import checked
 
+# A shell starts what it runs in the background with interrupts ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Results must not depend on how a machine splits a sum between its cores.
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)

@@ -225,7 +225,7 @@ def test_errors_become_a_message_and_an_exit_code(folder, monkeypatch, error, co
         (["inspect", "nets:Net", "--input-shape", "2,5"], "Net"),
         (["inspect", "nets:Net", "--explain", "nowhere.weight", "0"], "nowhere.weight"),
         (["inspect", "nets:Net", "--explain", "embed.weight", "7"], "embed.weight"),
-        (["inspect", "nets:Net", "--svg", "net.png"], "has to end in .svg"),
+        (["inspect", "nets:Net", "--svg", "net.gif"], "net.gif has to end in"),
         (["verify", "nets:Net", "missing.onnx"], "does not exist"),
         (["export", "nets:Net", "--out", "x.onnx"], "name a checkpoint with --weights"),
         (["export", "nets:Net", "--weights", "a.pt", "--out", "x.pt"], "has to end in .onnx"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from fxrebasin.demo.run import run_demo
 from fxrebasin.models.by_name import build_model
 from fxrebasin.storage import files
 from tests.support.commands import document, invoke, lay_out
+from tests.support.streamed import save_shards
 from tests.support.tiny_demo import TINY
 
 LOSS = ("--evaluate", "nets:evaluate")
@@ -149,7 +151,7 @@ ROWS = {
     "export": Row(("export", "nets:Net", "--weights", "a.pt"), (ONNX,), ("o.onnx",), ("a.pt",)),
     "inspect": Row(
         ("inspect", "nets:Net", "--weights", "a.pt"),
-        (("--svg", "o.svg"), ("--html", "o.html")),
+        (("--picture", "o.svg"), ("--html", "o.html")),
         ("o.svg", "o.html"),
         ("a.pt",),
     ),
@@ -181,14 +183,13 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             del proto.metadata_props[:]
             onnx.save(proto, f"{name}.onnx")
         fxrebasin.analyze(model, example).random(2).save("p.certificate")
-        from tests.support.streamed import save_shards
-
         save_shards(folder / "shards", torch.load("c.pt"), 2)
         Path("merge.recipe").write_text(
             "command: merge\nmodel: nets:Net\nmodels: [a.pt, c.pt]\nout: x.safetensors\n"
         )
         patch.setitem(run_demo.__kwdefaults__, "subjects", TINY)
         yield folder
+    sys.modules.pop("nets", None)  # other tests have another module of this name
 
 
 @pytest.fixture
