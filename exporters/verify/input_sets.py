@@ -128,7 +128,7 @@ def first_rows(example: InputSet, rows: int) -> InputSet:
 
     Example:
         >>> first_rows(example_set((torch.ones(4, 3),), {}), 2).label
-        'example, 2 rows'
+        'first 2 rows of example'
     """
     before = example.batch
 
@@ -136,7 +136,7 @@ def first_rows(example: InputSet, rows: int) -> InputSet:
         return value[:rows] if before is not None and is_batched(value, before) else value
 
     args, kwargs = tree_map(cut, (example.args, dict(example.kwargs)))
-    label = f"{example.label}, {rows} row{'' if rows == 1 else 's'}"
+    label = f"first {'row' if rows == 1 else f'{rows} rows'} of {example.label}"
     return InputSet(label, args, kwargs, required=False, batch=rows)
 
 
