@@ -15,9 +15,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from torch import nn
 
 from fxrebasin.errors import CheckpointError, ExportError, InputError
-from fxrebasin.exporters.verify.freed import give_back_memory
 from fxrebasin.exporters.verify.input_names import named_inputs
 from fxrebasin.exporters.verify.input_sets import batch_size
+from fxrebasin.running.freed import give_back_memory
 from fxrebasin.running.messages import attempt, describe, first_lines
 
 _FATAL = 4  # onnxruntime's log level; errors reach the caller as exceptions

@@ -8,7 +8,6 @@ from typing import Any
 
 from fxrebasin.exporters.verify.activity import Activity
 from fxrebasin.exporters.verify.effort import Effort, portions, takes_long
-from fxrebasin.exporters.verify.freed import give_back_memory
 from fxrebasin.exporters.verify.input_sets import (
     InputSet,
     example_set,
@@ -28,6 +27,7 @@ from fxrebasin.exporters.verify.runs import (
 )
 from fxrebasin.exporters.verify.state_reads import StateReads
 from fxrebasin.models.redraw import Manner
+from fxrebasin.running.freed import give_back_memory
 from fxrebasin.wording import listed
 
 _MOST_WIDE = 4  # sets for a model that may take one of several paths

@@ -14,10 +14,10 @@ from torch import nn
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.verify.activity import Activity
 from fxrebasin.exporters.verify.float64 import TrueFloat64, float64_copy, widened
-from fxrebasin.exporters.verify.freed import give_back_memory
 from fxrebasin.exporters.verify.input_sets import InputSet
 from fxrebasin.exporters.verify.pages import Pages
 from fxrebasin.exporters.verify.state_reads import StateReads, forget_computed
+from fxrebasin.running.freed import give_back_memory
 from fxrebasin.running.given import Given, remade
 from fxrebasin.running.messages import describe_call, first_lines
 from fxrebasin.running.outputs import Wanted, counted, reduced

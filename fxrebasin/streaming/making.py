@@ -18,6 +18,7 @@ import torch
 
 from fxrebasin.errors import EquivalenceError
 from fxrebasin.permutation import Permutation
+from fxrebasin.running.freed import give_back_memory
 from fxrebasin.storage.copies import belongs_to
 from fxrebasin.storage.tree import KeyPath
 from fxrebasin.streaming.files import SafetensorsFile, WholeOnlyError
@@ -272,6 +273,7 @@ def _write(
         found.update(bytes_of(source.to(stored.dtype).contiguous()))
         write_rows(file, start + row * stored.bytes_of_row, made.to(stored.dtype))
         on_write(made.numel() * stored.dtype.itemsize)
+    give_back_memory()
     return found.hexdigest()
 
 

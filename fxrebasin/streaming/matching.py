@@ -26,6 +26,7 @@ from fxrebasin.counted import counted
 from fxrebasin.indexing import identity_arrays
 from fxrebasin.layout import IntArray
 from fxrebasin.passes.match.closeness import closeness_of
+from fxrebasin.running.freed import give_back_memory
 from fxrebasin.solvers.assignment import ROUNDING
 from fxrebasin.solvers.families import Evidence
 from fxrebasin.solvers.placement import Placement
@@ -231,6 +232,7 @@ class FileMatch:
             if number < first:
                 continue
             step()
+            give_back_memory()
             progress = self.progress(number + 1)
             if self._unsaved >= _SIXTEENTH * progress.bytes and number + 1 < len(steps):
                 self._keep(progress)
