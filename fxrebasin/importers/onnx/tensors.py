@@ -165,7 +165,8 @@ def _external(tensor: TensorProto, dtype: torch.dtype, folder: Path | None) -> t
         )
     if not count:
         return torch.zeros(tuple(tensor.dims), dtype=dtype)
+    mapped: npt.NDArray[np.uint8]
     mapped = np.memmap(path, np.uint8, "c", offset, (needed,))
     if offset % dtype.itemsize:
-        mapped = np.array(mapped)  # type: ignore[assignment]
+        mapped = np.array(mapped)
     return torch.from_numpy(mapped).view(dtype).reshape(tuple(tensor.dims))
