@@ -283,3 +283,16 @@ ZOO = {
     "deep": deep,
     "two selectors": two_selectors,
 }
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two states are the same bit for bit."""
+    return list(first) == list(second) and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def one_axis(size: int, axis: int = 0, name: str = "w") -> Synthetic:
+    """One class on one axis of one tensor."""
+    s = Synthetic()
+    s.declare("c", size)
+    s.add(name, (size,), s.axis(axis, "c"))
+    return s
