@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 import fxrebasin
 from fxrebasin.demo.networks import DigitsResNet
 from fxrebasin.errors import InputError
-from fxrebasin.merge import sweeps
+from fxrebasin.merge import lanes, sweeps
 from tests.support.small_nets import unsettled
 
 
@@ -196,3 +197,120 @@ def test_a_failure_and_an_interruption_leave_no_thread_behind(
     with pytest.raises(KeyboardInterrupt):
         fxrebasin.recalibrate(unsettled(Stash(), 1).double(), vectors())
     assert threading.active_count() == before
+
+
+class Chain(Stash):
+    """The same, with nothing in its attributes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        kept = self.first(x)
+        return self.last(self.second(self.norm(kept).relu()) + kept)
+
+
+class Guarded(Chain):
+    """Few batches at a time are let in, by something outside of the model."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = GATE["here"]
+        gate.acquire()
+        out = super().forward(x)
+        gate.release()
+        return out
+
+
+class OfOneThread(Chain):
+    """Works with what only one thread has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(OWN.scale * x)
+
+
+GATE: dict[str, Any] = {}
+OWN = threading.local()
+SCALE: ContextVar[float] = ContextVar("scale", default=1.0)
+
+
+class Scaled(Chain):
+    """Works with a variable of the context."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(SCALE.get() * x)
+
+
+def wanted(model: Stash, scale: float = 1.0) -> nn.Module:
+    plain = Chain().double()
+    plain.load_state_dict(model.state_dict())
+    return fxrebasin.recalibrate(plain, [scale * batch for batch in vectors()])
+
+
+GATES: dict[str, Callable[[], Any]] = {
+    "lock": threading.Lock,
+    "lock of a thread": threading.RLock,
+    "room for two": lambda: threading.Semaphore(2),
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_batches_that_would_wait_for_each_other_run_one_by_one(
+    gate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "_PATIENCE", 0.5)
+    monkeypatch.setitem(GATE, "here", GATES[gate]())
+    model, before = unsettled(Guarded(), 1).double(), threading.active_count()
+    words = (
+        r"recalibrating: batches could not wait .* inside of the model \(a batch waited for 0\.5"
+    )
+    with pytest.warns(UserWarning, match=words):
+        found = fxrebasin.recalibrate(model, vectors())
+    assert_close(found, wanted(model))
+    assert GATE["here"].acquire(timeout=1)
+    assert threading.active_count() == before
+
+
+def test_a_lock_that_the_caller_holds_does_not_stop_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lanes, "_PATIENCE", 0.5)
+    monkeypatch.setitem(GATE, "here", threading.RLock())
+    model, before = unsettled(Guarded(), 1).double(), threading.active_count()
+    with GATE["here"], pytest.warns(UserWarning, match="could not wait for each other"):
+        found = fxrebasin.recalibrate(model, vectors())
+    assert_close(found, wanted(model))
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.daemon:
+            thread.join(5)
+    assert threading.active_count() <= before
+
+
+def test_an_interruption_reaches_a_batch_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "_PATIENCE", 0.5)
+    waited = lanes.Lane._event
+
+    def interrupted(lane: lanes.Lane) -> Any:
+        try:
+            return waited(lane)
+        except lanes.NotAbreastError:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(lanes.Lane, "_event", interrupted)
+    monkeypatch.setitem(GATE, "here", threading.Lock())
+    with pytest.raises(KeyboardInterrupt):
+        fxrebasin.recalibrate(unsettled(Guarded(), 1).double(), vectors())
+
+
+def test_a_model_that_needs_the_thread_of_the_caller_runs_there() -> None:
+    OWN.scale = 2.0
+    model = unsettled(OfOneThread(), 1).double()
+    with pytest.warns(UserWarning, match=r"could not wait .*no attribute 'scale'"):
+        found = fxrebasin.recalibrate(model, vectors())
+    assert_close(found, wanted(model, 2.0))
+
+
+def test_variables_of_the_context_are_those_of_the_caller() -> None:
+    model = unsettled(Scaled(), 1).double()
+    token = SCALE.set(3.0)
+    try:
+        found = fxrebasin.recalibrate(model, vectors())
+    finally:
+        SCALE.reset(token)
+    assert_close(found, wanted(model, 3.0))

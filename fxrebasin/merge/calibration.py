@@ -2,25 +2,29 @@
 
 A correction changes what later layers see, so layers are taken in the order in which they run. All
 batches go through the model side by side: they stop at a layer until every one of them is there, it
-is corrected, and they go on. Batches for which there is no memory run anew for each layer, as far
-as that layer.
+is corrected, and they go on. Batches for which there is no memory, and those of models that cannot
+wait there, run anew for each layer, as far as that layer.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from fxrebasin.merge.data import Data
+from fxrebasin.merge.lanes import NotAbreastError
 from fxrebasin.merge.moments import Moments
 from fxrebasin.merge.sites import Site, measuring
 from fxrebasin.merge.survey import Survey
 from fxrebasin.merge.sweeps import Correct, Output, Sweep
 from fxrebasin.progress import LateBar
 from fxrebasin.running.batches import State
+from fxrebasin.wording import escaped
 
 # Layers that feed themselves are corrected repeatedly, at most this often.
 _MOST_SWEEPS = 20
@@ -82,10 +86,25 @@ def correct_in_order(
     with closing(LateBar()) as report:
         for _ in range(_MOST_SWEEPS):
             sweep = Sweep(model, data, sites, known, correct, output)
-            sweep.run(lambda done: report(stage, done, len(sites)))
+            try:
+                sweep.run(lambda done: report(stage, done, len(sites)))
+            except NotAbreastError as error:
+                known = replace(known, one_by_one=True, to_the_end=True)
+                sweep = Sweep(model, data, sites, known, correct, output)
+                sweep.run(lambda done: report(stage, done, len(sites)))
+                _warn(stage, error)
             if sweep.exact or sweep.off <= tolerance:
                 return True
     return False
+
+
+def _warn(stage: str, error: NotAbreastError) -> None:
+    """Say why it took more passes; what was found is the same."""
+    warnings.warn(
+        f"{stage}: batches could not wait for each other inside of the model ({escaped(error, 200)}"
+        "), so that they ran one after the other, once for every layer",
+        stacklevel=5,
+    )
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from contextvars import copy_context
 from dataclasses import dataclass
-from queue import SimpleQueue
-from threading import Thread
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from fxrebasin.errors import FxRebasinError
 from fxrebasin.merge.moments import Moments
 from fxrebasin.merge.sites import Site, hooked
 from fxrebasin.running.batches import Batch, Runner
@@ -21,6 +24,20 @@ from fxrebasin.running.watching import OperatorMode
 
 Change: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """From the output of a layer to what takes its place."""
+
+
+_PATIENCE = 5.0
+"""Seconds without an operator after which a batch is taken to wait for what another one holds."""
+_MOMENT = 0.01
+_COMPUTING = Lock()
+"""Held by a batch that runs alone while it computes; no operator waits for a model's locks."""
+
+
+class NotAbreastError(FxRebasinError):
+    """A model does not run on several batches side by side.
+
+    It may wait for a lock that a batch holds which stopped at a layer, or need the caller's thread.
+    """
 
 
 # An operator comes here from below what keeps account of gradients and views, and goes back there.
@@ -57,6 +74,11 @@ class _Answer:
 
     value: Any = None
     error: BaseException | None = None
+    alone: bool = False
+
+
+_ALONE = _Answer(alone=True)
+"""From here on a batch runs by itself, and stops at no site."""
 
 
 class Lane:
@@ -64,7 +86,8 @@ class Lane:
 
     It has a thread, so that it can stop in the middle of the model's code, and a structure of its
     own, since models put things in their attributes. Its operators are computed by the thread that
-    made it: with many threads that compute, each would have a pool of workers for itself.
+    made it: with many threads that compute, each would have a pool of workers for itself. What a
+    model finds in context variables is what the caller has in them.
 
     Args:
         running: of the model; computes the operators.
@@ -75,9 +98,10 @@ class Lane:
     Attributes:
         site: where it stands; None when it is through.
         moments: of what comes there.
+        by_itself: number of operators that its own thread computed.
 
     Raises:
-        RuntimeError: there can be no more threads.
+        NotAbreastError: there can be no more threads.
     """
 
     def __init__(
@@ -85,12 +109,17 @@ class Lane:
     ) -> None:
         self.site: Site | None = None
         self.moments: Moments | None = None
+        self.by_itself = 0
         self._running, self._batch, self._sites = running, batch, sites
         self._events: SimpleQueue[_Operator | _Arrival | _End] = SimpleQueue()
         self._answers: SimpleQueue[_Answer] = SimpleQueue()
         self._model = own_structure(model)
-        self._thread = Thread(target=self._work, daemon=True)
-        self._thread.start()
+        self._alone = self._over = False
+        self._thread = Thread(target=copy_context().run, args=(self._work,), daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise NotAbreastError(f"there can be no more threads: {error}") from error
 
     def go_on(self, change: Change | None = None) -> None:
         """Run to the next site, or to the end.
@@ -99,29 +128,47 @@ class Lane:
             change: what is done to the output of the layer where it stands.
 
         Raises:
-            InputError: the model does not run on the batch.
+            NotAbreastError: the model does not run on the batch, or not beside the others.
         """
         self.site = self.moments = None
         answer = _Answer(change)
         while True:
             self._answers.put(answer)
-            event = self._events.get()
+            event = self._event()
             if isinstance(event, _Arrival):
                 self.site, self.moments = event.site, event.moments
                 return
             if isinstance(event, _End):
                 self._thread.join()
+                if isinstance(event.error, Exception):
+                    raise NotAbreastError(str(event.error)) from event.error
                 if event.error is not None:
                     raise event.error
                 return
             answer = self._computed(event)
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is through, or was stopped."""
+        return not self._thread.is_alive()
+
+    def go_alone(self) -> None:
+        """Run to the end in its own thread, past all sites, for the sake of what it holds."""
+        self._alone = True
+        self._answers.put(_ALONE)
+
     def stop(self) -> None:
-        """Give up; does nothing when it is through."""
-        while self._thread.is_alive():
-            # of those that a model's code does not catch by accident, it is the one to end threads
-            self._answers.put(_Answer(error=SystemExit()))
-            self._thread.join(0.01)
+        """End at the next operator or site."""
+        self._over = True
+        self._answers.put(_Answer())
+
+    def _event(self) -> _Operator | _Arrival | _End:
+        try:
+            return self._events.get(timeout=_PATIENCE)
+        except Empty:
+            raise NotAbreastError(
+                f"a batch waited for {_PATIENCE:g} s, as it does for a lock that another one holds"
+            ) from None
 
     def _computed(self, operator: _Operator) -> _Answer:
         found: list[Any] = []
@@ -148,19 +195,70 @@ class Lane:
         self._events.put(_End(error))
 
     def _arrived(self, site: Site, moments: Moments) -> Change | None:
+        self._check()
+        if self._alone:
+            return None
         self._events.put(_Arrival(site, moments))
-        change: Change | None = self._asked()
+        change: Change | None = self._asked().value
         return change
 
     def _operator(self, operator: _Operator) -> Any:
-        self._events.put(operator)
-        return self._asked()
-
-    def _asked(self) -> Any:
-        answer = self._answers.get()
+        self._check()
+        answer = _ALONE
+        if not self._alone:
+            self._events.put(operator)
+            answer = self._asked()
+        if answer.alone:
+            with _COMPUTING:
+                answer = self._computed(operator)
+            self.by_itself += 1
         if answer.error is not None:
             raise answer.error
         return answer.value
+
+    def _asked(self) -> _Answer:
+        answer = self._answers.get()
+        self._check()
+        return answer
+
+    def _check(self) -> None:
+        if self._over:
+            # of those that a model's code does not catch by accident, it is the one to end threads
+            raise SystemExit
+
+
+def end(lanes: Sequence[Lane]) -> None:
+    """Give up; does nothing with those that are through.
+
+    One that waits for what nobody gives it is left to its thread, which ends when it goes on.
+
+    Args:
+        lanes: all that may wait for each other.
+    """
+    for lane in lanes:
+        lane.stop()
+    _wait(lanes)
+
+
+def release(lanes: Sequence[Lane]) -> None:
+    """Let all run to their ends, so that what some hold and others wait for is given back.
+
+    Args:
+        lanes: all that may wait for each other.
+    """
+    for lane in lanes:
+        lane.go_alone()
+    _wait(lanes)
+
+
+def _wait(lanes: Sequence[Lane]) -> None:
+    """Until all have ended, or none has gone on for a while."""
+    seen, until = -1, time.monotonic() + _PATIENCE
+    while not all(lane.ended for lane in lanes) and time.monotonic() < until:
+        now = sum(lane.by_itself + lane.ended for lane in lanes)
+        if now != seen:
+            seen, until = now, time.monotonic() + _PATIENCE
+        time.sleep(_MOMENT)
 
 
 class _HandingOver(OperatorMode):

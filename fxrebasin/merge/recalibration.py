@@ -37,8 +37,9 @@ def recalibrate(
 
     The loader is gone through twice. The second time all batches stop at each layer until the last
     one is there, which takes memory for what a model holds between two layers, of all batches
-    together. Beyond 4 GiB, and where a model keeps something from one batch for the next, batches
-    run anew for each layer, as far as that layer: the same result in more passes.
+    together. Beyond 4 GiB, and where a model keeps something from one batch for the next, holds a
+    lock, or runs in the caller's thread only, batches run anew for each layer, as far as that
+    layer: the same result in more passes.
 
     Args:
         model: any module or GraphModule; without BatchNorm the result is a plain copy.

@@ -31,13 +31,17 @@ class Survey:
         paths: for every batch the names of the sites that run, in order, one for every call.
         held: for every batch the memory that it takes where it takes most, in bytes.
         normalised: names of the sites whose output is what a BatchNorm gets.
-        remembers: the model writes to its tensors, or keeps something for the next batch.
+        one_by_one: batches have to run one after the other: the model writes to its tensors, keeps
+            something for the next batch, or waits for another one.
+        to_the_end: batches have to run on when what was to be measured is: the model may hold a
+            lock that it gives back at the end alone.
     """
 
     paths: tuple[tuple[str, ...], ...]
     held: tuple[int, ...]
     normalised: frozenset[str]
-    remembers: bool
+    one_by_one: bool
+    to_the_end: bool = False
 
     @property
     def batches(self) -> int:
@@ -73,7 +77,7 @@ class Survey:
         Args:
             most: memory for them, in bytes.
         """
-        if self.remembers:
+        if self.one_by_one:
             return 0
         fitting = sum(total <= most for total in accumulate(self.held[:_MOST_LANES]))
         return fitting if self.alike or fitting == self.batches else 0
@@ -90,7 +94,7 @@ def survey(model: nn.Module, data: Data, sites: Sequence[Site]) -> Survey:
     Raises:
         InputError: the model does not run on the loader.
     """
-    paths, held, remembers = [], [], False
+    paths, held, one_by_one = [], [], False
     normalised: set[str] = set()
     kept: Attributes | None = None
     with data.running(model) as (running, pending):
@@ -102,8 +106,10 @@ def survey(model: nn.Module, data: Data, sites: Sequence[Site]) -> Survey:
             paths.append(tuple(path))
             held.append(memory.most + bytes_of((batch.args, batch.kwargs)))
             before, kept = kept, attributes_of(model)
-            remembers |= running.wrote or (before is not None and not same_attributes(before, kept))
-    return Survey(tuple(paths), tuple(held), frozenset(normalised), remembers)
+            one_by_one |= running.wrote or (
+                before is not None and not same_attributes(before, kept)
+            )
+    return Survey(tuple(paths), tuple(held), frozenset(normalised), one_by_one)
 
 
 @contextmanager

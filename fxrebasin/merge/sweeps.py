@@ -14,7 +14,7 @@ from torch import nn
 
 from fxrebasin.errors import FxRebasinError, InputError
 from fxrebasin.merge.data import Data
-from fxrebasin.merge.lanes import Change, Lane
+from fxrebasin.merge.lanes import Change, Lane, NotAbreastError, end, release
 from fxrebasin.merge.moments import Moments
 from fxrebasin.merge.sites import Site, measuring
 from fxrebasin.merge.survey import Survey
@@ -73,6 +73,7 @@ class Sweep:
 
         Raises:
             InputError: the model does not run on a batch.
+            NotAbreastError: it does not where others wait meanwhile.
         """
         if not self._abreast:
             self.exact = max(self._known.calls.values()) == 1
@@ -82,12 +83,16 @@ class Sweep:
                 self._settle(site)
             return
         with self._data.running(self._model) as (running, batches), ExitStack() as stack:
-            lanes = []
-            for batch in list(islice(batches, self._abreast)):
-                lanes.append(Lane(running, self._model, self._sites, batch))
-                stack.callback(lanes[-1].stop)
-                lanes[-1].go_on()
-            self._through(running, lanes, report)
+            lanes: list[Lane] = []
+            stack.callback(end, lanes)
+            try:
+                for batch in list(islice(batches, self._abreast)):
+                    lanes.append(Lane(running, self._model, self._sites, batch))
+                    lanes[-1].go_on()
+                self._through(running, lanes, report)
+            except NotAbreastError:
+                release(lanes)
+                raise
         for site in self._sites:  # those that were called more or less often than before
             if self._left[site.name] and site.name in self._found:
                 self._settle(site)
@@ -137,7 +142,7 @@ class Sweep:
             nonlocal left
             self._add(site, moments)
             left -= 1
-            if not left:
+            if not left and not self._known.to_the_end:
                 raise _Measured
 
         calls = [path.count(site.name) for path in self._known.paths]
