@@ -1,6 +1,7 @@
 """ONNX files on the command line: in the place of a model and its weights, and as a result."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +184,72 @@ def test_a_recipe_names_files(files):
     )
     invoke("run", "recipe.yaml")
     assert all(np.array_equal(value, files[name]) for name, value in read("half.onnx").items())
+
+
+def test_units_of_files_are_drawn(files):
+    """The picture is that of the same weights in a module."""
+    from tests.test_units_picture import compared
+
+    net = nn.Sequential(nn.Linear(4, UNITS), nn.ReLU(), nn.Linear(UNITS, 3))
+    other = nn.Sequential(nn.Linear(4, UNITS), nn.ReLU(), nn.Linear(UNITS, 3))
+    write("c.onnx", weights(5))
+    for module, path in ((net, "a.onnx"), (other, "c.onnx")):
+        held = read(path)
+        for layer, number in ((module[0], 1), (module[2], 2)):
+            layer.weight.data = torch.tensor(held[f"w{number}"]).T.contiguous()
+            layer.bias.data = torch.tensor(held[f"b{number}"])
+    order = fxrebasin.match(other, ref=net)
+    (found,) = [compared(net, other, order).likeness(c) for c in order.classes]
+    for arguments in (
+        ("transform", "c.onnx", "--ref", "a.onnx", "--out", "t.onnx"),
+        ("merge", "a.onnx", "c.onnx", "--out", "m.onnx"),
+        ("interpolate", "a.onnx", "c.onnx", "--out", "i.onnx"),
+    ):
+        picture = f"{arguments[0]}.svg"
+        assert f"wrote {picture}" in invoke(*arguments, "--picture", picture).output
+        drawn = Path(picture).read_text()
+        assert f"<!-- before: {found.own_before + 0:.2f} -->" in drawn
+        assert f"<!-- after: {found.own_after:.2f} -->" in drawn
+    assert not order.is_identity
+
+
+def test_units_of_files_that_nothing_aligns_are_not_drawn(files):
+    for command in ("merge", "interpolate"):
+        given = ("--method", "none", "--picture", "u.png", "--out", "o.onnx")
+        text = invoke(command, "a.onnx", "b.onnx", *given, code=2).output
+        assert "leave one of them out" in " ".join(text.split())
+    write("c.onnx", weights(5))
+    three = ("merge", "a.onnx", "b.onnx", "c.onnx", "--picture", "u.png", "--out", "o.onnx")
+    assert "two checkpoints, of which one was" in " ".join(invoke(*three, code=2).output.split())
+    assert not Path("o.onnx").exists()
+
+
+def test_a_certificate_knows_the_files_that_it_was_made_from(files, tmp_path):
+    write("c.onnx", weights(5))
+    made = ("transform", "b.onnx", "--ref", "a.onnx", "--out", "t.onnx")
+    invoke(*made, "--certificate", "p.safetensors")
+    states = fxrebasin.Permutation.load("p.safetensors").found_with.states
+    assert states.keys() == {"model", "reference"}
+    assert all(digest.startswith("onnx:") for digest in states.values())
+    again = fxrebasin.match("a.onnx", ref="b.onnx").found_with.states
+    assert (again["model"], again["reference"]) == (states["reference"], states["model"])
+    said = "these are not the weights that the certificate was made from"
+    for source, inverse, same in (
+        *(("b.onnx", (), True), ("c.onnx", (), False)),
+        *(("t.onnx", ("--inverse",), True), ("c.onnx", ("--inverse",), False)),
+    ):
+        given = ("apply", source, "p.safetensors", *inverse, "--out", "o.onnx", "--overwrite")
+        found = json.loads(invoke(*given, "--json").stdout)
+        assert found["made_from_these_weights"] is same, (source, inverse)
+        assert any(said in note for note in found["notes"]) is not same
+        assert (said in " ".join(invoke(*given).output.split())) is not same
+
+
+def test_a_certificate_of_a_module_knows_nothing_of_files(files):
+    """The same names with the same shapes may be there; whether they hold the same is not known."""
+    order = fxrebasin.match("b.onnx", ref="a.onnx")
+    plain = {name: digest.removeprefix("onnx:") for name, digest in order.found_with.states.items()}
+    kept = order.relying_on(order.relies_on, replace(order.found_with, states=plain))
+    kept.save("p.safetensors")
+    found = invoke("apply", "b.onnx", "p.safetensors", "--out", "o.onnx", "--json")
+    assert json.loads(found.stdout)["made_from_these_weights"] is None

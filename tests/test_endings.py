@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -19,7 +20,7 @@ from torch import nn
 import fxrebasin
 from fxrebasin.cli import main
 from fxrebasin.cli.options import Talk
-from fxrebasin.cli.streams import replace_unencodable, results_apart
+from fxrebasin.cli.streams import results_apart, use_standard_streams
 from fxrebasin.cli.talking import say
 
 SOURCE = r"""
@@ -36,6 +37,11 @@ class Net(nn.Module):
     def forward(self, x):
         print("in forward")
         return self.second(self.first(x).relu())
+
+class Raw(Net):
+    def forward(self, x):
+        os.write(1, b"noise")
+        return super().forward(x)
 
 class Leaving(Net):
     def forward(self, x):
@@ -93,11 +99,11 @@ def test_a_model_whose_module_ends_the_process_is_no_success(folder: Path) -> No
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("Leaving", "loud_nets.py:18 ended the process with sys.exit(0), so that nothing was done"),
-        ("leave", r"loud_nets.py:21 ended the process with sys.exit('done\x1b[2J'), so that"),
-        ("stop", "loud_nets.py:24 ended the process with KeyboardInterrupt, so that nothing"),
-        ("fail", r"loud_nets.py:27 raised ValueError: of the \x1b[2Jmodel"),
-        ("full", "loud_nets.py:36 raised MemoryError: all of it"),
+        ("Leaving", "loud_nets.py:23 ended the process with sys.exit(0), so that nothing was done"),
+        ("leave", r"loud_nets.py:26 ended the process with sys.exit('done\x1b[2J'), so that"),
+        ("stop", "loud_nets.py:29 ended the process with KeyboardInterrupt, so that nothing"),
+        ("fail", r"loud_nets.py:32 raised ValueError: of the \x1b[2Jmodel"),
+        ("full", "loud_nets.py:41 raised MemoryError: all of it"),
     ],
 )
 def test_what_code_of_the_user_raises_is_told_apart(folder: Path, name: str, said: str) -> None:
@@ -204,7 +210,7 @@ def test_what_an_output_cannot_encode_is_replaced(
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    replace_unencodable()
+    use_standard_streams()
     sys.stdout.write("1.0 → 0")
     sys.stdout.flush()
     assert raw.getvalue() == b"1.0 ? 0"
@@ -219,6 +225,76 @@ def test_an_output_that_nobody_reads_is_no_failed_check(folder: Path) -> None:
     os.close(writer)
     assert done.returncode == 141
     assert done.stderr == ""
+
+
+TRANSFORM = ("transform", "loud_nets:Net", "--model-b", "a.pt", "--ref", "a.pt", "--out", "o.pt")
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+
+
+class Full(io.StringIO):
+    """An output of which the disk is full."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (TRANSFORM, "; complete and in their places are: o.pt"),
+        (("inspect", "loud_nets:Net"), ""),
+    ],
+    ids=["with files", "without"],
+)
+def test_what_cannot_be_printed_is_told_from_what_was_not_done(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    net = "\n".join(line for line in SOURCE.splitlines() if "print" not in line)
+    (folder / "loud_nets.py").write_text(net)
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments])
+    assert ended.value.code == 2
+    wanted = f"Error: the result cannot be printed: No space left on device{said}\n"
+    assert capsys.readouterr().err == wanted
+    if said:
+        assert torch.load("o.pt").keys() == torch.load("a.pt").keys()
+
+
+@FULL
+def test_a_document_that_cannot_be_printed_ends_without_a_traceback(folder: Path) -> None:
+    program = [sys.executable, "-m", "fxrebasin", *TRANSFORM, "--json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        "Error: the result cannot be printed: No space left on device; complete and in their "
+        "places are: o.pt\n"
+    )
+    assert "Traceback" not in done.stderr
+    assert Path("o.pt").exists()
+
+
+def test_an_error_that_cannot_be_printed_keeps_its_code(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Full())
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", "loud_nets:fail"])
+    assert ended.value.code == 2
+
+
+def test_outputs_that_are_closed_do_not_get_into_files(folder: Path) -> None:
+    """The next file that is opened would get their numbers."""
+    given = [word.replace("Net", "Raw") for word in TRANSFORM]
+    words = " ".join([sys.executable, "-m", "fxrebasin", *given])
+    done = subprocess.run(["sh", "-c", f"{words} <&- >&- 2>&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert torch.load("o.pt").keys() == torch.load("a.pt").keys()
 
 
 def test_a_name_of_two_lines_is_told_on_one(folder: Path, capsys: pytest.CaptureFixture) -> None:

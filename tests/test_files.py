@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,18 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="cannot be written: disk full"):
         publish(tmp_path / "b.bin", b"one")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this system has no pipes with names")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_nothing_takes_the_place_of_what_is_no_file(tmp_path: Path, overwrite: bool) -> None:
+    place = tmp_path / "pipe.safetensors"
+    os.mkfifo(place)
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(place)
+    for path in (place, link):
+        words = "exists already" if not overwrite else "is a device, a pipe or the like, which"
+        with pytest.raises(InputError, match=words):
+            publish(path, b"new", overwrite=overwrite)
+    assert place.is_fifo()
+    assert link.is_symlink()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ from fxrebasin.errors import (
     EquivalenceError,
     InputError,
 )
+from fxrebasin.exporters.onnx.wire import stored_initializers
 from fxrebasin.importers.onnx import permuting
 from fxrebasin.importers.onnx.loading import read
-from fxrebasin.importers.onnx.tensors import bytes_of
+from fxrebasin.importers.onnx.tensors import bytes_of, dense
 from tests.support.onnx_graphs import MLP, MLP_WEIGHTS, mlp, model, planted
 from tests.support.randomise import randomise
 
@@ -241,6 +244,58 @@ def test_data_that_are_cut_off_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.bin").write_bytes((tmp_path / "b.bin").read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="not complete"):
         read(path)
+
+
+def test_what_was_read_does_not_hang_on_the_file(tmp_path: Path) -> None:
+    """A mapped file that is cut off afterwards would end the process."""
+    path, data = tmp_path / "b.onnx", tmp_path / "b.bin"
+    onnx.save(mlp(), path, save_as_external_data=True, location="b.bin", size_threshold=0)
+    wanted = {t.name: numpy_helper.to_array(t) for t in mlp().graph.initializer}
+    found = read(path).parsed.tensors
+    stored = stored_initializers(path)
+    os.truncate(data, 0)
+    os.truncate(path, 20)
+    with pytest.raises(CheckpointError, match=r"b\.onnx is cut off, or is not an ONNX model"):
+        list(stored)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name].numpy(), array)
+
+
+def test_a_number_without_an_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "b.onnx"
+    path.write_bytes(b"\xff" * 5000)
+    with pytest.raises(CheckpointError, match="the number at byte 9 does not end"):
+        list(stored_initializers(path))
+
+
+SPARSE: dict[str, tuple[list[int], list[int], list[int], str]] = {
+    # shape, values' places and the shape of these, what is said
+    "a shape of 4 TiB": ([2**20, 2**20], [1], [1], "takes more than the 2.0 GiB that a tensor"),
+    "a negative size": ([-4, -4], [1], [1], "'w' has the shape [-4, -4], which takes more"),
+    "a place behind the end": ([2, 3], [6], [1], "not 1 places in its shape, [2, 3]"),
+    "a negative place": ([2, 3], [-1], [1], "not 1 places in its shape, [2, 3]"),
+    "a column behind the end": ([2, 3], [0, 3], [1, 2], "not 1 places in its shape, [2, 3]"),
+    "more places than values": ([2, 3], [0, 1], [2], "the places of the 1 values of the sparse"),
+    "places of another rank": ([2, 3], [0, 0, 0], [1, 3], "not 1 places in its shape, [2, 3]"),
+}
+
+
+@pytest.mark.parametrize("fault", SPARSE)
+def test_sparse_tensors_are_checked_before_memory_is_asked_for(fault: str) -> None:
+    dims, places, shape, said = SPARSE[fault]
+    values = helper.make_tensor("w", TensorProto.FLOAT, [1], [2.5])
+    found = helper.make_tensor("places", TensorProto.INT64, shape, places)
+    sparse = onnx.SparseTensorProto(values=values, indices=found, dims=dims)
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        dense(sparse)
+
+
+@pytest.mark.parametrize(("places", "shape"), [([4], [1]), ([1, 1], [1, 2])])
+def test_sparse_tensors_are_read(places: list[int], shape: list[int]) -> None:
+    values = helper.make_tensor("w", TensorProto.FLOAT, [1], [2.5])
+    found = helper.make_tensor("places", TensorProto.INT64, shape, places)
+    sparse = onnx.SparseTensorProto(values=values, indices=found, dims=[2, 3])
+    assert dense(sparse).tolist() == [[0, 0, 0], [0, 2.5, 0]]
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.99])

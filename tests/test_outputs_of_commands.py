@@ -80,8 +80,8 @@ ROWS = {
     ),
     "transform of ONNX": Row(
         ("transform", "b.onnx", "--ref", "a.onnx"),
-        (ONNX, CERTIFICATE),
-        ("o.onnx", "p.safetensors"),
+        (ONNX, CERTIFICATE, ("--picture", "o.png")),
+        ("o.onnx", "p.safetensors", "o.png"),
         FILES,
     ),
     "merge": Row(
@@ -108,7 +108,12 @@ ROWS = {
         ("o.safetensors", "o.json", "o.md"),
         TWO,
     ),
-    "merge of ONNX": Row(("merge", *FILES), (ONNX,), ("o.onnx", "o.json", "o.md"), FILES),
+    "merge of ONNX": Row(
+        ("merge", *FILES),
+        (ONNX, ("--picture", "o.pdf")),
+        ("o.onnx", "o.json", "o.md", "o.pdf"),
+        FILES,
+    ),
     "interpolate": Row(
         ("interpolate", "nets:Net", "a.pt", "c.pt", "--t", "0.25,0.5"),
         (MANY, ("--picture", "o.pdf")),
@@ -123,8 +128,8 @@ ROWS = {
     ),
     "interpolate of ONNX": Row(
         ("interpolate", *FILES, "--t", "0.25,0.5"),
-        (("--out", "o-{t}.onnx"),),
-        ("o-0.25.onnx", "o-0.5.onnx"),
+        (("--out", "o-{t}.onnx"), ("--picture", "o.svg")),
+        ("o-0.25.onnx", "o-0.5.onnx", "o.svg"),
         FILES,
     ),
     "barrier": Row(

@@ -6,10 +6,11 @@ with its number and its length: a file can be written in pieces, and searched by
 
 from __future__ import annotations
 
-import mmap
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +22,8 @@ from fxrebasin.storage.content_names import named_by_content
 _GRAPH, _INITIALIZER, _RAW = 7, 5, 9  # numbers of fields: of a model, of a graph, of a tensor
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # how a field is encoded
 _ALIGNED = 64 * 1024  # what an operating system maps into memory begins at multiples of this
+_MOST_BITS = 64  # of a number
+_PAGE = 4096  # bytes that are read at once where one is looked at
 
 
 class _DamagedError(FxRebasinError):
@@ -160,14 +163,14 @@ def with_data_outside(path: Path, least: int) -> onnx.ModelProto:
         CheckpointError: the file is cut off, or is no ONNX model.
     """
     model = onnx.ModelProto()
-    with _mapped(path) as whole:
+    with _opened(path) as whole:
         for start, number, span in whole.pieces():
             if number != _GRAPH:
-                model.MergeFromString(span.view[start : span.stop])
+                model.MergeFromString(span.view.bytes(start, span.stop))
                 continue
             for begin, kind, inner in span.pieces():
                 if kind != _INITIALIZER:
-                    model.graph.MergeFromString(inner.view[begin : inner.stop])
+                    model.graph.MergeFromString(inner.view.bytes(begin, inner.stop))
                     continue
                 stored = _stored(inner, path)
                 tensor = model.graph.initializer.add()
@@ -175,9 +178,8 @@ def with_data_outside(path: Path, least: int) -> onnx.ModelProto:
                 if stored.place is not None and stored.place.size >= least:
                     _refer(tensor, stored.place)
                 elif stored.place is not None:
-                    tensor.raw_data = inner.view[
-                        stored.place.offset : stored.place.offset + stored.place.size
-                    ]
+                    place = stored.place
+                    tensor.raw_data = inner.view.bytes(place.offset, place.offset + place.size)
     return model
 
 
@@ -190,7 +192,7 @@ def stored_initializers(path: Path) -> Iterator[Stored]:
     Raises:
         CheckpointError: the file is cut off, or is no ONNX model.
     """
-    with _mapped(path) as whole:
+    with _opened(path) as whole:
         for number, graph in whole.fields():
             if number == _GRAPH:
                 weights = (tensor for n, tensor in graph.fields() if n == _INITIALIZER)
@@ -198,12 +200,15 @@ def stored_initializers(path: Path) -> Iterator[Stored]:
 
 
 @contextmanager
-def _mapped(path: Path) -> Iterator[_Span]:
+def _opened(path: Path) -> Iterator[_Span]:
     """The fields of a file; what is wrong with them is said to be wrong with it."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        with path.open("rb", buffering=0) as file:
+            view = _View(file)
+            if not len(view):
+                raise _DamagedError("it is empty")
             yield _Span(view, 0, len(view))
-    except (IndexError, ValueError, _DamagedError) as error:  # an empty file cannot be mapped
+    except (IndexError, ValueError, _DamagedError) as error:
         raise CheckpointError(f"{path} is cut off, or is not an ONNX model: {error}") from error
 
 
@@ -214,7 +219,7 @@ def _stored(tensor: _Span, path: Path) -> Stored:
         if number == _RAW:
             place = Extent(path, span.start, span.stop - span.start)
         else:
-            header.MergeFromString(bytes(tensor.view[start : span.stop]))
+            header.MergeFromString(tensor.view.bytes(start, span.stop))
     if header.data_location == onnx.TensorProto.EXTERNAL:
         place = _external(header, path)
     return Stored(header, place)
@@ -227,11 +232,62 @@ def _external(header: onnx.TensorProto, path: Path) -> Extent:
     return Extent(data, offset, int(values.get("length", data.stat().st_size - offset)))
 
 
+class _View:
+    """The bytes of a file, read where they are looked at.
+
+    They are not mapped: to look at what was cut off meanwhile would end the process.
+
+    Args:
+        file: to be read.
+    """
+
+    def __init__(self, file: FileIO) -> None:
+        self._file, self._size = file, os.fstat(file.fileno()).st_size
+        self._page, self._start = b"", 0
+
+    def __len__(self) -> int:
+        """The size of the file when it was opened."""
+        return self._size
+
+    def __getitem__(self, position: int) -> int:
+        """One byte.
+
+        Raises:
+            IndexError: it is behind the end.
+        """
+        if not self._start <= position < self._start + len(self._page):
+            self._start, self._page = position, self._read(position, _PAGE)
+        return self._page[position - self._start]
+
+    def bytes(self, start: int, stop: int) -> bytes:
+        """Some bytes.
+
+        Args:
+            start: where they begin.
+            stop: where they end.
+
+        Raises:
+            IndexError: they end behind the end.
+        """
+        found = self._read(start, stop - start)
+        if len(found) < stop - start:
+            raise IndexError(f"there are no {stop - start} bytes at {start}")
+        return found
+
+    def _read(self, start: int, count: int) -> bytes:
+        self._file.seek(start)
+        parts = []
+        while count and (part := self._file.read(count)):
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+
 @dataclass(frozen=True)
 class _Span:
     """Bytes that hold a sequence of fields."""
 
-    view: mmap.mmap
+    view: _View
     start: int
     stop: int
 
@@ -268,6 +324,8 @@ class _Span:
             position, shift = position + 1, shift + 7
             if not byte & 0x80:
                 return value, position
+            if shift > _MOST_BITS:
+                raise _DamagedError(f"the number at byte {position - 1} does not end")
 
 
 class _Field:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from typing import Any
 
 import click
 
-from fxrebasin.cli.endings import CLOSED, ending, interrupts
+from fxrebasin.cli.endings import ending, interrupts
 from fxrebasin.cli.options import ARGUMENTS, DEBUG, debug_option
-from fxrebasin.cli.streams import nobody_reads, replace_unencodable
+from fxrebasin.cli.streams import drop_what_cannot_be_printed, use_standard_streams
 from fxrebasin.streaming.started import are_several
 from fxrebasin.wording import speaking_options
 
@@ -28,7 +29,7 @@ class Commands(click.Group):
         **extra: Any,
     ) -> click.Context:
         """Keep what was written, for reports."""
-        replace_unencodable()
+        use_standard_streams()
         written = tuple(args)
         context = super().make_context(info_name, args, parent, **extra)
         context.meta[ARGUMENTS] = written
@@ -57,13 +58,12 @@ class Commands(click.Group):
                 end = ending(error, state)
                 if end is None:
                     raise
-                if ctx.meta.get(DEBUG):
-                    click.echo("".join(traceback.format_exception(error)), err=True)
-                if end.code == CLOSED:
-                    nobody_reads()
-                else:
-                    click.echo(end.message, err=True)
+                shown = "".join(traceback.format_exception(error)) if ctx.meta.get(DEBUG) else ""
+                with contextlib.suppress(OSError):  # nothing can be said there
+                    click.echo(shown + end.message, nl=bool(end.message), err=True)
                 ctx.exit(end.code)
+            finally:
+                drop_what_cannot_be_printed()
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -16,7 +16,7 @@ from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.progress import waiting
 from fxrebasin.proof import prove_state
 from fxrebasin.reports.equivalence import EquivalenceReport
-from fxrebasin.storage.digests import state_digest
+from fxrebasin.storage.digests import same_state, state_digest
 
 OTHER_STATE = (
     "these are not the weights that the certificate was made from: their units are moved as it "
@@ -32,10 +32,9 @@ def made_from_these(permutation: Certificate, state: Mapping[str, torch.Tensor])
         state: of the model, in its own dtypes.
 
     Returns:
-        None if the permutation does not say what it was made from.
+        None if the permutation does not say what it was made from, or if that was an ONNX file.
     """
-    digest = permutation.found_with.states.get("model")
-    return None if digest is None else digest == state_digest(state)
+    return same_state(permutation.found_with.states.get("model"), state_digest(state))
 
 
 def proved_on(

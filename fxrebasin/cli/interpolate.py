@@ -76,14 +76,10 @@ def interpolate(
 
     places = read_positions(positions or ("0.5",), target)
     if len(models) == 2 and all(map(is_onnx_file, models)):
-        given = {
-            "--recalibrate": recalibrate,
-            "--picture": picture,
-            **running_given(matching, target, talk),
-        }
+        given = {"--recalibrate": recalibrate, **running_given(matching, target, talk)}
         refuse_options({**given, **reading_given(reading, inputs), **limits_given(limits)})
         files = [Path(name) for name in models]
-        interpolate_files(files, places, target, matching, inputs, talk)
+        interpolate_files(files, places, picture, target, matching, inputs, talk)
         return
     if is_onnx_file(target.out):
         raise click.UsageError("--out is an ONNX file only where A and B are such files")

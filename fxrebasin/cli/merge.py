@@ -131,11 +131,11 @@ def merge(
         useless: dict[str, object] = {
             **{"--combine": combine != COMBINATIONS[0], "--density": density, "--base": base},
             **{"--scale": scale != 1.0, "--recalibrate": recalibrate, "--repair": repair},
-            **{"--evaluate": evaluate, "--picture": picture, **limits_given(limits)},
+            **{"--evaluate": evaluate, **limits_given(limits)},
         }
         given = {**running_given(matching, target, talk), **reading_given(reading, inputs)}
         refuse_options({**useless, **given})
-        files = FilesToMerge(tuple(map(Path, models)), weights, position, report)
+        files = FilesToMerge(tuple(map(Path, models)), weights, position, picture, report)
         merge_files(files, target, matching, inputs, talk)
         return
     if is_onnx_file(target.out):

@@ -92,7 +92,7 @@ def reading_given(reading: HowToRead, inputs: Inputs) -> dict[str, object]:
 def transform_file(
     model: Path,
     ref: Path,
-    certificate: Path | None,
+    beside: tuple[Path | None, Path | None],
     target: Target,
     matching: HowToMatch,
     inputs: Inputs,
@@ -103,7 +103,7 @@ def transform_file(
     Args:
         model: the file.
         ref: the other one.
-        certificate: also written, if it is named.
+        beside: where a certificate, and a picture of the units, are written as well.
         target: the file to write.
         matching: how units are matched.
         inputs: which outputs count.
@@ -113,21 +113,26 @@ def transform_file(
         UsageError: the reference or the result is no ONNX file.
     """
     from fxrebasin.cli.documents import command_document, matching_document
+    from fxrebasin.cli.units import draw_units_of_files
     from fxrebasin.cli.work import refuse_target
     from fxrebasin.progress import waiting
     from fxrebasin.show.views import report_facts
     from fxrebasin.storage.files import together
 
+    certificate, picture = beside
     for option, path in (("--ref", ref), ("--out", target.out)):
         if not is_onnx_file(path):
             raise click.UsageError(f"{option} has to be an .onnx file as MODEL is; found {path}")
-    refuse_target(target, certificate, inputs=[model, ref])
+    refuse_target(target, certificate, picture, inputs=[model, ref])
     files = [target.out]
     with together(), waiting(f"re-basing {model}"):
         report = rebased(model, ref, target.out, matching, inputs, overwrite=target.overwrite)
         if certificate is not None:
             report.certificate.save(certificate, overwrite=target.overwrite)
             files.append(certificate)
+        files += draw_units_of_files(
+            picture, ref, model, report.certificate, overwrite=target.overwrite
+        )
     document = {"model": str(model), "ref": str(ref), **matching_document(report)}
     written = {"files": [str(file) for file in files]}
     show(talk, report_facts(report), {**command_document("transform"), **document, **written})
@@ -158,33 +163,41 @@ def apply_file(
     """
     import fxrebasin
     from fxrebasin.cli.documents import command_document, permutation_document
+    from fxrebasin.cli.holding import OTHER_STATE
     from fxrebasin.cli.work import refuse_target
+    from fxrebasin.importers.onnx.loading import read
     from fxrebasin.progress import waiting
+    from fxrebasin.storage.digests import onnx_digest, same_state
 
     if not is_onnx_file(target.out):
         raise click.UsageError(f"--out has to be an .onnx file as MODEL is; found {target.out}")
     refuse_target(target, inputs=[model, certificate])
-    permutation = fxrebasin.Permutation.load(certificate)
-    if inverse:
-        permutation = permutation.inverse()
+    kept = fxrebasin.Permutation.load(certificate)
+    permutation = kept.inverse() if inverse else kept
     with waiting(f"permuting {model}"):
         proof = fxrebasin.onnx_apply(
             model, permutation, target.out, overwrite=target.overwrite, outputs=inputs.outputs
         )
+        found = onnx_digest(read(target.out if inverse else model).weights)
+    same = same_state(kept.found_with.states.get("model"), found)
+    notes = [OTHER_STATE] if same is False else []
     figures = permutation_document(permutation)
     facts = [
         ("permuted", str(model)),
         ("by", f"{certificate}{', undone' if inverse else ''}"),
         ("moved", f"{figures['units_moved']} of {figures['units']} units"),
         ("checked", str(proof)),
+        *(("note", note) for note in notes),
     ]
     document = {
         **command_document("apply"),
         "model": str(model),
         "certificate": str(certificate),
         "inverse": inverse,
+        "made_from_these_weights": same,
         **figures,
         "equivalence": None if proof is None else proof.to_dict(),
+        "notes": notes,
         "files": [str(target.out)],
     }
     show(talk, facts, document)
@@ -194,6 +207,7 @@ def apply_file(
 def interpolate_files(
     files: Sequence[Path],
     places: Mapping[float, Path],
+    picture: Path | None,
     target: Target,
     matching: HowToMatch,
     inputs: Inputs,
@@ -204,6 +218,7 @@ def interpolate_files(
     Args:
         files: both; the first one stays as it is.
         places: where the file at each position goes.
+        picture: where a picture of the units goes, if it is asked for.
         target: whether files are replaced.
         matching: how units are matched, if they are.
         inputs: which outputs count.
@@ -214,6 +229,7 @@ def interpolate_files(
     """
     import fxrebasin
     from fxrebasin.cli.documents import command_document, matching_document
+    from fxrebasin.cli.units import check_units_picture, draw_units_of_files
     from fxrebasin.cli.work import refuse_outputs
     from fxrebasin.progress import waiting
     from fxrebasin.show.views import report_facts
@@ -222,24 +238,34 @@ def interpolate_files(
     for path in (*files, *places.values()):
         if not is_onnx_file(path):
             raise click.UsageError(f"an .onnx file belongs to another .onnx file; found {path}")
-    refuse_outputs([*places.values()], inputs=files, overwrite=target.overwrite)
+    check_units_picture(picture, matching)
+    drawn = [] if picture is None else [picture]
+    refuse_outputs([*places.values(), *drawn], inputs=files, overwrite=target.overwrite)
     facts: list[tuple[str, str]] = []
     document: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fxrebasin-") as folder:
-        second = files[1]
+        second, certificate = files[1], None
         if matching.method != AS_THEY_ARE:
             second = Path(folder) / "rebased.onnx"
             with waiting(f"re-basing {files[1]}"):
                 report = rebased(files[1], files[0], second, matching, inputs, overwrite=False)
             facts, document = report_facts(report), matching_document(report)
+            certificate = report.certificate
         with together():
             for t, path in places.items():
                 shares = (1 - t, t)
                 fxrebasin.onnx_merge([files[0], second], path, shares, overwrite=target.overwrite)
-    written = {"positions": list(places), "files": [str(path) for path in places.values()]}
+            if certificate is not None:
+                draw_units_of_files(
+                    picture, files[0], files[1], certificate, overwrite=target.overwrite
+                )
+    paths = [*places.values(), *drawn]
+    written = {"positions": list(places), "files": [str(path) for path in paths]}
     show(talk, facts, {**command_document("interpolate"), **document, **written})
     for t, path in places.items():
         say(talk, f"wrote {path} (t = {t:g})")
+    for path in drawn:
+        say(talk, f"wrote {path}")
 
 
 def rebased(

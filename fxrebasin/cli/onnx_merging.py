@@ -17,6 +17,7 @@ from fxrebasin.cli.merging import write_reports
 from fxrebasin.cli.onnx_files import is_onnx_file, rebased
 from fxrebasin.cli.options import AS_THEY_ARE, JOINT, HowToMatch, Inputs, Talk, Target
 from fxrebasin.cli.talking import say, show
+from fxrebasin.cli.units import check_units_picture, draw_units_of_files
 from fxrebasin.cli.work import refuse_target
 from fxrebasin.errors import InputError
 from fxrebasin.progress import waiting
@@ -34,13 +35,31 @@ class FilesToMerge:
         files: two or more; the first stays as it is.
         weights: how much each counts, as it was written.
         position: between two, as it was written.
+        picture: where a picture of the units of two goes, if it is asked for.
         report: whether a report is written beside the result.
     """
 
     files: tuple[Path, ...]
     weights: tuple[str, ...]
     position: tuple[str, ...]
+    picture: Path | None
     report: bool
+
+    @property
+    def beside(self) -> list[Path]:
+        """What is written that is neither the result nor a report.
+
+        Raises:
+            InputError: a picture of other than two files is asked for.
+        """
+        if self.picture is None:
+            return []
+        if len(self.files) != 2:
+            raise InputError(
+                f"--picture is for two checkpoints, of which one was aligned; there are "
+                f"{len(self.files)}"
+            )
+        return [self.picture]
 
     def shares(self) -> tuple[float, ...]:
         """How much each file counts.
@@ -89,7 +108,10 @@ def merge_files(
             "ONNX files; all of them are aligned with the first"
         )
     shares = task.shares()
-    places = [target.out.with_suffix(suffix) for suffix in (".json", ".md")] if task.report else []
+    suffixes = (".json", ".md") if task.report else ()
+    reports_at = [target.out.with_suffix(suffix) for suffix in suffixes]
+    check_units_picture(task.picture, matching)
+    places = [*reports_at, *task.beside]
     refuse_target(target, *places, inputs=task.files)
     with tempfile.TemporaryDirectory(prefix="fxrebasin-") as folder:
         files, reports = _aligned(task.files, Path(folder), matching, inputs)
@@ -97,7 +119,15 @@ def merge_files(
         document = _document(task, places, target, matching, reports, shares)
         with together():
             fxrebasin.onnx_merge(files, target.out, shares, overwrite=target.overwrite)
-            write_reports(places, card(target.out.stem, facts, ["merge"]), document, target)
+            write_reports(reports_at, card(target.out.stem, facts, ["merge"]), document, target)
+            for report in reports:
+                draw_units_of_files(
+                    task.picture,
+                    task.files[0],
+                    task.files[1],
+                    report.certificate,
+                    overwrite=target.overwrite,
+                )
     show(talk, facts, document)
     for path in (target.out, *places):
         say(talk, f"wrote {path}")

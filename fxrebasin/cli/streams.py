@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -9,14 +10,29 @@ from contextlib import contextmanager, redirect_stdout
 from io import TextIOWrapper
 from typing import TextIO
 
-_STDOUT, _STDERR = 1, 2
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
-def replace_unencodable() -> None:
-    """Let characters that an output cannot encode become question marks, not an error."""
+def use_standard_streams() -> None:
+    """Let characters that an output cannot encode become question marks, not an error.
+
+    An output that is closed takes what is printed and throws it away. Left closed, its number would
+    go to the next file that is opened, and what libraries print into that file.
+    """
+    for number in (_STDIN, _STDOUT, _STDERR):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _nowhere() -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
 
 
 @contextmanager
@@ -40,14 +56,19 @@ def results_apart() -> Iterator[TextIO]:
     results = os.fdopen(os.dup(kept), "w", encoding=ours.encoding, errors="replace")
     os.dup2(_STDERR, _STDOUT)
     try:
-        with redirect_stdout(sys.stderr), results:
+        with redirect_stdout(sys.stderr):
             yield results
     finally:
+        with contextlib.suppress(OSError):  # told where it was printed, which flushes
+            results.close()
         ours.flush()  # of those who kept the stream
         os.dup2(kept, _STDOUT)
         os.close(kept)
 
 
-def nobody_reads() -> None:
-    """Throw away what is still to be printed: Python would complain at its end."""
-    sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+def drop_what_cannot_be_printed() -> None:
+    """Throw away what an output does not take: Python would complain at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = _nowhere()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from fxrebasin.cli.options import RESULTS, Talk
+from fxrebasin.errors import InputError
 from fxrebasin.wording import presentable
+
+_FILES = "fxrebasin.files"
+"""Where a context keeps the files that are in their places when results are printed."""
 
 
 def say(talk: Talk, text: str) -> None:
@@ -20,7 +26,8 @@ def say(talk: Talk, text: str) -> None:
         talk: what is printed.
         text: the line.
     """
-    click.echo(presentable(text.replace("\n", "\\n")), err=talk.as_json)
+    with _printing():
+        click.echo(presentable(text.replace("\n", "\\n")), err=talk.as_json)
 
 
 def show(talk: Talk, view: Any, document: Mapping[str, Any]) -> None:
@@ -31,10 +38,17 @@ def show(talk: Talk, view: Any, document: Mapping[str, Any]) -> None:
         view: for people; a text, facts with their names, or what rich prints.
         document: for programs.
     """
-    if talk.as_json:
-        results = click.get_current_context().meta.get(RESULTS)
-        click.echo(json.dumps(finite(document), indent=2, ensure_ascii=False), file=results)
-        return
+    context = click.get_current_context()
+    context.meta[_FILES] = document.get("files", ())
+    with _printing():
+        if talk.as_json:
+            text = json.dumps(finite(document), indent=2, ensure_ascii=False)
+            click.echo(text, file=context.meta.get(RESULTS))
+        else:
+            _show_to_people(view)
+
+
+def _show_to_people(view: Any) -> None:
     if isinstance(view, str):
         click.echo(presentable(view))
         return
@@ -47,6 +61,24 @@ def show(talk: Talk, view: Any, document: Mapping[str, Any]) -> None:
         click.echo(facts_text(shown, console.width if console.is_terminal else None))
     else:
         console.print(view)
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Tell an output that takes nothing more from a command that did nothing.
+
+    Raises:
+        InputError: it does not; what the command wrote is complete all the same.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        context = click.get_current_context(silent=True)
+        files: Sequence[str] = () if context is None else context.meta.get(_FILES, ())
+        complete = f"; complete and in their places are: {', '.join(files)}" if files else ""
+        raise InputError(f"the result cannot be printed: {error.strerror}{complete}") from error
 
 
 def finite(value: Any) -> Any:

@@ -118,11 +118,10 @@ def transform(
             "--model-b": model_b,
             "--onnx": onnx,
             "--exact": exact or None,
-            "--picture": picture,
             **running_given(matching, target, talk),
         }
         refuse_options({**given, **reading_given(reading, inputs), **limits_given(limits)})
-        transform_file(Path(model), ref, certificate, target, matching, inputs, talk)
+        transform_file(Path(model), ref, (certificate, picture), target, matching, inputs, talk)
         return
     _check_choices(exact, matching, target)
     path = weights_or_folder(model, model_b, "--model-b")

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from fxrebasin.alignment import Certificate
 from fxrebasin.cli.options import AS_THEY_ARE, HowToMatch
 from fxrebasin.errors import InputError
 from fxrebasin.merge.pictures import plot_alignment
-from fxrebasin.storage.reading import Checkpoint
+from fxrebasin.running.batches import State
+
+
+class Weights(Protocol):
+    """Weights that were read."""
+
+    @property
+    def path(self) -> Path:
+        """From where."""
+
+    @property
+    def state(self) -> State:
+        """Tensors by name."""
+
+
+@dataclass(frozen=True)
+class WeightsOfFile:
+    """Weights in an ONNX file.
+
+    Args:
+        path: of the file.
+        state: tensors by name.
+    """
+
+    path: Path
+    state: State
 
 
 def check_units_picture(picture: Path | None, matching: HowToMatch) -> None:
@@ -30,7 +57,7 @@ def check_units_picture(picture: Path | None, matching: HowToMatch) -> None:
 
 def draw_units(
     picture: Path | None,
-    pair: tuple[Checkpoint, Checkpoint],
+    pair: tuple[Weights, Weights],
     certificate: Certificate | None,
     *,
     overwrite: bool,
@@ -53,3 +80,27 @@ def draw_units(
     return [
         plot_alignment(a.state, b.state, certificate, picture, title=title, overwrite=overwrite)
     ]
+
+
+def draw_units_of_files(
+    picture: Path | None, ref: Path, moved: Path, certificate: Certificate, *, overwrite: bool
+) -> list[Path]:
+    """Draw the units of two ONNX files.
+
+    Args:
+        picture: its file, if it is asked for.
+        ref: the reference.
+        moved: the file that was aligned with it, as it was.
+        certificate: that aligned it.
+        overwrite: replace a file that exists.
+
+    Returns:
+        The files that were written.
+    """
+    if picture is None:
+        return []
+    from fxrebasin.importers.onnx.matching import compared_weights
+
+    a, b = compared_weights(moved, ref)
+    pair = WeightsOfFile(ref, a), WeightsOfFile(moved, b)
+    return draw_units(picture, pair, certificate, overwrite=overwrite)

@@ -11,6 +11,43 @@ INPUTS_KEY = "fxrebasin.inputs"
 """In the `meta` of a graph that `transform` made: the digests of model and reference, by name."""
 
 
+_KIND = ":"
+_OF_ONNX = "onnx"
+
+
+def onnx_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A digest of what an ONNX file stores, which is told from that of a module.
+
+    Args:
+        tensors: by their names in the file.
+
+    Example:
+        >>> onnx_digest({"a": torch.ones(2)}) == "onnx:" + state_digest({"a": torch.ones(2)})
+        True
+    """
+    return f"{_OF_ONNX}{_KIND}{state_digest(tensors)}"
+
+
+def same_state(kept: str | None, found: str) -> bool | None:
+    """Whether two digests are of one state.
+
+    Args:
+        kept: of an earlier one; None if it is not known.
+        found: of another.
+
+    Returns:
+        None if nothing is known, or one is of a file and the other of a module: their names and
+        numbers are other ones.
+
+    Example:
+        >>> same_state("1f", "1f"), same_state("1f", "2e"), same_state("onnx:1f", "1f")
+        (True, False, None)
+    """
+    if kept is None or kept.rpartition(_KIND)[0] != found.rpartition(_KIND)[0]:
+        return None
+    return kept == found
+
+
 def state_digest(state: Mapping[str, torch.Tensor]) -> str:
     """A digest of names, dtypes, shapes and bits, whatever the order of the names.
 

@@ -39,8 +39,8 @@ def refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
         overwrite: allow files that exist to be replaced (never folders).
 
     Raises:
-        InputError: a path is taken, if only by a link that leads nowhere, or what should be its
-            folder is a file.
+        InputError: a path is taken, if only by a link that leads nowhere, or by what is no file,
+            such as a device; or what should be its folder is a file.
 
     Example:
         >>> refuse_existing([Path("no-such-folder") / "new.png"], overwrite=False)
@@ -55,6 +55,11 @@ def refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
             "(folders are never replaced)"
         )
     for path in paths:
+        if path.exists() and not path.is_file():
+            raise InputError(
+                f"{path} is a device, a pipe or the like, which nothing takes the place of; choose "
+                "another place"
+            )
         for folder in path.parents:
             if folder.exists() and not folder.is_dir():
                 raise InputError(f"{path} cannot be written: {folder} is a file, not a folder")

@@ -143,12 +143,13 @@ class Parsed:
     uses: Mapping[str, Use] = field(default_factory=dict)
 
 
-def parse(model: ModelProto, folder: Path | None = None) -> Parsed:
+def parse(model: ModelProto, folder: Path | None = None, *, mapped: bool = False) -> Parsed:
     """Read a model.
 
     Args:
         model: as it is in the file.
         folder: where the file is, for tensors whose data are in files of their own.
+        mapped: whether these are mapped into memory; see `fxrebasin.importers.onnx.tensors`.
 
     Raises:
         InputError: the model has no graph, or tensors of types that cannot be computed.
@@ -157,7 +158,7 @@ def parse(model: ModelProto, folder: Path | None = None) -> Parsed:
     own = {key for key, _ in stored_tensors(model.graph)}
     whole = inliner.inline_local_functions(model) if model.functions else model
     opsets = {_domain(item.domain): item.version for item in whole.opset_import}
-    reader = _Reader(opsets, folder, own)
+    reader = _Reader(opsets, folder, own, mapped)
     graph = reader.graph(whole.graph, "")
     known = {item.name for item in model.graph.initializer}
     known |= {item.values.name for item in model.graph.sparse_initializer}
@@ -267,11 +268,13 @@ class _Reader:
         opsets: versions by domain.
         folder: where the file is.
         own: keys of what the file itself stores; functions have constants as well.
+        mapped: whether data in files of their own are mapped.
     """
 
     opsets: Mapping[str, int]
     folder: Path | None
     own: set[Key]
+    mapped: bool
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     stored: dict[str, Key] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
@@ -285,10 +288,12 @@ class _Reader:
         """
         tensors: dict[str, str] = {}
         for item in graph.initializer:
-            tensors[item.name] = self._keep(scope, item.name, to_torch(item, self.folder))
+            tensors[item.name] = self._keep(
+                scope, item.name, to_torch(item, self.folder, mapped=self.mapped)
+            )
         for sparse in graph.sparse_initializer:
             name = sparse.values.name
-            tensors[name] = self._keep(scope, name, dense(sparse, self.folder))
+            tensors[name] = self._keep(scope, name, dense(sparse, self.folder, mapped=self.mapped))
         nodes = in_order(graph)
         for node in nodes:
             if node.op_type == "Constant" and _domain(node.domain) == "":
@@ -317,9 +322,9 @@ class _Reader:
     def _constant(self, node: NodeProto) -> torch.Tensor:
         attribute = node.attribute[0]
         if attribute.name == "value":
-            return to_torch(attribute.t, self.folder)
+            return to_torch(attribute.t, self.folder, mapped=self.mapped)
         if attribute.name == "sparse_value":
-            return dense(attribute.sparse_tensor, self.folder)
+            return dense(attribute.sparse_tensor, self.folder, mapped=self.mapped)
         if attribute.name in ("value_float", "value_floats"):
             values = attribute.f if attribute.name == "value_float" else list(attribute.floats)
             return torch.tensor(values, dtype=torch.float32)
@@ -375,9 +380,9 @@ class _Reader:
         if item.type == AttributeProto.STRINGS:
             return [text.decode("utf-8", "replace") for text in item.strings]
         if item.type == AttributeProto.TENSOR:
-            return to_torch(item.t, self.folder)
+            return to_torch(item.t, self.folder, mapped=self.mapped)
         if item.type == AttributeProto.SPARSE_TENSOR:
-            return dense(item.sparse_tensor, self.folder)
+            return dense(item.sparse_tensor, self.folder, mapped=self.mapped)
         if item.type in _PLAIN:
             value = getattr(item, _PLAIN[item.type])
             return list(value) if item.type in _LISTS else value

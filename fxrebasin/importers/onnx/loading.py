@@ -10,6 +10,7 @@ from typing import TypeAlias
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
+from torch import Tensor
 
 from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.importers.onnx.foreign import Unknown, is_random
@@ -58,6 +59,11 @@ class OnnxSource:
     parsed: Parsed
     state: tuple[str, ...]
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors that are weights, by name."""
+        return {name: self.parsed.tensors[name] for name in self.state}
+
     def module(
         self, constants: tuple[str, ...] = (), unknown: Unknown = Unknown.COMPUTED
     ) -> OnnxModule:
@@ -79,12 +85,14 @@ class OnnxSource:
         return AtSeveralSizes(self.parsed, state, like.unknown)
 
 
-def read(source: Source, label: str = "") -> OnnxSource:
+def read(source: Source, label: str = "", *, mapped: bool = False) -> OnnxSource:
     """Read a model, and refuse what cannot be computed.
 
     Args:
         source: the path of a file, or a model.
         label: what messages call it; its path when left out.
+        mapped: whether data in files of their own are mapped into memory, as they may be in files
+            that were just written and that nobody else knows of.
 
     Raises:
         CheckpointError: there is no such file, it is no ONNX model or is not complete, or data
@@ -99,7 +107,7 @@ def read(source: Source, label: str = "") -> OnnxSource:
         raise CheckpointError(f"{label} holds no graph; it is empty, or not an ONNX model")
     try:
         _refuse_kinds(proto, label)
-        parsed = parse(proto, None if path is None else path.parent)
+        parsed = parse(proto, None if path is None else path.parent, mapped=mapped)
         _refuse_random(parsed, label)
     except (TypeError, UnicodeError) as error:  # protobuf gives bytes where a text is none
         raise CheckpointError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -20,6 +20,7 @@ from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.tensors import bits_of
 from fxrebasin.passes.match.methods import MatchResult, match_states
 from fxrebasin.running.outputs import Outputs
+from fxrebasin.storage.digests import onnx_digest
 
 _STATISTICS = {"BatchNormalization": (3, 4)}
 """Inputs that are permuted and not compared: running statistics."""
@@ -75,7 +76,7 @@ class Pair:
         shared = {key: name for key, name in names.items() if name in self.tensors}
         own, other = self.own.parsed.tensors, self.other.parsed.tensors
         kept = set(self.own.state) - _statistics(self.own)
-        return match_states(
+        matched = match_states(
             found.symmetry,
             {key: own[name] for key, name in shared.items()},
             {key: self.tensors[name].of(other) for key, name in shared.items()},
@@ -86,6 +87,20 @@ class Pair:
             ignored=[key for key, name in names.items() if name in self.ignored],
             **options,
         )
+        kept = matched.permutation
+        made_from = replace(kept.found_with, states=self._digests())
+        return replace(matched, permutation=kept.relying_on(kept.relies_on, made_from))
+
+    @property
+    def reference(self) -> dict[str, Tensor]:
+        """The weights of the reference that have partners, by the names of the file."""
+        tensors = self.other.parsed.tensors
+        partners = {name: self.tensors[name] for name in self.own.state if name in self.tensors}
+        return {name: partner.of(tensors) for name, partner in partners.items()}
+
+    def _digests(self) -> dict[str, str]:
+        """What tells the two files' weights from others."""
+        return {"model": onnx_digest(self.own.weights), "reference": onnx_digest(self.reference)}
 
 
 def paired(
@@ -115,6 +130,23 @@ def paired(
     ignored = frozenset(name for name in own.parsed.tensors if fits(name, patterns))
     choices = choices_for(own.module(), outputs=outputs)
     return Pair(own, other, partners(own, other, ignored), ignored, choices)
+
+
+def compared_weights(source: Source, ref: Source) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of a reference and of a file, by the names that certificates have.
+
+    Args:
+        source: the path of a file, or a model in memory.
+        ref: the reference.
+
+    Raises:
+        ArchitectureMismatchError: see `paired`.
+        CheckpointError: see `paired`.
+    """
+    pair = paired(source, ref)
+    keys = {name: key for key, name in pair.own.module().file_names.items()}
+    theirs = {keys[name]: tensor for name, tensor in pair.reference.items()}
+    return theirs, {keys[name]: tensor for name, tensor in pair.own.weights.items()}
 
 
 def _has_path(source: Source) -> bool:

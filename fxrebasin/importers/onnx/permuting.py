@@ -123,7 +123,7 @@ class Permuted:
         Raises:
             EquivalenceError: it is not what it should be.
         """
-        again = read(written, "the result").parsed.tensors
+        again = read(written, "the result", mapped=True).parsed.tensors
         before = self.own.parsed.tensors
         if again.keys() != before.keys():
             raise EquivalenceError("the result has other tensors than the model")

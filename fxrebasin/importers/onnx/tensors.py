@@ -11,7 +11,9 @@ import torch
 from onnx import SparseTensorProto, TensorProto, numpy_helper
 
 from fxrebasin.errors import CheckpointError
+from fxrebasin.facts import bytes_text
 from fxrebasin.importers.onnx.dtypes import UnknownTypeError, dtype_of
+from fxrebasin.wording import escaped
 
 
 def size_of(tensor: TensorProto) -> int:
@@ -24,12 +26,20 @@ def is_external(tensor: TensorProto) -> bool:
     return tensor.data_location == TensorProto.EXTERNAL
 
 
-def to_torch(tensor: TensorProto, folder: Path | None = None) -> torch.Tensor:
+_MOST_DENSE = 2**31
+"""Bytes that a sparse tensor may take with all its zeros; no message of protobuf takes more."""
+
+
+def to_torch(
+    tensor: TensorProto, folder: Path | None = None, *, mapped: bool = False
+) -> torch.Tensor:
     """The data of a tensor.
 
     Args:
         tensor: of a file.
         folder: where that file is, for data that are in files of their own.
+        mapped: whether these files are mapped into memory, which only those may be that nobody
+            else knows of: to look at what was cut off meanwhile ends the process.
 
     Raises:
         UnknownTypeError: torch has no such type.
@@ -45,7 +55,7 @@ def to_torch(tensor: TensorProto, folder: Path | None = None) -> torch.Tensor:
     except UnknownTypeError as error:
         raise UnknownTypeError(f"the tensor {tensor.name!r} cannot be computed: {error}") from None
     if is_external(tensor):
-        return _external(tensor, dtype, folder)
+        return _external(tensor, dtype, folder, mapped)
     try:
         array = numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:
@@ -80,21 +90,51 @@ def bytes_of(tensor: torch.Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
-def dense(sparse: SparseTensorProto, folder: Path | None = None) -> torch.Tensor:
+def dense(
+    sparse: SparseTensorProto, folder: Path | None = None, *, mapped: bool = False
+) -> torch.Tensor:
     """A sparse tensor with all its zeros.
 
     Args:
         sparse: of a file.
         folder: where that file is.
+        mapped: see `to_torch`.
+
+    Raises:
+        CheckpointError: its places are not those of its values, lie outside of its shape, or it
+            takes more than 2 GiB.
     """
-    values = to_torch(sparse.values, folder)
-    places = to_torch(sparse.indices, folder)
-    found = torch.zeros(math.prod(sparse.dims), dtype=values.dtype)
+    values = to_torch(sparse.values, folder, mapped=mapped)
+    places = to_torch(sparse.indices, folder, mapped=mapped)
+    size = math.prod(sparse.dims)
+    name = sparse.values.name
+    if min(sparse.dims, default=0) < 0 or size * values.itemsize > _MOST_DENSE:
+        raise CheckpointError(
+            f"the sparse tensor {escaped(name)!r} has the shape {escaped(list(sparse.dims), 100)}, "
+            f"which takes more than the {bytes_text(_MOST_DENSE)} that a tensor in an ONNX file "
+            "may; the file is damaged"
+        )
+    _check_places(places, len(values.reshape(-1)), list(sparse.dims), name)
+    found = torch.zeros(size, dtype=values.dtype)
     if places.ndim == 2:
         strides = [math.prod(sparse.dims[at + 1 :]) for at in range(len(sparse.dims))]
         places = (places * torch.tensor(strides)).sum(1)
     found[places] = values
     return found.reshape(tuple(sparse.dims))
+
+
+def _check_places(places: torch.Tensor, count: int, dims: list[int], name: str) -> None:
+    """Refuse places that are no numbers, not as many as values, or outside of the shape."""
+    forms = ((count,), (count, len(dims)))
+    fits = places.dtype is torch.int64 and tuple(places.shape) in forms
+    if fits:
+        ends = torch.tensor([math.prod(dims)] if places.ndim == 1 else dims)
+        fits = bool(((places >= 0) & (places < ends)).all())
+    if not fits:
+        raise CheckpointError(
+            f"the places of the {count} values of the sparse tensor {escaped(name)!r} are not "
+            f"{count} places in its shape, {escaped(dims, 100)}; the file is damaged"
+        )
 
 
 def place_of(tensor: TensorProto) -> tuple[str, int, int | None]:
@@ -149,8 +189,10 @@ def _roots(folder: Path) -> list[Path]:
     return found
 
 
-def _external(tensor: TensorProto, dtype: torch.dtype, folder: Path | None) -> torch.Tensor:
-    """Data that are mapped into memory, and read when they are looked at."""
+def _external(
+    tensor: TensorProto, dtype: torch.dtype, folder: Path | None, mapped: bool
+) -> torch.Tensor:
+    """Data that are in a file of their own."""
     path = external_path(tensor, folder)
     location, offset, length = place_of(tensor)
     count = size_of(tensor)
@@ -165,8 +207,13 @@ def _external(tensor: TensorProto, dtype: torch.dtype, folder: Path | None) -> t
         )
     if not count:
         return torch.zeros(tuple(tensor.dims), dtype=dtype)
-    mapped: npt.NDArray[np.uint8]
-    mapped = np.memmap(path, np.uint8, "c", offset, (needed,))
-    if offset % dtype.itemsize:
-        mapped = np.array(mapped)
-    return torch.from_numpy(mapped).view(dtype).reshape(tuple(tensor.dims))
+    data: npt.NDArray[np.uint8]
+    if mapped and not offset % dtype.itemsize:
+        data = np.memmap(path, np.uint8, "c", offset, (needed,))
+    else:
+        data = np.fromfile(path, np.uint8, needed, offset=offset)
+    if len(data) != needed:
+        raise CheckpointError(
+            f"the data of {tensor.name!r} in {location!r} were cut off while they were read"
+        )
+    return torch.from_numpy(data).view(dtype).reshape(tuple(tensor.dims))
