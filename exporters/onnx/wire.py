@@ -166,11 +166,11 @@ def with_data_outside(path: Path, least: int) -> onnx.ModelProto:
     with _opened(path) as whole:
         for start, number, span in whole.pieces():
             if number != _GRAPH:
-                model.MergeFromString(span.view.bytes(start, span.stop))
+                model.MergeFromString(span.view.part(start, span.stop))
                 continue
             for begin, kind, inner in span.pieces():
                 if kind != _INITIALIZER:
-                    model.graph.MergeFromString(inner.view.bytes(begin, inner.stop))
+                    model.graph.MergeFromString(inner.view.part(begin, inner.stop))
                     continue
                 stored = _stored(inner, path)
                 tensor = model.graph.initializer.add()
@@ -179,7 +179,7 @@ def with_data_outside(path: Path, least: int) -> onnx.ModelProto:
                     _refer(tensor, stored.place)
                 elif stored.place is not None:
                     place = stored.place
-                    tensor.raw_data = inner.view.bytes(place.offset, place.offset + place.size)
+                    tensor.raw_data = inner.view.part(place.offset, place.offset + place.size)
     return model
 
 
@@ -219,7 +219,7 @@ def _stored(tensor: _Span, path: Path) -> Stored:
         if number == _RAW:
             place = Extent(path, span.start, span.stop - span.start)
         else:
-            header.MergeFromString(tensor.view.bytes(start, span.stop))
+            header.MergeFromString(tensor.view.part(start, span.stop))
     if header.data_location == onnx.TensorProto.EXTERNAL:
         place = _external(header, path)
     return Stored(header, place)
@@ -259,7 +259,7 @@ class _View:
             self._start, self._page = position, self._read(position, _PAGE)
         return self._page[position - self._start]
 
-    def bytes(self, start: int, stop: int) -> bytes:
+    def part(self, start: int, stop: int) -> bytes:
         """Some bytes.
 
         Args:
