@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from fxrebasin.streaming import dealing
 from fxrebasin.streaming.dealing import deal
-from fxrebasin.streaming.matching import FileMatch, Found
+from fxrebasin.streaming.matching import FileMatch
+from fxrebasin.streaming.states import Found
 from tests.support.commands import invoke
 from tests.support.ranks import ThreadRank, in_threads, start
 from tests.support.streamed import IDS, STACK, Case, Counting, Stack, save_shards

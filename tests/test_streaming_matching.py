@@ -14,7 +14,8 @@ from torch import nn
 from fxrebasin.errors import InputError
 from fxrebasin.solvers.weight_search import WeightSearch
 from fxrebasin.streaming import dealing, matching
-from fxrebasin.streaming.matching import FileMatch, Progress
+from fxrebasin.streaming.matching import FileMatch
+from fxrebasin.streaming.states import Progress
 from tests.support.streamed import IDS, Case, Counting, Meeting, Stack, chain, matched
 
 VECTORS = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))

@@ -24,11 +24,12 @@ from fxrebasin.reliance import contradictions
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.storage.reading import Reading
 from fxrebasin.storage.reference import ignored_in
-from fxrebasin.streaming.matching import FileMatch, Found, Progress
+from fxrebasin.streaming.matching import FileMatch
 from fxrebasin.streaming.opening import Opened
 from fxrebasin.streaming.problem import FileProblem
 from fxrebasin.streaming.ranks import ALONE, Ranks
 from fxrebasin.streaming.schedule import Schedule, make_schedule
+from fxrebasin.streaming.states import Found, Progress
 from fxrebasin.streaming.unfinished import Unfinished
 from fxrebasin.symmetry import Symmetry
 from fxrebasin.wording import listed, spoken

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 
 from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.storage.files import publish, replacing
-from fxrebasin.streaming.matching import Found, Progress
 from fxrebasin.streaming.ranks import ALONE, Ranks
+from fxrebasin.streaming.states import Found, Progress
 from fxrebasin.wording import spoken
 
 _STATE = "state-{}.safetensors"

@@ -15,9 +15,10 @@ from torch import nn
 import fxrebasin
 from fxrebasin.passes.match.problem import MatchingProblem
 from fxrebasin.storage.safetensors_header import settle
-from fxrebasin.streaming.matching import FileMatch, Found, Progress
+from fxrebasin.streaming.matching import FileMatch
 from fxrebasin.streaming.problem import FileProblem
 from fxrebasin.streaming.schedule import Schedule, make_schedule
+from fxrebasin.streaming.states import Found, Progress
 from fxrebasin.streaming.stored import Stored
 from fxrebasin.symmetry import Symmetry
 from tests.support.randomise import randomise
