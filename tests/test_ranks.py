@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fxrebasin.streaming.states import Found
 from tests.support.commands import invoke
 from tests.support.ranks import ThreadRank, in_threads, start
 from tests.support.streamed import IDS, STACK, Case, Counting, Stack, save_shards
+from tests.test_streaming_distributed import save_folder
 from tests.test_streaming_matching import MODELS, case_of
 
 DEEP = "tests.test_ranks:Deep"
@@ -113,6 +115,20 @@ def bytes_in(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def as_folders_of_parts(folder: Path) -> None:
+    """The same as folders of torch.distributed.checkpoint."""
+    for name, files in {
+        "a": ["a.safetensors"],
+        "b": sorted(folder.glob("b/*.safetensors")),
+    }.items():
+        state = {n: t for file in files for n, t in load_file(file).items()}
+        for file in files:
+            Path(file).unlink()
+        save_folder(folder / name, {"model": state})
+    (folder / "b" / "net.safetensors.index.json").unlink()
+    (folder / "a").rename(folder / "a.safetensors")
+
+
 def check_processes(count: int, share: float, folder: Path) -> None:
     """Several processes write what one does, and none reads more than a share of it."""
     alone = invoke(*arguments("alone", "--certificate", "one.safetensors", "--json"))
@@ -132,18 +148,31 @@ def check_processes(count: int, share: float, folder: Path) -> None:
     }  # fmt: skip
 
 
-def test_two_processes_write_what_one_does(folder: Path) -> None:
+FORMS: dict[str, Callable[[Path], None]] = {
+    "shards": lambda folder: None,
+    "parts of processes": as_folders_of_parts,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_processes_write_what_one_does(form: str, folder: Path) -> None:
+    FORMS[form](folder)
     check_processes(2, 0.55, folder)
 
 
 @pytest.mark.slow
-def test_four_processes_write_what_one_does(folder: Path) -> None:
-    check_processes(4, 0.31, folder)
+@pytest.mark.parametrize(("count", "share"), [(3, 0.4), (4, 0.31)])
+@pytest.mark.parametrize("form", FORMS)
+def test_more_processes_write_what_one_does(
+    form: str, count: int, share: float, folder: Path
+) -> None:
+    FORMS[form](folder)
+    check_processes(count, share, folder)
 
 
 _DYING = """
 import os, sys
-from fxrebasin.streaming.files import Reader
+from fxrebasin.streaming.reader import Reader
 read, left = Reader.read, [9]
 def reading(self, place, rows=None):
     left[0] -= 1

@@ -17,7 +17,7 @@ from fxrebasin.models.valueless import without_values
 from fxrebasin.storage.reading import Kind, Reading
 from fxrebasin.streaming import making
 from fxrebasin.streaming.aligning import lay_buffers
-from fxrebasin.streaming.files import WholeOnlyError
+from fxrebasin.streaming.archive import WholeOnlyError
 from fxrebasin.streaming.making import Permuting, new_files, write_files
 from fxrebasin.streaming.opening import open_checkpoint
 from fxrebasin.streaming.safetensors_file import layout_of, new_layout

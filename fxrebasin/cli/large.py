@@ -25,7 +25,7 @@ from fxrebasin.permutation import Permutation
 from fxrebasin.progress import LateBar, waiting
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.streaming.aligning import Plan, match_files, plan_match, shapes_of
-from fxrebasin.streaming.files import WholeOnlyError
+from fxrebasin.streaming.archive import WholeOnlyError
 from fxrebasin.streaming.memory import available_memory
 from fxrebasin.streaming.opening import Opened, open_checkpoint
 from fxrebasin.streaming.outcome import Outcome, plan_outcome

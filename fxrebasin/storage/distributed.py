@@ -97,12 +97,11 @@ def is_distributed(path: Path) -> bool:
     return (path / METADATA).is_file()
 
 
-def read_distributed(path: Path, only: KeyPath | None = None) -> Content:
+def read_distributed(path: Path) -> Content:
     """All that is in a folder but the states of optimisers, whole and on the CPU.
 
     Args:
         path: of the folder.
-        only: the place of the one tensor that is read; everything when left out.
 
     Raises:
         CheckpointError: it is damaged, or holds objects other than tensors and plain values.
@@ -110,14 +109,13 @@ def read_distributed(path: Path, only: KeyPath | None = None) -> Content:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    metadata = _read_metadata(path)
-    places, empty, skipped = _contents_of(path, metadata)
+    metadata = read_metadata(path)
+    places, empty, skipped = contents_of(path, metadata)
     try:
         wanted: dict[str, Any] = {
             name: None if value is None else torch.empty_like(value, device="cpu")
             for name, value in empty.items()
             if not any(places[name][: len(place)] == place for place in skipped)
-            and only in (None, places[name])
         }
         reader = _reader(path, metadata)
         with _alone():
@@ -132,29 +130,25 @@ def read_distributed(path: Path, only: KeyPath | None = None) -> Content:
     beside = [found for found in sorted(path.iterdir()) if found.is_file()]
     kept = [found for found in beside if found.name not in used and not names_optimiser(found.name)]
     try:
-        return Content(_nested(places, wanted, left), Distributed(tuple(kept)))
+        return Content(nested(places, wanted, left), Distributed(tuple(kept)))
     except pickles.DAMAGE as error:
         raise _damaged(path, error) from None
 
 
-def tree_of_distributed(path: Path) -> Any:
-    """What is in a folder but the states of optimisers, with tensors on the meta device.
+def contents_of(
+    path: Path, metadata: Metadata
+) -> tuple[dict[str, KeyPath], dict[str, torch.Tensor | None], set[KeyPath]]:
+    """Places by name, tensors on the meta device, and the places of the states of optimisers.
 
     What is no tensor is None.
 
+    Args:
+        path: of the folder.
+        metadata: what is in it.
+
     Raises:
-        CheckpointError: its index is damaged.
+        CheckpointError: the index is damaged.
     """
-    places, empty, skipped = _contents_of(path, _read_metadata(path))
-    return _nested(
-        places,
-        {n: v for n, v in empty.items() if not any(places[n][: len(p)] == p for p in skipped)},
-    )
-
-
-def _contents_of(
-    path: Path, metadata: Metadata
-) -> tuple[dict[str, KeyPath], dict[str, torch.Tensor | None], set[KeyPath]]:
     try:
         return _contents(metadata)
     except pickles.DAMAGE as error:
@@ -177,15 +171,21 @@ def _contents(
         else None
         for name, found in metadata.state_dict_metadata.items()
     }
-    return places, empty, set(optimisers(_nested(places, empty)))
+    return places, empty, set(optimisers(nested(places, empty)))
 
 
-def _nested(
+def nested(
     places: Mapping[str, KeyPath],
     values: Mapping[str, Any],
     also: Mapping[KeyPath, Any] | None = None,
 ) -> dict[Any, Any]:
-    """The tree that was flattened when it was written; lists come back as lists."""
+    """The tree that was flattened when it was written; lists come back as lists.
+
+    Args:
+        places: in the tree, by name.
+        values: by name.
+        also: more values, by their places.
+    """
     root: dict[Any, Any] = {}
     for place, value in [*((places[n], v) for n, v in values.items()), *(also or {}).items()]:
         node = root
@@ -205,8 +205,15 @@ def _with_lists(tree: Any) -> Any:
     return inner
 
 
-def _read_metadata(path: Path) -> Metadata:
-    """The index of a folder, made of the types that belong there."""
+def read_metadata(path: Path) -> Metadata:
+    """The index of a folder, made of the types that belong there.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     from torch.distributed.checkpoint.metadata import Metadata
 
     try:

@@ -13,7 +13,6 @@ import datetime
 import decimal
 import fractions
 import importlib
-import io
 import pathlib
 import pickle
 import re
@@ -26,7 +25,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import torch
 from torch import _weights_only_unpickler as restricted
@@ -125,7 +124,7 @@ def load_pickle(path: Path) -> Any:
         raise _damaged(path, error) from None
 
 
-def load_bytes(file: io.BytesIO, place: str) -> Any:
+def load_bytes(file: IO[bytes], place: str) -> Any:
     """One object that `torch.save` wrote into a larger file.
 
     Args:
@@ -189,8 +188,8 @@ def _unknown_types(path: Path) -> list[str]:
         return []  # it is damaged, which the error of loading it tells
 
 
-def _unknown_in_zip(file: Path | io.BytesIO) -> list[str]:
-    if isinstance(file, io.BytesIO):
+def _unknown_in_zip(file: Path | IO[bytes]) -> list[str]:
+    if not isinstance(file, Path):
         file.seek(0)
     found = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     return _beyond_allowed(set(found))
@@ -230,7 +229,7 @@ def _reason(error: Exception) -> str:
     return type(error).__name__ if _ADVICE.search(words) else escaped(words, 300)
 
 
-def is_zip(file: Path | io.BytesIO) -> bool:
+def is_zip(file: Path | IO[bytes]) -> bool:
     """Whether a file is a zip archive, damaged or not."""
     try:
         return zipfile.is_zipfile(file)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias
@@ -21,11 +21,12 @@ from fxrebasin.permutation import Permutation
 from fxrebasin.running.freed import give_back_memory
 from fxrebasin.storage.copies import belongs_to
 from fxrebasin.storage.tree import KeyPath
-from fxrebasin.streaming.files import SafetensorsFile, WholeOnlyError
+from fxrebasin.streaming.archive import WholeOnlyError
 from fxrebasin.streaming.opening import Opened
 from fxrebasin.streaming.problem import may_be_cut
 from fxrebasin.streaming.safetensors_file import Layout as FileLayout
 from fxrebasin.streaming.safetensors_file import (
+    SafetensorsFile,
     bytes_of,
     growing,
     new_layout,
@@ -131,6 +132,41 @@ class NewFile:
     layout: FileLayout
     items: Mapping[str, Item]
 
+    @property
+    def bytes(self) -> int:
+        """The size of the file."""
+        return self.layout.bytes
+
+    def is_complete(self, folder: Path) -> bool:
+        """Whether it was written and found right.
+
+        Args:
+            folder: that it is in.
+        """
+        return (folder / self.name).exists()
+
+    def write(
+        self, opened: Opened, recipe: Recipe, folder: Path, on_write: Callable[[int], None]
+    ) -> None:
+        """Write it; it appears when it was read again and found right.
+
+        Args:
+            opened: what tensors that are copied come from.
+            recipe: of the new tensors.
+            folder: that it is written to.
+            on_write: called with the number of bytes that were written, or read again.
+
+        Raises:
+            EquivalenceError: what was read again is something else.
+        """
+        with growing(folder / self.name, self.layout) as opened_file:
+            digests = {
+                name: _write(opened, recipe, (opened_file, self, name), on_write)
+                for name in self.layout.tensors
+            }
+            opened_file.flush()
+            _check(opened_file, (self, recipe), digests, on_write)
+
 
 def new_files(
     opened: Opened, single: str | None, dtype: torch.dtype | None, *, others: bool
@@ -147,16 +183,13 @@ def new_files(
         WholeOnlyError: the checkpoint is of files of another kind, and no single one is asked for;
             or another copy of the weights cannot be brought along.
     """
-    names = _names(opened, others=others)
-    dropped = set() if others else _others(opened)
+    items = items_of(opened, others=others)
     if single is not None:
-        tensors = {
-            name: _stored(tensor, dtype)
-            for name, tensor in opened.found.taken.tensors.items()
-            if (*opened.found.taken.place, name) not in dropped
-        }
-        items = {n: _item((*opened.found.taken.place, n), names) for n in tensors}
-        return [NewFile(single, new_layout(tensors, _metadata(opened)), items)]
+        taken = {(*opened.found.taken.place, n): n for n in opened.found.taken.tensors}
+        mine = {name: items[place] for place, name in taken.items() if place in items}
+        found = opened.found.taken.tensors
+        tensors = {n: cast(Stored(tuple(found[n].shape), found[n].dtype), dtype) for n in mine}
+        return [NewFile(single, new_layout(tensors, _metadata(opened)), mine)]
     made = []
     for place, file in opened.reader.files.items():
         if not isinstance(file, SafetensorsFile):
@@ -164,19 +197,29 @@ def new_files(
                 f"{file.path} is not of safetensors: files of that kind cannot be written a tensor "
                 "at a time. Give --out the name of a .safetensors file"
             )
-        mine = opened.reader.places_in(file)
-        kept = {n: p for n, p in mine.items() if p not in dropped}
+        inside = opened.reader.places_in(file)
+        kept = {name: items[p] for name, p in inside.items() if p in items}
         layout = file.layout
         if dtype is not None or len(kept) < len(layout.tensors):
-            cast = {n: _cast(layout.tensors[n], dtype) for n in kept}
-            layout = new_layout(cast, layout.metadata)
-        name = str(place[0]) if place else file.path.name
-        made.append(NewFile(name, layout, {n: _item(p, names) for n, p in kept.items()}))
+            forms = {n: cast(layout.tensors[n], dtype) for n in kept}
+            layout = new_layout(forms, layout.metadata)
+        made.append(NewFile(str(place[0]) if place else file.path.name, layout, kept))
     return made
 
 
-def _item(place: KeyPath, names: Mapping[KeyPath, str]) -> Item:
-    return Item(place, names.get(place))
+def items_of(opened: Opened, *, others: bool) -> dict[KeyPath, Item]:
+    """The tensors of a checkpoint that are written, by their places.
+
+    Args:
+        opened: the checkpoint.
+        others: whether other copies of the weights are brought along; they are left out otherwise.
+
+    Raises:
+        WholeOnlyError: another copy of the weights cannot be brought along.
+    """
+    names = _names(opened, others=others)
+    dropped = set() if others else _others(opened)
+    return {p: Item(p, names.get(p)) for p in opened.reader.places if p not in dropped}
 
 
 def _names(opened: Opened, *, others: bool) -> dict[KeyPath, str]:
@@ -212,28 +255,50 @@ def _metadata(opened: Opened) -> Mapping[str, str]:
     return {"format": "pt"}
 
 
-def _stored(tensor: torch.Tensor, dtype: torch.dtype | None) -> Stored:
-    return _cast(Stored(tuple(tensor.shape), tensor.dtype), dtype)
+def cast(stored: Stored, dtype: torch.dtype | None) -> Stored:
+    """The form of a tensor in another dtype, if it is one of floating-point numbers.
 
-
-def _cast(stored: Stored, dtype: torch.dtype | None) -> Stored:
+    Args:
+        stored: the form.
+        dtype: None for the same.
+    """
     if dtype is None or not stored.dtype.is_floating_point:
         return stored
     return Stored(stored.shape, dtype)
 
 
+class New(Protocol):
+    """A file that is written."""
+
+    @property
+    def name(self) -> str:
+        """Of the file."""
+
+    @property
+    def bytes(self) -> int:
+        """Of what is in it."""
+
+    def is_complete(self, folder: Path) -> bool:
+        """Whether it was written and found right."""
+
+    def write(
+        self, opened: Opened, recipe: Recipe, folder: Path, on_write: Callable[[int], None]
+    ) -> None:
+        """Write it, and look at it again."""
+
+
 def write_files(
     opened: Opened,
-    files: list[NewFile],
+    files: Sequence[New],
     recipe: Recipe,
     folder: Path,
     on_write: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Write files, each of which appears when it was read again and found right.
+    """Write files, each of which counts when it was read again and found right.
 
     Args:
         opened: what tensors that are copied come from.
-        files: that are written; those that are there already stay.
+        files: that are written; those that are complete already stay.
         recipe: of the new tensors.
         folder: that they are written to.
         on_write: called with the number of bytes that were written, or read again.
@@ -242,16 +307,27 @@ def write_files(
         EquivalenceError: what was read again is something else.
     """
     for file in files:
-        if (folder / file.name).exists():
-            on_write(2 * file.layout.bytes)
-            continue
-        with growing(folder / file.name, file.layout) as opened_file:
-            digests = {
-                name: _write(opened, recipe, (opened_file, file, name), on_write)
-                for name in file.layout.tensors
-            }
-            opened_file.flush()
-            _check(opened_file, (file, recipe), digests, on_write)
+        if file.is_complete(folder):
+            on_write(2 * file.bytes)
+        else:
+            file.write(opened, recipe, folder, on_write)
+
+
+def pieces_of(opened: Opened, recipe: Recipe, item: Item, stored: Stored) -> Iterator[Piece]:
+    """The parts of a new tensor, or of one that is copied.
+
+    Args:
+        opened: what tensors that are copied come from.
+        recipe: of the new tensors.
+        item: the tensor.
+        stored: its form, in which copies are cut.
+    """
+    if item.name is not None:
+        yield from recipe.pieces(item.place, item.name)
+        return
+    for rows in ranges(stored):
+        tensor = opened.reader.read(item.place, rows)
+        yield (rows.start if rows else 0), tensor, tensor
 
 
 def _write(
@@ -264,23 +340,12 @@ def _write(
     file, new, name = target
     item, stored, start = new.items[name], new.layout.tensors[name], new.layout.starts[name]
     found = hashlib.sha256()
-    pieces = (
-        _copied(opened, item.place, stored)
-        if item.name is None
-        else recipe.pieces(item.place, item.name)
-    )
-    for row, source, made in pieces:
+    for row, source, made in pieces_of(opened, recipe, item, stored):
         found.update(bytes_of(source.to(stored.dtype).contiguous()))
         write_rows(file, start + row * stored.bytes_of_row, made.to(stored.dtype))
         on_write(made.numel() * stored.dtype.itemsize)
     give_back_memory()
     return found.hexdigest()
-
-
-def _copied(opened: Opened, place: KeyPath, stored: Stored) -> Iterator[Piece]:
-    for rows in ranges(stored):
-        tensor = opened.reader.read(place, rows)
-        yield (rows.start if rows else 0), tensor, tensor
 
 
 def _check(
@@ -309,7 +374,7 @@ def _check(
                 )
 
 
-def write_index(opened: Opened, files: list[NewFile], folder: Path, name: str) -> None:
+def write_index(opened: Opened, files: Sequence[NewFile], folder: Path, name: str) -> None:
     """The index of files that were written.
 
     Args:

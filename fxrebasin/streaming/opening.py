@@ -23,7 +23,8 @@ from fxrebasin.storage.folders import is_model_folder
 from fxrebasin.storage.libraries import binding, of_a_library
 from fxrebasin.storage.reading import Kind, Reading
 from fxrebasin.storage.tree import KeyPath
-from fxrebasin.streaming.files import Reader, WholeOnlyError, open_reader
+from fxrebasin.streaming.archive import WholeOnlyError
+from fxrebasin.streaming.reader import Reader, open_reader
 from fxrebasin.streaming.stored import Stored
 from fxrebasin.wording import listed
 

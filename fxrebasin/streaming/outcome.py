@@ -17,15 +17,27 @@ from fxrebasin.models.folders import CONFIG, Library
 from fxrebasin.storage.cards import CARD, card_with
 from fxrebasin.storage.checkpoint import read_checkpoint, write_checkpoint
 from fxrebasin.storage.containers import FILES, PICKLES, SAFETENSORS
+from fxrebasin.storage.distributed import METADATA
 from fxrebasin.storage.files import put
 from fxrebasin.storage.folder_files import other_files, refuse_folder
 from fxrebasin.storage.reading import Kind, Reading
 from fxrebasin.storage.tree import names_optimiser
 from fxrebasin.storage.writing import refuse_full_folder
+from fxrebasin.streaming.archive import WholeOnlyError
 from fxrebasin.streaming.dealing import spread
-from fxrebasin.streaming.files import PickledFile, WholeOnlyError
-from fxrebasin.streaming.making import NewFile, Recipe, new_files, write_files, write_index
+from fxrebasin.streaming.distributed_folder import DistributedFolder
+from fxrebasin.streaming.distributed_parts import NewPart, new_parts
+from fxrebasin.streaming.distributed_parts import write_index as write_distributed_index
+from fxrebasin.streaming.making import (
+    New,
+    NewFile,
+    Recipe,
+    new_files,
+    write_files,
+    write_index,
+)
 from fxrebasin.streaming.opening import Opened, open_checkpoint
+from fxrebasin.streaming.pickled_file import PickledFile
 from fxrebasin.streaming.ranks import ALONE, Ranks
 from fxrebasin.streaming.safetensors_file import bytes_of
 
@@ -40,14 +52,14 @@ class Outcome:
     Args:
         out: the place: a file, or a folder.
         like: the checkpoint whose form it has.
-        files: of safetensors, by their names in the folder in which they are put together.
+        files: by their names in the folder in which they are put together.
         dtype: of all floating tensors; as they were when left out.
         pickled: whether what was written is turned into a file of `torch.save` at the end.
     """
 
     out: Path
     like: Opened
-    files: tuple[NewFile, ...]
+    files: tuple[New, ...]
     dtype: torch.dtype | None
     pickled: bool
 
@@ -58,8 +70,8 @@ class Outcome:
 
     @property
     def bytes(self) -> int:
-        """Of the files of safetensors."""
-        return sum(file.layout.bytes for file in self.files)
+        """Of the files."""
+        return sum(file.bytes for file in self.files)
 
 
 def plan_outcome(
@@ -97,7 +109,12 @@ def plan_outcome(
         refuse_folder(out, [like.folder.path], overwrite=overwrite)
     else:
         refuse_full_folder(out, overwrite=overwrite)
-    return Outcome(out, like, tuple(new_files(like, None, dtype, others=others)), dtype, False)
+    made: list[NewPart] | list[NewFile] = (
+        new_parts(like, dtype, others=others)
+        if like.kind is Kind.DISTRIBUTED
+        else new_files(like, None, dtype, others=others)
+    )
+    return Outcome(out, like, tuple(made), dtype, pickled=False)
 
 
 def _refuse_pickle(out: Path, like: Opened) -> None:
@@ -145,7 +162,7 @@ def write_outcome(
     """
     like = outcome.like
     try:
-        owners = spread([file.layout.bytes for file in outcome.files], ranks.count)
+        owners = spread([file.bytes for file in outcome.files], ranks.count)
         mine = [f for f, owner in zip(outcome.files, owners, strict=True) if owner == ranks.number]
         write_files(like, mine, recipe, folder, on_write)
         ranks.every(None)
@@ -155,16 +172,25 @@ def write_outcome(
             _write_pickle(outcome, folder, module, reading)
         elif outcome.is_folder:
             if like.index:
-                write_index(like, list(outcome.files), folder, like.weights.name)
+                write_index(like, _of_safetensors(outcome), folder, like.weights.name)
+            if like.kind is Kind.DISTRIBUTED:
+                parts = [file for file in outcome.files if isinstance(file, NewPart)]
+                write_distributed_index(parts, folder)
             _write_beside(outcome, folder, card)
     except OSError as error:
         raise CheckpointError(f"{outcome.out} cannot be written: {error}") from error
+
+
+def _of_safetensors(outcome: Outcome) -> list[NewFile]:
+    return [file for file in outcome.files if isinstance(file, NewFile)]
 
 
 def _write_beside(outcome: Outcome, folder: Path, card: str | None) -> None:
     """The other files of a folder, as they were but for what is no longer true."""
     like = outcome.like
     own = {like.weights.name, *(file.name for file in outcome.files)}
+    for read in like.reader.files.values():
+        own |= read.files if isinstance(read, DistributedFolder) else set()
     if like.folder is None:
         if like.path.is_dir():
             for found in sorted(like.path.iterdir()):
@@ -189,7 +215,7 @@ def _write_beside(outcome: Outcome, folder: Path, card: str | None) -> None:
 
 def _write_pickle(outcome: Outcome, folder: Path, module: nn.Module, reading: Reading) -> None:
     """Turn tensors into a file of `torch.save`; both files are mapped, and take no memory."""
-    like, (file,) = outcome.like, outcome.files
+    like, (file,) = outcome.like, _of_safetensors(outcome)
     draft = folder / outcome.out.name
     names = {place: name for name, place in like.places.items()}
     with safe_open(folder / file.name, framework="pt") as between:
@@ -234,7 +260,7 @@ def publish_outcome(outcome: Outcome, folder: Path, *, overwrite: bool) -> Path:
         return out
     among = out.is_dir() and any(out.iterdir()) and like.folder is None
     if among:  # the file that says what belongs together comes last
-        last = like.weights.name
+        last = METADATA if like.kind is Kind.DISTRIBUTED else like.weights.name
         for found in sorted(folder.iterdir(), key=lambda path: (path.name == last, path.name)):
             put(found, out / found.name, overwrite=overwrite)
     else:

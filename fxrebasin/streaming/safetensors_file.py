@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from fxrebasin.errors import CheckpointError
 from fxrebasin.running.messages import first_lines
+from fxrebasin.storage.tree import KeyPath
 from fxrebasin.streaming.stored import Stored
 
 _LENGTH = 8
@@ -195,3 +196,27 @@ def write_rows(file: BinaryIO, start: int, tensor: torch.Tensor) -> None:
     """
     file.seek(start)
     file.write(bytes_of(tensor.contiguous()))
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """A safetensors file.
+
+    Args:
+        path: where it is.
+        layout: its header.
+    """
+
+    path: Path
+    layout: Layout
+
+    @property
+    def tree(self) -> Any:
+        """Tensors by name."""
+        return {name: stored.on_meta() for name, stored in self.layout.tensors.items()}
+
+    def read(self, place: KeyPath, rows: slice | None) -> torch.Tensor:
+        """A tensor, or some of its rows."""
+        (name,) = place
+        with self.path.open("rb", buffering=0) as file:
+            return read_rows(file, self.layout.tensors[name], self.layout.starts[name], rows)

@@ -5,26 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from fxrebasin.errors import CheckpointError
-from fxrebasin.gather import storage_identity
 from fxrebasin.storage.containers import INDEX, SAFETENSORS, check_is_file
-from fxrebasin.storage.distributed import read_distributed, tree_of_distributed
-from fxrebasin.storage.finding import check_values
-from fxrebasin.storage.pickles import is_zip, load_pickle
-from fxrebasin.storage.tree import KeyPath, at, is_tensor
-from fxrebasin.streaming.safetensors_file import Layout, layout_of, read_rows
+from fxrebasin.storage.pickles import is_zip
+from fxrebasin.storage.tree import KeyPath, is_tensor
+from fxrebasin.streaming.archive import WholeOnlyError, tree_of
+from fxrebasin.streaming.distributed_folder import DistributedFolder
+from fxrebasin.streaming.pickled_file import PickledFile
+from fxrebasin.streaming.safetensors_file import SafetensorsFile, layout_of
 
 _HEAD = 2**16
-
-
-class WholeOnlyError(CheckpointError):
-    """A checkpoint can only be read or written as a whole."""
 
 
 class File(Protocol):
@@ -40,68 +35,6 @@ class File(Protocol):
 
     def read(self, place: KeyPath, rows: slice | None) -> torch.Tensor:
         """A tensor, or some of its rows, in memory of its own."""
-
-
-@dataclass(frozen=True)
-class SafetensorsFile:
-    """A safetensors file.
-
-    Args:
-        path: where it is.
-        layout: its header.
-    """
-
-    path: Path
-    layout: Layout
-
-    @property
-    def tree(self) -> Any:
-        """Tensors by name."""
-        return {name: stored.on_meta() for name, stored in self.layout.tensors.items()}
-
-    def read(self, place: KeyPath, rows: slice | None) -> torch.Tensor:
-        """A tensor, or some of its rows."""
-        (name,) = place
-        with self.path.open("rb", buffering=0) as file:
-            return read_rows(file, self.layout.tensors[name], self.layout.starts[name], rows)
-
-
-@dataclass(frozen=True)
-class PickledFile:
-    """A file of `torch.save`, which is mapped for as long as something is read.
-
-    Args:
-        path: where it is.
-        tree: what is in it, with tensors without data.
-    """
-
-    path: Path
-    tree: Any
-
-    def read(self, place: KeyPath, rows: slice | None) -> torch.Tensor:
-        """A tensor, or some of its rows."""
-        found: torch.Tensor = at(load_pickle(self.path), place)
-        check_values({".".join(map(str, place)): found}, str(self.path))
-        part = found.detach() if rows is None else found.detach()[rows]
-        return part.contiguous().clone()
-
-
-@dataclass(frozen=True)
-class DistributedFolder:
-    """A folder of torch.distributed.checkpoint.
-
-    Args:
-        path: where it is.
-        tree: what is in it, with tensors without data.
-    """
-
-    path: Path
-    tree: Any
-
-    def read(self, place: KeyPath, rows: slice | None) -> torch.Tensor:
-        """A tensor, or some of its rows."""
-        found: torch.Tensor = at(read_distributed(self.path, place).tree, place)
-        return found if rows is None else found[rows].clone()
 
 
 class Reader:
@@ -141,6 +74,11 @@ class Reader:
         self.on_read(tensor.nbytes)
         return tensor
 
+    @property
+    def places(self) -> tuple[KeyPath, ...]:
+        """Of all tensors."""
+        return tuple(self._where)
+
     def places_in(self, file: File) -> dict[str, KeyPath]:
         """The tensors that are in a file of tensors by name: their names there, and their places.
 
@@ -172,7 +110,7 @@ def open_file(path: Path) -> File:
         WholeOnlyError: it is of the older format of torch.
     """
     if path.is_dir():
-        return DistributedFolder(path, tree_of_distributed(path))
+        return DistributedFolder(path)
     check_is_file(path)
     if path.suffix in SAFETENSORS:
         return SafetensorsFile(path, layout_of(path))
@@ -181,7 +119,7 @@ def open_file(path: Path) -> File:
             f"{path} cannot be read a tensor at a time: it is of the format of torch before 1.6. "
             "Save it once with the installed torch"
         )
-    return PickledFile(path, without_data(load_pickle(path)))
+    return PickledFile(path, tree_of(path))
 
 
 def open_reader(path: Path, weights: Path | None = None) -> tuple[Reader, Any, Mapping[str, Any]]:
@@ -227,27 +165,6 @@ def _open_index(path: Path, index: Path) -> tuple[Reader, Any, Mapping[str, Any]
         (name,): (files[shard], (name,)) for name, shard in names.items()
     }
     return Reader(path, {(s,): file for s, file in files.items()}, where), tree, document
-
-
-def without_data(tree: Any) -> Any:
-    """The same dictionaries, lists and values, with tensors on the meta device; ties stay ties.
-
-    Args:
-        tree: what a file holds.
-    """
-    made: dict[tuple[object, ...], torch.Tensor] = {}
-
-    def copied(value: Any) -> Any:
-        if is_tensor(value):
-            form = torch.empty(value.shape, dtype=value.dtype, device="meta")
-            return made.setdefault(storage_identity(value), form)
-        if isinstance(value, dict):
-            return {key: copied(item) for key, item in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(map(copied, value))
-        return value
-
-    return copied(tree)
 
 
 def _places(tree: Any, place: KeyPath = ()) -> list[KeyPath]:
