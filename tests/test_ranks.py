@@ -123,7 +123,7 @@ def as_folders_of_parts(folder: Path) -> None:
     }.items():
         state = {n: t for file in files for n, t in load_file(file).items()}
         for file in files:
-            Path(file).unlink()
+            file.unlink()
         save_folder(folder / name, {"model": state})
     (folder / "b" / "net.safetensors.index.json").unlink()
     (folder / "a").rename(folder / "a.safetensors")
