@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from fxrebasin.errors import CheckpointError
 from fxrebasin.storage.checkpoint import read_checkpoint
 from fxrebasin.storage.distributed import read_distributed
-from fxrebasin.streaming import distributed_parts, making
+from fxrebasin.streaming import bundles, distributed_parts, making
 from fxrebasin.streaming.archive import Lying
 from fxrebasin.streaming.distributed_folder import DistributedFolder
 from tests.support.commands import invoke
@@ -90,7 +90,7 @@ def test_a_folder_becomes_a_folder(folder: Path, case: Case) -> None:
 def test_tensors_are_in_parts_where_they_are_large(
     folder: Path, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (making, distributed_parts):
+    for module in (making, bundles):
         monkeypatch.setattr(module, "BLOCK", 1000)
     transform("c")
     check(folder / "c", case)

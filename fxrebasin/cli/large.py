@@ -12,12 +12,22 @@ import click
 import torch
 
 from fxrebasin.cli.documents import command_document
-from fxrebasin.cli.options import AS_THEY_ARE, HowToMatch, HowToRead, Inputs, Limits, Talk, Target
+from fxrebasin.cli.options import (
+    AS_THEY_ARE,
+    ROUNDS,
+    HowToMatch,
+    HowToRead,
+    Inputs,
+    Limits,
+    Talk,
+    Target,
+)
 from fxrebasin.cli.talking import show
 from fxrebasin.cli.work import Bench, open_bench
 from fxrebasin.errors import InputError
 from fxrebasin.facts import bytes_text, counted
 from fxrebasin.ignoring import fits
+from fxrebasin.indexing import Arrays
 from fxrebasin.merge.own_tensors import by_shapes
 from fxrebasin.merge.states import own_state
 from fxrebasin.models.valueless import ValuelessError
@@ -123,13 +133,15 @@ def room_for(
     matching, reading, inputs = how
     several = are_several()
     asked = limits.max_memory is not None or limits.resume or several
+    asked = asked or matching.method == ROUNDS
     if not asked and not are_large(paths):
         return None
     needing = [name for name, value in {**others, **_needing(matching)}.items() if value]
     if needing and asked:
+        why = "--max-memory and --resume" if matching.method != ROUNDS else f"--method {ROUNDS}"
         raise InputError(
             f"{', '.join(needing)} cannot be had a tensor at a time; leave out "
-            f"{'torchrun' if several else '--max-memory and --resume'}, or these"
+            f"{'torchrun' if several else why}, or these"
         )
     if needing:
         return None
@@ -168,7 +180,7 @@ def _needing(matching: HowToMatch) -> dict[str, object]:
     """Options of matching for which models have to be run, or kept."""
     method = matching.method
     return {
-        f"--method {method}": method not in (None, METHOD, AS_THEY_ARE),
+        f"--method {method}": method not in (None, METHOD, ROUNDS, AS_THEY_ARE),
         "--restarts": matching.restarts,
         "--data": matching.data,
         "--loss": matching.loss,
@@ -196,8 +208,15 @@ def planned(room: Room, index: int, inputs: Inputs) -> Plan:
         )
 
 
-def found_in(room: Room, index: int, plan: Plan, run: Unfinished, ranks: Ranks) -> RebasinReport:
-    """Match a checkpoint with the first.
+def found_in(
+    room: Room,
+    index: int,
+    plan: Plan,
+    run: Unfinished,
+    ranks: Ranks,
+    towards: tuple[Opened, Arrays, str] | None = None,
+) -> RebasinReport:
+    """Match a checkpoint with the first, or with something else.
 
     Args:
         room: has both.
@@ -205,11 +224,14 @@ def found_in(room: Room, index: int, plan: Plan, run: Unfinished, ranks: Ranks) 
         plan: of the match.
         run: keeps how far it is.
         ranks: the processes that share the work.
+        towards: what it is matched with, the order that it has to better, and the name of the
+            match; the first checkpoint when left out.
     """
-    pair = (room.opened[0], room.opened[index])
+    reference, arranged, task = towards or (room.opened[0], None, str(index))
+    pair = (reference, room.opened[index])
     total = plan.schedule.bytes_first // ranks.count
     with closing(LateBar()) as report, _counting(pair, report, "matching (MiB read)", total):
-        found = match_files(plan, pair, {}, run, str(index), ranks=ranks)
+        found = match_files(plan, pair, {}, run, task, ranks=ranks, arranged=arranged)
     return replace(found, certificate=_for_file(room, index, found))
 
 

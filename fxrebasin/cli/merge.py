@@ -19,6 +19,7 @@ from fxrebasin.cli.options import (
     COMBINATIONS,
     JOINT,
     PAIRWISE,
+    ROUNDS,
     HowToMatch,
     HowToRead,
     Inputs,
@@ -41,7 +42,7 @@ from fxrebasin.cli.options import (
 @click.argument("models", nargs=-1, required=True, metavar="[MODEL] A B [C ...]")
 @target_options("The merged weights", also=(".onnx",))
 @matching_options(
-    (*PAIRWISE, *JOINT, AS_THEY_ARE), "weight for two checkpoints, merge_many for more"
+    (*PAIRWISE, *JOINT, ROUNDS, AS_THEY_ARE), "weight for two checkpoints, merge_many for more"
 )
 @click.option(
     "--combine",

@@ -26,6 +26,7 @@ from fxrebasin.cli.ingredients import Ingredients, classes_by_tensor
 from fxrebasin.cli.measuring import Measured, between, losses
 from fxrebasin.cli.options import (
     AS_THEY_ARE,
+    ROUNDS,
     WEIGHTS_SUFFIXES,
     HowToMatch,
     HowToRead,
@@ -129,7 +130,8 @@ class Merge:
         """
         joint = default_method(count) if matching.method is None else METHOD
         return {
-            f"--method {joint}, the default for several checkpoints,": joint != METHOD,
+            f"--method {joint} (the default for several checkpoints; --method {ROUNDS} and "
+            f"--method {METHOD} are for this)": joint != METHOD,
             "--recalibrate": self.recalibrate,
             "--repair": self.repair,
             "--evaluate": self.evaluate,

@@ -15,7 +15,7 @@ from fxrebasin.cli import numbers
 from fxrebasin.cli.documents import card, command_document, matching_document
 from fxrebasin.cli.merging import write_reports
 from fxrebasin.cli.onnx_files import is_onnx_file, rebased
-from fxrebasin.cli.options import AS_THEY_ARE, JOINT, HowToMatch, Inputs, Talk, Target
+from fxrebasin.cli.options import AS_THEY_ARE, JOINT, ROUNDS, HowToMatch, Inputs, Talk, Target
 from fxrebasin.cli.talking import say, show
 from fxrebasin.cli.units import check_units_picture, draw_units_of_files
 from fxrebasin.cli.work import refuse_target
@@ -102,7 +102,7 @@ def merge_files(
     for path in (*task.files, target.out):
         if not is_onnx_file(path):
             raise click.UsageError(f"an .onnx file belongs to other .onnx files; found {path}")
-    if matching.method in JOINT:
+    if matching.method in (*JOINT, ROUNDS):
         raise click.UsageError(
             f"--method {matching.method} aligns several checkpoints at once, which is not done for "
             "ONNX files; all of them are aligned with the first"

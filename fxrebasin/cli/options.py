@@ -42,6 +42,8 @@ PAIRWISE = ("weight", "activation", "frank_wolfe", "sinkhorn", "straight_through
 """Methods that match one model with another; those of `fxrebasin.passes.match`."""
 JOINT = ("merge_many", "cycle_consistent")
 """Methods that align several models at once; those of `fxrebasin.align_many`."""
+ROUNDS = "rounds"
+"""Method that aligns any number of checkpoints, a tensor at a time, and in several processes."""
 COMBINATIONS = ("mean", "slerp", "task_arithmetic", "ties", "dare")
 """Formulas of `fxrebasin.merge.combinations`."""
 

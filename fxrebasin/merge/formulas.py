@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -37,12 +38,26 @@ def mean(states: Sequence[State], weights: Weights) -> dict[str, torch.Tensor]:
         tensor([3.])
     """
 
-    def formula(name: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        own = _weights(weights, name)
-        total = sum(own)
-        return weighted_mean(tensors, [weight / total for weight in own], tensors[0])
+    return _each(states, partial(mean_of, weights))
 
-    return _each(states, formula)
+
+def mean_of(weights: Weights, name: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The weighted mean of one tensor of several models, which are looked at one by one.
+
+    Args:
+        weights: one for each model; divided by their sum.
+        name: of the tensor.
+        tensors: of one shape and dtype.
+
+    Example:
+        >>> float(mean_of([1, 3], "w", [torch.tensor(0.0), torch.tensor(4.0)]))
+        3.0
+    """
+    own = _weights(weights, name)
+    total = sum(own)
+    return _but_infinite(
+        weighted_mean(tensors, [weight / total for weight in own], tensors[0]), tensors
+    )
 
 
 def slerp(a: State, b: State, t: float | ByPattern[float]) -> dict[str, torch.Tensor]:
@@ -199,18 +214,19 @@ def _each(
             made = torch.view_as_complex(parts)
         else:
             made = formula(name, tensors)
-        if not torch.isfinite(made).all():
-            made = torch.where(_infinite_in_all(tensors), tensors[0], made)
-        found[name] = made.to(first.dtype, copy=True)
+        found[name] = _but_infinite(made, tensors).to(first.dtype, copy=True)
     return found
 
 
-def _infinite_in_all(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Where all tensors have the same infinity."""
-    found = torch.isinf(tensors[0])
-    for tensor in tensors[1:]:
-        found &= tensor == tensors[0]
-    return found
+def _but_infinite(made: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What was computed, but the infinity that all tensors have in the same place."""
+    if torch.isfinite(made).all():
+        return made
+    first = tensors[0]
+    found = torch.isinf(first)
+    for tensor in tensors:
+        found &= tensor == first
+    return torch.where(found, first, made)
 
 
 def _tasks(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:

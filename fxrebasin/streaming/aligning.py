@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import choices_for
 from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.facts import bytes_text
-from fxrebasin.indexing import misfits
+from fxrebasin.indexing import Arrays, misfits
 from fxrebasin.layout import names_in
 from fxrebasin.models.checks import check_finite, check_usable
 from fxrebasin.models.example_inputs import normalise_inputs
@@ -30,6 +30,7 @@ from fxrebasin.streaming.problem import FileProblem
 from fxrebasin.streaming.ranks import ALONE, Ranks
 from fxrebasin.streaming.schedule import Schedule, make_schedule
 from fxrebasin.streaming.states import Found, Progress
+from fxrebasin.streaming.stored import Stored
 from fxrebasin.streaming.unfinished import Unfinished
 from fxrebasin.symmetry import Symmetry
 from fxrebasin.wording import listed, spoken
@@ -103,6 +104,19 @@ def plan_match(
     return Plan(symmetry, problem, schedule, ignored, notes_on_ignored(ignored, unseen))
 
 
+def plan_again(plan: Plan, forms: Mapping[str, Stored], most: int | None) -> Plan:
+    """The plan of a match with another reference.
+
+    Args:
+        plan: of a match with the same model.
+        forms: of the tensors of the reference.
+        most: bytes of memory that there are; None for the least that is needed.
+    """
+    sides = {name: (forms[name], model) for name, (_, model) in plan.problem.sides.items()}
+    problem = replace(plan.problem, sides=sides)
+    return replace(plan, problem=problem, schedule=make_schedule(problem, most))
+
+
 def lay_buffers(module: nn.Module, opened: Opened) -> None:
     """Give a module the buffers of a checkpoint, which decide about symmetries.
 
@@ -166,6 +180,7 @@ def match_files(
     task: str = "0",
     most_sweeps: int = _MOST_SWEEPS,
     ranks: Ranks = ALONE,
+    arranged: Arrays | None = None,
 ) -> RebasinReport:
     """Match two checkpoints that pass through memory.
 
@@ -177,6 +192,7 @@ def match_files(
         task: which of the run's matches this is.
         most_sweeps: the most sweeps to make.
         ranks: the processes that share the work; all of them find the same.
+        arranged: an order to better, by class name; the match never falls behind it.
 
     Raises:
         InputError: a tensor holds values that are not finite.
@@ -189,7 +205,7 @@ def match_files(
             (lambda state: None) if run is None else (lambda state: run.keep(task, state))
         )
         read = pair[0].read, pair[1].read
-        match = FileMatch(plan.problem, plan.schedule, *read, keep, since, ranks)
+        match = FileMatch(plan.problem, plan.schedule, *read, keep, since, ranks, arranged)
         found = match.run(most_sweeps)
         if run is not None:
             run.keep(task, found)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 
+from fxrebasin.merge.by_pattern import ByPattern
 from fxrebasin.merge.combinations import Combination, Formula, combine
+from fxrebasin.merge.formulas import mean_of
+from fxrebasin.merge.states import wide_dtype
 from fxrebasin.permutation import Permutation
 from fxrebasin.storage.tree import KeyPath
 from fxrebasin.streaming.making import Piece, ranges
@@ -31,6 +35,7 @@ class Combining:
         buffers: names of tensors that are no parameters, which are averaged.
         kept: names of tensors that are those of the first checkpoint.
         firsts: the name under which a tied tensor is computed, by its other names.
+        wide: whether means stay in the precision that they are computed in.
     """
 
     opened: Sequence[Opened]
@@ -39,6 +44,7 @@ class Combining:
     buffers: Collection[str]
     kept: Collection[str]
     firsts: Mapping[str, str]
+    wide: bool = False
 
     def pieces(self, place: KeyPath, name: str) -> Iterator[Piece]:
         """The parts of a new tensor."""
@@ -51,9 +57,22 @@ class Combining:
             return
         name = self.firsts.get(name, name)
         formula = Formula.MEAN if name in self.buffers else self.combination.formula
-        sides = [_Side(o, p, name) for o, p in zip(self.opened, self.permutations, strict=True)]
+        pairs = zip(self.opened, self.permutations, strict=True)
+        if formula is Formula.MEAN and name not in self.buffers:
+            yield from self._mean(name, [_Side(o, p, name, keep=False) for o, p in pairs])
+            return
+        sides = [_Side(o, p, name, keep=True) for o, p in pairs]
         for rows in ranges(stored, cut=formula in _BY_ELEMENT):
             made = self._combined(name, [side.read(rows) for side in sides])
+            yield (rows.start if rows else 0), made, made
+
+    def _mean(self, name: str, sides: Sequence[_Side]) -> Iterator[Piece]:
+        """Of any number of checkpoints, one after the other."""
+        stored = self.opened[0].stored[name]
+        weights = self.combination.weights or ByPattern((1.0,) * len(sides))
+        for rows in ranges(stored, cut=all(side.may_be_cut for side in sides)):
+            made = mean_of(weights, name, _Rows(sides, rows, wide_dtype(stored.dtype)))
+            made = made if self.wide else made.to(stored.dtype)
             yield (rows.start if rows else 0), made, made
 
     def _combined(self, name: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -71,15 +90,41 @@ class Combining:
         return tensor
 
 
-class _Side:
-    """A tensor of one checkpoint in the order of the first; whole only if it has to be."""
+@dataclass(frozen=True)
+class _Rows(Sequence[torch.Tensor]):
+    """The same rows of a tensor of several checkpoints, of which one is in memory at a time."""
 
-    def __init__(self, opened: Opened, permutation: Permutation | None, name: str) -> None:
+    sides: Sequence[_Side]
+    rows: slice | None
+    dtype: torch.dtype
+
+    def __len__(self) -> int:
+        return len(self.sides)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[torch.Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> torch.Tensor | Sequence[torch.Tensor]:
+        if isinstance(index, slice):
+            return _Rows(self.sides[index], self.rows, self.dtype)
+        return self.sides[index].read(self.rows).to(self.dtype)
+
+
+class _Side:
+    """A tensor of one checkpoint in the order of the first; whole only if it has to be, and kept
+    then if it is to be read in parts."""
+
+    def __init__(
+        self, opened: Opened, permutation: Permutation | None, name: str, *, keep: bool
+    ) -> None:
         self._opened, self._name = opened, name
         self._groups = () if permutation is None else permutation.layout.get(name, ())
         self._arrays = {} if permutation is None else permutation.arrays
-        cut = not self._groups or may_be_cut(opened.stored[name].shape, self._groups)
-        self._whole = None if cut else self._moved(None)
+        self.may_be_cut = not self._groups or may_be_cut(opened.stored[name].shape, self._groups)
+        self._whole = self._moved(None) if keep and not self.may_be_cut else None
 
     def _moved(self, rows: slice | None) -> torch.Tensor:
         return moved(self._opened.read(self._name, rows), self._groups, self._arrays)

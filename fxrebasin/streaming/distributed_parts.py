@@ -22,18 +22,16 @@ from fxrebasin.running.freed import give_back_memory
 from fxrebasin.storage.distributed import METADATA
 from fxrebasin.storage.files import publish
 from fxrebasin.streaming.archive import WholeOnlyError
+from fxrebasin.streaming.bundles import bundles
 from fxrebasin.streaming.distributed_folder import DistributedFolder
 from fxrebasin.streaming.making import Item, Recipe, cast, items_of, pieces_of, ranges
 from fxrebasin.streaming.opening import Opened
 from fxrebasin.streaming.safetensors_file import bytes_of
-from fxrebasin.streaming.schedule import BLOCK
 from fxrebasin.streaming.stored import Stored
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import WriteItem
-
-_LEAST_FILES = 16
 
 
 @dataclass(frozen=True)
@@ -244,12 +242,6 @@ def new_parts(opened: Opened, dtype: torch.dtype | None, *, others: bool) -> lis
         )
     items = {like.names[place]: item for place, item in items_of(opened, others=others).items()}
     forms = {name: cast(_source(like, name), dtype) for name in items}
-    most = min(BLOCK, sum(form.bytes for form in forms.values()) // _LEAST_FILES)
-    bundles: list[list[str]] = [[]]
-    for name, form in forms.items():
-        if bundles[-1] and sum(forms[n].bytes for n in bundles[-1]) + form.bytes > most:
-            bundles.append([])
-        bundles[-1].append(name)
     return [
         NewPart(
             number,
@@ -258,7 +250,7 @@ def new_parts(opened: Opened, dtype: torch.dtype | None, *, others: bool) -> lis
             {name: forms[name] for name in names},
             () if number else like.values,
         )
-        for number, names in enumerate(bundles)
+        for number, names in enumerate(bundles(forms))
     ]
 
 

@@ -21,7 +21,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from fxrebasin.indexing import identity_arrays
+from fxrebasin.indexing import Arrays, identity_arrays
 from fxrebasin.layout import IntArray
 from fxrebasin.passes.match.closeness import closeness_of
 from fxrebasin.running.freed import give_back_memory
@@ -67,6 +67,7 @@ class FileMatch:
             to be worth it.
         since: where to go on; from the start when left out.
         ranks: the processes that share the work.
+        arranged: an order to better, by class name; the match never falls behind it.
     """
 
     def __init__(
@@ -78,15 +79,17 @@ class FileMatch:
         keep: Callable[[Progress], None] = lambda progress: None,
         since: Progress | None = None,
         ranks: Ranks = ALONE,
+        arranged: Arrays | None = None,
     ) -> None:
         self.problem, self.schedule = problem, schedule
-        self._keep = keep
+        self._keep, self._is_arranged = keep, arranged is not None
         movable = [name for names in problem.roots.values() for name in names]
+        decided = [c.name for c in problem.classes if self._is_arranged or c.name not in movable]
         start = since or Progress(
             1,
             0,
-            identity_arrays(problem.classes),
-            tuple(c.name for c in problem.classes if c.name not in movable),
+            {**identity_arrays(problem.classes), **(arranged or {})},
+            tuple(decided),
             {},
             {},
             {},
@@ -203,7 +206,7 @@ class FileMatch:
             seen = self._seen(stream, look)
         found, most = self._ranks.every(seen)[0]
         self._gains.scale_by(stream, most)
-        if found is not None:
+        if found is not None and not self._is_arranged:
             self.placement.set({stream: found})
 
     def _seen(self, stream: str, part: Part) -> tuple[IntArray | None, float]:
@@ -227,6 +230,8 @@ class FileMatch:
     def _start(self) -> None:
         """Decide the streams by what is theirs alone, and then by what they have in common."""
         self._meetings += 1
+        if self._is_arranged:
+            return
         waiting = list(self.schedule.streams)
         self._gains.share_told()
         told = self._gains.told
