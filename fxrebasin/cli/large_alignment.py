@@ -14,6 +14,7 @@ from fxrebasin.cli.ingredients import Ingredients
 from fxrebasin.cli.large import METHOD, Room, found_in, planned
 from fxrebasin.cli.large_run import How
 from fxrebasin.cli.options import AS_THEY_ARE, ROUNDS
+from fxrebasin.facts import counted
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.storage.reading import Checkpoint
 from fxrebasin.streaming.aligning import Plan, plan_again, shapes_of
@@ -93,7 +94,7 @@ def _in_rounds(room: Room, plans: Mapping[int, Plan], found: Reports, run: Unfin
         before, found = found, _round(room, plans, found, run, number)
         if all(_same(before[index], found[index]) for index in plans):
             return found
-    note = f"Matching was stopped after {_MOST_ROUNDS} rounds, before it had settled."
+    note = f"Matching was stopped after {counted(_MOST_ROUNDS, 'round')}, before it had settled."
     return {k: replace(report, notes=(*report.notes, note)) for k, report in found.items()}
 
 
