@@ -7,7 +7,7 @@ and of pairs that share a part of their weights: seconds of the processor for th
 the assignment that follows, and what the found order collects of what the best one does, summed up
 in float64. Narrow products are rounded to their own dtype by PyTorch; those that are summed up in
 float32 are `via bf16`. Projections are of every row on as many random directions as there are
-columns left; multiplying by them counts. Writes `<out>/products.md`.
+columns left; multiplying by them counts. Writes `<out>/products-<width>.md`.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def main(width: int, out: Path) -> None:
     """Measure, print, and write the table."""
     text = table(measured(width), width)
     click.echo(text)
-    publish(out / "products.md", text.encode(), overwrite=True)
+    publish(out / f"products-{width}.md", text.encode(), overwrite=True)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@
     python -m benchmarks.ranks --bandwidth 256     what gloo sums up per second, in MiB of int64
 
 The pair of checkpoints is that of `benchmarks.streaming`. Both runs have to write the same bytes.
-Seconds of wall time depend on what else the machine does; beside them stand those of the processor
-that the busiest process took, which is what a run takes where each process has a core. What is sent
-is what passed over the loopback device meanwhile, which other programs use as well. Rows are added
-to `<out>/ranks.csv`; the table is written anew from there.
+Seconds of wall time depend on what else the machine does. Beside them stand seconds of the
+processor: what the busiest process took in all, and the critical path, which is what the run takes
+if each process has a core for itself: between any two exchanges the longest of all processes, and
+for each exchange the most that it took of the processor. Waiting counts in neither. What is sent is
+what passed over the loopback device meanwhile, which other programs use as well. Rows are added to
+`<out>/ranks.csv`; the table is written anew from there.
 """
 
 from __future__ import annotations
@@ -31,6 +33,40 @@ from benchmarks.streaming import layers_for, same, write_pair
 from fxrebasin.storage.files import publish
 
 _MIB = 2**20
+_TIMED = """
+import json, os, sys, time
+from pathlib import Path
+from fxrebasin.streaming.ranks import ALONE, Together, joined
+import fxrebasin.cli.large as large
+import contextlib
+marks = []
+class Timed:
+    def __init__(self, ranks):
+        self._ranks, self.number, self.count = ranks, ranks.number, ranks.count
+    def _mark(self, call, value):
+        began = time.process_time()
+        try:
+            return call(value)
+        finally:
+            marks.append((began, time.process_time()))
+    def add_up(self, numbers):
+        return self._mark(self._ranks.add_up, numbers)
+    def every(self, value):
+        return self._mark(self._ranks.every, value)
+if int(os.environ["WORLD_SIZE"]) > 1:
+    @contextlib.contextmanager
+    def timed():
+        with joined() as ranks:
+            yield Timed(ranks)
+    large.joined = timed
+out = Path(sys.argv.pop(1))
+from fxrebasin.cli import main
+try:
+    main()
+finally:
+    marks.append((time.process_time(),) * 2)
+    (out / f"marks-{os.environ['RANK']}.json").write_text(json.dumps(marks))
+"""
 _SUMMING = """
 import os, sys, time, torch
 from fxrebasin.streaming.ranks import joined
@@ -55,6 +91,7 @@ class Row:
     seconds: float
     matching: float
     busiest: float
+    path: float
     read_most: float
     read_all: float
     sent: float
@@ -111,6 +148,26 @@ def _over_loopback() -> int:
     return int(own.split()[8])
 
 
+def critical_path(marks: Sequence[Sequence[Sequence[float]]]) -> float:
+    """Seconds that a run takes if each process has a core for itself.
+
+    Args:
+        marks: of each process, by its own clock of the processor: when it came to each exchange,
+            and when it left; and its end.
+
+    Example:
+        >>> critical_path([[(1, 2), (5, 5)], [(3, 3.5), (4, 4)]])
+        7.0
+    """
+    total = 0.0
+    left = [0.0] * len(marks)
+    for every in zip(*marks, strict=True):
+        total += max(came - before for (came, _), before in zip(every, left, strict=True))
+        total += max(gone - came for came, gone in every)
+        left = [gone for _, gone in every]
+    return float(total)
+
+
 def measured(gib: float, room: Path | None) -> list[Row]:
     """The same pair by one process, and by two."""
     layers = layers_for(gib)
@@ -120,12 +177,13 @@ def measured(gib: float, room: Path | None) -> list[Row]:
         write_pair(folder, layers)
         for count in (1, 2):
             out = folder / f"out-{count}"
-            command = ["-m", "fxrebasin", "transform", str(folder / "b"), "--ref"]
+            command = ["-c", _TIMED, name, "transform", str(folder / "b"), "--ref"]
             command += [str(folder / "a"), "--out", str(out), "--json", "--max-memory", "1GiB"]
             load = os.getloadavg()[0]
             ended = run_together(command, count, folder / "said.json")
             found = json.loads(ended.said)
             read = found["bytes_read_by_process"]
+            marks = [json.loads((folder / f"marks-{k}.json").read_text()) for k in range(count)]
             row = Row(
                 gib,
                 layers,
@@ -134,6 +192,7 @@ def measured(gib: float, room: Path | None) -> list[Row]:
                 round(ended.seconds, 1),
                 round(found["seconds"]["match"], 1),
                 round(ended.busiest, 1),
+                round(critical_path(marks), 1),
                 round(max(read) / _MIB, 1),
                 round(sum(read) / _MIB, 1),
                 round(ended.sent / _MIB, 1),
@@ -151,20 +210,30 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
         "",
         "A pair of Llama-shaped checkpoints in bfloat16, one a planted permutation of the other.",
         "Sizes in MiB; `load` is what the machine had to do before each run, on 2 cores.",
-        "`busiest`: seconds of the processor that the busiest process took. Sent is per process,",
-        "over the loopback device.",
+        "`busiest`: seconds of the processor that the busiest process took; `path`: what the run",
+        "takes if each process has a core for itself. Sent is per process, over the loopback",
+        "device.",
         "",
-        "| GiB each | layers | processes | load | seconds | of that matching | busiest | speed-up "
-        "| by busiest | most read by one | of all | sent | recovered bit for bit |",
-        "| --- " * 13 + "|",
+        "| GiB each | layers | processes | load | seconds | of that matching | busiest | path "
+        "| speed-up | by busiest | by path | most read by one | of all "
+        "| sent | recovered bit for bit |",
+        "| --- " * 15 + "|",
     ]
     alone = {row["gib"]: row for row in rows if row["processes"] == "1"}
     for row in rows:
         one = alone[row["gib"]]
-        ratios = [f"{float(one[n]) / float(row[n]):.2f}" for n in ("seconds", "busiest")]
+        ratios = [f"{float(one[n]) / float(row[n]):.2f}" for n in ("seconds", "busiest", "path")]
         share = f"{float(row['read_most']) / float(row['read_all']):.2f}"
         cells = [row[n] for n in ("gib", "layers", "processes", "load", "seconds", "matching")]
-        cells += [row["busiest"], *ratios, row["read_most"], share, row["sent"], row["recovered"]]
+        cells += [
+            row["busiest"],
+            row["path"],
+            *ratios,
+            row["read_most"],
+            share,
+            row["sent"],
+            row["recovered"],
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -174,7 +243,9 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 @click.option("--bandwidth", type=int, metavar="MIB", help="Time a sum over two processes.")
 @click.option("--room", type=click.Path(path_type=Path), help="Folder for the checkpoints.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/ranks"))
-def main(gib: float | None, bandwidth: int | None, room: Path | None, out: Path) -> None:
+def main(
+    gib: float | None, processes: str, bandwidth: int | None, room: Path | None, out: Path
+) -> None:
     """Measure, print, and write the table."""
     if bandwidth is not None:
         with tempfile.TemporaryDirectory() as folder:
@@ -185,7 +256,10 @@ def main(gib: float | None, bandwidth: int | None, room: Path | None, out: Path)
         return
     file = out / "ranks.csv"
     earlier = list(csv.DictReader(io.StringIO(file.read_text()))) if file.exists() else []
-    made = [{k: str(v) for k, v in asdict(row).items()} for row in measured(gib, room)]
+    made = [
+        {k: str(v) for k, v in asdict(row).items()}
+        for row in measured(gib, [int(n) for n in processes.split(",")], room)
+    ]
     rows = [row for row in earlier if row["gib"] != str(gib)] + made
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
