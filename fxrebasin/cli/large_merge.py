@@ -97,7 +97,13 @@ def interpolate_large(
             text = card(target.out.stem, [("position", f"{t:g}"), *done, *digest], ["merge"])
             combination = Combination(weights=ByPattern((1 - t, t)))
             contents.append((_recipe(room, made_of, combination), text))
-        return Made(PROOF, contents, lambda seconds: done, lambda seconds: document(made_of))
+        return Made(
+            PROOF,
+            contents,
+            lambda seconds: done,
+            lambda seconds: document(made_of),
+            lambda document: None,
+        )
 
     def document(made_of: Ingredients) -> dict[str, Any]:
         found = line_document("interpolate", made_of)

@@ -43,7 +43,7 @@ class Made:
     contents: Sequence[tuple[Recipe, str]]
     facts: Callable[[float], Facts]
     document: Callable[[float], dict[str, Any]]
-    write_beside: Callable[[Mapping[str, Any]], None] = lambda document: None
+    write_beside: Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class _Within(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
         if base + offset < 0:
-            raise OSError("a place before the beginning")
+            raise CheckpointError("it asks for what is before its beginning")
         self._at = base + offset
         return self._at
 
@@ -166,5 +166,5 @@ def _place_of(tensor: torch.Tensor, start: int, label: str) -> Lying:
             "quantised, or without values. Save the weights themselves, dense"
         )
     dtype = tensor.dtype
-    begin = start + offset + tensor.storage_offset() * dtype.itemsize
+    begin = start + offset + int(tensor.storage_offset()) * dtype.itemsize
     return Lying(Stored(tuple(tensor.shape), dtype), begin, tuple(tensor.stride()))

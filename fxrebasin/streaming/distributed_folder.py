@@ -119,7 +119,7 @@ class DistributedFolder:
         try:
             with (self.path / info.relative_path).open("rb") as file:
                 file.seek(info.offset)
-                found = file.read(info.length)
+                found: bytes = file.read(info.length)
         except OSError as error:
             raise self._damaged(error) from None
         if len(found) < info.length:

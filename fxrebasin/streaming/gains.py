@@ -181,7 +181,11 @@ class StreamGains:
             names: of the tensors.
             total: what this process has of it.
         """
-        return total.sum_up(self._ranks, lambda sums: self._fill_shared(stream, names, sums))
+
+        def fill(sums: ExactSum) -> None:
+            self._fill_shared(stream, names, sums)
+
+        return total.sum_up(self._ranks, fill)
 
     def of_sweep(self, stream: str, names: Collection[str]) -> torch.Tensor:
         """The gains of a stream from all that passed, and some that other streams hold as well.
