@@ -243,9 +243,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 @click.option("--bandwidth", type=int, metavar="MIB", help="Time a sum over two processes.")
 @click.option("--room", type=click.Path(path_type=Path), help="Folder for the checkpoints.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/ranks"))
-def main(
-    gib: float | None, processes: str, bandwidth: int | None, room: Path | None, out: Path
-) -> None:
+def main(gib: float | None, bandwidth: int | None, room: Path | None, out: Path) -> None:
     """Measure, print, and write the table."""
     if bandwidth is not None:
         with tempfile.TemporaryDirectory() as folder:
@@ -256,10 +254,7 @@ def main(
         return
     file = out / "ranks.csv"
     earlier = list(csv.DictReader(io.StringIO(file.read_text()))) if file.exists() else []
-    made = [
-        {k: str(v) for k, v in asdict(row).items()}
-        for row in measured(gib, [int(n) for n in processes.split(",")], room)
-    ]
+    made = [{k: str(v) for k, v in asdict(row).items()} for row in measured(gib, room)]
     rows = [row for row in earlier if row["gib"] != str(gib)] + made
     text = io.StringIO()
     writer = csv.DictWriter(text, [f.name for f in fields(Row)], lineterminator="\n")
