@@ -81,10 +81,12 @@ def test_streams_that_meet_are_read_for_each_of_them() -> None:
 def test_room_that_is_left_keeps_tensors_between_sweeps(stack: Case) -> None:
     least = stack.schedule()
     layer = stack.problem().bytes_of(least.visits[0].reads)
-    assert not stack.schedule(least.peak + layer).kept  # the allocator holds some of it
-    found = stack.schedule((least.peak + layer) * 8 // 7 + 1)
+    held = stack.schedule(least.peak + layer)  # the allocator holds some of it
+    assert not {*least.visits[0].reads} <= {*held.kept}
+    assert held.peak <= least.peak + layer
+    found = stack.schedule(least.peak + layer * 7 // 6)
     assert found.kept == least.visits[0].reads
-    assert found.peak == least.peak + layer
+    assert least.peak + layer < found.peak <= least.peak + layer * 7 // 6
     assert found.bytes_again == least.bytes_again - layer
     assert dataclasses.replace(found, kept=(), peak=0, bytes_again=0) == dataclasses.replace(
         least, peak=0, bytes_again=0
