@@ -106,6 +106,26 @@ def test_an_axis_that_was_asked_for_and_cannot_be_is_an_error_with_the_guard(tmp
     assert list(tmp_path.iterdir()) == []
 
 
+class Patches(nn.Module):
+    """Patches of 4 x 4, each with a position of its own; what is left of an image is not read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut = nn.Conv2d(3, 6, 4, stride=4)
+        self.positions = nn.Parameter(torch.randn(9, 6, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.cut(image).flatten(2).transpose(1, 2) + self.positions
+
+
+def test_a_rest_that_no_patch_holds_is_no_other_size(tmp_path):
+    model = unsettled(Patches())
+    assert model(draw(2, 3, 13, 15)).shape == (2, 9, 6)
+    report = export_onnx(model, tmp_path / "m.onnx", draw(2, 3, 12, 12))
+    assert report.passed
+    assert shapes(tmp_path / "m.onnx") == {"image": ["batch", 3, 12, 12]}
+
+
 class Viewing(nn.Module):
     """Its number of rows comes from a number that was written down."""
 

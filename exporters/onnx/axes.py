@@ -186,14 +186,19 @@ class _Runs:
         self._manner = Manner.FREE if self._runs(masked) else Manner.USUAL
 
     def take(self, places: Sequence[_Place], size: int) -> bool:
-        """Whether the model takes another size of some axes."""
+        """Whether the model takes other sizes of some axes.
+
+        One more alone says little: where patches are cut, it may be a rest that no patch holds.
+        """
         axes: dict[str, dict[int, str]] = {}
         for name, axis in places:
             axes.setdefault(name, {})[axis] = "size"
-        return any(
-            self._runs(with_sizes(self._example, self._model, axes, {"size": other}, self._manner))
-            for other in (size + 1, 2 * size)
-        )
+
+        def takes(other: int) -> bool:
+            resized = with_sizes(self._example, self._model, axes, {"size": other}, self._manner)
+            return self._runs(resized)
+
+        return takes(2 * size) or (takes(size + 1) and takes(size - 1))
 
     def _runs(self, one: InputSet) -> bool:
         if self._dry:
