@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,10 +118,8 @@ def bytes_in(folder: Path) -> dict[str, bytes]:
 
 def as_folders_of_parts(folder: Path) -> None:
     """The same as folders of torch.distributed.checkpoint."""
-    for name, files in {
-        "a": ["a.safetensors"],
-        "b": sorted(folder.glob("b/*.safetensors")),
-    }.items():
+    shards = sorted(folder.glob("b/*.safetensors"))
+    for name, files in {"a": [folder / "a.safetensors"], "b": shards}.items():
         state = {n: t for file in files for n, t in load_file(file).items()}
         for file in files:
             file.unlink()
@@ -161,7 +160,7 @@ def test_two_processes_write_what_one_does(form: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "share"), [(3, 0.4), (4, 0.31)])
+@pytest.mark.parametrize(("count", "share"), [(3, 0.45), (4, 0.33)])
 @pytest.mark.parametrize("form", FORMS)
 def test_more_processes_write_what_one_does(
     form: str, count: int, share: float, folder: Path
@@ -173,7 +172,7 @@ def test_more_processes_write_what_one_does(
 _DYING = """
 import os, sys
 from fxrebasin.streaming.reader import Reader
-read, left = Reader.read, [9]
+read, left = Reader.read, [int(sys.argv.pop(1))]
 def reading(self, place, rows=None):
     left[0] -= 1
     if not left[0]:
@@ -189,7 +188,7 @@ def test_a_process_that_dies_ends_the_run_of_all(folder: Path) -> None:
     invoke(*arguments("c"))
     before = bytes_in(folder)
     given = arguments("c", "--overwrite")
-    ends = start([["-m", "fxrebasin", *given], ["-c", _DYING, *given]], folder)
+    ends = start([["-m", "fxrebasin", *given], ["-c", _DYING, "9", *given]], folder)
     assert [process.returncode for process, _ in ends] == [2, 9], ends
     assert "another process of this run has ended" in ends[0][1]
     found = {n: b for n, b in bytes_in(folder).items() if n in before}
@@ -197,10 +196,37 @@ def test_a_process_that_dies_ends_the_run_of_all(folder: Path) -> None:
     assert {p.name for p in (folder / "c").iterdir()} == {p.name for p in (folder / "b").iterdir()}
 
 
+ROUNDS = ("merge", DEEP, "b", "a.safetensors", "d.safetensors", "--method", "rounds")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [40, 150])
+@pytest.mark.parametrize("command", ["transform", "rounds"])
+def test_it_is_so_wherever_it_dies_and_with_folders_of_parts(
+    command: str, after: int, folder: Path
+) -> None:
+    as_folders_of_parts(folder)
+    shutil.copytree("a.safetensors", "d.safetensors")
+
+    def given_for(out: str) -> list[str]:
+        return arguments(out) if command == "transform" else [*ROUNDS, "--no-report", "--out", out]
+
+    given = given_for("c")
+    before = bytes_in(folder)
+    ends = start([["-m", "fxrebasin", *given], ["-c", _DYING, str(after), *given]], folder)
+    assert [process.returncode for process, _ in ends] == [2, 9], ends
+    assert not Path("c").exists()
+    assert {n: b for n, b in bytes_in(folder).items() if n in before} == before
+    ends = start([["-m", "fxrebasin", *given, "--resume"]] * 2, folder)
+    assert [process.returncode for process, _ in ends] == [0, 0], ends
+    invoke(*given_for("whole"))
+    assert bytes_in(folder / "c") == bytes_in(folder / "whole")
+
+
 @pytest.mark.slow
 def test_what_a_process_left_that_died_is_gone_on_with(folder: Path) -> None:
     invoke(*arguments("alone"))
-    start([["-m", "fxrebasin", *arguments("c")], ["-c", _DYING, *arguments("c")]], folder)
+    start([["-m", "fxrebasin", *arguments("c")], ["-c", _DYING, "9", *arguments("c")]], folder)
     assert not Path("c").exists()
     again = arguments("c", "--resume")
     ends = start([["-m", "fxrebasin", *again]] * 2, folder)
