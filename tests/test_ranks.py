@@ -200,7 +200,7 @@ ROUNDS = ("merge", DEEP, "b", "a.safetensors", "d.safetensors", "--method", "rou
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [40, 150])
+@pytest.mark.parametrize("after", [40, 60])
 @pytest.mark.parametrize("command", ["transform", "rounds"])
 def test_it_is_so_wherever_it_dies_and_with_folders_of_parts(
     command: str, after: int, folder: Path
