@@ -19,6 +19,7 @@ from fxrebasin.kinds import GroupKind
 from fxrebasin.passes.match import group_learned
 from fxrebasin.passes.match.concluding import polar
 from tests.support.elements import elements_of
+from tests.support.randomise import randomise
 from tests.support.tiny_transformers import Form, Transformer, drawn
 
 FORMS = {
@@ -219,3 +220,37 @@ def test_kinds_that_data_cannot_show_are_matched_by_weights() -> None:
     certificate = result.meta["fxrebasin"].certificate
     moved = [c.name for c in symmetry.classes if c.kind is GroupKind.GENERAL_LINEAR]
     assert all(name in certificate.elements for name in moved)
+
+
+def midway(net: nn.Module, other: nn.Module, inputs: Tensor) -> float:
+    """How far the mean model is from the mean of both outputs."""
+    between = copy.deepcopy(net)
+    both = zip(net.state_dict().items(), other.state_dict().values(), strict=True)
+    between.load_state_dict({k: (v + w) / 2 if v.is_floating_point() else v for (k, v), w in both})
+    with torch.no_grad():
+        return float((between(inputs) - (net(inputs) + other(inputs)) / 2).norm())
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_factors_of_units_are_taken_only_where_they_help(normalised: bool) -> None:
+    """Where nothing mixes units, what data show is no worse midway than the permutation is."""
+    inputs = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)).double()
+    nets = []
+    with torch.random.fork_rng():
+        for seed in range(5):
+            torch.manual_seed(seed)
+            layers = [nn.BatchNorm1d(12)] if normalised else []
+            hidden = [nn.Linear(6, 12), *layers, nn.ReLU(), nn.Linear(12, 12), nn.ReLU()]
+            nets.append(randomise(nn.Sequential(*hidden, nn.Linear(12, 4)).eval(), seed).double())
+    better = 0
+    for other in nets[1:]:
+        found = [
+            fxrebasin.transform(
+                other, nets[0], inputs, symmetry=kinds, method="activation", loader=[inputs]
+            )
+            for kinds in ("permutation", "all")
+        ]
+        plain, larger = (midway(nets[0], result, inputs) for result in found)
+        assert larger <= plain * (1 + 1e-9)
+        better += larger < plain * 0.99
+    assert better  # it is not always the permutation

@@ -35,6 +35,8 @@ from fxrebasin.progress import LateBar
 from fxrebasin.running.batches import Batch, Runner, State
 from fxrebasin.solvers.activations import Assembled, Correlation, of_sums, sum_device
 
+_FIRST = 4
+"""Batches that are kept."""
 _ROTATED = frozenset({GroupKind.ORTHOGONAL, GroupKind.ORTHOGONAL_FIXING_ONES})
 
 
@@ -76,12 +78,18 @@ class Evidence:
 
     Args:
         problem: what is matched.
+
+    Attributes:
+        balanced: the same between balanced states.
+        first: a few of the batches, where permutations alone may turn out to do better.
     """
 
     problem: GroupProblem
     balanced: Balanced = field(init=False)
     _watched: list[_Watched] = field(init=False, default_factory=list)
     _correlations: list[tuple[bool, Correlation]] = field(init=False, default_factory=list)
+    _written: list[Correlation] = field(init=False, default_factory=list)
+    first: list[Batch] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.balanced = Balanced.of(self.problem)
@@ -113,6 +121,11 @@ class Evidence:
         mixing |= {name for c in classes if c.name in mixing for name in c.within}
         return [c for c in classes if c.name not in mixing and self.problem.free(c)]
 
+    @property
+    def only_units(self) -> bool:
+        """Whether all that acts are signs and factors of units, and permutations."""
+        return not any(self._kind(c).has_matrices for c in self.problem.classes)
+
     def _kind(self, c: PermutationClass) -> GroupKind:
         return self.problem.groups.kinds[c.name].kind
 
@@ -140,6 +153,8 @@ class Evidence:
         for batch in running.batches(loader, most):
             if batch.number == 0:
                 self._prepare(running, b, batch)
+            if self.only_units and batch.number < _FIRST:
+                self.first.append(batch)
             self._add(self._seen(running, a, batch), self._seen(running, b, batch))
             report("activations", batch.number + 1, total)
 
@@ -181,6 +196,19 @@ class Evidence:
             for slots, matrix in correlation.matrices().items():
                 total = odd if is_odd else even
                 total[slots] = total[slots] + matrix if slots in total else matrix
+        return self._pairs(even, odd)
+
+    def pairs_written(self) -> Pairs:
+        """Correlations of all outputs as they are, which is what permutations are found by."""
+        even: dict[tuple[Slot, ...], Tensor] = {}
+        for correlation in self._written:
+            for slots, matrix in correlation.matrices().items():
+                even[slots] = even[slots] + matrix if slots in even else matrix
+        return self._pairs(even, {})
+
+    def _pairs(
+        self, even: Mapping[tuple[Slot, ...], Tensor], odd: Mapping[tuple[Slot, ...], Tensor]
+    ) -> Pairs:
         return Pairs(self.problem.plain.symmetry.classes, [c.name for c in self.paired], even, odd)
 
     def _prepare(self, running: Runner, state: State, batch: Batch) -> None:
@@ -191,12 +219,19 @@ class Evidence:
         for side in (Side.INPUTS, Side.OUTPUTS):
             found = find_representatives(running, own.classes, layout, state, batch, (), side)
             for item in found:
-                if side is Side.INPUTS or not self._shown_by(item) <= read:
-                    watched = self._watch(item, side)
+                tells = side is Side.INPUTS or not self._shown_by(item) <= read
+                if tells or self.only_units:
+                    watched = self._watch(item, side, tells=tells)
                     read |= watched if side is Side.INPUTS else set()
 
-    def _watch(self, item: Representative, side: Side) -> set[str]:
-        """Compare what an item shows, part by part; returns the classes that are seen there."""
+    def _watch(self, item: Representative, side: Side, *, tells: bool) -> set[str]:
+        """Compare what an item shows, part by part; returns the classes that are seen there.
+
+        Args:
+            item: to be watched.
+            side: of its module.
+            tells: whether more than a permutation is found by it.
+        """
         seen: set[str] = set()
         paired = {c.name for c in self.paired}
         mixed = {c.name: {c.name, *c.within} for c in (*self.rotated, *self.headed)}
@@ -208,7 +243,10 @@ class Evidence:
                 compared = CrossMoment() if self._reads(place, one, side) else None
             elif names <= paired:
                 compared = Correlation(AxisGroup(item.group.axes, (one,)))
-                self._correlations.append((self._is_odd(place, one), compared))
+                if tells:
+                    self._correlations.append((self._is_odd(place, one), compared))
+                if side is Side.OUTPUTS:
+                    self._written.append(compared)
             if compared is not None:
                 self._watched.append(_Watched(item, side, one, compared, own))
                 seen |= names

@@ -27,8 +27,11 @@ def match_activations_over_groups(
     are paired as `"activation"` pairs them, by what modules read of them if any does; the sign of a
     correlation is that of a unit where signs may be chosen. Heads are assigned, and matrices within
     them found, by the cross-moments of what all heads hold in balanced models, and as much by their
-    weights. What no module shows is matched by weights alone, with the rest held. Only sums are
-    kept: memory is for one batch of what modules read and n² numbers for n units. On Ctrl-C the
+    weights. What no module shows is matched by weights alone, with the rest held. Where nothing
+    mixes units, the permutation that `"activation"` finds without groups is returned unless signs
+    and factors bring what a model midway computes closer to what both models do, on the first few
+    batches. Only sums are kept: memory is for a few batches, for one of what modules read, and n²
+    numbers for n units. On Ctrl-C the
     batches so far count, with a warning.
 
     Args:
@@ -43,10 +46,7 @@ def match_activations_over_groups(
     if max_batches is not None:
         check_count("max_batches", max_batches)
     evidence = Evidence(problem)
-    with closing(LateBar()) as report:
-        with (
-            interruptible(_INTERRUPTED),
-            runner(problem.plain.model, problem.seed) as running,
-        ):
+    with closing(LateBar()) as report, runner(problem.plain.model, problem.seed) as running:
+        with interruptible(_INTERRUPTED):
             evidence.collect(running, loader, max_batches, report)
-        return GroupResult(concluded(evidence, report), 1)
+        return GroupResult(concluded(evidence, running, report), 1)

@@ -105,7 +105,7 @@ class _Search:
         if start == "activation":
             evidence = Evidence(problem)
             evidence.collect(running, loader, most, report)
-            self.element = concluded(evidence, report)
+            self.element = concluded(evidence, running, report)
         else:
             names = [c.name for c in problem.classes]
             self.element = refined(Balanced.of(problem), problem.identity(), names)

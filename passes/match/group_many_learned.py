@@ -109,7 +109,7 @@ class _Search:
         for index, state in enumerate(self._states[1:], 1):
             evidence = Evidence(replace(self._problem, state_a=first, state_b=state))
             evidence.collect(running, loader, most, report)
-            self.elements[index] = concluded(evidence, report)
+            self.elements[index] = concluded(evidence, running, report)
 
     def descend(
         self,
