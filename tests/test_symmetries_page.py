@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmarks.experiments.symmetry_page import renewed, rows_of
 from benchmarks.symmetry_picture import example_of
 from fxrebasin.kinds import GroupKind
 from tests.support.tiny_transformers import Form, drawn
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "symmetries.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +38,28 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(restored, dict)
     for key, value in model_b.state_dict().items():
         torch.testing.assert_close(restored[key], value, rtol=1e-9, atol=1e-9)
+
+
+def test_figures_are_those_of_the_table() -> None:
+    rows = rows_of(ROOT / "benchmarks" / "results" / "experiments" / "symmetries" / "barriers.csv")
+    assert renewed(PAGE, rows) == PAGE  # python -m benchmarks.experiments page
+    first = rows[0]
+    changed = renewed(PAGE, [replace(first, barrier=first.barrier + 1), *rows[1:]])
+    assert changed != PAGE
+    for network, way, said in _SAID:
+        own = [row for row in rows if (row.network, row.way) == (network, way)]
+        found = [row.barrier for row in own if not row.is_joint]
+        assert f"{sum(found) / len(found):.2f}" == said
+        assert said in README
+
+
+_SAID = (
+    ("GPT", "untouched", "2.85"),
+    ("GPT", "activation (permutation)", "1.86"),
+    ("GPT", "straight_through (permutation)", "1.27"),
+    ("GPT", "learned, 1000 steps (all)", "0.25"),
+    ("GPT, width 256", "learned, 1000 steps (all)", "0.03"),
+)
 
 
 def test_every_kind_is_on_the_page_and_what_it_points_to_exists() -> None:

@@ -17,6 +17,7 @@ from benchmarks.experiments import (
 from benchmarks.experiments.figures import Drawing
 from benchmarks.experiments.page import assemble
 from benchmarks.experiments.settings import RESULTS, experiment
+from benchmarks.experiments.symmetry_page import renewed, rows_of
 from benchmarks.matching import CACHE as ENVIRONMENT
 from fxrebasin.errors import FxRebasinError
 from fxrebasin.storage.files import publish
@@ -95,10 +96,15 @@ main.command("symmetries")(symmetries_command)
     help="The page; one that exists is replaced.",
 )
 def page_command(results: Path, out: Path) -> None:
-    """Put the page of results together."""
+    """Put the page of results together, and the figures of the page on symmetries beside it."""
     names = [name for name in main.commands if name not in ("page", "pictures")]
     try:
         missing = assemble(results, out, names)
+        explained = out.parent / "symmetries.md"
+        rows = results / "symmetries" / "barriers.csv"
+        if explained.is_file() and rows.is_file():
+            page = renewed(explained.read_text(encoding="utf-8"), rows_of(rows))
+            publish(explained, page.encode(), overwrite=True)
     except FxRebasinError as error:
         raise click.ClickException(str(error)) from error
     for name in missing:

@@ -36,7 +36,7 @@ together from `benchmarks/results/experiments/` by `python -m benchmarks.experim
 `python -m benchmarks.experiments pictures` draws the pictures anew, as PNG, SVG or PDF.
 
 **Figures are of the code at these commits** and were not measured again since: `d7771ad` (MLPs and
-hlb-gpt), `a581387` (filter sizes), `9bf0210` (torchvision), `08cd841` (beside rebasin), `5243836`
+hlb-gpt), `a581387` (filter sizes), `9bf0210` (torchvision), `08cd841` (beside rebasin), `8058639`
 (beyond permutation). After the first four, filter taps that only see padding count as free."""
 
 

@@ -297,6 +297,7 @@ def _say(report: Report, rows: Sequence[Row], settings: Settings) -> None:
         f"aligned model against B, in float64, is {max(row.error for row in rows):.1e}. Barriers "
         f"are means over pairs on {_STEPS} points of the straight line, in nats, on held-out data."
     )
+    said, missing = [], []
     for network, same in grouped([r for r in rows if not r.is_joint], lambda r: r.network).items():
         found = {
             way: mean_of([row.barrier for row in of_way])
@@ -305,12 +306,15 @@ def _say(report: Report, rows: Sequence[Row], settings: Settings) -> None:
         }
         best = min(found, key=found.__getitem__)
         plain = {way: value for way, value in found.items() if way.endswith("(permutation)")}
-        least = min(plain, key=plain.__getitem__)
-        report.say(
-            f"{network}: {found[UNTOUCHED]:.3f} untouched, {plain[least]:.3f} with {least}, and "
+        least = min(plain, key=plain.__getitem__, default=None)
+        between = f"{plain[least]:.3f} with {least}, " if least else ""
+        said.append(
+            f"{network}: {found[UNTOUCHED]:.3f} untouched, {between}and "
             f"{found[best]:.3f} with {best}."
         )
-        report.say(*_missing(network, same, settings))
+        missing += _missing(network, same, settings)
+    report.say(*said)
+    report.say(*missing)
 
 
 def _missing(network: str, rows: Sequence[Row], settings: Settings) -> list[str]:
