@@ -25,9 +25,9 @@ from fxrebasin.passes.fields.rows import (
     Ints,
     all_differ,
     distinct,
-    mix,
     multiset_hashes,
     row_codes,
+    run_starts,
 )
 
 _EMPTY: Ints = np.zeros(0, np.int64)
@@ -62,8 +62,11 @@ def _coarsen_labels(ledger: Ledger, item: Labels, kept: tuple[int, ...]) -> tupl
     rows_np = rows.reshape(math.prod(values.shape[axis] for axis in kept), -1).numpy()
     if item.injective and int(rows_np.min()) >= 0:
         return _blocks(ledger, rows_np, shape, kept)
-    sets, row_of = (rows_np, np.arange(len(rows_np))) if item.injective else _sets(rows_np)
-    row, units, count = _distinct_units(sets)
+    if item.injective:
+        sets, times, row_of = rows_np, np.ones(rows_np.shape[1], np.int64), np.arange(len(rows_np))
+    else:
+        sets, times, row_of = _sets(rows_np)
+    row, units, count = _distinct_units(sets, times)
     # Added twice is not the same as added once.
     repeated = [count == times for times in distinct(count)] if not item.injective else []
     for same in repeated if len(repeated) > 1 else ():
@@ -79,7 +82,7 @@ def _coarsen_labels(ledger: Ledger, item: Labels, kept: tuple[int, ...]) -> tupl
         block_of = blocks[torch.from_numpy(parent_of.reshape(-1))]
         _nest(ledger, units, block_of, repeated)
     main = _over_rows(labels, row_of, shape, item.reason)
-    beside = _over_rows(_rigid_parts(sets), row_of, shape, "positions beside units")
+    beside = _over_rows(_rigid_parts(sets, times), row_of, shape, "positions beside units")
     if main.rigid or not beside.axes:
         return (main,)
     ledger.relate(main, beside)
@@ -118,15 +121,30 @@ def _others(ndim: int, axes: Iterable[int]) -> list[int]:
     return [axis for axis in range(ndim) if axis not in set(axes)]
 
 
-def _sets(rows: Ints) -> tuple[Ints, Ints]:
-    """The rows that differ as multisets, in order of appearance, and which of them each is."""
-    _, first, row_of = np.unique(multiset_hashes(rows), return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    return rows[first[order]], np.argsort(order)[row_of.reshape(-1)]
+def _sets(rows: Ints) -> tuple[Ints, Ints, Ints]:
+    """The rows that differ as multisets, in order of appearance.
+
+    Returns:
+        The rows, with one column for each run of equal ones; how long these runs are; and which
+        of these rows each of the given ones is.
+    """
+    columns, first = run_starts(rows, 1), run_starts(rows, 0)
+    times = np.diff(columns, append=rows.shape[1])
+    sets = rows[np.ix_(first, columns)]
+    hashes = multiset_hashes(sets, times)
+    _, found, set_of = np.unique(hashes, return_index=True, return_inverse=True)
+    order = np.argsort(found)
+    row_of = np.repeat(np.argsort(order)[set_of.reshape(-1)], np.diff(first, append=len(rows)))
+    return sets[found[order]], times, row_of
 
 
-def _distinct_units(sets: Ints) -> tuple[Ints, Ints, Ints]:
-    """The free labels of each row, each once, the rows that they are in, and how often they are."""
+def _distinct_units(sets: Ints, times: Ints) -> tuple[Ints, Ints, Ints]:
+    """The free labels of each row, each once, the rows that they are in, and how often they are.
+
+    Args:
+        sets: the rows.
+        times: how often each column is there.
+    """
     row = np.repeat(np.arange(sets.shape[0]), sets.shape[1])
     labels = sets.reshape(-1)
     free = labels >= 0
@@ -135,12 +153,14 @@ def _distinct_units(sets: Ints) -> tuple[Ints, Ints, Ints]:
     code = row_codes([row[free], labels[free]])
     first = np.zeros(int(code.max()) + 1, np.int64)
     first[code] = np.arange(code.size)
-    return row[free][first], labels[free][first], np.bincount(code)
+    count = np.zeros(first.size, np.int64)
+    np.add.at(count, code, np.tile(times, len(sets))[free])
+    return row[free][first], labels[free][first], count
 
 
-def _rigid_parts(sets: Ints) -> Tensor:
+def _rigid_parts(sets: Ints, times: Ints) -> Tensor:
     """A label for the rigid labels of each row, as a multiset."""
-    hashes = np.where(sets < 0, mix(sets, 9), np.uint64(0)).sum(axis=1, dtype=np.uint64)
+    hashes = multiset_hashes(sets, np.where(sets < 0, times, 0))
     return torch.from_numpy(rigid_labels(row_codes([hashes.view(np.int64)])))
 
 

@@ -261,7 +261,8 @@ def reshape_labels(field: Labels, before: Sequence[int], after: Sequence[int]) -
     values = squeeze_constant(field.values.expand(expanded).reshape(shape), recheck)
     if values.numel() == field.values.numel():
         return labels_of(values, field, field.injective)
-    return labels_of(values, field, values.unique().numel() == values.numel())
+    more = values.numel() > field.values.numel()  # then some occur twice
+    return labels_of(values, field, not more and all_differ(values.numpy()))
 
 
 def squeeze_constant(values: Tensor, axes: Iterable[int]) -> Tensor:
@@ -269,6 +270,11 @@ def squeeze_constant(values: Tensor, axes: Iterable[int]) -> Tensor:
     for axis in axes:
         if values.shape[axis] > 1:
             first = values.narrow(axis, 0, 1)
-            if values.stride(axis) == 0 or bool((values == first).all()):
+            if values.stride(axis) == 0 or _all_as(first, values, axis):
                 values = first
     return values
+
+
+def _all_as(first: Tensor, values: Tensor, axis: int) -> bool:
+    """Whether all along an axis is as at its first position; usually the second shows it."""
+    return torch.equal(values.narrow(axis, 1, 1), first) and bool((values == first).all())

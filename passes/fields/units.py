@@ -62,9 +62,12 @@ class Units:
 
     def compress(self) -> Ints:
         """The representative of every unit."""
-        roots = self.find(np.arange(self._size))
+        roots = self._parent[: self._size].copy()
+        while not self._flat:
+            above = self._parent[roots]
+            self._flat = np.array_equal(above, roots)
+            roots = above
         self._parent[: self._size] = roots
-        self._flat = True
         return roots
 
     def tie(self, first: Ints, second: Ints) -> bool:

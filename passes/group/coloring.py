@@ -81,12 +81,14 @@ def marks(ledger: Ledger) -> Hashes:
     """What a unit has by itself: how it was made, and the selections that it fell into."""
     births = np.array([end - start for start, end in ledger.births], np.int64)
     result = mix(np.repeat(np.arange(births.size), births), 1)
-    if ledger.members:
-        selections = [values.reshape(-1).numpy() for values in ledger.members]
-        labels = np.concatenate(selections)
-        index = np.repeat(np.arange(len(selections)), [item.size for item in selections])
-        free = labels >= 0
-        np.add.at(result, labels[free], mix(index[free], 2))
+    for index, values in enumerate(ledger.members):
+        labels = values.reshape(-1).numpy()
+        first, last = int(labels.min()), int(labels.max())
+        salt = mix(np.array([index]), 2)
+        if first >= 0 and last - first < 2 * labels.size:
+            result[first : last + 1] += np.bincount(labels - first).astype(np.uint64) * salt
+        else:
+            np.add.at(result, labels[labels >= 0], salt)
     return result
 
 

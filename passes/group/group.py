@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fxrebasin.layout import AxisGroup, PermutationClass
 from fxrebasin.passes.fields.ledger import Ledger
-from fxrebasin.passes.fields.rows import Ints, distinct, numbers_of
+from fxrebasin.passes.fields.rows import Ints, distinct, numbers_of, thinned
 from fxrebasin.passes.group.classes import Classes, IrregularError, TwiceInsideError, classify
 from fxrebasin.passes.group.closure import Moves, check_closed, check_roles
 from fxrebasin.passes.group.coloring import color, marks, roles
@@ -297,7 +297,7 @@ def _reason(
         return PinReason("not read by the forward pass, or only as a constant")
     touching = [item for item in fields if axis in item.axes]
     for item in touching:
-        labels = distinct(item.values)
+        labels = distinct(thinned([item.values])[0])
         numbers = first[ledger.find(labels[labels >= 0])]
         pinned = numbers[numbers != _NO_PIN]
         if pinned.size:

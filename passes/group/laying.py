@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from fxrebasin.passes.fields.labels import rigid_labels, rigid_labels_of_units
-from fxrebasin.passes.fields.rows import Ints, count_rows, distinct, mix, row_codes
+from fxrebasin.passes.fields.rows import Ints, count_rows, distinct, mix, row_codes, thinned
 from fxrebasin.passes.group.classes import IrregularError, Motion
 from fxrebasin.passes.group.closure import Moves
 from fxrebasin.passes.group.grids import UnnamedGroup, axis_groups, group_columns, unnamed_group
@@ -90,12 +90,16 @@ class _LayingOut:
         An axis stays where a unit that moves to other coordinates is somewhere else along it: then
         what moves along one axis does so along both. A roll of all elements has such rows.
         """
-        coded = replace(field, values=self._coded(field.values))
-        small = squeezed(coded)
+        labels = field.values
+        if labels.ndim < 2:
+            return squeezed(replace(field, values=self._coded(labels)))
+        (few,) = thinned([labels])
+        small = squeezed(replace(field, values=self._coded(few)))
         gone = [index for index, axis in enumerate(field.axes) if axis not in small.axes]
-        if not gone or not small.axes or self._stay_along(field.values, small.values, gone):
-            return small
-        return coded
+        if gone and (not small.axes or self._stay_along(few, small.values, gone)):
+            at = tuple(0 if index in gone else slice(None) for index in range(labels.ndim))
+            return replace(small, values=self._coded(labels[at]))
+        return replace(field, values=self._coded(labels))
 
     def _stay_along(self, labels: Ints, codes: Ints, gone: Sequence[int]) -> bool:
         """Whether units have one role at each place along some axes, whatever their coordinates."""

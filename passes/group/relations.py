@@ -19,6 +19,7 @@ from fxrebasin.passes.fields.rows import (
     distinct_rows,
     mix,
     row_codes,
+    slice_codes,
     thinned,
 )
 
@@ -106,12 +107,44 @@ def _blocks(ledger: Ledger, column: Ints, outer: Sequence[int], own: Sequence[in
 
 
 def _joined(free: Sequence[Ints], rigid: Sequence[Ints]) -> list[Ints]:
+    for axis in range(free[0].ndim):
+        free, rigid = _in_runs(free, rigid, axis)
     axes = {axis for column in free for axis in _axes(column)}
     summed = [_summed(part, axes) for part in _parts(rigid, axes)]
     small = _flat([*free, *(codes for codes, _ in summed)])
     if all(apart for _, apart in summed) or _each_once(small, len(free)):
         return compressed(small)
     return compressed(_flat([*free, *rigid]))
+
+
+def _in_runs(
+    free: Sequence[Ints], rigid: Sequence[Ints], axis: int
+) -> tuple[Sequence[Ints], Sequence[Ints]]:
+    """One position of each set of positions along an axis that only rigid labels tell apart.
+
+    A permutation has to map what is at each rigid label onto itself. Where the labels of one set
+    are at no position of another, that says the same as one label for each set: images have
+    thousands of patches, of which all but a few are alike.
+    """
+    own = [column for column in rigid if _axes(column) == [axis]]
+    rest = [column for column in rigid if _axes(column) != [axis]]
+    varying = [column for column in (*free, *rest) if column.shape[axis] > 1]
+    if not own or not varying:
+        return free, rigid
+    sets = slice_codes(varying, axis)
+    first = np.unique(sets, return_index=True)[1]
+    tags = row_codes([column.reshape(-1) for column in own])
+    if first.size == sets.size or count_rows([sets, tags]) > count_rows([tags]):
+        return free, rigid
+    shape = [1] * own[0].ndim
+    shape[axis] = first.size
+    codes = rigid_labels(np.arange(first.size)).reshape(shape)
+    return _at(free, first, axis), [*_at(rest, first, axis), codes]
+
+
+def _at(columns: Iterable[Ints], positions: Ints, axis: int) -> list[Ints]:
+    """Labels at some positions along an axis, where they vary along it."""
+    return [item.take(positions, axis) if item.shape[axis] > 1 else item for item in columns]
 
 
 def _told_apart(rigid: Sequence[Ints]) -> set[int]:
