@@ -38,12 +38,12 @@ class DryRun:
     """The output of a dry run (meta tensors where it depends on the input) and its program.
 
     Two runs with equal programs apply the same operators to the same parameters, buffers,
-    constants and intermediate values in the same order: they compute the same function of the
-    state, as far as this input shows.
+    constants and intermediate values: they compute the same function of the state, as far as this
+    input shows. The order tells programs apart only if a tensor is written to.
     """
 
     output: Any
-    program: tuple[_Key, ...]
+    program: tuple[_Key, ...] | frozenset[_Key]
     _given: Given = field(repr=False, compare=False)
     _keys: Callable[[Sequence[Any]], _Key] = field(repr=False, compare=False)
 
@@ -82,16 +82,16 @@ def dry_run(
             meta_args, meta_kwargs = remade((tuple(args), dict(kwargs)), recorder.input)
             given = Given(meta_args, meta_kwargs)
             output = reduced(model, model(*meta_args, **meta_kwargs), wanted)
-    return DryRun(output, tuple(recorder.program), given, recorder.keys)
+    return DryRun(output, recorder.recorded(), given, recorder.keys)
 
 
 class _Recorder(OperatorMode):
     """Executes what depends on parameters or float inputs on meta tensors; records the program.
 
-    Tensors have a key that says where they come from: the state, by name; an input or the result
-    of a recorded operator, by number; a constant, by its content. Operators on constants alone
-    are not recorded, so that a graph in which they were folded has the same program;
-    those that draw random numbers are.
+    Tensors have a key that says where they come from: the state, by name; an input, by number; the
+    result of a recorded operator, by a digest of the operator and its arguments' keys; a constant,
+    by its content. Operators on constants alone are not recorded, so that a graph in which they
+    were folded has the same program; those that draw random numbers are, and each draws its own.
 
     An operator that works in place is recorded as its other form, since torch.fx turns `x += y`
     into `x + y`. What it writes to gets a new number, and a tensor that shares the memory, and so
@@ -108,16 +108,23 @@ class _Recorder(OperatorMode):
         }
         self._unknown = {_storage_id(parameter) for parameter in model.parameters()}
         self._written: dict[int, int] = {}  # constant storage that was written into: ordinal
-        self._keys: dict[int, tuple[int, int]] = {}  # id of a tensor: its number, and as of when
+        self._keys: dict[int, tuple[_Key, int]] = {}  # id of a tensor: its source, and as of when
         self._last_write: dict[int, int] = {}  # storage: when it was last written to
-        self._numbers = 0
+        self._inputs = 0
+        self._draws = 0
         self._alive: list[torch.Tensor] = []  # so that ids and storages stay theirs
 
     def input(self, value: torch.Tensor) -> Any:
         """The stand-in for a model input: floating-point and complex tensors become meta."""
         with modes_off():
             real = not (value.is_floating_point() or value.is_complex())
-            return self._number(value.detach() if real else torch.empty_like(value, device="meta"))
+            self._inputs += 1
+            made = value.detach() if real else torch.empty_like(value, device="meta")
+            return self._made_by(("input", self._inputs), [made])[0]
+
+    def recorded(self) -> tuple[_Key, ...] | frozenset[_Key]:
+        """All operators; in their order only if it matters."""
+        return tuple(self.program) if self._last_write else frozenset(self.program)
 
     def called(
         self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -134,15 +141,28 @@ class _Recorder(OperatorMode):
             return None  # of what is in the keys of its argument
         if func in _NO_OPS or func in _VIEWS:
             return self._followed(func, args, kwargs, unknown)
+        if func is _ATEN.add.Tensor and not kwargs and self._adds_nothing(*args):
+            result = on_meta(func, args, kwargs) if unknown else func(*args, **kwargs)
+            if _geometry(args[0]) == _geometry(result) and self._goes_by(args[0], result):
+                return result
         keys = [self._least_key(x) for x in leaves] if func in _BROADCASTING else self.keys(leaves)
-        self.program.append((_name(func), *kwargs, *keys))
+        self._draws += random
+        drawn = (("draw", self._draws),) if random else ()
+        how = (_name(func), *kwargs, *keys, *drawn)
+        self.program.append(how)
         written = list(written_tensors(func, args, kwargs))
         self._note_writes(written, unknown)
         _check_indices(func, args)
         result = on_meta(func, args, kwargs) if unknown else func(*args, **kwargs)
-        for leaf in (*_flat((result,)), *written):
-            self._number(leaf)
+        self._made_by(how, (*_flat((result,)), *written))
         return result
+
+    def _adds_nothing(self, _: Any, right: Any) -> bool:
+        """Whether a constant of zeros is added, which a mask is that leaves nothing out."""
+        if not isinstance(right, torch.Tensor) or right.is_meta or self._has_key(right):
+            return False
+        with modes_off():
+            return not (self._is_unknown(right) or right.any())
 
     def _followed(
         self,
@@ -159,19 +179,30 @@ class _Recorder(OperatorMode):
         if func in _NO_OPS:
             how = (*kwargs, *self.keys(_flat((*args, *kwargs.values()))))
         self.program.append((_name(func), *how))
-        self._number(result)
+        self._made_by(self.program[-1], [result])
         return result
 
     def _is_the_same(self, source: torch.Tensor, result: torch.Tensor) -> bool:
         """Whether a result is its argument, which then goes by the same key."""
         if _geometry(source) != _geometry(result):
             return False
-        if id(source) not in self._keys:
-            return not source.numel() or _storage_id(source) == _storage_id(result)
-        number, known = self._keys[id(source)]
-        if self._last_write.get(_storage_id(source), 0) > known:
+        if not source.numel() or _storage_id(source) == _storage_id(result):
+            return id(source) not in self._keys or self._goes_by(source, result)
+        return self._goes_by(source, result)
+
+    def _goes_by(self, source: torch.Tensor, result: torch.Tensor) -> bool:
+        """Give a tensor the key of another of the same numbers, if that one's is not past."""
+        storage = _storage_id(source)
+        write = self._last_write.get(storage, 0)
+        if id(source) in self._keys:
+            origin, known = self._keys[id(source)]
+        elif storage in self._state:
+            origin, known = (self._state[storage], write), write
+        else:
             return False
-        self._keys[id(result)] = (number, known)
+        if write > known:
+            return False
+        self._keys[id(result)] = (origin, len(self.program))
         self._alive.append(result)
         return True
 
@@ -216,19 +247,21 @@ class _Recorder(OperatorMode):
         view = _geometry(tensor)
         write = self._last_write.get(storage, 0)
         if id(tensor) in self._keys:
-            number, known = self._keys[id(tensor)]
-            return (number, *view) if write <= known else (number, "written", write, *view)
+            origin, known = self._keys[id(tensor)]
+            return (*origin, *view) if write <= known else (*origin, "written", write, *view)
         for names in (self._state, self._written):
             if storage in names:
                 return (names[storage], write, *view)
         return ("constant", _content(tensor), *view)
 
-    def _number(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and id(value) not in self._keys:
-            self._keys[id(value)] = (self._numbers, len(self.program))
-            self._numbers += 1
-            self._alive.append(value)
-        return value
+    def _made_by(self, how: _Key, values: Sequence[Any]) -> Sequence[Any]:
+        """Give what an operator returned or wrote to its source as a key."""
+        source = hashlib.sha256(repr(how).encode()).digest()
+        for index, value in enumerate(values):
+            if isinstance(value, torch.Tensor) and id(value) not in self._keys:
+                self._keys[id(value)] = ((source, index), len(self.program))
+                self._alive.append(value)
+        return values
 
 
 def _value_key(value: Any) -> _Key:

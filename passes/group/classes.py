@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heappop, heappush
 from itertools import pairwise
 
 import networkx as nx
@@ -18,7 +19,7 @@ import numpy as np
 
 from fxrebasin.errors import FxRebasinError
 from fxrebasin.passes.fields.labels import RIGID
-from fxrebasin.passes.fields.rows import Hashes, Ints
+from fxrebasin.passes.fields.rows import Hashes, Ints, numbers_of
 from fxrebasin.passes.group.structure import Structure
 
 
@@ -65,6 +66,17 @@ class Classes:
         """By index of a colour, how many representatives have it."""
         places = (self.coordinates[index] for index in range(len(self.coordinates)))
         return np.array([place.units.size for place in places], np.int64)
+
+    @cached_property
+    def ranks(self) -> Ints:
+        """By representative that moves, how many of its colour come before it."""
+        found = np.zeros(self.colors.size, np.int64)
+        places = [self.coordinates[index].units for index in range(len(self.coordinates))]
+        if places:
+            starts = np.cumsum(self.members) - self.members
+            own = np.arange(self.members.sum()) - np.repeat(starts, self.members)
+            found[np.concatenate(places)] = own
+        return found
 
     def count(self, index: int) -> int:
         """Number of copies of a class."""
@@ -160,9 +172,10 @@ def classify(structure: Structure, colors: Hashes, roots: Ints) -> Classes:
 
 def _by_color(colors: Hashes, canonical: Ints) -> tuple[Ints, list[Ints]]:
     """Indices of the colours that more than one unit has, in order of their first unit."""
-    _, first, inverse, counts = np.unique(
-        colors[canonical], return_index=True, return_inverse=True, return_counts=True
-    )
+    inverse = numbers_of(colors[canonical])
+    counts = np.bincount(inverse)
+    first = np.empty_like(counts)
+    first[inverse[::-1]] = np.arange(inverse.size)[::-1]
     several = np.flatnonzero(counts > 1)
     several = several[np.argsort(first[several])]
     rank = np.full(counts.size, RIGID, dtype=np.int64)
@@ -199,15 +212,26 @@ def _parent_edges(
 def _parents_first(
     members: Sequence[Ints], parents: dict[int, list[tuple[int, Ints]]]
 ) -> list[int]:
-    graph: nx.DiGraph[int] = nx.DiGraph()
-    graph.add_nodes_from(range(len(members)))
-    graph.add_edges_from((above, item) for item, edges in parents.items() for above, _ in edges)
-    try:
-        return list(nx.lexicographical_topological_sort(graph))
-    except nx.NetworkXUnfeasible:
+    left = [len({above for above, _ in parents.get(item, ())}) for item in range(len(members))]
+    children: dict[int, list[int]] = {}
+    for item, edges in parents.items():
+        for above in dict.fromkeys(above for above, _ in edges):
+            children.setdefault(above, []).append(item)
+    ready = [item for item, count in enumerate(left) if not count]
+    found = []
+    while ready:
+        item = heappop(ready)
+        found.append(item)
+        for child in children.get(item, ()):
+            left[child] -= 1
+            if not left[child]:
+                heappush(ready, child)
+    if len(found) < len(members):
+        graph = nx.DiGraph([(above, child) for above, own in children.items() for child in own])
         cycle = [above for above, _ in nx.find_cycle(graph)]
         units = np.concatenate([members[item] for item in cycle])
-        raise IrregularError(units, "units that lie inside each other in a circle") from None
+        raise IrregularError(units, "units that lie inside each other in a circle")
+    return found
 
 
 class _Builder:
@@ -218,27 +242,35 @@ class _Builder:
         self.sizes: list[int] = []
         self.within: list[tuple[int, ...]] = []
         self.coordinates: dict[int, Coordinates] = {}
+        self._alike: dict[object, tuple[tuple[Column, ...], Ints, Ints | None]] = {}
 
     def add(self, item: int, units: Ints, parents: Sequence[tuple[int, Ints]]) -> None:
+        key = tuple((above, inside.tobytes()) for above, inside in parents) or units.size
+        if key not in self._alike:
+            self._alike[key] = self._placed(units, parents)
+        columns, rows, rank = self._alike[key]
+        if rank is not None:
+            if len({column.index for column in columns}) < len(columns):
+                raise TwiceInsideError([units[rank == value] for value in range(rank.max() + 1)])
+            self.sizes.append(int(rank.max()) + 1)
+            self.within.append(tuple(column.index for column in columns))
+            new = Column(len(self.sizes) - 1, self.sizes[-1], tuple(range(len(columns))))
+            columns, rows = (*columns, new), np.concatenate([rows, rank[:, None]], axis=1)
+        self.coordinates[item] = Coordinates(columns, units, rows)
+
+    def _placed(
+        self, units: Ints, parents: Sequence[tuple[int, Ints]]
+    ) -> tuple[tuple[Column, ...], Ints, Ints | None]:
+        """The coordinates that parents give, and which of several at the same ones each unit is."""
         columns, rows = self._inherited(units, parents)
         sizes = [column.size for column in columns]
         tuple_of = np.ravel_multi_index(tuple(rows.T), sizes) if columns else np.zeros_like(units)
         counts = np.bincount(tuple_of, minlength=math.prod(sizes))
-        per_tuple = int(counts[0])
-        if (counts != per_tuple).any():
+        if (counts != counts[0]).any():
             outer = [self.coordinates[above].units for above, _ in parents]
             fewest = min(outer, key=lambda found: found.size, default=units)
             raise IrregularError(fewest, "an irregular grid of units")
-        if per_tuple > 1:
-            rank = _rank_within(tuple_of)
-            if len({column.index for column in columns}) < len(columns):
-                raise TwiceInsideError([units[rank == value] for value in range(per_tuple)])
-            rows = np.concatenate([rows, rank[:, None]], axis=1)
-            self.sizes.append(per_tuple)
-            self.within.append(tuple(column.index for column in columns))
-            new = Column(len(self.sizes) - 1, per_tuple, tuple(range(len(columns))))
-            columns = (*columns, new)
-        self.coordinates[item] = Coordinates(columns, units, rows)
+        return columns, rows, _rank_within(tuple_of) if counts[0] > 1 else None
 
     def _inherited(
         self, units: Ints, parents: Sequence[tuple[int, Ints]]

@@ -54,9 +54,17 @@ class Moves:
         """The coordinates of all representatives, numbered."""
         return motion(self.classes)
 
-    def colors(self, table: Table) -> Table:
-        """By label, the index of its colour; `RIGID` when it cannot move."""
-        return np.where(table >= 0, self.classes.colors[np.maximum(table, 0)], RIGID)
+    @cached_property
+    def codes(self) -> Ints:
+        """By unit, the number of its coordinates, `RIGID` when it cannot move."""
+        return self.motion.codes[self.roots]
+
+    @cached_property
+    def kinds(self) -> Ints:
+        """By index of a colour, how its coordinates are made up; last, that of what cannot move."""
+        known = {columns: kind for kind, columns in enumerate(self.motion.kinds)}
+        places = (self.classes.coordinates[index] for index in range(len(self.classes.coordinates)))
+        return np.array([*(known[place.columns] for place in places), RIGID], np.int64)
 
 
 def check_roles(moves: Moves, known: int) -> None:
@@ -75,14 +83,23 @@ def check_roles(moves: Moves, known: int) -> None:
         return
     role = row_codes([colors[units], moves.roles[units]])
     count = np.bincount(role)
+    lacking = count[role] != moves.classes.members[colors[units]]
+    if not lacking.any() and _fill_places(moves, role, count, moves.roots[units]):
+        return
     place = role * moves.roots.size + moves.roots[units]
     if not all_differ(place):
         code = row_codes([place])
         repeated = np.bincount(code)[code] > 1
         raise IrregularError(units[repeated], "tied to another unit of its own axis")
-    lacking = count[role] != moves.classes.members[colors[units]]
-    if lacking.any():
-        raise IrregularError(units[lacking], "plays a part that not all of its class play")
+    raise IrregularError(units[lacking], "plays a part that not all of its class play")
+
+
+def _fill_places(moves: Moves, role: Ints, count: Ints, roots: Ints) -> bool:
+    """Whether all places are taken, if there are as many for each role as it has units."""
+    rank = moves.classes.ranks[roots]
+    taken = np.zeros(role.size, dtype=np.bool_)
+    taken[(np.cumsum(count) - count)[role] + rank] = True
+    return bool(taken.all())
 
 
 def check_closed(moves: Moves, table: Table) -> None:
@@ -94,12 +111,12 @@ def check_closed(moves: Moves, table: Table) -> None:
     """
     if not table.size:
         return
-    colors = moves.colors(table)
-    part = row_codes(list(colors.T))
-    units = np.maximum(table, 0)
-    codes = np.where(table >= 0, moves.motion.codes[moves.roots[units]], RIGID)
-    tags = np.where(colors >= 0, moves.roles[units], table)
-    kinds = moves.motion.kind_of(codes.reshape(-1)).reshape(codes.shape)
+    columns = list(table.T)
+    colors = [_of_labels(moves.classes.colors, column, RIGID) for column in columns]
+    codes = np.stack([_of_labels(moves.codes, column, RIGID) for column in columns]).T
+    tags = np.stack([_tags(moves, *pair) for pair in zip(columns, colors, strict=True)]).T
+    kinds = np.stack([moves.kinds[column] for column in colors]).T
+    part = row_codes(colors)
     irregular = [
         number
         for rows in alike(list(kinds.T))
@@ -108,9 +125,24 @@ def check_closed(moves: Moves, table: Table) -> None:
     ]
     if irregular:
         rows = np.flatnonzero(part == min(irregular))
-        free = (distinct(column) for column in table[rows][:, colors[rows[0]] >= 0].T)
+        moving = [index for index, own in enumerate(colors) if own[rows[0]] >= 0]
+        free = (distinct(table[rows, index]) for index in moving)
         fewest = min(free, key=lambda units: units.size)
         raise IrregularError(fewest, "occurs together with others irregularly")
+
+
+def _of_labels(values: Ints, labels: Ints, rigid: int) -> Ints:
+    """Values of units, and another for rigid labels."""
+    if labels.min() >= 0:
+        return values[labels]
+    return np.where(labels >= 0, values[np.maximum(labels, 0)], rigid)
+
+
+def _tags(moves: Moves, labels: Ints, colors: Ints) -> Ints:
+    """Roles of units that move, and labels that cannot."""
+    if labels.max() < 0:
+        return labels
+    return np.where(colors >= 0, moves.roles[np.maximum(labels, 0)], labels)
 
 
 def _irregular(motion: Motion, kinds: Ints, codes: Table, tags: Table, part: Ints) -> list[int]:

@@ -37,15 +37,28 @@ def color(ledger: Ledger, structure: Structure, tags: Hashes, pinned: Ints) -> H
         pinned: units that do not move.
     """
     roots = ledger.compress()
-    canonical = np.flatnonzero(roots == np.arange(roots.size))
-    # Most units are tied to others; representatives are numbered anew, so that arrays are short.
+    colors = mix(_initial(tags, roots, pinned), 7)
+    # Most units are tied to others, or occur with none; the rest get short arrays of their own.
+    beside = _that_occur(structure, roots.size)
     number = np.empty(roots.size, dtype=np.int64)
-    number[canonical] = np.arange(canonical.size)
+    number[beside] = np.arange(beside.size)
     tables = [_numbered(table, number) for table in structure.tables if (table >= 0).any()]
     edges = [Edge(number[edge.children], number[edge.parents]) for edge in structure.edges]
-    colors = _initial(tags, roots, pinned)[canonical]
-    units = np.arange(canonical.size)
-    return _refined(colors, units, _stacked(tables), _stacked_edges(edges))[number[roots]]
+    units = np.arange(beside.size)
+    own = _refined(colors[beside], units, _stacked(tables), _stacked_edges(edges))
+    colors[beside] = own
+    return colors[roots]
+
+
+def _that_occur(structure: Structure, count: int) -> Ints:
+    """The representatives that are in a relation, or inside of another."""
+    found = np.zeros(count, dtype=np.bool_)
+    for table in structure.tables:
+        found[table[table >= 0]] = True
+    for edge in structure.edges:
+        found[edge.children] = True
+        found[edge.parents] = True
+    return np.flatnonzero(found)
 
 
 def _numbered(table: Table, number: Ints) -> Table:
