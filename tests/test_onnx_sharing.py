@@ -224,3 +224,24 @@ def test_uses_inside_a_body(tmp_path: Path) -> None:
     report = rebased(tmp_path, model(text, weights))
     assert report.log10_order == pytest.approx(log(6, 6))
     assert any("v@f" in note for note in report.notes)
+
+
+NORMALISED = """ g (float[n,3] x) => (float[n,2] y) {
+    a = MatMul(x, w1)  b = Relu(a)
+    l = ReduceL2<axes = [0, 1]>(v)  u = Div(v, l)  c = MatMul(b, u)  d = Add(c, s)  e = Relu(d)
+    f = MatMul(e, w2)  h = Add(f, s)  i = Relu(h)  y = MatMul(i, w3) }"""
+
+
+def test_a_weight_and_its_length_stay_one_tensor(tmp_path: Path) -> None:
+    """A bias that two layers share is taken apart in the same file."""
+    weights = {"w1": (3, 5), "v": (5, 6), "s": (6,), "w2": (6, 6), "w3": (6, 2)}
+    report = rebased(tmp_path, model(NORMALISED, weights))
+    assert report.log10_order == pytest.approx(log(5, 6, 6))
+    result, wanted = tensors_of(tmp_path / "out.onnx"), tensors_of(tmp_path / "a.onnx")
+    assert result.keys() == {*weights, "s@h"} == wanted.keys()
+    assert all(np.array_equal(result[name], wanted[name]) for name in result)
+    back = tmp_path / "back.onnx"
+    assert report.certificate is not None
+    fxrebasin.onnx_apply(tmp_path / "out.onnx", report.certificate.inverse(), back)
+    found, before = tensors_of(back), tensors_of(tmp_path / "b.onnx")
+    assert all(np.array_equal(found[name], before[name]) for name in before)

@@ -17,6 +17,7 @@ from fxrebasin.importers.onnx.graph import Graph
 from fxrebasin.importers.onnx.inputs import attempts, drawn_inputs, given_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.module import OnnxModule
+from fxrebasin.importers.onnx.rejoining import SAME_ORDER, rejoined
 from fxrebasin.importers.onnx.tensors import bits_of
 from fxrebasin.layout import same_layout
 from fxrebasin.running.messages import first_lines
@@ -24,7 +25,6 @@ from fxrebasin.running.outputs import Outputs
 from fxrebasin.symmetry import Symmetry
 from fxrebasin.wording import listed
 
-_SAME = 1e-9
 _LISTED = 8
 _LOOKING_UP = ("Gather", "Scatter", "Embed", "OneHot", "Slice", "Loop", "Scan", "If", "Pad")
 _LOOKED_THROUGH = 1 << 22
@@ -78,7 +78,8 @@ def find(
     Where the file leaves sizes open, it is run with two choices of them, and what holds for both
     counts. Weights that cannot move, and weights that a reference has bit for bit, may be tables:
     as constants, which are read by their values, they may pin less than as weights, which have to
-    be right whatever they hold. Where that is so they are constants.
+    be right whatever they hold. Where that is so they are constants. Uses of one tensor that may
+    move alike, do; see `fxrebasin.importers.onnx.rejoining`.
 
     Args:
         source: the model.
@@ -99,8 +100,13 @@ def find(
     for constants in _tables(source, symmetry, equal):
         other = source.module(constants)
         better = _of_every_size(source, other, inputs, choices)
-        if better.log10_order() > symmetry.log10_order() + _SAME:
+        if better.log10_order() > symmetry.log10_order() + SAME_ORDER:
             module, symmetry = other, better
+
+    def of_joined(together: Mapping[str, str]) -> Symmetry:
+        return _of_every_size(source, source.joined(module, together), inputs, choices)
+
+    symmetry = rejoined(source.parsed, module, symmetry, of_joined)
     return Found(_naming_unknown(source, symmetry), Runs(module, tuple(inputs)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -65,7 +66,9 @@ class OnnxSource:
         return {name: self.parsed.tensors[name] for name in self.state}
 
     def module(
-        self, constants: tuple[str, ...] = (), unknown: Unknown = Unknown.COMPUTED
+        self,
+        constants: tuple[str, ...] = (),
+        unknown: Unknown = Unknown.COMPUTED,
     ) -> OnnxModule:
         """The graph as a module.
 
@@ -75,14 +78,28 @@ class OnnxSource:
         """
         return OnnxModule(self.parsed, set(self.state) - set(constants), unknown)
 
+    def joined(self, like: OnnxModule, together: Mapping[str, str]) -> OnnxModule:
+        """A module with the same weights, of which some are one.
+
+        Args:
+            like: the module.
+            together: see `OnnxModule`.
+        """
+        return OnnxModule(self.parsed, _weights_of(like), like.unknown, together)
+
     def at_several_sizes(self, like: OnnxModule) -> AtSeveralSizes:
         """The graph as a module that is run on several sets of inputs at once.
 
         Args:
             like: has the same weights, and does the same with operators that are not known.
         """
-        state = {like.file_names[name] for name, _ in like.named_parameters()}
-        return AtSeveralSizes(self.parsed, state, like.unknown)
+        return AtSeveralSizes(self.parsed, _weights_of(like), like.unknown, like.together)
+
+
+def _weights_of(module: OnnxModule) -> set[str]:
+    """Names in the file of what is a parameter of a module."""
+    named = module.named_parameters(remove_duplicate=False)
+    return {module.file_names[name] for name, _ in named}
 
 
 def read(source: Source, label: str = "", *, mapped: bool = False) -> OnnxSource:

@@ -109,6 +109,8 @@ class OnnxModule(_Holder):
         parsed: the model.
         state: names of the tensors that are parameters; the others are constants.
         unknown: what becomes of operators that are not computed here.
+        together: names of parameters that are one and the same as others, with the names of those,
+            which come first.
 
     Example:
         >>> import torch
@@ -125,11 +127,13 @@ class OnnxModule(_Holder):
         parsed: Parsed,
         state: Collection[str] = (),
         unknown: Unknown = Unknown.REFUSED,
+        together: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.inputs = tuple(parsed.types)
         self._types = parsed.types
         self.unknown = unknown
+        self.together = together or {}
         self._graph = parsed.graph
         self._slots: dict[str, tuple[dict[str, Any], str]] = {}
         self.file_names: dict[str, str] = {}
@@ -150,7 +154,9 @@ class OnnxModule(_Holder):
                 holder._modules[part] = inner
             holder = inner
         if is_state:
-            holder._parameters[last] = nn.Parameter(tensor, requires_grad=False)
+            first = self._slots.get(self.together.get(name, ""))
+            one = nn.Parameter(tensor, requires_grad=False) if first is None else first[0][first[1]]
+            holder._parameters[last] = one
             self._slots[name] = (holder._parameters, last)
         else:
             holder._buffers[last] = tensor
