@@ -17,12 +17,12 @@ import fxrebasin
 from torch import nn
 
 class Table(nn.Module):
-    '''A large table of tokens, and a small network with units to be matched.'''
+    '''A large table of few columns, and a network with units to be matched: little to multiply.'''
 
     def __init__(self):
         super().__init__()
-        self.table = nn.Embedding(140_000, 4096)
-        self.inner, self.last = nn.Linear(4096, 48), nn.Linear(48, 3)
+        self.table = nn.Embedding(9_000_000, 64)
+        self.inner, self.last = nn.Linear(64, 48), nn.Linear(48, 3)
 
     def forward(self, ids):
         return self.last(self.inner(self.table(ids).mean(1)).relu())
@@ -31,7 +31,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 torch.manual_seed(0)
-folder, ids = sys.argv[1], torch.tensor([[5, 9, 139_999], [8, 3, 70_000]])
+folder, ids = sys.argv[1], torch.tensor([[5, 9, 8_999_999], [8, 3, 4_400_000]])
 model = Table().eval()
 weights = sum(parameter.nbytes for parameter in model.parameters())
 before = peak()

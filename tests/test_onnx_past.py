@@ -8,9 +8,11 @@ import onnxruntime
 import pytest
 import torch
 import transformers as hf
+from click.testing import CliRunner
 from torch import nn
 
 import fxrebasin
+from fxrebasin.cli import main
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.onnx.export import export_onnx
 from tests.support.small_nets import Attention, unsettled
@@ -148,6 +150,27 @@ def test_names_of_both_caches_are_those_that_optimum_writes(tmp_path):
     first = opened(tmp_path / "first.onnx")
     both = [name.replace("past_key_values", "present") for name in cache]
     assert [port.name for port in first.get_outputs()] == ["logits", *both]
+
+
+def test_the_command_line_writes_the_first_step_too(tmp_path):
+    unsettled(t5()).save_pretrained(tmp_path / "t5")
+    command = ["export", str(tmp_path / "t5"), "--out", str(tmp_path / "first.onnx")]
+    result = CliRunner().invoke(main, [*command, "--first-step"])
+    assert result.exit_code == 0, result.output
+    first = opened(tmp_path / "first.onnx")
+    inputs = {port.name for port in first.get_inputs()}
+    assert inputs == {"encoder_attention_mask", "input_ids", "encoder_hidden_states"}
+    kinds = {port.name.split(".")[-2] for port in first.get_outputs() if "present" in port.name}
+    assert kinds == {"decoder", "encoder"}
+    both = CliRunner().invoke(main, [*command, "--overwrite", "--with-past", "--first-step"])
+    assert both.exit_code == 2
+    assert "two files" in both.output
+
+
+def test_a_decoder_has_no_other_first_step(tmp_path):
+    with pytest.raises(InputError, match="GPT2LMHeadModel takes its first step with an empty"):
+        export_onnx(gpt2(), tmp_path / "m.onnx", IDS, with_past="first")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_graph_that_transform_made_generates_with_the_cache_of_its_model(tmp_path):

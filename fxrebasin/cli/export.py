@@ -36,7 +36,13 @@ from fxrebasin.cli.talking import say, show
 @click.option(
     "--with-past",
     is_flag=True,
-    help="Of a decoder of transformers: its cache of keys and values is an input and an output.",
+    help="Of a decoder of transformers: its cache of keys and values is an input and an output; "
+    "of an encoder-decoder, the steps after the first.",
+)
+@click.option(
+    "--first-step",
+    is_flag=True,
+    help="Of an encoder-decoder: the first step of its decoder, from what the encoder returns.",
 )
 @overwrite_option
 @reading_options
@@ -48,6 +54,7 @@ def export(
     out: Path,
     dynamic: tuple[str, ...],
     with_past: bool,
+    first_step: bool,
     overwrite: bool,
     as_json: bool,
     reading: HowToRead,
@@ -57,8 +64,11 @@ def export(
     import fxrebasin
     from fxrebasin.cli.work import open_bench, read_for, refuse_outputs, weights_or_folder
     from fxrebasin.exporters.onnx.axes import parse_dynamic
+    from fxrebasin.exporters.onnx.past import FIRST
     from fxrebasin.progress import waiting
 
+    if with_past and first_step:
+        raise click.UsageError("--with-past and --first-step are two files; write one at a time")
     axes = parse_dynamic(dynamic) if dynamic else None
     path = weights_or_folder(model, weights, "--weights")
     # Exporters put files into the folders of models, where they change nothing that is read.
@@ -75,7 +85,7 @@ def export(
             bench.example.kwargs,
             overwrite=overwrite,
             dynamic=axes,
-            with_past=with_past,
+            with_past=FIRST if first_step else with_past,
             **inputs.choices,
         )
     talk = Talk(as_json, dry_run=False)
