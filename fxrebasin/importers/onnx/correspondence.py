@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +10,9 @@ from torch import Tensor
 
 from fxrebasin.errors import ArchitectureMismatchError
 from fxrebasin.importers.onnx.graph import Graph, Step
+from fxrebasin.importers.onnx.joining import joined
 from fxrebasin.importers.onnx.loading import OnnxSource
+from fxrebasin.importers.onnx.partner import Partner
 from fxrebasin.importers.onnx.skeleton import compare
 
 _WHAT_NOW = (
@@ -37,40 +38,22 @@ def partners(
     Raises:
         ArchitectureMismatchError: the graphs differ; the first difference is named.
     """
-    fault = ""
+    faults = []
     for go in (_by_position, _by_names, _by_skeleton):
         found = _Pairing(source, reference, ignored)
         try:
             go(found)
         except ArchitectureMismatchError as error:
-            fault = str(error)
+            faults.append(str(error))
             continue
         return found.partners()
-    raise ArchitectureMismatchError(
-        f"{reference.label} is no reference for {source.label}: {fault}\n{_WHAT_NOW}"
-    )
-
-
-@dataclass(frozen=True)
-class Partner:
-    """A tensor of a reference.
-
-    Args:
-        name: of it.
-        order: how its axes have to be transposed to be as in the file; None if they are.
-    """
-
-    name: str
-    order: tuple[int, ...] | None = None
-
-    def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The tensor, with its axes as in the file.
-
-        Args:
-            tensors: of the reference.
-        """
-        found = tensors[self.name]
-        return found if self.order is None else found.permute(self.order).contiguous()
+    try:
+        return dict(joined(source, reference, ignored))
+    except ArchitectureMismatchError as error:
+        raise ArchitectureMismatchError(
+            f"{reference.label} is no reference for {source.label}: {faults[-1]}\n"
+            f"Compared by what reads weights: {error}\n{_WHAT_NOW}"
+        ) from error
 
 
 class _Values:

@@ -14,9 +14,10 @@ from torch import Tensor
 from fxrebasin.choices import Choices, choices_for
 from fxrebasin.errors import InputError
 from fxrebasin.ignoring import check_patterns, checked_patterns, fits
-from fxrebasin.importers.onnx.correspondence import Partner, partners
+from fxrebasin.importers.onnx.correspondence import partners
 from fxrebasin.importers.onnx.finding import Found, find
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
+from fxrebasin.importers.onnx.partner import Partner
 from fxrebasin.importers.onnx.tensors import bits_of
 from fxrebasin.passes.match.methods import MatchResult, match_states
 from fxrebasin.running.outputs import Outputs

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
-from fxrebasin.importers.onnx.correspondence import Partner, partners
+from fxrebasin.importers.onnx.correspondence import partners
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
+from fxrebasin.importers.onnx.partner import Partner
 from fxrebasin.importers.onnx.roles import weights_of
 from fxrebasin.importers.onnx.writing import changed, draft
 from fxrebasin.running.surroundings import in_own_surroundings

@@ -12,6 +12,7 @@ from fxrebasin.importers.onnx.tensors import bits_of
 
 _SHAPES_ONLY = ("Shape", "Size")
 _STATE = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_AS_GOOD_AS_INFINITE = 1e38
 _FIRST = 64
 """So many elements are looked at before all are."""
 
@@ -65,11 +66,16 @@ def is_uniform(tensor: Tensor) -> bool:
 def is_mask(tensor: Tensor) -> bool:
     """Whether elements are infinite, and all others equal: what is added to scores of attention.
 
+    The largest numbers of a type stand for infinity, as some models have it.
+
     Example:
         >>> is_mask(torch.tensor([0.0, -torch.inf])), is_mask(torch.tensor([0.0, 1.0, torch.inf]))
         (True, False)
     """
-    infinite = tensor.isinf()
+    least = min(torch.finfo(tensor.dtype).max, _AS_GOOD_AS_INFINITE)
+    if all(abs(float(end)) < least for end in tensor.aminmax()):
+        return False
+    infinite = tensor.abs() >= least
     return bool(infinite.any()) and len(tensor[~infinite].unique()) <= 1
 
 

@@ -1,0 +1,160 @@
+"""Tensors that go together by the outlines of two graphs, and the proof that they do.
+
+Outlines leave out most of what a graph computes, so they only propose. What is proposed holds if
+the graph of the file computes with the reference's tensors what the reference computes, in float64
+and up to how exporters round their constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxrebasin.errors import ArchitectureMismatchError, InputError
+from fxrebasin.exporters.verify.equivalence import compare_float64
+from fxrebasin.importers.onnx.finding import made_inputs
+from fxrebasin.importers.onnx.loading import OnnxSource
+from fxrebasin.importers.onnx.module import OnnxModule
+from fxrebasin.importers.onnx.outline import Leaf
+from fxrebasin.importers.onnx.outlined import compare_outlines
+from fxrebasin.importers.onnx.partner import Assembled, Partner
+from fxrebasin.wording import listed
+
+_ROUNDED = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Relative errors that constants of short types leave."""
+
+_ROUNDED_FLOAT32 = 1e-5
+_LISTED = 4
+
+
+def joined(
+    source: OnnxSource, reference: OnnxSource, ignored: Collection[str]
+) -> Mapping[str, Partner]:
+    """For each tensor of a file, what the reference has in its place.
+
+    Args:
+        source: a model.
+        reference: another one.
+        ignored: names of tensors of the source that may have other shapes there.
+
+    Raises:
+        ArchitectureMismatchError: their outlines differ, or they compute something else.
+    """
+    met = _Met()
+    compare_outlines(source, reference, met.meet)
+    found = met.partners(source)
+    missing = [name for name in source.state if name not in found and name not in ignored]
+    if missing:
+        raise ArchitectureMismatchError(
+            f"nothing in the reference is in the place of {listed(missing, _LISTED)}"
+        )
+    _prove(source, reference, found)
+    return found
+
+
+@dataclass(frozen=True)
+class _Met:
+    """Weights that were at the same places.
+
+    Attributes:
+        parts: of tensors of the file, with what the reference has there.
+        whole: tensors of the file, as they are read.
+        taken: the same the other way.
+    """
+
+    parts: dict[str, dict[tuple[int, int] | None, Leaf]] = field(default_factory=dict)
+    whole: dict[str, Leaf] = field(default_factory=dict)
+    taken: dict[tuple[str, Any], tuple[str, Any]] = field(default_factory=dict)
+
+    def meet(self, place: str, mine: Leaf, theirs: Leaf) -> None:
+        """Two weights are at one place.
+
+        Args:
+            place: who reads the first.
+            mine: of the file.
+            theirs: of the reference.
+        """
+        if mine.shape == theirs.shape:  # several in one for both: all of them go together
+            mine, theirs = replace(mine, part=None), replace(theirs, part=None)
+        if mine.dims != theirs.dims:
+            raise ArchitectureMismatchError(
+                f"{place} reads {mine.name}, of the shape {mine.dims}, and {theirs.name} of the "
+                f"reference has {theirs.dims}"
+            )
+        self.whole.setdefault(mine.name, mine)
+        other = self.parts.setdefault(mine.name, {}).setdefault(mine.part, theirs)
+        key = (mine.name, mine.part)
+        if other != theirs or self.taken.setdefault((theirs.name, theirs.part), key) != key:
+            raise ArchitectureMismatchError(
+                f"{place} reads {mine.name!r}, and {theirs.name!r} in the reference, which only "
+                "one of them shares with other nodes"
+            )
+
+    def partners(self, source: OnnxSource) -> dict[str, Partner]:
+        """What was found, for tensors all parts of which were met."""
+        found: dict[str, Partner] = {}
+        for name, parts in self.parts.items():
+            leaf, shape = self.whole[name], tuple(source.parsed.tensors[name].shape)
+            places = [part for part in parts if part is not None]
+            if None not in parts and not _covers(sorted(places), leaf.shape[-1]):
+                continue
+            read = [parts[None]] if None in parts else [parts[part] for part in sorted(places)]
+            order = leaf.order
+            back = (
+                None if order is None else tuple(sorted(range(len(order)), key=order.__getitem__))
+            )
+            found[name] = Assembled(read[0].name, back, tuple(read), shape)
+        return found
+
+
+def _covers(places: list[tuple[int, int]], size: int) -> bool:
+    starts, stops = [start for start, _ in places], [stop for _, stop in places]
+    return starts == [0, *stops[:-1]] and stops[-1] == size
+
+
+class _InOrder(nn.Module):
+    """A graph that returns its outputs in their order; exporters give them other names."""
+
+    def __init__(self, graph: OnnxModule) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, *args: torch.Tensor) -> tuple[Any, ...]:
+        return tuple(self.graph(*args).values())
+
+
+def _prove(source: OnnxSource, reference: OnnxSource, found: Mapping[str, Partner]) -> None:
+    """Run the graph of the file with the tensors of the reference beside the reference.
+
+    Raises:
+        ArchitectureMismatchError: they do not compute the same.
+    """
+    theirs = reference.parsed.tensors
+    tensors = {
+        name: found[name].of(theirs).to(tensor.dtype) if name in found else tensor
+        for name, tensor in source.parsed.tensors.items()
+    }
+    filled = replace(source, parsed=replace(source.parsed, tensors=tensors))
+    dtypes = {tensors[name].dtype for name in source.state}
+    dtypes |= {theirs[name].dtype for name in reference.state}
+    tolerance = max(_ROUNDED.get(dtype, _ROUNDED_FLOAT32) for dtype in dtypes)
+    try:
+        inputs = made_inputs(source, source.module(), None)[0]
+        graphs = (_InOrder(item.module()) for item in (reference, filled))
+        report = compare_float64(*graphs, tuple(inputs.values()), {}, any_batch=False, few=True)
+    except InputError as error:
+        raise ArchitectureMismatchError(
+            f"whether both graphs compute the same cannot be seen: {error}"
+        ) from error
+    for figures in report.outputs:
+        if figures.smallest_tolerance > tolerance or figures.differing:
+            raise ArchitectureMismatchError(
+                "with the tensors of the reference the graph computes something else than the "
+                f"reference does: {figures.name} differs by {figures.max_rel:.1e}"
+            )
+    if report.structure:
+        raise ArchitectureMismatchError(f"the graphs return other things: {report.structure[0]}")

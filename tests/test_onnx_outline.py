@@ -1,0 +1,208 @@
+"""Files in which one node stands for what are many in another: which tensors go together."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fxrebasin
+from fxrebasin.errors import ArchitectureMismatchError
+from fxrebasin.importers.onnx.matching import paired
+from tests.support.onnx_graphs import model, planted
+from tests.support.randomise import randomise
+
+
+class Block(nn.Module):
+    """Attention and two layers, each after a normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.second = nn.LayerNorm(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows, length, _ = x.shape
+        y = self.norm(x)
+        heads = (
+            layer(y).view(rows, length, 2, 4).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )
+        y = F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(rows, length, 8)
+        x = x + self.out(y)
+        return x + self.down(F.gelu(self.up(self.second(x))))
+
+
+class Text(nn.Module):
+    """A table of tokens, places, two blocks, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.places = nn.Embedding(20, 8), nn.Parameter(torch.zeros(1, 5, 8))
+        self.blocks, self.last = nn.Sequential(Block(), Block()), nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.blocks(self.table(ids) + self.places)
+        return self.head(self.last(x))
+
+
+class Image(nn.Module):
+    """Norms and activations that opsets and exporters have as one node or as several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.group = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8)
+        self.side = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.each, self.slope = nn.InstanceNorm2d(8, affine=True), nn.PReLU(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.slope(self.group(self.first(x)))
+        x = x + F.silu(self.each(self.side(x)))
+        return self.head(F.mish(F.hardswish(x)).mean((2, 3)))
+
+
+NETS = {
+    "text": (Text, lambda: torch.randint(0, 20, (2, 5))),
+    "image": (Image, lambda: torch.randn(2, 3, 8, 8)),
+}
+
+
+def exported(net: nn.Module, inputs: torch.Tensor, form: str, path: Path) -> Path:
+    """A file of one exporter, or what onnxruntime's optimiser makes of it.
+
+    Args:
+        net: the model.
+        inputs: of it.
+        form: of the exporter and opset; "fused" at its end for the optimiser.
+        path: where to write.
+    """
+    dynamo = form.startswith("dynamo")
+    opset = int("".join(filter(str.isdigit, form)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            net, (inputs,), path, dynamo=dynamo, opset_version=opset, verbose=False,
+            external_data=False, optimize=not form.startswith("dynamo raw"),
+        )  # fmt: skip
+    if not form.endswith("fused"):
+        return path
+    options, level = onnxruntime.SessionOptions(), onnxruntime.GraphOptimizationLevel
+    options.log_severity_level, options.graph_optimization_level = 4, level.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(path.with_suffix(".fused.onnx"))
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return Path(options.optimized_model_filepath)
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "two"),
+    [
+        ("text", "script 14", "dynamo 23"),
+        ("text", "dynamo raw 18", "script 14 fused"),
+        pytest.param("text", "dynamo 23", "script 17 fused", marks=pytest.mark.slow),
+        pytest.param("text", "script 17 fused", "script 14", marks=pytest.mark.slow),
+        ("image", "script 14", "dynamo 23"),
+        pytest.param("image", "dynamo 23", "script 14 fused", marks=pytest.mark.slow),
+        pytest.param("image", "dynamo raw 18", "script 17", marks=pytest.mark.slow),
+    ],
+)
+def test_one_node_or_many(name: str, one: str, two: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    build, draw = NETS[name]
+    net, inputs = randomise(build()).eval(), draw()
+    mine = exported(net, inputs, one, tmp_path / "b.onnx")
+    theirs = exported(net, inputs, two, tmp_path / "plain.onnx")
+    kinds = [{node.op_type for node in onnx.load(path).graph.node} for path in (mine, theirs)]
+    assert kinds[0] ^ kinds[1]
+    found = planted(theirs, tmp_path / "a.onnx")
+    out = tmp_path / "out.onnx"
+    report = fxrebasin.onnx_transform(mine, ref=tmp_path / "a.onnx", out=out)
+    assert report.log10_order == pytest.approx(found.symmetry.log10_order())
+    assert report.distance_before > 1
+    assert report.distance_after == 0
+    pair = paired(out, tmp_path / "a.onnx")
+    assert {*pair.own.state} <= pair.tensors.keys()
+    for tensor in pair.own.state:
+        other = pair.tensors[tensor].of(pair.other.parsed.tensors)
+        assert torch.equal(pair.own.parsed.tensors[tensor], other), tensor
+
+
+PACKED = """ g (float[n,5,6] x) => (float[n,5,4] y) {
+    a = com.microsoft.Attention<num_heads = 2>(x, w, b)
+    s = com.microsoft.SkipLayerNormalization<epsilon = 0.00001>(a, x, gamma, beta)
+    u = MatMul(s, up)  g = com.microsoft.BiasGelu(u, upb)  y = MatMul(g, down) }"""
+SEPARATE = """ g (float[n,5,6] x) => (float[n,5,4] y) {
+    q0 = MatMul(x, wq)  q1 = Add(bq, q0)  q2 = Reshape(q1, cut)  q = Transpose<perm = [0,2,1,3]>(q2)
+    x2 = Reshape(x, flat)  k0 = Gemm<transB = 1>(x2, wk, bk)  k1 = Reshape(k0, back)
+    k2 = Reshape(k1, cut)  k = Transpose<perm = [0,2,3,1]>(k2)
+    v0 = MatMul(x, wv)  v1 = Add(v0, bv)  v2 = Reshape(v1, cut)  v = Transpose<perm = [0,2,1,3]>(v2)
+    p = MatMul(q, k)  r = Div(p, root)  t = Softmax<axis = -1>(r)  m = MatMul(t, v)
+    m1 = Transpose<perm = [0,2,1,3]>(m)  m2 = Reshape(m1, back)
+    sum = Add(x, m2)  mean = ReduceMean<axes = [-1]>(sum)  d = Sub(sum, mean)  d2 = Mul(d, d)
+    var = ReduceMean<axes = [-1]>(d2)  e = Add(var, eps)  f = Sqrt(e)  n0 = Div(d, f)
+    n1 = Mul(gamma, n0)  s = Add(n1, beta)
+    u = MatMul(s, up)  u1 = Add(u, upb)
+    h0 = Mul(u1, half)  h1 = Mul(u1, rsqrt)  h2 = Erf(h1)  h3 = Add(h2, one)  h = Mul(h0, h3)
+    y = MatMul(h, down) }"""
+SHARED = {"gamma": (6,), "beta": (6,), "up": (6, 7), "upb": (7,), "down": (7, 4)}
+PLAIN = {
+    **{"cut": np.array([0, 5, 2, 3]), "flat": np.array([-1, 6]), "back": np.array([-1, 5, 6])},
+    **{"root": np.float32(3**0.5), "eps": np.float32(1e-5), "one": np.float32(1)},
+    **{"half": np.float32(0.5), "rsqrt": np.float32(0.5**0.5)},
+}
+
+
+def packed(seed: int) -> onnx.ModelProto:
+    return model(PACKED, {"w": (6, 18), "b": (18,), **SHARED}, seed)
+
+
+def separate(like: onnx.ModelProto, text: str = SEPARATE) -> onnx.ModelProto:
+    """The same function with a tensor for each of queries, keys and values."""
+    held = {item.name: onnx.numpy_helper.to_array(item) for item in like.graph.initializer}
+    parts = {f"w{k}": held["w"][:, 6 * at : 6 * at + 6] for at, k in enumerate("qkv")}
+    parts |= {f"b{k}": held["b"][6 * at : 6 * at + 6] for at, k in enumerate("qkv")}
+    parts["wk"] = np.ascontiguousarray(parts["wk"].T)
+    rest = {name: held[name] for name in SHARED}
+    return model(text, {**PLAIN, **parts, **rest})
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_queries_keys_and_values_in_one_tensor_or_three(turned: bool, tmp_path: Path) -> None:
+    b, a = packed(0), packed(1)
+    one, two = (separate(b), a) if turned else (b, separate(a))
+    report = fxrebasin.onnx_transform(one, ref=two, out=tmp_path / "out.onnx")
+    plain = fxrebasin.onnx_transform(b, ref=a, out=tmp_path / "plain.onnx")
+    assert report.log10_order == pytest.approx(plain.log10_order)
+    assert report.distance_after == pytest.approx(plain.distance_after)
+    assert report.distance_after < report.distance_before
+    held = [
+        {item.name: onnx.numpy_helper.to_array(item) for item in onnx.load(path).graph.initializer}
+        for path in (tmp_path / "out.onnx", tmp_path / "plain.onnx")
+    ]
+    for name in ("up", "upb", "down"):
+        assert np.array_equal(held[0][name], held[1][name]), name
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("h2 = Erf(h1)", "h2 = Tanh(h1)"),
+        ("var, eps", "var, one"),
+        ("r = Div(p, root)", "r = Identity(p)"),
+        ("sum = Add(x, m2)", "sum = Add(m2, m2)"),
+        ("y = MatMul(h, down)", "y = MatMul(u1, down)"),
+        ("n1 = Mul(gamma, n0)", "n1 = Mul(beta, n0)"),
+    ],
+)
+def test_what_many_nodes_compute_matters(before: str, after: str) -> None:
+    assert before in SEPARATE
+    with pytest.raises(ArchitectureMismatchError):
+        paired(packed(0), separate(packed(1), SEPARATE.replace(before, after)))
