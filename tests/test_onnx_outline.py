@@ -41,16 +41,16 @@ class Block(nn.Module):
 
 
 class Text(nn.Module):
-    """A table of tokens, places, two blocks, and a head."""
+    """A table of tokens, places, a block, and a head."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table, self.places = nn.Embedding(20, 8), nn.Parameter(torch.zeros(1, 5, 8))
-        self.blocks, self.last = nn.Sequential(Block(), Block()), nn.LayerNorm(8)
+        self.block, self.last = Block(), nn.LayerNorm(8)
         self.head = nn.Linear(8, 3)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.blocks(self.table(ids) + self.places)
+        x = self.block(self.table(ids) + self.places)
         return self.head(self.last(x))
 
 
@@ -106,7 +106,7 @@ def exported(net: nn.Module, inputs: torch.Tensor, form: str, path: Path) -> Pat
     ("name", "one", "two"),
     [
         ("text", "script 14", "dynamo 23"),
-        ("text", "dynamo raw 18", "script 14 fused"),
+        pytest.param("text", "dynamo raw 18", "script 14 fused", marks=pytest.mark.slow),
         pytest.param("text", "dynamo 23", "script 17 fused", marks=pytest.mark.slow),
         pytest.param("text", "script 17 fused", "script 14", marks=pytest.mark.slow),
         ("image", "script 14", "dynamo 23"),
@@ -199,7 +199,7 @@ def test_queries_keys_and_values_in_one_tensor_or_three(turned: bool, tmp_path: 
         ("r = Div(p, root)", "r = Identity(p)"),
         ("sum = Add(x, m2)", "sum = Add(m2, m2)"),
         ("y = MatMul(h, down)", "y = MatMul(u1, down)"),
-        ("n1 = Mul(gamma, n0)", "n1 = Mul(beta, n0)"),
+        ("s = Add(n1, beta)", "s = Add(n1, n0)"),
     ],
 )
 def test_what_many_nodes_compute_matters(before: str, after: str) -> None:

@@ -59,8 +59,8 @@ class OnnxModel:
         label: what messages call it; its path when left out.
         optimized: whether onnxruntime may rewrite the graph before it runs it.
         compact: keep it from laying out the weights of convolutions for the processor, for which
-            it takes twice the memory of the weights on top, from keeping transposed or packed
-            weights beside the file's, and from asking for memory ahead.
+            it takes twice the memory of the weights on top, and from keeping transposed or packed
+            weights beside the file's.
 
     Raises:
         CheckpointError: there is no such file, or it holds no well-formed ONNX model.
@@ -84,7 +84,6 @@ class OnnxModel:
         options.intra_op_num_threads = torch.get_num_threads()
         level = onnxruntime.GraphOptimizationLevel
         most = level.ORT_ENABLE_EXTENDED if compact else level.ORT_ENABLE_ALL
-        options.enable_cpu_mem_arena = not compact
         if compact:  # weights are mapped from the file then, and not copied
             options.add_session_config_entry("session.disable_prepacking", "1")
         options.graph_optimization_level = most if optimized else level.ORT_DISABLE_ALL

@@ -254,6 +254,7 @@ def _tables(
     if still:
         yield tuple(still)
     same = [name for name in source.state if name in equal and name not in still]
+    same = [name for name in same if source.parsed.tensors[name].numel() <= _LOOKED_THROUGH]
     repeating = [name for name in same if repeats_itself(source.parsed.tensors[name])]
     if same and len(same) < len(source.state):
         yield (*still, *same)

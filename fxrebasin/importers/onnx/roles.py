@@ -10,6 +10,7 @@ from torch import Tensor
 from fxrebasin.importers.onnx.graph import Graph, Parsed, Step
 from fxrebasin.importers.onnx.tensors import bits_of
 
+_SCAN_WITHOUT_LENGTHS = 9
 _SHAPES_ONLY = ("Shape", "Size")
 _STATE = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _AS_GOOD_AS_INFINITE = 1e38
@@ -118,10 +119,26 @@ def _read_as_numbers(graph: Graph) -> set[str]:
                 pending += [(owner, item) for item in step.inputs if item]
                 bodies = (_Scope(body, owner) for body in step.graphs.values())
                 pending += [(body, item) for body in bodies for item in body.graph.outputs]
-        elif owner.around is not None:  # an input of a body: it may be any of those of its node
-            node = next(s for s in owner.around.graph.steps if owner.graph in s.graphs.values())
-            pending += [(owner.around, item) for item in node.inputs if item]
+        elif owner.around is not None:
+            pending += _given_to_body(owner, owner.around, name)
     return found
+
+
+def _given_to_body(body: _Scope, around: _Scope, name: str) -> Iterator[tuple[_Scope, str]]:
+    """What an input of a body may be: inputs of its node, or what the body returned before."""
+    node = next(step for step in around.graph.steps if body.graph in step.graphs.values())
+    at = body.graph.inputs.index(name)
+    outside: tuple[str, ...] = node.inputs
+    inside: tuple[str, ...] = ()
+    if node.kind == "Loop":  # counts, asks whether to go on, and carries values
+        outside = node.inputs[at : at + 1] if at else ()
+        inside = body.graph.outputs[at - 1 : at] if at else ()
+    elif node.kind == "Scan" and node.site.opset >= _SCAN_WITHOUT_LENGTHS:
+        carried = len(node.inputs) - int(node.attributes["num_scan_inputs"])
+        outside = node.inputs[at : at + 1]
+        inside = body.graph.outputs[at : at + 1] if at < carried else ()
+    yield from ((around, item) for item in outside if item)
+    yield from ((body, item) for item in inside if item)
 
 
 def _numbers(scope: _Scope) -> Iterator[tuple[_Scope, str]]:
