@@ -14,6 +14,7 @@ from torch import nn
 
 import fxrebasin
 from tests.support import onnx_forms as forms
+from tests.support.onnx_graphs import planted
 from tests.support.onnx_proofs import assert_a_file_is_recovered
 from tests.support.randomise import log10_factorial, randomise
 
@@ -105,6 +106,12 @@ def test_layers_that_onnxruntime_fused(tmp_path):
     assert found["BiasGelu"] == LAYERS
     wanted = fxrebasin.analyze(both, tuple(inputs.values())).log10_order()
     assert assert_a_file_is_recovered(fused).log10_order == pytest.approx(wanted)
+    for number, (one, two) in enumerate(((path, fused), (fused, path))):
+        planted(two, tmp_path / f"a{number}.onnx")
+        report = fxrebasin.onnx_transform(
+            one, ref=tmp_path / f"a{number}.onnx", out=tmp_path / f"out{number}.onnx"
+        )
+        assert report.distance_after == 0 < report.distance_before
 
 
 class _ByPosition(nn.Module):

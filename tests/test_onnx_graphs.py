@@ -162,6 +162,26 @@ def test_loops_whose_end_data_decide() -> None:
     assert order(text, weights) == pytest.approx(log(8))
 
 
+def test_what_a_loop_counts_is_not_what_it_carries() -> None:
+    text = LOOP.replace(
+        "b = MatMul(s, w2)",
+        """m = Mod(i, two)  odd = Cast<to = 9>(m)
+           b = If(odd) <then_branch = one () => (float[n,8] c) { c = MatMul(s, w2) },
+                        else_branch = other () => (float[n,8] d) { d = Relu(s) }>""",
+    )
+    weights = {**TWO_LAYERS, "trips": np.int64(3), "going": np.bool_(True), "two": np.int64(2)}
+    assert order(text, weights) == pytest.approx(log(8, 8))  # w2 is read in the second turn only
+
+
+@pytest.mark.parametrize("least", [np.finfo(np.float32).min, -np.inf])
+def test_masks_are_no_weights(least: float) -> None:
+    text = MLP.replace("c = Relu(b)", "s = Add(b, mask) c = Relu(s)")
+    mask = np.array([0, 0, least, least, 0], np.float32)
+    assert "mask" not in read(model(text, {**MLP_WEIGHTS, "mask": mask})).state
+    other = np.array([0, 1, least, least, 0], np.float32)
+    assert "mask" in read(model(text, {**MLP_WEIGHTS, "mask": other})).state
+
+
 def test_scans_are_followed(tmp_path: Path) -> None:
     text = """ g (float[4,3] x) => (float[4,2] y) {
         first = Expand(zero, shape)

@@ -30,6 +30,7 @@ class Table(nn.Module):
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
+torch.set_num_threads(1)  # threads that wait for each other take their time on a busy machine
 torch.manual_seed(0)
 folder, ids = sys.argv[1], torch.tensor([[5, 9, 8_999_999], [8, 3, 4_400_000]])
 model = Table().eval()
@@ -47,17 +48,32 @@ print(json.dumps({"passed": report.passed, "weights": weights, "taken": taken}))
 """
 
 _REBASE = """
-import json, resource, sys
+import json, sys, threading, torch
 import fxrebasin
 
-folder = sys.argv[1]
+torch.set_num_threads(1)
+folder, most, done = sys.argv[1], [0], threading.Event()
+
+def anonymous():
+    # bytes that are no pages of files
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("RssAnon")) * 1024
+
+def watch():
+    while not done.wait(0.02):
+        most[0] = max(most[0], anonymous())
+
+watcher = threading.Thread(target=watch, daemon=True)
+watcher.start()
 report = fxrebasin.onnx_transform(
     f"{folder}/b.onnx", ref=f"{folder}/a.onnx", out=f"{folder}/out.onnx"
 )
+done.set()
+watcher.join()
 print(json.dumps({
     "passed": report.equivalence.passed,
     "distance": [report.distance_before, report.distance_after],
-    "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    "peak": most[0],
 }))
 """
 
@@ -91,4 +107,4 @@ def test_files_beyond_two_gigabytes_are_exported_and_rebased_in_bounded_memory(t
     before, after = found["distance"]
     assert before > 1
     assert after == 0
-    assert found["peak"] < 9 * _GIB
+    assert found["peak"] < 2.5 * made["weights"]

@@ -18,8 +18,15 @@ from tests.support.small_vision import SMALL_VISION, small_vision
 
 TEXT = ("gpt2", "bert", "llama", "t5", "distilbert")
 
-TABLES = {("swin_v2", False): ("relative_coords_table", 2)}
-"""Constants of modules that are weights in files, and the units that these let move besides."""
+TABLES = {
+    ("swin_v2", False): ("relative_coords_table", (2,)),
+    ("t5", True): ("@", (3, 3)),
+}
+"""Constants of modules that are weights in files, and the units that these let move besides.
+
+Of T5, dynamo computes what is added for places in advance, so that it is a table of its own in each
+layer that reads it, and their three heads are in an order of their own.
+"""
 
 ATTENTION = {"t5": "eager"}
 """Written out where PyTorch's exporters cannot take fused attention apart."""
@@ -71,6 +78,6 @@ def test_the_group_is_that_of_the_module(
         torch.onnx.export(net, args, path, dynamo=dynamo, verbose=False, external_data=False)
     report = assert_a_file_is_recovered(path)
     wanted = fxrebasin.analyze(net, args).log10_order()
-    table, units = TABLES.get((name, dynamo), ("", 0))
-    assert report.log10_order == pytest.approx(wanted + log10_factorial(units))
-    assert any(tensor.endswith(table) for tensor in report.certificate.layout)
+    table, units = TABLES.get((name, dynamo), ("", ()))
+    assert report.log10_order == pytest.approx(wanted + log10_factorial(*units))
+    assert any(table in tensor for tensor in report.certificate.layout)

@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from fxrebasin.errors import ArchitectureMismatchError, InputError
-from fxrebasin.exporters.verify.equivalence import compare_float64
+from fxrebasin.exporters.verify.input_sets import example_set
+from fxrebasin.exporters.verify.outputs import compare_tensors
+from fxrebasin.exporters.verify.runs import Subject, Tensors, run_float64
 from fxrebasin.importers.onnx.finding import made_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource
 from fxrebasin.importers.onnx.module import OnnxModule
@@ -143,18 +145,41 @@ def _prove(source: OnnxSource, reference: OnnxSource, found: Mapping[str, Partne
     dtypes |= {theirs[name].dtype for name in reference.state}
     tolerance = max(_ROUNDED.get(dtype, _ROUNDED_FLOAT32) for dtype in dtypes)
     try:
-        inputs = made_inputs(source, source.module(), None)[0]
-        graphs = (_InOrder(item.module()) for item in (reference, filled))
-        report = compare_float64(*graphs, tuple(inputs.values()), {}, any_batch=False, few=True)
+        sets = [
+            example_set(tuple(inputs.values()), {})
+            for inputs in made_inputs(source, source.module(), None)
+        ]
     except InputError as error:
         raise ArchitectureMismatchError(
             f"whether both graphs compute the same cannot be seen: {error}"
         ) from error
-    for figures in report.outputs:
-        if figures.smallest_tolerance > tolerance or figures.differing:
+    wanted, found_values = (
+        run_float64(Subject(_InOrder(item.module()), label=item.label), sets)
+        for item in (reference, filled)
+    )
+    for one, two in zip(wanted, found_values, strict=True):
+        _compare(one, two, tolerance)
+
+
+def _compare(wanted: Tensors | Exception, found: Tensors | Exception, tolerance: float) -> None:
+    """Refuse outputs that differ, in order; their names may.
+
+    Raises:
+        ArchitectureMismatchError: they do.
+    """
+    for outcome in (wanted, found):
+        if isinstance(outcome, Exception):
+            raise ArchitectureMismatchError(
+                f"whether both graphs compute the same cannot be seen: {outcome}"
+            ) from outcome
+    if isinstance(wanted, Exception) or isinstance(found, Exception):
+        return
+    for name in wanted.keys() | found.keys():
+        if name not in wanted or name not in found:
+            raise ArchitectureMismatchError(f"only one of the graphs returns the output {name}")
+        figures = compare_tensors(name, wanted[name], found[name], tolerance=tolerance)
+        if figures.problems or figures.max_rel > tolerance or figures.differing:
             raise ArchitectureMismatchError(
                 "with the tensors of the reference the graph computes something else than the "
-                f"reference does: {figures.name} differs by {figures.max_rel:.1e}"
+                f"reference does: output {name} differs by {figures.max_rel:.1e}"
             )
-    if report.structure:
-        raise ArchitectureMismatchError(f"the graphs return other things: {report.structure[0]}")

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
-import torch
 from onnx import ModelProto
-from torch import Tensor
 
 from fxrebasin.choices import Choices, choices_for
 from fxrebasin.errors import InputError
@@ -18,7 +16,7 @@ from fxrebasin.importers.onnx.correspondence import partners
 from fxrebasin.importers.onnx.finding import Found, find
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.partner import Partner
-from fxrebasin.importers.onnx.tensors import bits_of
+from fxrebasin.importers.onnx.tensors import same_bits
 from fxrebasin.passes.match.methods import MatchResult, match_states
 from fxrebasin.running.outputs import Outputs
 from fxrebasin.storage.digests import onnx_digest
@@ -59,7 +57,7 @@ class Pair:
         return {
             name
             for name in self.own.state
-            if name in self.tensors and _same_bits(own[name], self.tensors[name].of(other))
+            if name in self.tensors and same_bits(own[name], self.tensors[name].of(other))
         }
 
     def match(
@@ -152,10 +150,6 @@ def compared_weights(source: Source, ref: Source) -> tuple[dict[str, Tensor], di
 
 def _has_path(source: Source) -> bool:
     return not isinstance(source, ModelProto)
-
-
-def _same_bits(mine: Tensor, theirs: Tensor) -> bool:
-    return mine.dtype is theirs.dtype and torch.equal(bits_of(mine), bits_of(theirs))
 
 
 def _statistics(source: OnnxSource) -> set[str]:

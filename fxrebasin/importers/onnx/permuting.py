@@ -25,7 +25,7 @@ from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.module import OnnxModule
 from fxrebasin.importers.onnx.running import check_interpreter
 from fxrebasin.importers.onnx.sharing import parted
-from fxrebasin.importers.onnx.tensors import bits_of, bytes_of
+from fxrebasin.importers.onnx.tensors import bits_of, same_bits
 from fxrebasin.importers.onnx.writing import changed, draft
 from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.permutation import Permutation
@@ -128,7 +128,7 @@ class Permuted:
         if again.keys() != before.keys():
             raise EquivalenceError("the result has other tensors than the model")
         for name, tensor in again.items():
-            if bytes_of(tensor) != bytes_of(self.tensors.get(name, before[name])):
+            if not same_bits(tensor, self.tensors.get(name, before[name])):
                 raise EquivalenceError(f"{name} was not written as it should be")
         report = self.prove(again)
         for optimized in (False, True):

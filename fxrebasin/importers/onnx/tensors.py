@@ -84,6 +84,11 @@ def bits_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().contiguous().view(kinds[tensor.element_size()])
 
 
+def same_bits(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Whether two tensors are equal bit for bit, and of one type and shape; nothing is copied."""
+    return one.dtype is two.dtype and torch.equal(bits_of(one), bits_of(two))
+
+
 def bytes_of(tensor: torch.Tensor) -> bytes:
     """The elements in the order and the bytes in which ONNX stores them."""
     flat = tensor.detach().contiguous().reshape(-1)
