@@ -60,7 +60,12 @@ class Leaf:
         return replace(self, shape=shape, order=tuple(before[at] for at in order))
 
     def cut(self, start: int, stop: int) -> Leaf:
-        """Some places along the last axis."""
+        """Some places along the last axis.
+
+        Args:
+            start: the first of them.
+            stop: the one after the last.
+        """
         return replace(self, part=(start, stop))
 
 
