@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Any
 
 from onnx import ModelProto
+from torch import Tensor
 
 from fxrebasin.choices import Choices, choices_for
 from fxrebasin.errors import InputError
