@@ -19,12 +19,12 @@ from tests.support.small_vision import SMALL_VISION, small_vision
 TEXT = ("gpt2", "bert", "llama", "t5", "distilbert")
 
 TABLES = {
-    ("swin_v2", False): ("relative_coords_table", (2,)),
+    ("swin_v2", False): ("relative_coords_table", (2, 2, 2, 2)),
     ("t5", True): ("@", (3, 3)),
 }
 """Constants of modules that are weights in files, and the units that these let move besides.
 
-Of T5, dynamo computes what is added for places in advance, so that it is a table of its own in each
+Swin's four blocks read a table each. Of T5, dynamo computes what is added for places in advance, so that it is a table of its own in each
 layer that reads it, and their three heads are in an order of their own.
 """
 

@@ -87,9 +87,9 @@ class Pair:
             ignored=[key for key, name in names.items() if name in self.ignored],
             **options,
         )
-        kept = matched.permutation
-        made_from = replace(kept.found_with, states=self._digests())
-        return replace(matched, permutation=kept.relying_on(kept.relies_on, made_from))
+        order = matched.permutation
+        made_from = replace(order.found_with, states=self._digests())
+        return replace(matched, permutation=order.relying_on(order.relies_on, made_from))
 
     @property
     def reference(self) -> dict[str, Tensor]:
