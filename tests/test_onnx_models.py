@@ -24,8 +24,8 @@ TABLES = {
 }
 """Constants of modules that are weights in files, and the units that these let move besides.
 
-Swin's four blocks read a table each. Of T5, dynamo computes what is added for places in advance, so
-that it is a table of its own in each layer that reads it, and their heads are in an order of their own.
+Swin's four blocks read a table each. Of T5, dynamo computes what is added for places in advance,
+so that each layer that reads it has a table of its own, and their heads an order of their own.
 """
 
 ATTENTION = {"t5": "eager"}
