@@ -6,9 +6,7 @@ from typing import Any
 
 from torch import fx
 
-from fxrebasin.passes.kinds.marks import (
-    Value,
-)
+from fxrebasin.passes.kinds.marks import Value, of_one_copy
 from fxrebasin.passes.kinds.walk import Step, handles, name_of, shape_of
 
 
@@ -41,9 +39,9 @@ def _is_mean_of(item: Any, value: Any, step: Step) -> bool:
     over = {dim % len(shape) for dim in dims} if dims else set(range(len(shape)))
     marks = step.value(value)  # at each place by itself: else only the sum of all is zero
     return all(
-        shape[axis] == 1 or axis in mark.inner_axes(step.analysis.size)
+        of_one_copy(mark.units, sorted(over), step.analysis.size)
+        and all(shape[k] == 1 or k in mark.inner_axes(step.analysis.size) for k in over)
         for mark in marks
-        for axis in over
     )
 
 

@@ -141,6 +141,18 @@ def complete(units: Tensor, axes: Sequence[int], size: int) -> bool:
     return True
 
 
+def of_one_copy(units: Tensor, axes: Sequence[int], size: int) -> bool:
+    """Whether, along some axes, all units are of the same copy.
+
+    Args:
+        units: on a tensor.
+        axes: that are summed over.
+        size: the number of units in a copy.
+    """
+    copies = units.div(size, rounding_mode="floor")
+    return not axes or bool((copies.amax(axes) == copies.amin(axes)).all())
+
+
 def raised(units: Tensor, rank: int) -> Tensor:
     """Units on a tensor that is broadcast to a number of axes."""
     return units.reshape([1] * (rank - units.dim()) + list(units.shape))
