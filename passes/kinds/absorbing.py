@@ -24,7 +24,9 @@ def absorbers(
         name: of the parameter.
         positions: to which of its elements; None for all.
     """
-    added = some(*graph.shapes[name].shape)
+    shape = tuple(graph.shapes[name].shape)
+    rows = any(name_of(user) == "embedding" for user in graph.state[name].users)
+    added = some(*((1, *shape[1:]) if rows else shape))
     if positions is not None:
         added = torch.zeros_like(added).index_put((positions,), added[positions])
     try:

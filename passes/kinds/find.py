@@ -43,6 +43,7 @@ def kinds_of(
         parameters: the names of the state that may be shifted.
     """
     sizes = {c.name: c.size for c in classes}
+    shapes = {name: shape_of(node) for name, node in graph.state.items()}
     outer = {name for c in classes for name in c.within}
     kinds: dict[str, ClassKind] = {}
     centring: dict[str, Centring] = {}
@@ -50,7 +51,8 @@ def kinds_of(
     own: dict[str, tuple[AxisGroup, ...]] = {}
     for c in classes:
         for inner, places in () if c.within else turned_in(layout, c):
-            found = _pairs_of(graph, inner, places, sizes, layout)
+            at = placed(places, [inner], sizes, shapes)[inner.name]
+            found = _pairs_of(graph, inner, at, layout)
             if found is not None:
                 turned.append(inner)
                 own |= places
@@ -60,8 +62,9 @@ def kinds_of(
     for c in classes:
         if c.name in outer:
             kinds[c.name] = ClassKind(GroupKind.PERMUTATION, {}, {}, limits=(_OUTER,))
-        else:
-            kinds[c.name], centring[c.name] = _kind_of(graph, c, layout, sizes)
+    others = [c for c in classes if c.name not in outer]
+    for name, units in placed(layout, others, sizes, shapes).items():
+        kinds[name], centring[name] = _kind_of(graph, sizes[name], units, shapes)
     groups = Groups(kinds, layout, tuple(turned), own, centring, shifts_of(graph, parameters))
     gauges = gauges_of(groups, classes, graph)
     whole = sum(moving(groups, c, graph) for c in (*classes, *turned))
@@ -72,13 +75,10 @@ def kinds_of(
 def _pairs_of(
     graph: FunctionalGraph,
     c: PermutationClass,
-    own: Layout,
-    sizes: Mapping[str, int],
+    places: Mapping[Place, torch.Tensor],
     layout: Layout,
 ) -> ClassKind | None:
     """How complex numbers act on units that are turned in pairs; None if they are not."""
-    shapes = {name: shape_of(node) for name, node in graph.state.items()}
-    places = dict(placed(own, c, sizes, shapes))
     pairs = Pairs(c.size, Known(graph, frozenset(layout)))
     try:
         _walk(graph, pairs, places, Term)
@@ -94,38 +94,39 @@ def _pairs_of(
 _OUTER = "other classes are within it, and it only permutes their copies"
 
 
+_AVERAGES = frozenset({"mean", "var_mean", "_softmax", "_safe_softmax", "_log_softmax"})
+"""Where none of these is on its way, a mean over units cannot be hidden."""
+
+
 def _kind_of(
-    graph: FunctionalGraph, c: PermutationClass, layout: Layout, sizes: Mapping[str, int]
+    graph: FunctionalGraph,
+    size: int,
+    places: Mapping[Place, torch.Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> tuple[ClassKind, Centring]:
-    shapes = {name: shape_of(node) for name, node in graph.state.items()}
-    places = dict(placed(layout, c, sizes, shapes))
     vectors = {
         place
         for place, units in places.items()
         if math.prod(shapes[place.state]) == units.numel()
         and (units >= 0).sum() == (units[units >= 0]).unique().numel()
     }
-    means = Means(c.size, vectors)
-    centring = centring_of(_walk(graph, means, places, lambda place: Seen()), means)
-    matrices = Matrices(c.size, vectors)
+    matrices = Matrices(size, vectors)
     try:
-        _walk(graph, matrices, places, lambda place: Linear(place, 1))
+        walk = _walk(graph, matrices, places, lambda place: Linear(place, 1))
         parts, factors = matrices.found(), matrices.factors()
+        limits = tuple(matrices.reasons)
+        found = ClassKind(matrices.kind(), parts, {}, factors=factors, limits=limits)
     except LimitError as error:
-        return _scales_of(graph, c, places, vectors, error.reason), centring
-    limits = tuple(matrices.reasons)
-    return ClassKind(matrices.kind(), parts, {}, factors=factors, limits=limits), centring
+        scales = Scales(size, vectors)
+        walk = _walk(graph, scales, places, of_place)
+        found = _scales_of(scales, places, error.reason)
+    if not walk.met & _AVERAGES:
+        return found, Centring()
+    means = Means(size, vectors)
+    return found, centring_of(_walk(graph, means, places, lambda place: Seen()), means)
 
 
-def _scales_of(
-    graph: FunctionalGraph,
-    c: PermutationClass,
-    places: Mapping[Place, torch.Tensor],
-    vectors: set[Place],
-    limit: str,
-) -> ClassKind:
-    scales = Scales(c.size, vectors)
-    _walk(graph, scales, places, of_place)
+def _scales_of(scales: Scales, places: Mapping[Place, torch.Tensor], limit: str) -> ClassKind:
     found = scales.solved(sorted(places))
     signs = [dict.fromkeys(sorted(places), 1) for places in found.signs]
     return ClassKind(

@@ -9,20 +9,20 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from heapq import heappop, heappush
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._decomp import get_decompositions
-from torch.func import functional_call, functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fxrebasin.errors import FxRebasinError
 from fxrebasin.passes.kinds.origins import CalledAt, Places
+from fxrebasin.passes.kinds.writing import Writer, looks_at_data
 from fxrebasin.running.messages import first_lines, out_of_memory
 from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
@@ -36,9 +36,6 @@ _TAKEN_APART = (
     *(_aten.native_batch_norm, _aten._native_batch_norm_legit_no_training),
 )
 """Operators that are seen as those that they are made of."""
-
-_LOOKED_AT = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
-"""Of operators whose values, or how many there are of them, Python gets to know."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,16 +151,13 @@ def _traced(
     Raises:
         FxRebasinError: something that depends on weights decided one.
     """
-    state = {
-        name: tensor.detach()
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
-    }
+    state = dict((*model.named_parameters(), *model.named_buffers()))
     leaves, form = tree_flatten((tuple(args), dict(kwargs)))
     places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    writer = Writer(_taken_apart(), with_data=with_data)
+    places_of = Places(model, writer.graph)
 
-    places_of = Places(model)
-
-    def call(held: dict[str, Tensor], *given: Tensor) -> list[Tensor]:
+    def call(held: dict[str, Tensor], given: Sequence[Tensor]) -> list[Tensor]:
         own = list(leaves)
         for place, tensor in zip(places, given, strict=True):
             own[place] = tensor
@@ -172,31 +166,21 @@ def _traced(
             returned = functional_call(model, held, positional, named)
         return list(counted(reduced(model, returned, wanted), wanted).values())
 
-    inputs = [leaves[place].detach() for place in places]
-    table: Any = get_decompositions(_TAKEN_APART) | {
-        _aten.addmm.default: _added_product,
-        _aten.native_group_norm.default: _norm_of_groups,
-    }
-    module = make_fx(
-        functionalize(call, remove="mutations_and_views"),
-        decomposition_table=table,
-        tracing_mode="real" if with_data else "fake",
-        _allow_non_fake_inputs=True,
-        _error_on_data_dependent_ops=not with_data,
-    )(state, *inputs)
+    with writer.writing():
+        held = {name: writer.input(tensor) for name, tensor in state.items()}
+        inputs = [writer.input(leaves[place]) for place in places]
+        writer.end(call(held, inputs))
     if with_data:
-        _refuse_choices_by_weights(module.graph, len(state))
-    module.graph.eliminate_dead_code()
-    nodes = tuple(module.graph.nodes)
+        _refuse_choices_by_weights(writer.graph, len(state))
+    writer.graph.eliminate_dead_code()
+    nodes = tuple(writer.graph.nodes)
     given = [node for node in nodes if node.op == "placeholder"]
     names = dict(zip(state, given, strict=False))
     [returned] = [node for node in nodes if node.op == "output"]
     outputs = tuple(item for item in _flat(returned.args) if isinstance(item, fx.Node))
-    values = {node: state[name] for name, node in names.items()}
-    for node in nodes:
-        if node.op == "get_attr" and isinstance(held := getattr(module, str(node.target)), Tensor):
-            values[node] = held
-    own = dict(zip(given[len(state) :], inputs, strict=True))
+    values = {node: state[name].detach() for name, node in names.items()} | writer.constants
+    examples = (leaves[place].detach() for place in places)
+    own = dict(zip(given[len(state) :], examples, strict=True))
     parameters = frozenset(name for name, _ in model.named_parameters())
     reached = _reached(nodes, list(own))
     return FunctionalGraph(nodes, names, outputs, reached, values, own, parameters, places_of.found)
@@ -211,10 +195,17 @@ def _refuse_choices_by_weights(graph: fx.Graph, count: int) -> None:
     """
     nodes = tuple(graph.nodes)
     by_weights = _reached(nodes, [node for node in nodes if node.op == "placeholder"][:count])
-    for node in nodes:
-        tags = getattr(node.target, "tags", ())
-        if node in by_weights and _LOOKED_AT.intersection(tags):
-            raise FxRebasinError("what the model does depends on values that it computes")
+    if any(node in by_weights and looks_at_data(node.target) for node in nodes):
+        raise FxRebasinError("what the model does depends on values that it computes")
+
+
+@cache
+def _taken_apart() -> dict[Any, Any]:
+    """What operators are made of that are seen as that."""
+    return get_decompositions(_TAKEN_APART) | {
+        _aten.addmm.default: _added_product,
+        _aten.native_group_norm.default: _norm_of_groups,
+    }
 
 
 def _added_product(

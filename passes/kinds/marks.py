@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -61,28 +61,35 @@ Value: TypeAlias = tuple[Mark, ...]
 
 
 def placed(
-    layout: Layout, c: PermutationClass, sizes: Mapping[str, int], shapes: Mapping[str, Shape]
-) -> Iterator[tuple[Place, Tensor]]:
-    """Each part of a state tensor with units of a class, with these along the tensor's own axes.
+    layout: Layout,
+    classes: Sequence[PermutationClass],
+    sizes: Mapping[str, int],
+    shapes: Mapping[str, Shape],
+) -> dict[str, dict[Place, Tensor]]:
+    """Where the units of classes are on the state, by the name of the class.
+
+    They are given along the axes of the tensor of each place.
 
     Args:
         layout: of the symmetry.
-        c: the class.
+        classes: that are of interest.
         sizes: of all classes.
         shapes: of the state tensors that are of interest.
     """
+    found: dict[str, dict[Place, Tensor]] = {c.name: {} for c in classes}
+    by_name = {c.name: c for c in classes}
     for state, shape in shapes.items():
         for number, group in enumerate(layout.get(state, ())):
             for index, piece in enumerate(group.pieces):
                 for slot, item in enumerate(piece.slots):
-                    if item.class_name == c.name:
-                        units = units_of(piece, slot, c, sizes)
-                        for k, part in enumerate(parts_of(piece)):
-                            place = Place(state, number, index, slot, k)
-                            yield (
-                                place,
-                                _along_axes(group, piece.positions[part], units[part], shape),
-                            )
+                    c = by_name.get(item.class_name or "")
+                    if c is None:
+                        continue
+                    units = units_of(piece, slot, c, sizes)
+                    for k, part in enumerate(parts_of(piece)):
+                        at = _along_axes(group, piece.positions[part], units[part], shape)
+                        found[c.name][Place(state, number, index, slot, k)] = at
+    return found
 
 
 def _along_axes(group: AxisGroup, positions: IntArray, units: IntArray, shape: Shape) -> Tensor:
@@ -129,7 +136,7 @@ def complete(units: Tensor, axes: Sequence[int], size: int) -> bool:
     """
     kept = [axis for axis in range(units.dim()) if axis not in axes]
     rows = units.permute(*kept, *axes).reshape(math.prod(units.shape[a] for a in kept), -1)
-    for row in rows.unique(dim=0):
+    for row in rows.unique(dim=0) if len(rows) > 1 else rows:
         present = row[row >= 0]
         copies = (present // size).unique()
         found, counts = present.unique(return_counts=True)

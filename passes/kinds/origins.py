@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -50,9 +49,14 @@ class CalledAt:
 
 
 class Places:
-    """Notes, while a model is traced, by which module and line each node was made."""
+    """Notes, while a model is written down, by which module and line each node was made.
 
-    def __init__(self, model: nn.Module) -> None:
+    Attributes:
+        found: the place of each node.
+    """
+
+    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
+        self._graph = graph
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._stack: list[str] = []
         self._last: fx.Node | None = None
@@ -76,9 +80,8 @@ class Places:
         Args:
             frame: of the line, or of what it called.
         """
-        mode = get_proxy_mode()
-        newest = None if mode is None else mode.tracer.graph._root.prev
-        if newest is None or newest is self._last:
+        newest = self._graph._root.prev
+        if newest is self._last:
             return
         module = self._stack[-1] if self._stack else ""
         line = _line_of(frame)

@@ -92,11 +92,13 @@ class Walk:
         graph: of the model.
         analysis: what is asked.
         values: what is known of each node's tensor; of nodes that are not here, nothing moves.
+        met: the names of the operators on the way.
     """
 
     graph: FunctionalGraph
     analysis: Analysis
     values: dict[fx.Node, list[Value]] = field(default_factory=dict)
+    met: set[str] = field(default_factory=set)
 
     def run(self) -> None:
         """Go through all operators that the class reaches.
@@ -122,6 +124,7 @@ class Walk:
             return [found[index] if index < len(found) else ()]
         step = Step(self, node, bound(node))
         name = name_of(node)
+        self.met.add(name)
         if name in HANDLERS:
             return HANDLERS[name](step)
         target: Any = node.target
@@ -234,6 +237,8 @@ class Step:
         together = self.analysis.collected(left, right, name_of(self.node))
         if together is not None:
             return together
+        if _alike(left, right):
+            return (Mark(left[0].units, both(left[0], right[0])),)
         found = [Mark(units, both(mark, other)) for mark, other, units in self.pairs(left, right)]
         for marks, others, item in ((left, right, two), (right, left, one)):
             for mark in marks:
@@ -243,6 +248,9 @@ class Step:
 
     def pairs(self, left: Value, right: Value) -> Iterator[tuple[Mark, Mark, Tensor]]:
         """Marks of two tensors that meet, and the units that both have; odd ones are given up."""
+        if _alike(left, right):
+            yield left[0], right[0], left[0].units
+            return
         for mark in left:
             if covered(mark.units, [other.units for other in right]):
                 for other in right:
@@ -366,6 +374,14 @@ class Step:
             self.give_up_marks([mark])
             return []
         return [Mark(mark.units, self.analysis.carried(mark))]
+
+
+def _alike(left: Value, right: Value) -> bool:
+    """Whether two tensors have the same units at the same positions, as they mostly have."""
+    if len(left) != 1 or len(right) != 1:
+        return False
+    units = left[0].units
+    return units.numel() > 1 and same_units(units, right[0].units)
 
 
 def _on_letters(mark: Mark, own: str, letters: Sequence[str]) -> Mark:
