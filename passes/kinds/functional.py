@@ -166,9 +166,9 @@ def _traced(
             returned = functional_call(model, held, positional, named)
         return list(counted(reduced(model, returned, wanted), wanted).values())
 
+    held = {name: writer.input(tensor) for name, tensor in state.items()}
+    inputs = [writer.input(leaves[place]) for place in places]
     with writer.writing():
-        held = {name: writer.input(tensor) for name, tensor in state.items()}
-        inputs = [writer.input(leaves[place]) for place in places]
         writer.end(call(held, inputs))
     if with_data:
         _refuse_choices_by_weights(writer.graph, len(state))
