@@ -49,7 +49,8 @@ def acted(
             else:
                 size = element.abs() ** own.scales.get(place, 0)
                 sign = element.sign() ** own.signs.get(place, 0)
-                rows = rows * (size * sign)[:, :, None, None]
+                offset = own.offsets.get(place, 0.0)
+                rows = (rows + offset) * (size * sign)[:, :, None, None] - offset
             found[place.state] = with_rows(found[place.state], group, positions, rows)
     return found
 
@@ -81,7 +82,7 @@ def numbers_of(
     c: PermutationClass,
     sizes: Mapping[str, int],
 ) -> Tensor:
-    """What a vector holds for each unit of a class, of shape (copies, units).
+    """What a vector stands for, for each unit of a class, of shape (copies, units).
 
     Args:
         state: of the model.
@@ -92,7 +93,8 @@ def numbers_of(
     """
     group = groups.layout[place.state][place.group]
     positions = positions_of(groups.layout, place, c, sizes)
-    return rows_of(state[place.state].double(), group, positions)[:, :, 0, 0]
+    offset = groups.kinds[c.name].offsets.get(place, 0.0)
+    return rows_of(state[place.state].double(), group, positions)[:, :, 0, 0] + offset
 
 
 def factors_of(
@@ -175,7 +177,8 @@ def _rescaled(
     for place, power in factor.items():
         group = groups.layout[place.state][place.group]
         positions = positions_of(groups.layout, place, *class_with_sizes)
-        rows = rows_of(found[place.state], group, positions)
+        offset = groups.kinds[class_with_sizes[0].name].offsets.get(place, 0.0)
+        rows = rows_of(found[place.state], group, positions) + offset
         if place == chosen:
             rows = after.expand_as(rows)
         elif power / unit < 0:
@@ -187,5 +190,5 @@ def _rescaled(
             )
         else:
             rows = rows * grown ** (power / unit)
-        found[place.state] = with_rows(found[place.state], group, positions, rows)
+        found[place.state] = with_rows(found[place.state], group, positions, rows - offset)
     return found

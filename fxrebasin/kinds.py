@@ -156,6 +156,8 @@ class ClassKind:
         factors: other independent ways to scale units, by which factors of the model change.
         limits: which operators allow no larger group.
         partner: the other unit of each pair, for complex pairs.
+        offsets: what a model adds to a part before it uses it, as norms do that multiply by one
+            more than their weight: all of this is about the sum.
     """
 
     kind: GroupKind
@@ -165,6 +167,7 @@ class ClassKind:
     factors: tuple[Mapping[Place, int], ...] = ()
     limits: tuple[str, ...] = ()
     partner: tuple[int, ...] = ()
+    offsets: Mapping[Place, float] = field(default_factory=dict)
 
     def variance(self, place: Place) -> int:
         """How a part of a state tensor answers: +1, -1, or 0 if it stays but for permutations.

@@ -147,6 +147,7 @@ def _kind_document(own: ClassKind) -> dict[str, Any]:
         "factors": [_powers_document(factor) for factor in own.factors],
         "limits": list(own.limits),
         "partner": list(own.partner),
+        "offsets": [[_place_document(place), offset] for place, offset in own.offsets.items()],
     }
 
 
@@ -163,6 +164,7 @@ def _kind(entry: Mapping[str, Any]) -> ClassKind:
         tuple(map(_powers, entry["factors"])),
         tuple(map(text, entry["limits"])),
         tuple(map(whole, entry["partner"])),
+        {_place(place): float(offset) for place, offset in entry.get("offsets", ())},
     )
 
 
@@ -175,6 +177,7 @@ def _check_places(groups: Groups) -> None:
         further = [place for part in own.parts.values() for place in part.factors]
         for place in (*own.parts, *own.scales, *own.signs, *(p for f in own.factors for p in f)):
             _check_place(place, layout)
+        further += own.offsets
         for place in further:
             _check_place(place, groups.layout)
 

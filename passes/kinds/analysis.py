@@ -49,6 +49,10 @@ class Analysis:
     def beside(self, mark: Mark) -> Any:
         """A tensor is added to one that does not depend on the units."""
 
+    def offset(self, mark: Mark) -> bool:
+        """Whether a part of the state may be used with a number added to all of it."""
+        return False
+
     def centred(self, mark: Mark) -> Any:
         """The mean over some axes is taken off a tensor; other units of each copy have one too."""
         return self.beside(mark)

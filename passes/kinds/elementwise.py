@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
-from fxrebasin.passes.kinds.marks import Value, of_one_copy
+from fxrebasin.passes.kinds.marks import Mark, Value, of_one_copy
 from fxrebasin.passes.kinds.walk import Step, handles, name_of, shape_of
 
 
@@ -19,8 +20,23 @@ def _softmax(step: Step) -> list[Value]:
 def _add(step: Step) -> list[Value]:
     analysis = step.analysis
     one, two = step.args["self"], step.args["other"]
+    offset = _with_offset(step)
+    if offset is not None:
+        return [(offset,)]
     beside = analysis.centred if _is_mean_of(two, one, step) else analysis.beside
     return [step.meet(one, two, analysis.joined, beside)]
+
+
+def _with_offset(step: Step) -> Mark | None:
+    """A part of the state to which a number is added; None if it is something else."""
+    number, value = step.args["other"], step.value(step.args["self"])
+    if isinstance(number, fx.Node) or step.args.get("alpha", 1) != 1 or len(value) != 1:
+        return None
+    [mark] = value
+    if mark.source is None or not step.analysis.offset(mark):
+        return None
+    sign = -1 if name_of(step.node) == "sub" else 1
+    return replace(mark, offset=mark.offset + sign * float(number))
 
 
 def _is_mean_of(item: Any, value: Any, step: Step) -> bool:

@@ -110,23 +110,39 @@ def _kind_of(
         if math.prod(shapes[place.state]) == units.numel()
         and (units >= 0).sum() == (units[units >= 0]).unique().numel()
     }
-    matrices = Matrices(size, vectors)
     try:
-        walk = _walk(graph, matrices, places, lambda place: Linear(place, 1))
-        parts, factors = matrices.found(), matrices.factors()
-        limits = tuple(matrices.reasons)
-        found = ClassKind(matrices.kind(), parts, {}, factors=factors, limits=limits)
+        found, walk = _of_matrices(graph, Matrices(size, vectors), places)
     except LimitError as error:
         scales = Scales(size, vectors)
         walk = _walk(graph, scales, places, of_place)
-        found = _scales_of(scales, places, error.reason)
+        found = _of_scales(scales, places, error.reason)
     if not walk.met & _AVERAGES:
         return found, Centring()
     means = Means(size, vectors)
-    return found, centring_of(_walk(graph, means, places, lambda place: Seen()), means)
+    centring = centring_of(_walk(graph, means, places, lambda place: Seen()), means)
+    return replace(found, offsets={**_offsets(means), **found.offsets}), centring
 
 
-def _scales_of(scales: Scales, places: Mapping[Place, torch.Tensor], limit: str) -> ClassKind:
+def _of_matrices(
+    graph: FunctionalGraph, matrices: Matrices, places: Mapping[Place, torch.Tensor]
+) -> tuple[ClassKind, Walk]:
+    walk = _walk(graph, matrices, places, lambda place: Linear(place, 1))
+    found = ClassKind(
+        matrices.kind(),
+        matrices.found(),
+        {},
+        factors=matrices.factors(),
+        limits=tuple(matrices.reasons),
+        offsets=_offsets(matrices),
+    )
+    return found, walk
+
+
+def _offsets(analysis: Matrices | Scales | Means) -> dict[Place, float]:
+    return {place: offset for place, offset in sorted(analysis.offsets.items()) if offset}
+
+
+def _of_scales(scales: Scales, places: Mapping[Place, torch.Tensor], limit: str) -> ClassKind:
     found = scales.solved(sorted(places))
     signs = [dict.fromkeys(sorted(places), 1) for places in found.signs]
     return ClassKind(
@@ -136,6 +152,7 @@ def _scales_of(scales: Scales, places: Mapping[Place, torch.Tensor], limit: str)
         (*signs, {})[0],
         (*found.scales[1:], *found.factors),
         tuple(dict.fromkeys((limit, *scales.reasons))),
+        offsets=_offsets(scales),
     )
 
 

@@ -28,11 +28,13 @@ class Mark:
             times size plus the unit's index in it, -1 where there is none of the class.
         form: how the tensor answers to an element of the group; the analysis says what that is.
         source: the part of a state tensor that this is, if nothing but movement was done to it.
+        offset: a number that was added to that.
     """
 
     units: Tensor
     form: Any
     source: Place | None = None
+    offset: float = 0.0
 
     def axes(self) -> list[int]:
         """The axes along which units differ."""

@@ -55,6 +55,7 @@ class Matrices(Analysis):
         ones: whether they have to leave the vector of ones as it is.
         linear: places that the matrix acts on.
         scaling: places of factors, which stay.
+        offsets: what is added to each of these before it multiplies.
     """
 
     size: int
@@ -64,6 +65,7 @@ class Matrices(Analysis):
     ones: bool = False
     linear: dict[Place, None] = field(default_factory=dict)
     scaling: dict[Place, None] = field(default_factory=dict)
+    offsets: dict[Place, float] = field(default_factory=dict)
     reasons: dict[str, None] = field(default_factory=dict)
     _parents: dict[Place, Linear] = field(default_factory=dict)
     _known: dict[Place, Exponents] = field(default_factory=dict)
@@ -122,7 +124,7 @@ class Matrices(Analysis):
             one, two = two, one
         if one.source != two.source and two.source is not None and two.source in self.vectors:
             first = self._linear(one)
-            self._scales(two.source)
+            self._scales(two.source, two.offset)
             return replace(first, factors=_sum(first.factors, {two.source: 1}))
         return Product(self._linear(one), self._linear(two))
 
@@ -140,6 +142,10 @@ class Matrices(Analysis):
     def beside(self, mark: Mark) -> Linear:
         """See `Analysis`."""
         return self._fix_ones(mark)
+
+    def offset(self, mark: Mark) -> bool:
+        """See `Analysis`: if it is a factor, which is said where it multiplies."""
+        return mark.source in self.vectors
 
     def scaled(self, mark: Mark, scaling: Scaling) -> Linear | Product:
         """See `Analysis`."""
@@ -174,6 +180,8 @@ class Matrices(Analysis):
     def _linear(self, mark: Mark) -> Linear:
         if not isinstance(mark.form, Linear):
             raise self._limit("works on a product that is not summed over")
+        if mark.offset:
+            raise self._limit("works on units to which a number is added")
         if mark.source is not None:
             self._acts_on(mark.source)
         return mark.form
@@ -183,9 +191,9 @@ class Matrices(Analysis):
             raise self._limit(f"uses {place.state}, by which units are multiplied elsewhere")
         self.linear.setdefault(place)
 
-    def _scales(self, place: Place) -> None:
-        if place in self.linear:
-            raise self._limit(f"multiplies by {place.state}, which is no factor elsewhere")
+    def _scales(self, place: Place, offset: float) -> None:
+        if place in self.linear or self.offsets.setdefault(place, offset) != offset:
+            raise self._limit(f"multiplies by {place.state}, which is another factor elsewhere")
         self.scaling.setdefault(place)
 
     def _fix_ones(self, mark: Mark) -> Linear:

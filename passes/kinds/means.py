@@ -59,6 +59,7 @@ class Means(Analysis):
         at: the operator that is looked at.
         uses: of each place.
         shown: shifts of norms that something other than a reader sees.
+        offsets: what is added to vectors before they multiply.
     """
 
     size: int
@@ -66,6 +67,7 @@ class Means(Analysis):
     at: object = ""
     uses: dict[Place, list[Use]] = field(default_factory=dict)
     shown: set[Place] = field(default_factory=set)
+    offsets: dict[Place, float] = field(default_factory=dict)
 
     def joined(self, one: Mark, two: Mark) -> Seen:
         """See `Analysis`."""
@@ -86,6 +88,8 @@ class Means(Analysis):
         self._uses(one)
         self._uses(two)
         reading = self._open(one, two)
+        if two.source is not None and not self._same_offset(two.source, two.offset):
+            return self._plain(one, two)
         if reading is None or two.source is None:
             return replace(self._plain(one, two), written=self._scaled(one, two.source))
         return Seen(replace(reading, factors=(*reading.factors, two.source)))
@@ -114,6 +118,10 @@ class Means(Analysis):
         """See `Analysis`."""
         self._lost(mark)
         return Seen(Reading())
+
+    def offset(self, mark: Mark) -> bool:
+        """See `Analysis`."""
+        return mark.source in self.vectors
 
     def scaled(self, mark: Mark, scaling: Scaling) -> Seen:
         """See `Analysis`."""
@@ -153,6 +161,10 @@ class Means(Analysis):
         for use in written:
             use.node, use.factors = self.node, (*use.factors, vector)
         return written
+
+    def _same_offset(self, place: Place, offset: float) -> bool:
+        """Whether a factor is the same wherever it multiplies."""
+        return self.offsets.setdefault(place, offset) == offset
 
     def _lost(self, mark: Mark) -> Seen:
         self._uses(mark)

@@ -58,6 +58,7 @@ class Scales(Analysis):
         vectors: places that hold one number for each unit.
         at: the operator that is looked at.
         factors: places of these that units are multiplied by.
+        offsets: what is added to each place wherever it is used.
     """
 
     size: int
@@ -67,10 +68,15 @@ class Scales(Analysis):
     parities: list[Signs] = field(default_factory=list)
     factors: set[Place] = field(default_factory=set)
     reasons: dict[str, None] = field(default_factory=dict)
+    offsets: dict[Place, float] = field(default_factory=dict)
+
+    def offset(self, mark: Mark) -> bool:
+        """See `Analysis`: what is multiplied is the sum, if it is the same everywhere."""
+        return True
 
     def joined(self, one: Mark, two: Mark) -> Form:
         """See `Analysis`."""
-        first, second = _form(one), _form(two)
+        first, second = self._form(one), self._form(two)
         self._equal(_plus(first.powers, second.powers, -1), first.signs ^ second.signs)
         return first
 
@@ -79,12 +85,12 @@ class Scales(Analysis):
         for mark, other in ((one, two), (two, one)):
             if mark.source is not None and mark.source in self.vectors and other.source is None:
                 self.factors.add(mark.source)
-        first, second = _form(one), _form(two)
+        first, second = self._form(one), self._form(two)
         return Form(_plus(first.powers, second.powers), first.signs ^ second.signs)
 
     def contracted(self, one: Mark, two: Mark) -> None:
         """See `Analysis`."""
-        first, second = _form(one), _form(two)
+        first, second = self._form(one), self._form(two)
         self._equal(_plus(first.powers, second.powers), first.signs ^ second.signs)
 
     def summed(self, mark: Mark) -> None:
@@ -98,7 +104,7 @@ class Scales(Analysis):
 
     def scaled(self, mark: Mark, scaling: Scaling) -> Form:
         """See `Analysis`."""
-        form = _form(mark)
+        form = self._form(mark)
         powers: Powers = {}
         signs: Signs = frozenset()
         if scaling.degree is None:
@@ -115,13 +121,13 @@ class Scales(Analysis):
 
     def largest(self, mark: Mark) -> Form:
         """See `Analysis`."""
-        form = _form(mark)
+        form = self._form(mark)
         self._equal({}, form.signs)
         return form
 
     def carried(self, mark: Mark) -> Form:
         """See `Analysis`."""
-        return _form(mark)
+        return self._form(mark)
 
     def stays(self, mark: Mark) -> Form:
         """As `kept`, where units are still told apart."""
@@ -132,8 +138,15 @@ class Scales(Analysis):
         """See `Analysis`."""
         self._still(mark, "allows permutations only")
 
+    def _form(self, mark: Mark) -> Form:
+        form: Form = mark.form
+        place = mark.source
+        if place is not None and self.offsets.setdefault(place, mark.offset) != mark.offset:
+            self._equal({place: Fraction(1)}, frozenset({place}))
+        return form
+
     def _still(self, mark: Mark, reason: str) -> None:
-        form = _form(mark)
+        form = self._form(mark)
         if form.powers or form.signs:
             self.reasons.setdefault(f"{self.at} {reason}")
         self._equal(form.powers, form.signs)
@@ -181,11 +194,6 @@ class Solved:
     scales: tuple[Mapping[Place, int], ...]
     signs: tuple[frozenset[Place], ...]
     factors: tuple[Mapping[Place, int], ...]
-
-
-def _form(mark: Mark) -> Form:
-    form: Form = mark.form
-    return form
 
 
 def solutions(equations: Sequence[Powers], places: Sequence[Place]) -> list[dict[Place, int]]:
