@@ -18,7 +18,8 @@ class Shift:
     """A parameter to which anything may be added, since others take it back.
 
     Attributes:
-        parameter: its name; of an embedding, the same is added to all rows.
+        parameter: its name; where it has more elements than the dimension, as an embedding has, the
+            same is added to all rows along its last axis.
         takers: names of those that take it back; a softmax may not see it at all.
         dimension: how many numbers may be chosen.
         positions: which elements of the parameter they are; none for all, or whole rows.

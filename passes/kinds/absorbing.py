@@ -13,7 +13,7 @@ from fxrebasin.passes.kinds.walk import name_of, shape_of
 
 
 def absorbers(
-    graph: FunctionalGraph, name: str, positions: Tensor | None = None
+    graph: FunctionalGraph, name: str, positions: Tensor | None = None, *, alike: bool = False
 ) -> frozenset[str] | None:
     """The parameters that can take back whatever is added to one; None if they cannot.
 
@@ -23,10 +23,14 @@ def absorbers(
         graph: of the model.
         name: of the parameter.
         positions: to which of its elements; None for all.
+        alike: whether the same is added in all rows, those along its last axis.
     """
     shape = tuple(graph.shapes[name].shape)
-    rows = any(name_of(user) == "embedding" for user in graph.state[name].users)
-    added = some(*((1, *shape[1:]) if rows else shape))
+    if alike:
+        shape = (*(1 for _ in shape[1:]), *shape[-1:])
+    elif is_looked_up(graph, name):
+        shape = (1, *shape[1:])
+    added = some(*shape)
     if positions is not None:
         added = torch.zeros_like(added).index_put((positions,), added[positions])
     try:
@@ -35,13 +39,24 @@ def absorbers(
         return None
 
 
+def is_looked_up(graph: FunctionalGraph, name: str) -> bool:
+    """Whether rows of a parameter are looked up, so that it is an embedding.
+
+    Args:
+        graph: of the model.
+        name: of the parameter.
+    """
+    return any(name_of(user) == "embedding" for user in graph.state[name].users)
+
+
 def changed(graph: FunctionalGraph, name: str, added: Tensor) -> dict[fx.Node, Change]:
     """What an addition to a parameter adds where it is read.
 
     Args:
         graph: of the model.
         name: of the parameter.
-        added: of its shape; for an embedding, only the first row is looked at.
+        added: of its shape, with size 1 along axes where it is the same; for an embedding, only the
+            first row is looked at.
 
     Raises:
         ShownError: it is not read in a way that can be followed.

@@ -14,7 +14,7 @@ from torch import fx
 
 from fxrebasin.groups import Centring, Reading, Shift
 from fxrebasin.kinds import Place
-from fxrebasin.passes.kinds.absorbing import absorbers, invisible_ones, taken_back
+from fxrebasin.passes.kinds.absorbing import absorbers, invisible_ones, is_looked_up, taken_back
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.marks import Mark
 from fxrebasin.passes.kinds.means import Means
@@ -35,12 +35,15 @@ def shifts_of(graph: FunctionalGraph, parameters: Sequence[str]) -> tuple[Shift,
         if node is None or not node.users or not _may_shift(node):
             continue
         takers = absorbers(graph, name)
+        shape = shape_of(node)
         if takers is not None:
-            shape = shape_of(node)
-            rows = any(name_of(user) == "embedding" for user in node.users)
-            size = shape[-1] if rows else math.prod(shape)
+            size = shape[-1] if is_looked_up(graph, name) else math.prod(shape)
             found.setdefault((takers | {name}, ()), Shift(name, takers, size))
-        elif len(shape_of(node)) == 1:
+        elif len(shape) > 1:
+            takers = absorbers(graph, name, alike=True)
+            if takers is not None:
+                found.setdefault((takers | {name}, ()), Shift(name, takers, shape[-1]))
+        else:
             for shift in _parts_of_bias(graph, name):
                 found.setdefault((shift.takers | {name}, shift.positions), shift)
     return tuple(found.values())

@@ -46,7 +46,8 @@ def with_shifts(
 ) -> dict[str, Tensor]:
     """The state with the biases of a reference, or with zeros, which others make up for.
 
-    Of an embedding it is the mean of all rows, since the same may be added to each of them.
+    Of an embedding it is the mean of all rows, since the same may be added to each of them; so it
+    is of whatever may be shifted by rows only.
 
     Args:
         state: of the model.
@@ -63,10 +64,11 @@ def with_shifts(
         if shift.positions:
             at = torch.tensor(shift.positions)
             wanted = own.index_put((at,), wanted[at])
-        elif shift.dimension != own.numel():
-            rows = wanted.mean(0) - own.mean(0)
-            wanted = own + rows
-        taken = Shifts(graph, found).follow(changed(graph, shift.parameter, wanted - own))
+        added = wanted - own
+        if not shift.positions and shift.dimension != own.numel():
+            added = added.mean(tuple(range(own.dim() - 1)), keepdim=True)
+            wanted = own + added
+        taken = Shifts(graph, found).follow(changed(graph, shift.parameter, added))
         found[shift.parameter] = wanted
         for name, change in taken.items():
             found[name] = found[name] + change

@@ -126,6 +126,7 @@ class Shifts:
             "mm": self._matrix,
             "bmm": self._batched,
             "cat": self._cat,
+            "index": self._looked_up,
             "mean": self._mean,
             "var_mean": self._mean,
             "_softmax": self._softmax,
@@ -285,6 +286,14 @@ class Shifts:
             sizes[dim] = shape_of(item)[dim]
             pieces.append(form.new_zeros(sizes) if change is None else change.added.expand(sizes))
         return Change(torch.cat(pieces, dim))
+
+    def _looked_up(self, node: fx.Node, args: Mapping[str, Any]) -> Change:
+        """Rows at places along the first axis, where all have the same added."""
+        change, [at, *further] = self._changes.get(args["self"]), args["indices"]
+        if change is None or further or at is None or change.added.shape[0] > 1:
+            raise ShownError
+        ahead = len(shape_of(node)) - change.added.dim()
+        return replace(change, added=change.added.reshape([1] * ahead + [*change.added.shape]))
 
     def _softmax(self, node: fx.Node, args: Mapping[str, Any]) -> Change | None:
         if self._changes[args["self"]].added.shape[args["dim"]] != 1:
