@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +38,11 @@ def llama(tied: bool = False) -> nn.Module:
     return t.LlamaForCausalLM(t.LlamaConfig(**WORDS, tie_word_embeddings=tied))
 
 
+def gemma() -> nn.Module:
+    """Norms that multiply by one more than their weight."""
+    return t.GemmaForCausalLM(t.GemmaConfig(**WORDS, head_dim=4, tie_word_embeddings=False))
+
+
 def vit() -> nn.Module:
     """A class token and patches."""
     return t.ViTForImageClassification(
@@ -46,6 +52,7 @@ def vit() -> nn.Module:
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], GroupKind]] = {
     "Llama": (llama, words, GroupKind.ORTHOGONAL),
+    "Gemma": (gemma, words, GroupKind.ORTHOGONAL),
     "tied Llama": (lambda: llama(tied=True), words, GroupKind.SIGNED),
     "ViT": (vit, image, GroupKind.ORTHOGONAL_FIXING_ONES),
 }
@@ -72,6 +79,28 @@ def test_a_planted_element_is_found(name: str) -> None:
         assert float((moved[key] - value).norm()) <= 1e-9 * float(value.norm()), key
     embedding = next(key for key in moved if "embed" in key)
     assert not torch.allclose(other.state_dict()[embedding], net.state_dict()[embedding])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_added_to_a_scale_is_kept_in_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, inputs = randomise(gemma().eval()).double(), words()
+    torch.manual_seed(1)
+    other = randomise(gemma().eval()).double()
+    found = fxrebasin.match(other, ref=net, example_inputs=inputs, symmetry="all")
+    assert isinstance(found, Alignment)
+    moved = found.apply(other.state_dict())
+    scale = "model.layers.0.input_layernorm.weight"
+    torch.testing.assert_close(moved[scale], net.state_dict()[scale])  # A's gauge
+    same = gemma().eval().double()
+    same.load_state_dict(moved)
+    assert fxrebasin.verify(other, same, inputs).passed
+    found.save(tmp_path / "alignment.safetensors")
+    again = Alignment.load(tmp_path / "alignment.safetensors")
+    for key, value in again.apply(other.state_dict()).items():
+        assert torch.equal(value, moved[key])
+    back = again.inverse().apply(moved)
+    torch.testing.assert_close(back[scale], other.state_dict()[scale])
 
 
 @pytest.mark.filterwarnings("ignore")

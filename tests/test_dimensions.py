@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 import fxrebasin
+from fxrebasin.acting import acted
 from fxrebasin.kinds import GroupKind
 from fxrebasin.passes.kinds.functional import FunctionalGraph, functional_graph
 from fxrebasin.passes.kinds.regauge import centred, with_factors, with_shifts
@@ -20,6 +21,7 @@ from tests.fuzz_kinds.attending import Attending
 from tests.fuzz_kinds.check import Verdict, check, fill, outputs
 from tests.fuzz_kinds.convolving import Convolving
 from tests.fuzz_kinds.words import Form
+from tests.support.elements import elements_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch, about modules that are in use
 
@@ -29,12 +31,17 @@ QUICK: dict[str, Form] = {
     "grouped queries, fused": Attending(grouped=2, fused="qkv"),
     "positions are given": Attending(norm="rms", turned="halves", given_places=True, mlp="swiglu"),
     "scales of layers": Attending(layer_scale=True),
+    "one more than a weight": Attending(norm="gemma"),
+    "three embeddings": Attending(norm="rms", kinds=2, places="learned"),
     "ConvNeXt": Convolving(norm="channels", block="convnext", bend="gelu", layer_scale=True),
     "GroupNorm": Convolving(norm="group", bend="silu"),
 }
 SLOW: dict[str, Form] = {
     "grouped queries": Attending(width=8, heads=4, grouped=2),
     "words, places and kinds": Attending(kinds=2, places="embedded"),
+    "one more than a weight, tied": Attending(norm="gemma", tied=True),
+    "one more than a weight, after all": Attending(norm="gemma", order="both", final_norm=False),
+    "norms behind the stream": Attending(norm="rms", order="post", final_norm=False),
     "fused by head": Attending(fused="by head"),
     "fused, rotary": Attending(fused="qkv", turned="neighbours"),
     "Llama": LLAMA,
@@ -79,6 +86,50 @@ def same(net: Any, one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     inputs = net.batch(20, 3)
     before, after = outputs(net, one, inputs), outputs(net, two, inputs)
     return bool((before - after).abs().max() <= 1e-11 * before.abs().max())
+
+
+def test_a_mean_over_two_groups_of_channels_is_not_one_of_each() -> None:
+    found = check(Convolving(groups=2, bend="silu", block="convnext"))
+    assert found.verdict is Verdict.LESS  # of each group by itself, the mean is seen
+    assert found.dimension == 12
+
+
+def test_the_same_is_taken_off_all_places() -> None:
+    net, symmetry, graph, state, other = analysed(Attending(kinds=2, places="learned"))
+    assert symmetry.groups is not None
+    moved = with_shifts(state, other, graph=graph, groups=symmetry.groups)
+    mean = other["places"].mean((0, 1))
+    torch.testing.assert_close(moved["places"].mean((0, 1)), mean)
+    assert same(net, state, moved)
+
+
+class Scaled(nn.Module):
+    """Multiplies by one more than a weight, and by another sum with it where that is asked for."""
+
+    def __init__(self, further: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6, bias=False), nn.Linear(6, 5)
+        self.scale, self.further = nn.Parameter(torch.zeros(6)), further
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x).relu() * (1 + self.scale)
+        found: Tensor = self.second(hidden * (self.scale + self.further))
+        return found
+
+
+@pytest.mark.parametrize(("further", "free"), [(1.0, 6 + 6), (2.0, 6), (0.0, 6)])
+def test_a_weight_that_is_used_with_two_numbers_stays(further: float, free: int) -> None:
+    net = Scaled(further).double().eval()
+    fill(net, 3)
+    symmetry = fxrebasin.analyze(net, torch.randn(3, 4).double(), symmetry="all")
+    assert symmetry.dimension() == free
+    assert symmetry.groups is not None
+    state = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    moved = acted(state, symmetry.groups, symmetry.classes, elements_of(symmetry))
+    moved = with_factors(moved, symmetry.groups, symmetry.classes, None)
+    x = (torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64),)
+    before, after = outputs(net, state, x), outputs(net, moved, x)
+    assert (before - after).abs().max() <= 1e-11 * before.abs().max()
 
 
 @pytest.mark.parametrize("to_reference", [False, True])

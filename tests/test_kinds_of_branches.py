@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,69 @@ def test_what_inputs_decide_hides_no_group() -> None:
     symmetry = fxrebasin.analyze(ByInputs().eval(), torch.randn(4, 3), symmetry="all")
     assert symmetry.classes[0].kind is GroupKind.GENERAL_LINEAR
     assert not any("only permutations" in note for note in symmetry.notes)
+
+
+class ByConstant(Deciding):
+    """Looks at what depends on no input and no weight."""
+
+    def scale(self, x: Tensor, hidden: Tensor) -> float:
+        return 2.0 if bool((torch.arange(x.shape[1]) > 1).any()) else float(hidden.sum())
+
+
+class OwnFunction(torch.autograd.Function):
+    """A function with a derivative of its own, which transforms of torch refuse."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *along: Tensor) -> Tensor:
+        return along[0] * 2
+
+
+class Writing(Deciding):
+    """Writes to views, to its input, and to what it made; has a function of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.first(x)
+        hidden.t().mul_(3)
+        x.add_(1)
+        own: Tensor = OwnFunction.apply(hidden)  # type: ignore[no-untyped-call]
+        return self.second(own) + x.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("model", [ByConstant, Writing])
+def test_constants_and_writes_hide_no_group(model: type[Deciding]) -> None:
+    net, inputs = model().eval(), torch.randn(4, 3)
+    before = inputs.clone()
+    symmetry = fxrebasin.analyze(net, inputs, symmetry="all")
+    assert symmetry.classes[0].kind is GroupKind.GENERAL_LINEAR
+    assert symmetry.dimension() == 32 - 8  # parameters, and numbers of the linear map they make
+    assert torch.equal(inputs, before)
+    on_meta = fxrebasin.analyze(model().to("meta").eval(), inputs.to("meta"), symmetry="all")
+    assert on_meta.dimension() == symmetry.dimension()
+
+
+class Remembering(Deciding):
+    """Writes to a tensor that is no state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = torch.zeros(1)
+
+    def scale(self, x: Tensor, hidden: Tensor) -> float:
+        self.seen.add_(1)
+        return 2.0
+
+
+def test_a_write_to_a_constant_leaves_permutations() -> None:
+    model = Remembering().eval()
+    symmetry = fxrebasin.analyze(model, torch.randn(4, 3), symmetry="all")
+    assert symmetry.dimension() == 0
+    assert any("only permutations" in note for note in symmetry.notes)
+    assert float(model.seen) == 0
 
 
 @pytest.mark.parametrize("model", [ByUnits, ByWeights, ByCount])
