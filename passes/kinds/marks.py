@@ -159,7 +159,8 @@ def of_one_copy(units: Tensor, axes: Sequence[int], size: int) -> bool:
         size: the number of units in a copy.
     """
     copies = units.div(size, rounding_mode="floor")
-    return not axes or bool((copies.amax(axes) == copies.amin(axes)).all())
+    over = list(axes)
+    return not over or bool((copies.amax(over) == copies.amin(over)).all())
 
 
 def raised(units: Tensor, rank: int) -> Tensor:

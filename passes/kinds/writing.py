@@ -22,6 +22,7 @@ from fxrebasin.running.on_meta import on_meta
 from fxrebasin.running.operators import tensors_in, writes
 from fxrebasin.running.watching import OperatorMode
 
+_torch: Any = torch  # some of its functions have no types
 _CPU = torch.device("cpu")
 _LOOKED_AT = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
@@ -56,13 +57,12 @@ class Writer(OperatorMode):
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Everything inside is written, without views and writes."""
-        functional: Any = torch
         with self:
-            functional._enable_functionalization(reapply_views=False)
+            _torch._enable_functionalization(reapply_views=False)
             try:
                 yield
             finally:
-                functional._disable_functionalization()
+                _torch._disable_functionalization()
 
     def input(self, tensor: Tensor) -> Tensor:
         """What to run the model on in place of a tensor, while it is written.
@@ -86,7 +86,7 @@ class Writer(OperatorMode):
         returned: list[fx.Node] = []
         for tensor in tensors:
             if torch._is_functional_tensor(tensor):
-                torch._sync(tensor)
+                _torch._sync(tensor)
                 tensor = torch._from_functional_tensor(tensor)
             returned.append(self._node(tensor))
         self.graph.output(tuple(returned))
