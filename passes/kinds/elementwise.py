@@ -28,13 +28,14 @@ def _add(step: Step) -> list[Value]:
 
 
 def _with_offset(step: Step) -> Mark | None:
-    """A part of the state to which a number is added; None if it is something else."""
+    """A part of a parameter to which a number is added; None if it is something else."""
     number, value = step.args["other"], step.value(step.args["self"])
     if isinstance(number, fx.Node) or step.args.get("alpha", 1) != 1 or len(value) != 1:
         return None
     [mark] = value
-    if mark.source is None or not step.analysis.offset(mark):
-        return None
+    trained = mark.source is not None and mark.source.state in step.walk.graph.parameters
+    if not trained or not step.analysis.offset(mark):
+        return None  # a running variance stays positive on its own
     sign = -1 if name_of(step.node) == "sub" else 1
     return replace(mark, offset=mark.offset + sign * float(number))
 
