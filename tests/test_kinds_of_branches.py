@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import fxrebasin
 from fxrebasin.acting import acted
 from fxrebasin.kinds import GroupKind
+from fxrebasin.passes.kinds.functional import functional_graph
 from tests.support.elements import elements_of
 from tests.support.lie import outputs_of
 
@@ -98,6 +99,14 @@ def test_constants_and_writes_hide_no_group(model: type[Deciding]) -> None:
     assert torch.equal(inputs, before)
     on_meta = fxrebasin.analyze(model().to("meta").eval(), inputs.to("meta"), symmetry="all")
     assert on_meta.dimension() == symmetry.dimension()
+
+
+def test_a_graph_holds_no_data_but_that_of_the_model_and_its_inputs() -> None:
+    graph = functional_graph(ByInputs().eval(), (torch.randn(4, 3),), {}, None)
+    assert not isinstance(graph, str)
+    made = [node for node in graph.nodes if node.op == "call_function"]
+    assert made
+    assert all(node.meta["val"].is_meta for node in made)
 
 
 class Remembering(Deciding):

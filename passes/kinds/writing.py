@@ -56,13 +56,18 @@ class Writer(OperatorMode):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Everything inside is written, without views and writes."""
+        """Everything inside is written, without views and writes; of its results, forms stay."""
         with self:
             _torch._enable_functionalization(reapply_views=False)
             try:
                 yield
             finally:
                 _torch._disable_functionalization()
+        self._alive.clear()
+        self._nodes.clear()
+        for node in self.graph.nodes:
+            if "val" in node.meta:
+                node.meta["val"] = map_aggregate(node.meta["val"], _form)
 
     def input(self, tensor: Tensor) -> Tensor:
         """What to run the model on in place of a tensor, while it is written.
@@ -137,3 +142,10 @@ class Writer(OperatorMode):
         node.meta.setdefault("val", tensor)
         self._nodes[id(tensor)] = node
         self._alive.append(tensor)
+
+
+def _form(value: Any) -> Any:
+    """A tensor without its data."""
+    if not isinstance(value, Tensor) or value.is_meta:
+        return value
+    return torch.empty(value.shape, dtype=value.dtype, device="meta")
