@@ -112,7 +112,9 @@ class Patches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.cut = nn.Conv2d(3, 6, 4, stride=4)
-        self.positions = nn.Parameter(torch.randn(9, 6, generator=torch.Generator().manual_seed(0)))
+        self.positions = nn.Parameter(
+            torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+        )
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.cut(image).flatten(2).transpose(1, 2) + self.positions
@@ -120,10 +122,10 @@ class Patches(nn.Module):
 
 def test_a_rest_that_no_patch_holds_is_no_other_size(tmp_path):
     model = unsettled(Patches())
-    assert model(draw(2, 3, 13, 15)).shape == (2, 9, 6)
-    report = export_onnx(model, tmp_path / "m.onnx", draw(2, 3, 12, 12))
+    assert model(draw(2, 3, 17, 19)).shape == (2, 16, 6)
+    report = export_onnx(model, tmp_path / "m.onnx", draw(2, 3, 16, 16))
     assert report.passed
-    assert shapes(tmp_path / "m.onnx") == {"image": ["batch", 3, 12, 12]}
+    assert shapes(tmp_path / "m.onnx") == {"image": ["batch", 3, 16, 16]}
 
 
 class Viewing(nn.Module):

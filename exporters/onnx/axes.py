@@ -188,17 +188,17 @@ class _Runs:
     def take(self, places: Sequence[_Place], size: int) -> bool:
         """Whether the model takes other sizes of some axes.
 
-        One more alone says little: where patches are cut, it may be a rest that no patch holds.
+        One more or less says little: where patches are cut, it may be a rest that no patch holds.
+        With a single one, numbers may be repeated along an axis whose size is fixed.
         """
         axes: dict[str, dict[int, str]] = {}
         for name, axis in places:
             axes.setdefault(name, {})[axis] = "size"
-
-        def takes(other: int) -> bool:
-            resized = with_sizes(self._example, self._model, axes, {"size": other}, self._manner)
-            return self._runs(resized)
-
-        return takes(2 * size) or (takes(size + 1) and takes(size - 1))
+        smaller = max(size // 2, 2)
+        return any(
+            self._runs(with_sizes(self._example, self._model, axes, {"size": other}, self._manner))
+            for other in (2 * size, smaller if smaller < size else size + 1)
+        )
 
     def _runs(self, one: InputSet) -> bool:
         if self._dry:
