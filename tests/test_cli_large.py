@@ -380,3 +380,21 @@ def test_killed_at_any_moment_nothing_half_written_counts(folder: Path, case: Ca
     assert sorted(p.name for p in folder.iterdir()) == [
         "a.safetensors", "b.safetensors", "c", "shards"
     ]  # fmt: skip
+
+
+def test_a_certificate_knows_both_states_as_one_made_in_memory_does(
+    folder: Path, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the dtypes of the model, whatever those of the file are, and a part at a time."""
+    monkeypatch.setattr(making, "BLOCK", 64)
+    halves = {name: t.half() if t.is_floating_point() else t for name, t in case.b.items()}
+    torch.save(halves, "half.pt")
+    for b, out in (("shards", ""), ("half.pt", ".pt")):
+        transform(b, f"c{out}", *SOME, "--certificate", "p.safetensors", "--overwrite")
+        transform(b, f"d{out}", "--certificate", "q.safetensors", "--overwrite")
+        streamed, whole = (Permutation.load(f"{name}.safetensors") for name in "pq")
+        assert streamed.found_with.states == whole.found_with.states
+        assert streamed.found_with.states.keys() == {"model", "reference"}
+        for path, same in ((b, True), ("a.safetensors", False)):
+            given = ("apply", STACK, "p.safetensors", "--weights", path, "--out", "e.safetensors")
+            assert document(*given, "--overwrite")["made_from_these_weights"] is same

@@ -36,6 +36,7 @@ from fxrebasin.progress import LateBar, waiting
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.streaming.aligning import Plan, match_files, plan_match, shapes_of
 from fxrebasin.streaming.archive import WholeOnlyError
+from fxrebasin.streaming.digests import opened_digest
 from fxrebasin.streaming.memory import available_memory
 from fxrebasin.streaming.opening import Opened, open_checkpoint
 from fxrebasin.streaming.outcome import Outcome, plan_outcome
@@ -92,6 +93,31 @@ class Room:
     def fingerprints(self) -> tuple[str, ...]:
         """What tells the files from others."""
         return tuple(opened.reader.fingerprint() for opened in self.opened)
+
+
+def with_digests(room: Room, permutation: Permutation) -> Permutation:
+    """The permutation of the second checkpoint towards the first, which knows both.
+
+    Each of them is read once more, by different processes if there are several. What a checkpoint
+    lacks, because it is ignored, is what the model happens to hold: then nothing is known of it.
+
+    Args:
+        room: has both.
+        permutation: that was found.
+    """
+    reference, moving = room.opened
+    module, ranks = room.bench.module, room.ranks
+    if any(opened.stored.keys() != module.state_dict().keys() for opened in room.opened):
+        return permutation
+    works = {
+        "model": lambda: opened_digest(moving, module),
+        "reference": lambda: opened_digest(reference),
+    }
+    with waiting("fingerprints"):
+        mine = {n: w() for k, (n, w) in enumerate(works.items()) if k % ranks.count == ranks.number}
+    states = {name: digest for found in ranks.every(mine) for name, digest in found.items()}
+    made_from = replace(permutation.found_with, states=states)
+    return permutation.relying_on(permutation.relies_on, made_from)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from fxrebasin.cli.documents import card, command_document, digest_facts, matching_document
-from fxrebasin.cli.large import PROOF, Result, Room, document_of, found_in, outcome_of, planned
+from fxrebasin.cli.large import (
+    PROOF,
+    Result,
+    Room,
+    document_of,
+    found_in,
+    outcome_of,
+    planned,
+    with_digests,
+)
 from fxrebasin.cli.large_run import How, Made, Task, carry_out
 from fxrebasin.cli.options import Limits, Talk, Target
 from fxrebasin.show.views import report_facts
@@ -48,6 +57,8 @@ def _made(room: Room, plan: Plan, run: Unfinished, asked: tuple[int, Target, Pat
     seed, target, certificate = asked
     reference, moving = room.opened
     report = found_in(room, 1, plan, run, room.ranks)
+    if certificate is not None:
+        report = replace(report, certificate=with_digests(room, report.permutation))
     permutation = report.permutation
     notes = (*reference.notes, *moving.notes)
     what = [("permuted", str(moving.path)), ("towards", str(reference.path))]

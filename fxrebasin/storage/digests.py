@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -61,12 +62,41 @@ def state_digest(state: Mapping[str, torch.Tensor]) -> str:
         >>> state_digest({"a": one}) == state_digest({"a": other})
         False
     """
+    return digest_of(
+        Described(name, state[name].dtype, tuple(state[name].shape), (state[name],))
+        for name in sorted(state)
+    )
+
+
+@dataclass(frozen=True)
+class Described:
+    """A tensor that is at hand in parts.
+
+    Args:
+        name: of it.
+        dtype: of it.
+        shape: of it.
+        parts: its rows, one after the other; nothing is known of those on the meta device.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    parts: Iterable[torch.Tensor]
+
+
+def digest_of(tensors: Iterable[Described]) -> str:
+    """The digest of a state that is looked at a part at a time.
+
+    Args:
+        tensors: of the state, in the order of their names.
+    """
     found = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach()
-        found.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        if not tensor.is_meta:
-            found.update(_bytes_of(tensor))
+    for item in tensors:
+        found.update(f"{item.name}\0{item.dtype}\0{item.shape}\0".encode())
+        for part in item.parts:
+            if not part.is_meta:
+                found.update(_bytes_of(part.detach()))
     return found.hexdigest()
 
 
