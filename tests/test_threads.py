@@ -180,7 +180,9 @@ def reading(model: nn.Module, stop: threading.Event, calls: list[int]) -> Callab
     return work
 
 
-@pytest.mark.parametrize("rounds", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "rounds", [10, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(2400)])]
+)
 @pytest.mark.parametrize("same", [True, False], ids=["one model", "two models"])
 def test_two_calls_at_once_and_a_reader_beside_them(same: bool, rounds: int) -> None:
     model, reference = small(1), small(2)
@@ -222,7 +224,9 @@ RUNNING = (
 """Calls that run the models they are given, or copies of them."""
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "rounds", [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(2400)])]
+)
 def test_merging_leaves_models_to_their_readers(rounds: int, tmp_path: Path) -> None:
     nets = small(1), small(2)
     before = plain([*nets], tmp_path)
