@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import onnx
@@ -157,12 +158,45 @@ def test_the_three_files_of_an_encoder_decoder_on_the_page_of_exporting_appear(
     assert {path.stem for path in tmp_path.glob("*.onnx")} == expected
 
 
-@pytest.mark.parametrize("page", ["larger-than-memory.md", "several-machines.md"])
-def test_commands_on_pages_have_these_options(page: str) -> None:
-    text = "".join(blocks(page, "sh")).replace("\\\n", " ")
+def test_commands_for_several_processes_have_these_options() -> None:
+    text = "".join(blocks("several-machines.md", "sh")).replace("\\\n", " ")
     found = re.findall(r"^(?:torchrun .*-m )?fxrebasin (.*)$", text, flags=re.MULTILINE)
     assert found
     for line in found:
         name, *arguments = shlex.split(line, comments=True)
         context = main.commands[name].make_context(name, arguments, resilient_parsing=True)
         assert not context.args, line
+
+
+def test_calls_on_pages_that_take_models_as_given_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those for models that processes share hold for models that nobody shares, too."""
+    monkeypatch.chdir(tmp_path)
+    images = torch.randn(12, 6)
+    model_a, model_b = (
+        nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)) for _ in range(2)
+    )
+    names: dict[str, object] = {"fxrebasin": fxrebasin, "images": images, "x": images}
+    names |= {"model_a": model_a, "model_b": model_b, "loader": [images]}
+    before = model_b(images)
+    (sharded,) = blocks("several-machines.md", "python")
+    for block in (*blocks("matching.md", "python")[:2], sharded):
+        exec(compile(block, "page", "exec"), names)
+    assert Path("units.png").exists()
+    torch.testing.assert_close(model_b(images), before)
+
+
+def test_the_commands_for_large_checkpoints_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(vocab_size=20, intermediate_size=12, **sizes)
+    for name in ("llama-a", "llama-b"):
+        transformers.LlamaForCausalLM(config).save_pretrained(name)
+    for line in "".join(blocks("larger-than-memory.md", "sh")).splitlines():
+        shutil.rmtree("rebased", ignore_errors=True)
+        result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}: {result.output}"
+    assert {"merged", "at-0.25", "at-0.75"} <= {path.name for path in tmp_path.iterdir()}
