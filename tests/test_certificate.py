@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 import fxrebasin
+from fxrebasin.alignment import certificate_from
 from fxrebasin.architecture import Architecture
 from fxrebasin.errors import ArchitectureMismatchError, CheckpointError
 from fxrebasin.permutation import Permutation
@@ -198,6 +200,15 @@ def test_what_no_model_has_is_refused_before_memory_is_asked_for(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         Permutation.load(old_file(tmp_path / "old.safetensors", **changed))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.safetensors")
+    with pytest.raises(CheckpointError, match=r"p\.safetensors holds no usable .*: it is no file"):
+        certificate_from(tmp_path / "p.safetensors")
+    with pytest.raises(CheckpointError, match=r"p\.safetensors holds no usable .*: it is no file"):
+        fxrebasin.Permutation.load(tmp_path / "p.safetensors")
 
 
 def test_many_pieces_share_one_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

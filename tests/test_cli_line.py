@@ -182,6 +182,11 @@ def test_recipes_that_cannot_be(recipe, message):
     assert not Path("x.pt").exists()
 
 
+def test_a_recipe_that_is_nested_without_end_is_refused():
+    Path("deep.yaml").write_text("[" * 2000)
+    assert "no readable YAML: it is nested too" in invoke("run", "deep.yaml", code=2).output
+
+
 @pytest.mark.parametrize("kept", ["transform", "export", "inspect", "verify", "apply", "compose"])
 def test_every_command_can_be_a_recipe(kept):
     invoke(*TRANSFORM, "--model-b", "c.pt", "--certificate", "p.safetensors")

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 import fxrebasin
 from fxrebasin.errors import CheckpointError
 from fxrebasin.storage.checkpoint import load_state_dict, read_checkpoint, save_state_dict
+from fxrebasin.streaming.files import open_reader
 from tests.corrupter import FORMATS, escapes
 from tests.support.small_nets import unsettled
 
@@ -177,6 +178,16 @@ def test_what_belongs_to_an_optimiser_is_no_model(tmp_path: Path) -> None:
         {"optimizer": {"w": torch.zeros(2)}, "params": {"w": torch.ones(2)}}, tmp_path / "t.pt"
     )
     assert load_state_dict(tmp_path / "t.pt", ["w"])["w"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"weight_map": [1]}', "{", '{"weight_map": 3}'])
+def test_an_index_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+    index = tmp_path / "m.index.json"
+    index.write_text(text)
+    said = r"m\.index\.json is not an index of a checkpoint in shards: expected JSON with a 'wei"
+    for read in (load_state_dict, open_reader):
+        with pytest.raises(CheckpointError, match=said):
+            read(index)
 
 
 # --- messages ----------------------------------------------------------------------------------

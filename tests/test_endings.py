@@ -145,6 +145,13 @@ def test_commands_run_in_other_threads_where_signals_are_not_theirs(folder: Path
         (AssertionError("of ours"), 3, "Error: AssertionError: of ours\nThis is a fault of fxr"),
         (RecursionError("deep"), 3, "Error: RecursionError: deep\nThis is a fault of fxrebasin,"),
         (MemoryError("8 GiB"), 2, "Error: there is not enough memory (MemoryError: 8 GiB); see"),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+            ),
+            2,
+            "Error: there is not enough memory (RuntimeError: [enforce fail at",
+        ),
         (OSError(28, "No space left"), 2, "Error: the system refused: OSError: [Errno 28] No sp"),
     ],
 )
@@ -295,6 +302,25 @@ def test_outputs_that_are_closed_do_not_get_into_files(folder: Path) -> None:
     done = subprocess.run(["sh", "-c", f"{words} <&- >&- 2>&-"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert torch.load("o.pt").keys() == torch.load("a.pt").keys()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_no_text_are_written_as_escapes(folder: Path) -> None:
+    odd, out = (os.fsdecode(b"%s\xff.pt" % name) for name in (b"b", b"o"))
+    Path("a.pt").rename(odd)
+    merge = ("merge", "loud_nets:Net", odd, odd, "--out")
+    found = json.loads(invoke(*merge, out, "--json", code=0).stdout)
+    assert Path(out).exists()
+    assert found["command"] == "merge"
+    assert r"b\udcff.pt" in next(folder.glob("o*.md")).read_text("utf-8")
+    assert r"b\udcff.pt" in next(folder.glob("o*.json")).read_text("utf-8")
+    picture = ("transform", *merge[1:2], "--model-b", odd, "--ref", odd, "--picture", "u.svg")
+    invoke(*picture, "--out", "t.pt", code=0)
+    assert r"b\udcff.pt" in Path("u.svg").read_text("utf-8")
+    onnx = os.fsdecode(b"m\xff.onnx")
+    text = invoke("export", *merge[1:2], "--weights", odd, "--out", onnx, code=2).stderr
+    said = r"Error: the name m\udcff.onnx is not in UTF-8, and the libraries of ONNX take no other"
+    assert text.startswith(said)
 
 
 def test_a_name_of_two_lines_is_told_on_one(folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -36,7 +36,7 @@ from fxrebasin.exporters.onnx.write import twin_path, write_onnx
 from fxrebasin.exporters.verify.equivalence import compare_onnxruntime
 from fxrebasin.exporters.verify.input_names import named_inputs
 from fxrebasin.exporters.verify.input_sets import InputSet, example_set, with_sizes
-from fxrebasin.exporters.verify.onnx_session import OnnxModel
+from fxrebasin.exporters.verify.onnx_session import OnnxModel, check_name
 from fxrebasin.exporters.verify.references import References, native_runs
 from fxrebasin.exporters.verify.runs import Subject
 from fxrebasin.models.checks import check_usable, unwrap
@@ -155,6 +155,7 @@ def export_onnx(
 
 def _destination(path: str | PathLike[str], overwrite: bool) -> Path:
     target = Path(path)
+    check_name(target)
     if target.is_dir():
         raise CheckpointError(f"{target} is a directory; name the ONNX file to write in it")
     if not target.parent.is_dir():

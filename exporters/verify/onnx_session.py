@@ -19,6 +19,7 @@ from fxrebasin.exporters.verify.input_names import named_inputs
 from fxrebasin.exporters.verify.input_sets import batch_size
 from fxrebasin.running.freed import give_back_memory
 from fxrebasin.running.messages import attempt, describe, first_lines
+from fxrebasin.wording import escaped
 
 _FATAL = 4  # onnxruntime's log level; errors reach the caller as exceptions
 
@@ -51,6 +52,27 @@ ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
+def check_name(path: Path) -> None:
+    """Refuse names that onnx and onnxruntime cannot be told.
+
+    Args:
+        path: of an ONNX file.
+
+    Raises:
+        InputError: it is no text in UTF-8.
+
+    Example:
+        >>> check_name(Path("model.onnx"))
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the name {escaped(path)} is not in UTF-8, and the libraries of ONNX take no other; "
+            "give the file another name"
+        ) from error
+
+
 class OnnxModel:
     """An ONNX file opened on onnxruntime's CPU provider, quietly, with torch's thread count.
 
@@ -77,6 +99,7 @@ class OnnxModel:
     ) -> None:
         self.path = Path(path)
         self._label = label or str(path)
+        check_name(self.path)
         if not self.path.is_file():
             raise CheckpointError(f"there is no ONNX file at {self.path}")
         options = onnxruntime.SessionOptions()

@@ -106,7 +106,8 @@ def card(title: str, facts: Sequence[tuple[str, str]], tags: Sequence[str] = ())
     lines += [f"# {title}", "", *(f"- {name}: {text}" for name, text in facts)]
     lines += [f"- {name}: {version}" for name, version in versions().items()]
     lines += ["", "```sh", command_line(), "```", ""]
-    return "\n".join(lines)
+    # Names of files may be no text in any encoding.
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def digest_facts(path: object, permutation: Certificate | None) -> list[tuple[str, str]]:

@@ -109,7 +109,7 @@ def ending(error: BaseException, state: Interrupts) -> Ending | None:
         return Ending(
             BAD_INPUT, f"Error: {place} raised {what}\nThe whole traceback is shown with --debug."
         )
-    if isinstance(error, MemoryError):
+    if _out_of_memory(error):
         return Ending(
             BAD_INPUT,
             f"Error: there is not enough memory ({what}); see --dry-run for what it takes.",
@@ -124,6 +124,15 @@ def ending(error: BaseException, state: Interrupts) -> Ending | None:
 def _is_closed(error: BaseException | None) -> bool:
     """Whether an error says that an output is closed; rich ends the process when it meets one."""
     return isinstance(error, OSError) and error.errno == errno.EPIPE
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch found no memory; torch is not loaded to find that out."""
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from fxrebasin.running.messages import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _in_words(error: BaseException) -> str:

@@ -63,6 +63,8 @@ def arguments_of(group: click.Group, recipe: Path, more: Sequence[str]) -> tuple
 def _read(recipe: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise InputError(f"{recipe} is no readable YAML: it is nested too deeply") from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{recipe} is no readable YAML: {error}") from error
     if not isinstance(content, dict):

@@ -11,6 +11,7 @@ from fxrebasin.cli.options import AS_THEY_ARE, HowToMatch
 from fxrebasin.errors import InputError
 from fxrebasin.merge.pictures import plot_alignment
 from fxrebasin.running.batches import State
+from fxrebasin.wording import presentable
 
 
 class Weights(Protocol):
@@ -76,7 +77,8 @@ def draw_units(
     if picture is None or certificate is None:
         return []
     a, b = pair
-    title = f"How alike the units of A and B are\nA: {a.path.name}   B: {b.path.name}"
+    names = f"A: {presentable(a.path.name)}   B: {presentable(b.path.name)}"
+    title = f"How alike the units of A and B are\n{names}"
     return [
         plot_alignment(a.state, b.state, certificate, picture, title=title, overwrite=overwrite)
     ]

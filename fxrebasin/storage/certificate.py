@@ -123,6 +123,7 @@ def format_of(path: Path) -> str | None:
     Args:
         path: of the file.
     """
+    _refuse_others(path)
     with safetensors.safe_open(path, framework="np") as file:
         return (file.metadata() or {}).get("format")
 
@@ -138,6 +139,7 @@ def unpacked(path: Path, kind: str, spoken: str) -> tuple[dict[str, Array], dict
     Raises:
         InputError: it is a safetensors file of another format or version.
     """
+    _refuse_others(path)
     with safetensors.safe_open(path, framework="np") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != kind:
@@ -153,6 +155,12 @@ def unpacked(path: Path, kind: str, spoken: str) -> tuple[dict[str, Array], dict
     if version != _UNCHECKED and metadata.get("checksum") != _checksum(document, tensors):
         raise InputError("its checksum is not that of what it holds: it is damaged, or was edited")
     return tensors, json.loads(document)
+
+
+def _refuse_others(path: Path) -> None:
+    """Refuse pipes and the like, which would be waited for."""
+    if path.exists() and not path.is_file():
+        raise InputError("it is no file")
 
 
 def _checksum(document: str, tensors: Mapping[str, Array]) -> str:

@@ -55,14 +55,18 @@ def refuse_existing(paths: Sequence[Path], *, overwrite: bool) -> None:
             "(folders are never replaced)"
         )
     for path in paths:
-        if path.exists() and not path.is_file():
-            raise InputError(
-                f"{path} is a device, a pipe or the like, which nothing takes the place of; choose "
-                "another place"
-            )
+        _refuse_devices(path)
         for folder in path.parents:
             if folder.exists() and not folder.is_dir():
                 raise InputError(f"{path} cannot be written: {folder} is a file, not a folder")
+
+
+def _refuse_devices(path: Path) -> None:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(
+            f"{path} is a device, a pipe or the like, which nothing takes the place of; choose "
+            "another place"
+        )
 
 
 def publish(path: Path, payload: bytes, *, overwrite: bool = False) -> None:
@@ -321,6 +325,7 @@ def _put_in_place(drafts: Sequence[_Draft]) -> None:
     try:
         for item in drafts:
             place = item.place
+            _refuse_devices(place)
             _settle(item)
         with _alone({item.place.parent for item in drafts}), ExitStack() as undo:
             moves = [_move(item, number) for number, item in enumerate(drafts)]

@@ -68,7 +68,7 @@ def read_shards(index: Path) -> Content:
         document = json.loads(index.read_text(encoding="utf-8"))
         files = dict(document["weight_map"])
         shards = sorted(set(files.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{index} is not an index of a checkpoint in shards: expected JSON with a 'weight_map'."
         ) from error

@@ -147,7 +147,7 @@ def _open_index(path: Path, index: Path) -> tuple[Reader, Any, Mapping[str, Any]
         names = dict(document["weight_map"])
         shards = sorted(set(names.values()))
         wrong = [shard for shard in shards if Path(shard).name != shard]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{index} is not an index of a checkpoint in shards: expected JSON with a 'weight_map'."
         ) from error
