@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,7 +109,7 @@ def with_digests(room: Room, permutation: Permutation) -> Permutation:
     module, ranks = room.bench.module, room.ranks
     if any(opened.stored.keys() != module.state_dict().keys() for opened in room.opened):
         return permutation
-    works = {
+    works: dict[str, Callable[[], str]] = {
         "model": lambda: opened_digest(moving, module),
         "reference": lambda: opened_digest(reference),
     }
