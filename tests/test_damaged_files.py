@@ -22,7 +22,7 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 import fxrebasin
 from fxrebasin.errors import CheckpointError
 from fxrebasin.storage.checkpoint import load_state_dict, read_checkpoint, save_state_dict
-from fxrebasin.streaming.files import open_reader
+from fxrebasin.streaming.reader import open_reader
 from tests.corrupter import FORMATS, escapes
 from tests.support.small_nets import unsettled
 
