@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -107,6 +108,39 @@ def test_what_is_learned_for_many_repeats_keeps_functions_and_counts_weights() -
     for net, state in zip(nets, states[0], strict=True):
         same = copy.deepcopy(net)
         same.load_state_dict(state)
+        with torch.no_grad():
+            torch.testing.assert_close(same(inputs), net(inputs), atol=1e-9, rtol=1e-9)
+
+
+class Interrupting(list[tuple[Tensor, Tensor]]):
+    """Batches during which somebody presses Ctrl-C, once."""
+
+    def __init__(self, items: list[tuple[Tensor, Tensor]], at: int) -> None:
+        super().__init__(items)
+        self._left = at
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for item in super().__iter__():
+            self._left -= 1
+            if self._left == 0:
+                raise KeyboardInterrupt
+            yield item
+
+
+@pytest.mark.parametrize(("at", "is_known"), [(1, 0), (6, 1), (16, 2)])
+def test_ctrl_c_gives_the_best_of_many_so_far(at: int, is_known: int) -> None:
+    """While data of the second or the third model are seen, and while all are learned."""
+    nets = [drawn(FORMS["GPT"], seed) for seed in (1, 2, 3)]
+    loader = Interrupting(batches(nets[0]), at)
+    given: dict[str, Any] = {"symmetry": "all", "loader": loader, "loss": loss, "steps": 9}
+    inputs = nets[0].batch(2, 0)
+    with pytest.warns(UserWarning, match="aligning was interrupted"):
+        found = fxrebasin.align_many(nets, "learned", example_inputs=inputs, **given)
+    elements = [bool(one.elements) for one in found]
+    assert elements == [0 < k <= is_known for k in range(len(nets))], elements
+    for net, one in zip(nets, found, strict=True):
+        same = copy.deepcopy(net)
+        same.load_state_dict(one.apply(net.state_dict()))
         with torch.no_grad():
             torch.testing.assert_close(same(inputs), net(inputs), atol=1e-9, rtol=1e-9)
 
