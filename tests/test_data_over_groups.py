@@ -254,3 +254,18 @@ def test_factors_of_units_are_taken_only_where_they_help(normalised: bool) -> No
         assert larger <= plain * (1 + 1e-9)
         better += larger < plain * 0.99
     assert better  # it is not always the permutation
+
+
+def test_signs_that_a_norm_does_not_show_are_found() -> None:
+    """The scale of a norm stays where the units that it reads change their sign."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        layers = [nn.Linear(5, 16), nn.Tanh(), nn.RMSNorm(16, eps=1e-6), nn.Linear(16, 4)]
+        net = randomise(nn.Sequential(*layers), 3).double()
+        inputs = torch.randn(40, 5).double()
+    other = planted(net, inputs)
+    assert apart(other.state_dict(), net.state_dict()) > 0.5
+    result = fxrebasin.transform(
+        other, net, inputs, symmetry="all", method="activation", loader=[inputs]
+    )
+    assert apart(result.state_dict(), net.state_dict()) <= 1e-9

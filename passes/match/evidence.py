@@ -243,6 +243,11 @@ class Evidence:
                 compared = CrossMoment() if self._reads(place, one, side) else None
             elif names <= paired:
                 compared = Correlation(AxisGroup(item.group.axes, (one,)))
+                if tells and self._hides_signs(item, place, one):
+                    if side is Side.OUTPUTS:
+                        self._written.append(compared)
+                        self._watched.append(_Watched(item, side, one, compared, own))
+                    continue
                 if tells:
                     self._correlations.append((self._is_odd(place, one), compared))
                 if side is Side.OUTPUTS:
@@ -285,6 +290,21 @@ class Evidence:
             if slot.class_name is not None
         ]
         return sum(power % 2 for power in powers) == 1
+
+    def _hides_signs(self, item: Representative, place: Place, piece: Piece) -> bool:
+        """Whether units may change their sign there although the parameter does not.
+
+        A norm's scale stays, and both what it reads and what it returns change.
+        """
+        is_bare = self.problem.state_b[item.state].dim() == len(item.group.axes)
+        kinds = [
+            self._signed(slot.class_name) for slot in piece.slots if slot.class_name is not None
+        ]
+        return is_bare and any(kinds) and not self._is_odd(place, piece)
+
+    def _signed(self, name: str) -> bool:
+        kind = self.problem.groups.kinds[name].kind
+        return kind >= GroupKind.SIGNED and not kind.has_matrices
 
     def _add(self, first: _Seen, second: _Seen) -> None:
         """Take in what both models show of one batch."""
