@@ -37,7 +37,7 @@ def color(ledger: Ledger, structure: Structure, tags: Hashes, pinned: Ints) -> H
         pinned: units that do not move.
     """
     roots = ledger.compress()
-    colors = mix(_initial(tags, roots, pinned), 7)
+    colors = _initial(tags, roots, pinned)
     # Most units are tied to others, or occur with none; the rest get short arrays of their own.
     beside = _that_occur(structure, roots.size)
     number = np.empty(roots.size, dtype=np.int64)
