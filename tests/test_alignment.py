@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ import fxrebasin
 from fxrebasin.alignment import Alignment
 from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.kinds import GroupKind
+from fxrebasin.storage.alignment_file import FORMAT
+from fxrebasin.storage.certificate import naming, packed, unpacked
 from fxrebasin.symmetry import Symmetry
 from tests.support.elements import elements_of
 from tests.support.randomise import randomise
@@ -212,6 +216,62 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
         broken.write_bytes(content[:at])
         with pytest.raises(CheckpointError, match="broken"):
             Alignment.load(broken)
+
+
+def _first(document: dict[str, Any], key: str) -> Any:
+    """What the first class that has it has under a key."""
+    return next(own[key] for own in document["kinds"].values() if own[key])
+
+
+def _edited_part(document: dict[str, Any]) -> None:
+    _first(document, "parts")[0][0][4] = 10**30
+
+
+def _edited_variance(document: dict[str, Any]) -> None:
+    _first(document, "parts")[0][1] = 2
+
+
+def _edited_power(document: dict[str, Any]) -> None:
+    _first(document, "scales")[0][1] = 10**30
+
+
+def _edited_factors(document: dict[str, Any]) -> None:
+    document["source"]["factors"] = {"h": 10**30}
+
+
+def _edited_copies(document: dict[str, Any]) -> None:
+    document["turned"][0]["count"] += 1
+
+
+def _edited_class(document: dict[str, Any]) -> None:
+    document["classes"][0]["count"] = 0
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_edited_part, "is not in the layout"),
+        (_edited_variance, "found 2 where a number from -1 to 1 belongs"),
+        (_edited_power, "found 10{30} where a number from -1024 to 1024 belongs"),
+        (_edited_factors, "found 10{30} where a number from 0 to "),
+        (_edited_copies, r"class .* is said to have \d+ copies, and has \d+"),
+        (_edited_class, "class .* is said to have 0 copies, and has 1"),
+    ],
+)
+def test_numbers_that_no_alignment_has_are_refused(
+    edit: Callable[[dict[str, Any]], None], message: str, tmp_path: Path
+) -> None:
+    _, _, certificate = aligned("Llama")
+    path = tmp_path / "alignment.safetensors"
+    certificate.save(path)
+    with naming(path):
+        tensors, document = unpacked(path, FORMAT, "an alignment")
+    path.write_bytes(packed(FORMAT, tensors, document))
+    assert Alignment.load(path) == certificate
+    edit(document)
+    path.write_bytes(packed(FORMAT, tensors, document))
+    with pytest.raises(CheckpointError, match=rf"alignment\.safetensors holds .*: .*{message}"):
+        Alignment.load(path)
 
 
 def test_another_state_is_refused_where_biases_moved() -> None:

@@ -148,9 +148,13 @@ def old_file(path: Path, **changed: Any) -> Path:
     """A file of the first version, which has no checksum, with entries of our choice."""
     piece = {"slots": changed.get("slots", [["h", 3, []]])}
     piece["positions"] = changed.get("positions", {"offset": 0, "strides": [1]})
+    own = {"name": "h", "size": 3, "within": [], "count": 1, "axes": [], **changed.get("class", {})}
+    group = {"axes": changed.get("axes", [0]), "pieces": [piece]}
+    group["uncounted"] = changed.get("uncounted", [])
     document = {
-        "classes": [{"name": "h", "size": 3, "within": [], "count": 1, "axes": []}],
-        "layout": {"w": [{"axes": changed.get("axes", [0]), "pieces": [piece]}]},
+        "classes": [own],
+        "relies_on": {"r": {"digest": "", "uniform": changed.get("uniform")}},
+        "layout": {"w": [group]},
         **({"architecture": changed["architecture"]} if "architecture" in changed else {}),
     }
     text = changed.get("document", json.dumps(document))
@@ -183,6 +187,24 @@ TOO_LONG = {"slots": [["h", 3, []], [None, 2**29, []]]}
         ({"axes": [0, 0]}, r"found \[0, 0\] where different axes of a tensor belong"),
         ({"axes": [-1]}, r"found \[-1\] where different axes of a tensor belong"),
         ({"axes": [2**70]}, "where different axes of a tensor belong"),
+        ({"class": {"count": 0}}, "class 'h' is said to have 0 copies, and has 1"),
+        ({"class": {"count": 2}}, "class 'h' is said to have 2 copies, and has 1"),
+        ({"class": {"count": 10**30}}, "found 10{30} where a number from 0 to 2814749767106"),
+        ({"class": {"count": -1}}, "found -1 where a number from 0 to"),
+        ({"class": {"count": True}}, "found True where a whole number belongs"),
+        ({"class": {"size": 10**30}}, "found 10{30} where a number from 0 to 2814749767106"),
+        ({"class": {"size": 2**40}}, r"class 'h' needs integers of shape \(1099511627776,\)"),
+        ({"class": {"axes": [["w", 10**30]]}}, "found 10{30} where a number from 0 to 63"),
+        ({"class": {"within": ["g"]}}, "class 'h' is within 'g', which does not exist"),
+        ({"class": {"within": ["h"] * 65}}, "class 'h' is within 65 classes"),
+        ({"uniform": [-1]}, "found -1 where a number from 0 to 63 belongs"),
+        ({"uniform": [10**30]}, "found 10{30} where a number from 0 to 63 belongs"),
+        ({"uncounted": [[1, [-1]]]}, "found -1 where a number from 0 to 2814749767106"),
+        ({"uncounted": [[1, [10**30]]]}, "found 10{30} where a number from 0 to 2814749767106"),
+        (
+            {"architecture": {"tensors": {"w": ["float32", [10**30]]}, "ties": []}},
+            "found 10{30} where a number from 0 to 2814749767106",
+        ),
         ({"document": "[" * 100_000}, "damaged permutation: RecursionError"),
         ({"document": "{"}, "damaged permutation: JSONDecodeError"),
         (

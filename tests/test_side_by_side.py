@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -218,6 +219,19 @@ class Guarded(Chain):
         return out
 
 
+class Patient:
+    """A lock that is not waited for without end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.release = self._lock.release
+
+    def acquire(self) -> bool:
+        if not self._lock.acquire(timeout=2):
+            raise TimeoutError("nobody gives the lock back")
+        return True
+
+
 class OfOneThread(Chain):
     """Works with what only one thread has."""
 
@@ -264,6 +278,23 @@ def test_batches_that_would_wait_for_each_other_run_one_by_one(
         found = fxrebasin.recalibrate(model, vectors())
     assert_close(found, wanted(model))
     assert GATE["here"].acquire(timeout=1)
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("most", [0, 1_400], ids=["no memory", "memory for one"])
+def test_batches_without_memory_give_back_what_they_hold(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock that an error leaves held, or a batch that waits, would stop the next for ever."""
+    monkeypatch.setattr(sweeps, "MOST_HELD", most)
+    monkeypatch.setattr(lanes, "_PATIENCE", 0.3)
+    monkeypatch.setitem(GATE, "here", Patient())
+    model, before = unsettled(Guarded(), 1).double(), threading.active_count()
+    told = pytest.warns(UserWarning, match=r"could not wait .* \(a batch waited for 0\.3")
+    with told if most else nullcontext():
+        found = fxrebasin.recalibrate(model, vectors())
+    assert_close(found, wanted(model))
+    assert GATE["here"].acquire()
     assert threading.active_count() == before
 
 

@@ -3,7 +3,7 @@
 A correction changes what later layers see, so layers are taken in the order in which they run. All
 batches go through the model side by side: they stop at a layer until every one of them is there, it
 is corrected, and they go on. Batches for which there is no memory, and those of models that cannot
-wait there, run anew for each layer, as far as that layer.
+wait there, run anew for each layer.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def correct_in_order(
             try:
                 sweep.run(lambda done: report(stage, done, len(sites)))
             except NotAbreastError as error:
-                known = replace(known, one_by_one=True, to_the_end=True)
+                known = replace(known, one_by_one=True)
                 sweep = Sweep(model, data, sites, known, correct, output)
                 sweep.run(lambda done: report(stage, done, len(sites)))
                 _warn(stage, error)

@@ -33,15 +33,12 @@ class Survey:
         normalised: names of the sites whose output is what a BatchNorm gets.
         one_by_one: batches have to run one after the other: the model writes to its tensors, keeps
             something for the next batch, or waits for another one.
-        to_the_end: batches have to run on when what was to be measured is: the model may hold a
-            lock that it gives back at the end alone.
     """
 
     paths: tuple[tuple[str, ...], ...]
     held: tuple[int, ...]
     normalised: frozenset[str]
     one_by_one: bool
-    to_the_end: bool = False
 
     @property
     def batches(self) -> int:

@@ -12,7 +12,6 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from fxrebasin.errors import FxRebasinError, InputError
 from fxrebasin.merge.data import Data
 from fxrebasin.merge.lanes import Change, Lane, NotAbreastError, end, release
 from fxrebasin.merge.moments import Moments
@@ -27,10 +26,6 @@ Correct: TypeAlias = Callable[[Site, Moments], float]
 """Corrects a layer and says by how much it was off, relative to its scale."""
 Output: TypeAlias = Callable[[Site, torch.Tensor], torch.Tensor]
 """From the output of a layer that has just been corrected to what it would be now."""
-
-
-class _Measured(FxRebasinError):
-    """All that a pass was made for is known; the rest of the model need not run."""
 
 
 class Sweep:
@@ -63,6 +58,7 @@ class Sweep:
         self._abreast = known.side_by_side(MOST_HELD)
         self._left = Counter(name for path in known.paths[: self._abreast] for name in path)
         self._found: dict[str, Moments] = {}
+        self._lanes: list[Lane] = []
         self.off, self.exact = 0.0, True
 
     def run(self, report: Callable[[int], None]) -> None:
@@ -83,25 +79,22 @@ class Sweep:
                 self._settle(site)
             return
         with self._data.running(self._model) as (running, batches), ExitStack() as stack:
-            lanes: list[Lane] = []
-            stack.callback(end, lanes)
+            stack.callback(end, self._lanes)
             try:
                 for batch in list(islice(batches, self._abreast)):
-                    lanes.append(Lane(running, self._model, self._sites, batch))
-                    lanes[-1].go_on()
-                self._through(running, lanes, report)
+                    self._lanes.append(Lane(running, self._model, self._sites, batch))
+                    self._lanes[-1].go_on()
+                self._through(running, report)
             except NotAbreastError:
-                release(lanes)
+                release(self._lanes)
                 raise
         for site in self._sites:  # those that were called more or less often than before
             if self._left[site.name] and site.name in self._found:
                 self._settle(site)
 
-    def _through(
-        self, running: Runner, lanes: Sequence[Lane], report: Callable[[int], None]
-    ) -> None:
+    def _through(self, running: Runner, report: Callable[[int], None]) -> None:
         """Let batches go on from site to site until all are through."""
-        while waiting := [lane for lane in lanes if lane.site is not None]:
+        while waiting := [lane for lane in self._lanes if lane.site is not None]:
             site = self._next(waiting)
             there = [lane for lane in waiting if lane.site == site]
             report(self._sites.index(site))
@@ -135,30 +128,37 @@ class Sweep:
             self._found[site.name] = moments if before is None else before.pooled(moments)
 
     def _add_anew(self, site: Site) -> None:
-        """What comes to a site of the batches that do not wait; none of them runs on from there."""
-        left = 0
+        """What comes to a site of the batches that do not wait.
 
-        def add(site: Site, moments: Moments) -> None:
-            nonlocal left
-            self._add(site, moments)
-            left -= 1
-            if not left and not self._known.to_the_end:
-                raise _Measured
-
-        calls = [path.count(site.name) for path in self._known.paths]
-        if not any(calls[self._abreast :]):
+        They run to their ends, though what lies behind is of no use: an error that ends them in the
+        middle of the model's code would leave locks held that it gives back at its end alone.
+        """
+        there = [path.count(site.name) > 0 for path in self._known.paths]
+        if not any(there[self._abreast :]):
             return
         with self._data.running(self._model) as (running, batches):
             for batch in batches:
-                left = calls[batch.number] if batch.number >= self._abreast else 0
-                if left:
-                    with measuring(self._model, [site], add):
-                        _until_measured(running, batch)
+                if batch.number >= self._abreast and there[batch.number]:
+                    self._add_batch(running, site, batch)
 
+    def _add_batch(self, running: Runner, site: Site, batch: Batch) -> None:
+        """What comes to a site of one batch.
 
-def _until_measured(running: Runner, batch: Batch) -> None:
-    try:
-        running.call({}, batch)
-    except InputError as error:
-        if not isinstance(error.__cause__, _Measured):
+        Where others wait in the middle of the model it has a thread as they have, so that it shows
+        when it waits for what they hold.
+        """
+        if not self._abreast:
+            with measuring(self._model, [site], self._add):
+                running.call({}, batch)
+            return
+        lane = Lane(running, self._model, [site], batch)
+        try:
+            lane.go_on()
+            while lane.site is not None:
+                self._add(site, lane.moments)
+                lane.go_on()
+        except NotAbreastError:
+            release([*self._lanes, lane])
             raise
+        finally:
+            end([lane])

@@ -19,10 +19,13 @@ from fxrebasin.errors import InputError
 from fxrebasin.groups import Groups
 from fxrebasin.kinds import Behind, ClassKind, GroupKind, Place
 from fxrebasin.layout import Layout
+from fxrebasin.places import parts_of
 from fxrebasin.storage import certificate
-from fxrebasin.storage.certificate import Array, Contents, text, whole
+from fxrebasin.storage.certificate import Array, Contents, between, text, whole
 
 FORMAT = "fxrebasin.alignment"
+
+_LARGEST_POWER = 2**10  # of a factor; those of models are of a few
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def read(path: Path) -> AlignmentContents:
     permutation = certificate.contents_from(tensors, document)
     kinds = {text(name): _kind(entry) for name, entry in document["kinds"].items()}
     turned = tuple(certificate.class_from(entry) for entry in document["turned"])
+    certificate.check_copies(turned, permutation[0])
     own = certificate.layout_from(document["turned_layout"], tensors)
     groups = Groups(kinds, permutation[2], turned, own)
     _check_places(groups)
@@ -119,7 +123,8 @@ def read(path: Path) -> AlignmentContents:
 def _gauge(entry: Mapping[str, Any], side: str, tensors: Mapping[str, Array]) -> GaugeValues:
     factors = {
         text(name): tuple(
-            _tensor(tensors, f"factor.{side}.{number}.{name}") for number in range(whole(count))
+            _tensor(tensors, f"factor.{side}.{number}.{name}")
+            for number in range(between(count, 0, len(tensors)))
         )
         for name, count in entry["factors"].items()
     }
@@ -153,7 +158,7 @@ def _kind_document(own: ClassKind) -> dict[str, Any]:
 
 def _kind(entry: Mapping[str, Any]) -> ClassKind:
     parts = {
-        _place(place): Behind(whole(variance), tuple(map(_place, factors)), reads is True)
+        _place(place): Behind(between(variance, -1, 1), tuple(map(_place, factors)), reads is True)
         for place, variance, factors, reads in entry["parts"]
     }
     return ClassKind(
@@ -186,7 +191,8 @@ def _check_place(place: Place, layout: Layout) -> None:
     found = layout.get(place.state, ())
     pieces = found[place.group].pieces if 0 <= place.group < len(found) else ()
     slots = pieces[place.piece].slots if 0 <= place.piece < len(pieces) else ()
-    if not (0 <= place.slot < len(slots) and place.part >= 0):
+    there = 0 <= place.slot < len(slots)
+    if not (there and 0 <= place.part < len(parts_of(pieces[place.piece]))):
         raise InputError(f"{place} is not in the layout")
 
 
@@ -204,7 +210,9 @@ def _powers_document(powers: Mapping[Place, int]) -> list[Any]:
 
 
 def _powers(entry: Sequence[Any]) -> dict[Place, int]:
-    return {_place(place): whole(power) for place, power in entry}
+    return {
+        _place(place): between(power, -_LARGEST_POWER, _LARGEST_POWER) for place, power in entry
+    }
 
 
 def _numpy(item: Tensor) -> Array:

@@ -27,6 +27,7 @@ import safetensors.numpy
 from fxrebasin.architecture import Architecture, TensorKind, listing
 from fxrebasin.choices import FoundWith
 from fxrebasin.errors import CheckpointError, InputError
+from fxrebasin.facts import counted
 from fxrebasin.indexing import misfits
 from fxrebasin.layout import AxisGroup, IntArray, Layout, PermutationClass, Piece, Slab, Slot
 from fxrebasin.reliance import Reliance, Relied
@@ -193,6 +194,7 @@ def contents_from(tensors: Mapping[str, Array], document: Mapping[str, Any]) -> 
         document: all else.
     """
     classes = tuple(class_from(entry) for entry in document["classes"])
+    check_copies(classes)
     layout = layout_from(document["layout"], tensors)
     prefix = "array."
     arrays = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
@@ -243,7 +245,9 @@ def _architecture(entry: Mapping[str, Any] | None) -> Architecture | None:
     if entry is None:
         return None
     tensors = {
-        text(name): TensorKind(tuple(map(whole, shape)), text(dtype))
+        text(name): TensorKind(
+            tuple(between(size, 0, _LARGEST_POSITION) for size in shape), text(dtype)
+        )
         for name, (dtype, shape) in entry["tensors"].items()
     }
     return Architecture(tensors, tuple(tuple(map(text, names)) for names in entry["ties"]))
@@ -263,7 +267,8 @@ def _reliance(entry: dict[str, Any]) -> Reliance:
     axes = entry["uniform"]
     if type(entry["digest"]) is not str:
         raise InputError(f"found {entry['digest']!r} where a digest belongs")
-    return Reliance(entry["digest"], None if axes is None else tuple(map(whole, axes)))
+    uniform = None if axes is None else tuple(between(a, 0, _MOST_AXES - 1) for a in axes)
+    return Reliance(entry["digest"], uniform)
 
 
 def _found_with(entry: dict[str, Any]) -> FoundWith:
@@ -298,11 +303,40 @@ def class_from(entry: Mapping[str, Any]) -> PermutationClass:
     """
     return PermutationClass(
         str(entry["name"]),
-        whole(entry["size"]),
+        between(entry["size"], 0, _LARGEST_POSITION),
         tuple(str(name) for name in entry["within"]),
-        whole(entry["count"]),
-        tuple((str(name), whole(axis)) for name, axis in entry["axes"]),
+        between(entry["count"], 0, _LARGEST_POSITION),
+        tuple((str(name), between(axis, 0, _MOST_AXES - 1)) for name, axis in entry["axes"]),
     )
+
+
+def check_copies(
+    classes: Sequence[PermutationClass], others: Sequence[PermutationClass] = ()
+) -> None:
+    """Refuse classes that have not one copy for each index of the classes that they are within.
+
+    Args:
+        classes: of a document.
+        others: that they may be within, beside each other.
+
+    Raises:
+        InputError: naming the class, and how many copies it would have.
+    """
+    sizes = {c.name: c.size for c in (*others, *classes)}
+    for c in classes:
+        strays = [name for name in c.within if name not in sizes]
+        if strays:
+            raise InputError(
+                f"class {escaped(c.name)} is within {escaped(strays[0])}, which does not exist"
+            )
+        if len(c.within) > _MOST_AXES:
+            raise InputError(f"class {escaped(c.name)} is within {len(c.within)} classes")
+        copies = math.prod(sizes[name] for name in c.within)
+        if c.count != copies:
+            raise InputError(
+                f"class {escaped(c.name)} is said to have {counted(c.count, 'copy', 'copies')}, "
+                f"and has {copies}"
+            )
 
 
 def layout_document(layout: Layout, tensors: dict[str, Array]) -> dict[str, Any]:
@@ -370,7 +404,7 @@ def _group(entry: dict[str, Any], tensors: Mapping[str, Array], room: _Room) -> 
     if everything.size and (everything.min() < 0 or len(np.unique(everything)) < everything.size):
         raise InputError("two units of the layout share a position, or one is negative")
     slabs = (
-        Slab(_axes([axis])[0], tuple(map(whole, positions)))
+        Slab(_axes([axis])[0], tuple(between(at, 0, _LARGEST_POSITION) for at in positions))
         for axis, positions in entry.get("uncounted", [])
     )
     return AxisGroup(_axes(entry["axes"]), tuple(pieces), tuple(slabs))
@@ -449,3 +483,20 @@ def whole(value: object) -> int:
     if type(value) is not int:
         raise InputError(f"found {value!r} where a whole number belongs")
     return value
+
+
+def between(value: object, least: int, most: int) -> int:
+    """An integer from a JSON document that is no smaller and no larger than what there can be.
+
+    Args:
+        value: of the document.
+        least: that it may be.
+        most: that it may be.
+
+    Raises:
+        InputError: it is no integer, or another one.
+    """
+    found = whole(value)
+    if not least <= found <= most:
+        raise InputError(f"found {found} where a number from {least} to {most} belongs")
+    return found
