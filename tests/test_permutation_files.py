@@ -78,7 +78,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         Permutation.load(text)
     with pytest.raises(CheckpointError, match="not a permutation that was saved here"):
         Permutation.load(weights)
-    with pytest.raises(CheckpointError, match="not a readable"):
+    with pytest.raises(CheckpointError, match="holds no usable permutation: it is no file"):
         Permutation.load(tmp_path)
 
 

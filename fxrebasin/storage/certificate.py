@@ -315,6 +315,8 @@ def check_copies(
 ) -> None:
     """Refuse classes that have not one copy for each index of the classes that they are within.
 
+    Those that were made by hand may say 1, which is the default.
+
     Args:
         classes: of a document.
         others: that they may be within, beside each other.
@@ -332,7 +334,7 @@ def check_copies(
         if len(c.within) > _MOST_AXES:
             raise InputError(f"class {escaped(c.name)} is within {len(c.within)} classes")
         copies = math.prod(sizes[name] for name in c.within)
-        if c.count != copies:
+        if c.count not in (1, copies):
             raise InputError(
                 f"class {escaped(c.name)} is said to have {counted(c.count, 'copy', 'copies')}, "
                 f"and has {copies}"
