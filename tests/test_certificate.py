@@ -193,7 +193,7 @@ TOO_LONG = {"slots": [["h", 3, []], [None, 2**29, []]]}
         ({"class": {"count": -1}}, "found -1 where a number from 0 to"),
         ({"class": {"count": True}}, "found True where a whole number belongs"),
         ({"class": {"size": 10**30}}, "found 10{30} where a number from 0 to 2814749767106"),
-        ({"class": {"size": 2**40}}, r"a slot of size 3 does not fit class 'h' \(1099511627776, \(\)\)"),
+        ({"class": {"size": 2**40}}, "a slot of size 3 does not fit class .h. .1099511627776"),
         ({"class": {"axes": [["w", 10**30]]}}, "found 10{30} where a number from 0 to 63"),
         ({"class": {"within": ["g"]}}, "class h is within g, which does not exist"),
         ({"class": {"within": ["h"] * 65}}, "class h is within 65 classes"),
