@@ -113,9 +113,9 @@ def _with_groups(
     if kinds is Kinds.SIGNED:
         groups = groups.signed()
     else:
-        chosen = groups.regauged(symmetry.parameters)
-        shifted = partial(with_shifts, graph=graph, groups=chosen)
-        groups = replace(groups, shifted=shifted if chosen.shifts else None)
+        groups = groups.regauged(symmetry.parameters)
+        shifted = partial(with_shifts, graph=graph, groups=groups)
+        groups = replace(groups, shifted=shifted if groups.shifts else None)
     classes = tuple(
         UnitClass(c.name, c.size, c.within, c.count, c.axes, groups.kinds[c.name].kind)
         for c in (*symmetry.classes, *groups.turned)

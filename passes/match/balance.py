@@ -20,7 +20,11 @@ from fxrebasin.passes.match.seats import Seat, Seats, seats_of
 
 _ROUNDS = 500
 _STILL, _CLOSE = 1e-13, 1e-9
+"""Changes of a round after which none follows; from the second on, if they do not fall any more: it
+is then that they are rounding, while layers one behind the other may close in slowly."""
 _NEWTON_STEPS = 60
+_SETTLED = 1e-15
+"""A step of a logarithm that rounding alone explains."""
 _TINY = 1e-14
 """Share of the largest direction below which a direction is taken as empty."""
 
@@ -47,7 +51,7 @@ def balanced(problem: GroupProblem, seats: Seats, state: Mapping[str, Tensor]) -
                 step = Element(start.permutation, {c.name: element})
                 current = current | problem.moved(step, problem.touched(current, [c.name]))
                 found = problem.combined(step, found)
-        if change <= _STILL or (change <= _CLOSE and change > last / 2):
+        if change <= _STILL or (change <= _CLOSE and change >= last):
             break
         last = change
     return found
@@ -177,4 +181,6 @@ def _factors(seats: tuple[Seat, ...], state: Mapping[str, Tensor]) -> Tensor | N
         slope, bend = (terms * powers).sum(-1), (terms * powers.square()).sum(-1)
         step = torch.where(open_units, -slope / torch.where(open_units, bend, 1.0), 0.0)
         log = log + step.clamp(-1, 1)
+        if bool((step.abs() <= _SETTLED).all()):
+            break
     return log.exp()
