@@ -96,11 +96,18 @@ def _value_and_position(call: Call, largest: bool) -> list[Value]:
 
 @rule("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "cumsum_")
 def scan(call: Call) -> Sequence[Value]:
-    """Runs along an axis in order, and everything there depends on each other."""
+    """Runs along an axis in order, and everything there depends on each other.
+
+    Units along it stay: each sum holds those before it, in an order that a table may give to every
+    row another one of.
+    """
     value = call.value("self")
     ndim = len(value.shape)
     dim = call.args.get("dim", -1) % max(ndim, 1)
-    order = pinned_value(value.shape, f"order-dependent operator of {call.op}").fields
+    reason = f"order-dependent operator of {call.op}"
+    if ndim and value.grouped is None:
+        value = call.pin_axes(value, [dim], reason)
+    order = pinned_value(value.shape, reason).fields
     fields = call.with_statistics(value, set(range(ndim)) - {dim})
     met = call.join([*fields, *(item for item in order if item.axes == (dim,))], value.shape)
     grouped = value.grouped

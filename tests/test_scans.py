@@ -1,0 +1,45 @@
+"""Sums that run along an axis, over units that a table gives to each row in another order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxrebasin
+
+CIRCLE = torch.tensor([[0, 3, 2, 1], [1, 0, 3, 2], [2, 1, 0, 3], [3, 2, 1, 0]])
+READINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "largest": lambda v: v.cumsum(1).amax(0),
+    "largest of all": lambda v: torch.stack([v, v.cumsum(1)]).amax((0, 1)),
+    "beside the units": lambda v: torch.cat([v, v.cumsum(1)]).square().sum(0),
+    "products": lambda v: v.cumprod(1).amax(0),
+    "largest so far": lambda v: v.cummax(1)[0].square().sum(0),
+    "no scan": lambda v: torch.cat([v, v.square()]).amax(0),
+}
+
+
+class Circle(nn.Module):
+    """Reads units round a circle, from each of them."""
+
+    def __init__(self, reading: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.units = nn.Parameter(torch.randn(4, generator=torch.Generator().manual_seed(0)))
+        self._reading = reading
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum() * self._reading(self.units[CIRCLE])
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_what_stands_before_a_unit_counts(name: str) -> None:
+    model, x = Circle(READINGS[name]).double(), torch.ones(2, dtype=torch.float64)
+    symmetry = fxrebasin.analyze(model, x)
+    assert [c.size for c in symmetry.classes] == ([4] if name == "no scan" else [])
+    before, state = model(x), dict(model.state_dict())
+    for seed in range(4):
+        moved = Circle(READINGS[name]).double()
+        moved.load_state_dict(symmetry.random(seed).permute_state_dict(state))
+        torch.testing.assert_close(moved(x), before, rtol=1e-10, atol=1e-12)
