@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from fxrebasin.kinds import GroupKind
 from fxrebasin.passes.match import group_learned
 from fxrebasin.passes.match.concluding import polar
 from tests.support.elements import elements_of
+from tests.support.interrupting import Interrupting
 from tests.support.randomise import randomise
 from tests.support.tiny_transformers import Form, Transformer, drawn
 
@@ -117,21 +117,6 @@ def test_what_is_learned_repeats_for_a_seed_and_leaves_no_trace() -> None:
     assert apart(third.state_dict(), first.state_dict()) > 1e-9
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in before[0].items())
     assert torch.equal(torch.get_rng_state(), before[1])
-
-
-class Interrupting(list[tuple[Tensor, Tensor]]):
-    """Batches during which somebody presses Ctrl-C, once."""
-
-    def __init__(self, items: list[tuple[Tensor, Tensor]], at: int) -> None:
-        super().__init__(items)
-        self._left = at
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for item in super().__iter__():
-            self._left -= 1
-            if self._left == 0:
-                raise KeyboardInterrupt
-            yield item
 
 
 @pytest.mark.parametrize("method", ["activation", "learned"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ import fxrebasin
 from fxrebasin.alignment import Alignment
 from fxrebasin.errors import InputError
 from tests.support.elements import elements_of
+from tests.support.interrupting import Interrupting
 from tests.support.tiny_transformers import Form, Transformer, drawn
 
 FORMS = {
@@ -110,21 +110,6 @@ def test_what_is_learned_for_many_repeats_keeps_functions_and_counts_weights() -
         same.load_state_dict(state)
         with torch.no_grad():
             torch.testing.assert_close(same(inputs), net(inputs), atol=1e-9, rtol=1e-9)
-
-
-class Interrupting(list[tuple[Tensor, Tensor]]):
-    """Batches during which somebody presses Ctrl-C, once."""
-
-    def __init__(self, items: list[tuple[Tensor, Tensor]], at: int) -> None:
-        super().__init__(items)
-        self._left = at
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for item in super().__iter__():
-            self._left -= 1
-            if self._left == 0:
-                raise KeyboardInterrupt
-            yield item
 
 
 @pytest.mark.parametrize(("at", "is_known"), [(1, 0), (6, 1), (16, 2)])

@@ -17,6 +17,7 @@ from benchmarks.experiments.measure import example_of, permuted, score, walk
 from benchmarks.experiments.symmetry_rows import UNTOUCHED, Kept, Row
 from benchmarks.experiments.symmetry_subjects import Trained
 from benchmarks.experiments.training import loss_of
+from fxrebasin.alignment import applied
 
 _SEEDS = (0, 1, 2)
 _POINTS = 11
@@ -71,7 +72,7 @@ def _aligned(models: Sequence[nn.Module], trained: Trained, steps: int) -> list[
         **options,
     )
     return [
-        permuted(model, certificate.apply(model.state_dict()))  # type: ignore[union-attr]
+        permuted(model, applied(certificate, model.state_dict()))
         for certificate, model in zip(found, models, strict=True)
     ]
 
