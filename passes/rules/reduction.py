@@ -106,7 +106,7 @@ def scan(call: Call) -> Sequence[Value]:
     dim = call.args.get("dim", -1) % max(ndim, 1)
     reason = f"order-dependent operator of {call.op}"
     if ndim and value.grouped is None:
-        value = call.pin_axes(value, [dim], reason)
+        value = call.pin_axes(value, [dim], "order-dependent operator")
     order = pinned_value(value.shape, reason).fields
     fields = call.with_statistics(value, set(range(ndim)) - {dim})
     met = call.join([*fields, *(item for item in order if item.axes == (dim,))], value.shape)
