@@ -14,7 +14,7 @@ from torchvision import models
 import fxrebasin
 from benchmarks import equivalence
 from benchmarks.equivalence import Settings, main, measure
-from benchmarks.support.equivalence_models import QUICK, SETS, build
+from benchmarks.support.equivalence_models import QUICK, SETS, Subject, build
 from benchmarks.support.equivalence_process import measured_apart
 from benchmarks.support.equivalence_table import Row, read_rows, write_tables
 from benchmarks.support.randomise import randomise
@@ -116,7 +116,8 @@ def test_a_good_run_exits_with_0(tmp_path):
 
 def test_a_wrong_permutation_fails(monkeypatch):
     def wrong(model, permutation, *inputs):
-        return equivalence._with_a_fault(model, permutation)
+        permuted = permutation.permute_state_dict(model.state_dict())
+        return equivalence._with_a_fault(model, permuted, "features.0.weight")
 
     monkeypatch.setattr(fxrebasin, "apply", wrong)
     row = measure("squeezenet1_1", SMALL)
@@ -125,7 +126,7 @@ def test_a_wrong_permutation_fails(monkeypatch):
 
 
 def test_a_comparison_that_sees_nothing_fails(monkeypatch):
-    monkeypatch.setattr(equivalence, "_with_a_fault", lambda model, permutation: model)
+    monkeypatch.setattr(equivalence, "_with_a_fault", lambda model, permuted, victim: model)
     row = measure("squeezenet1_1", Settings(size=64, onnx=False))
     assert "the comparison is blind" in row.reason
 
@@ -133,7 +134,8 @@ def test_a_comparison_that_sees_nothing_fails(monkeypatch):
 def test_the_control_leaves_a_tied_tensor_under_all_its_names():
     subject = build("transformers:gpt2", 64, seed=0)
     symmetry = fxrebasin.analyze(subject.model, example_kwargs=subject.kwargs)
-    wrong = equivalence._with_a_fault(subject.model, symmetry.random(0))
+    permuted = symmetry.random(0).permute_state_dict(subject.model.state_dict())
+    wrong = equivalence._with_a_fault(subject.model, permuted, "transformer.wte.weight")
     report = fxrebasin.verify(subject.model, wrong, example_kwargs=subject.kwargs)
     assert report.max_rel > equivalence.LEAST_CONTROL_ERROR
 
@@ -191,3 +193,47 @@ def test_randomised_state_leaves_no_two_units_alike(generator):
     assert model[1].momentum == 0.2
     assert not model.training
     assert model[1].running_var.min() > 0
+
+
+class _Keeping(nn.Module):
+    """Keeps a bias for each offset once it has been gathered, as timm's attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.bias, self._kept = nn.Parameter(torch.randn(6)), None
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self._kept = None if mode else self._kept
+        return super().train(mode)
+
+    def forward(self, x):
+        if self._kept is None:
+            self._kept = self.bias[torch.arange(6)].detach()
+        return self.outer(torch.tanh(self.inner(x) + self._kept))
+
+
+def test_a_copy_with_other_weights_forgets_what_was_made_of_the_former_ones():
+    model, other, x = _Keeping().eval(), _Keeping().eval(), torch.randn(4, 3)
+    before, wanted = model(x), other(x)
+    torch.testing.assert_close(equivalence._with_weights(model, other.state_dict())(x), wanted)
+    torch.testing.assert_close(model(x), before)
+
+
+def test_the_control_goes_on_to_a_tensor_that_matters():
+    class WithIdle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle, self.net = nn.Linear(3, 6), _Keeping()
+
+        def forward(self, x):
+            return self.net(x) + 0 * self.idle(x).sum()
+
+    model, x = WithIdle().double().eval(), torch.randn(4, 3, dtype=torch.float64)
+    permutation = fxrebasin.analyze(model, x).random(0)
+    permuted = permutation.permute_state_dict(model.state_dict())
+    assert not permuted["idle.weight"].equal(model.idle.weight)
+    idle = equivalence._with_a_fault(model, permuted, "idle.weight")
+    torch.testing.assert_close(idle(x), model(x))
+    subject = Subject(model, (x,), {})
+    assert equivalence._error_of_faults(subject, permutation) > equivalence.LEAST_CONTROL_ERROR

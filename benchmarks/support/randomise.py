@@ -35,6 +35,7 @@ def randomise(
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         _redraw(parameter, generator)
+    forgetful(model)
 
     def set_statistics(layer: _BatchNorm, args: tuple[Any, ...]) -> None:
         if layer.running_mean is None or layer.running_var is None:
@@ -47,9 +48,17 @@ def randomise(
 
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
     hooks = [layer.register_forward_pre_hook(set_statistics) for layer in layers]
-    model.eval()(*args, **(kwargs or {}))
+    model(*args, **(kwargs or {}))
     for hook in hooks:
         hook.remove()
+
+
+def forgetful(model: nn.Module) -> nn.Module:
+    """The model in eval mode, without what it has kept of earlier weights since it was last there.
+
+    timm's attention with a bias for each offset gathers the biases once, and again after training.
+    """
+    return model.train().eval()
 
 
 def _redraw(parameter: Tensor, generator: torch.Generator) -> None:
