@@ -238,6 +238,20 @@ def test_numbers_that_shapes_are_made_of_are_no_weights() -> None:
     assert find(source).symmetry.log10_order() == pytest.approx(log(8))
 
 
+def test_groups_that_are_normalised_as_one_channel_each_move_as_groups(tmp_path: Path) -> None:
+    text = """ g (float[n,3,224,224] x) => (float[n,2] y) {
+        c = Conv<strides = [2, 2]>(x, k)  s = Shape(c)  g = Reshape(c, of_groups)
+        i = InstanceNormalization(g, ones, zeros)  r = Reshape(i, s)
+        m = Mul(r, scale)  a = Add(m, shift)  h = Relu(a)
+        p = GlobalAveragePool(h)  f = Flatten(p)  y = MatMul(f, w) }"""
+    weights = {
+        **{"k": (64, 3, 3, 3), "scale": (64, 1, 1), "shift": (64, 1, 1), "w": (64, 2)},
+        **{"ones": np.ones(32, np.float32), "zeros": np.zeros(32, np.float32)},
+        "of_groups": np.array([0, 32, -1]),
+    }
+    assert order(text, weights, tmp_path) == pytest.approx(log(32, *[2] * 32))
+
+
 def test_operators_before_opset_13_have_axes_as_attributes() -> None:
     text = """ g (float[2,3] x) => (float[2,8] y) {
         a = MatMul(x, w1)  b = Unsqueeze<axes = [1]>(a)  c = Squeeze<axes = [1]>(b)

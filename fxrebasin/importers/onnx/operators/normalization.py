@@ -45,8 +45,12 @@ def batch_normalization(
 def instance_normalization(
     value: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float = 1e-5
 ) -> Tensor:
-    """Over all axes behind the first two."""
-    return F.instance_norm(value, weight=scale, bias=bias, eps=epsilon)
+    """Over all axes behind the first two, as groups of one channel each.
+
+    torch's own lays samples and channels on one axis, on which a group of channels, written as one
+    that is normalised alone, takes more room than the analysis has.
+    """
+    return F.group_norm(value, value.shape[1], scale, bias, epsilon)
 
 
 @operator("GroupNormalization")
