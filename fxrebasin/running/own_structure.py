@@ -9,8 +9,10 @@ from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
+from fxrebasin.running.messages import attempt
 from fxrebasin.running.preserve import tensors_of
 from fxrebasin.running.switches import no_warnings
 
@@ -20,6 +22,7 @@ _NOT_COPYABLE = (
 )
 _SEQUENCES = (list, tuple, set, deque)
 _MAPPINGS = (dict, OrderedDict)
+_REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 def own_structure(model: nn.Module) -> nn.Module:
@@ -37,7 +40,38 @@ def own_structure(model: nn.Module) -> nn.Module:
         >>> own.weight is net.weight, net.training
         (True, True)
     """
-    return restructured(model, {id(tensor): tensor for tensor in tensors_of(model)})
+    own = restructured(model, {id(tensor): tensor for tensor in tensors_of(model)})
+    for module in own.modules():
+        if type(module).train is not nn.Module.train:
+            _forget_by_device(vars(module))
+    return own
+
+
+def _forget_by_device(held: dict[str, Any]) -> None:
+    """Leave out what a module that prepares for its mode has made of its weights for a device.
+
+    Attention with a bias for each offset, in timm, gathers the biases once for each device, until
+    it is trained again. On meta tensors it gathers them anew, so that a graph, which would have
+    those of earlier runs for constants, would not be that of what has been analysed.
+    """
+    for name, value in held.items():
+        if type(value) in _MAPPINGS and name not in _REGISTERED:
+            kept = {k: v for k, v in value.items() if not (_made(v) and _names_device(k))}
+            if len(kept) < len(value):
+                held[name] = type(value)(kept)
+
+
+def _made(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter)
+
+
+def _names_device(key: Any) -> bool:
+    """Whether a key is a device, the name of one, or a tuple with one in it."""
+    if isinstance(key, tuple):
+        return any(map(_names_device, key))
+    if isinstance(key, str):
+        return attempt(lambda: torch.device(key)) is None
+    return isinstance(key, torch.device)
 
 
 def restructured(model: nn.Module, tensors: dict[int, Any]) -> nn.Module:
