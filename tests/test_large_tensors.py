@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import fxrebasin
 from fxrebasin.passes.fields import elements
+from fxrebasin.passes.fields.fields import squeeze_constant
 from tests.support.randomise import assert_group_is_sound
 from tests.support.randomise import log10_factorial as f
 
@@ -100,3 +101,10 @@ def test_tensors_that_are_merged_as_a_whole_are_bounded(monkeypatch: pytest.Monk
     monkeypatch.setattr(elements, "MERGED_AT_MOST", 16)
     (note,) = assert_group_is_sound(model, (TOKENS,)).notes
     assert note.startswith("w has more than 16 elements")
+
+
+def test_a_field_does_not_keep_the_memory_that_it_was_cut_out_of() -> None:
+    wide = torch.arange(64).view(1, 64, 1).expand(32, 64, 128).contiguous()
+    kept = squeeze_constant(wide, range(3))
+    assert kept.flatten().tolist() == list(range(64))
+    assert kept.untyped_storage().nbytes() == kept.nbytes

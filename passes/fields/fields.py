@@ -265,6 +265,10 @@ def reshape_labels(field: Labels, before: Sequence[int], after: Sequence[int]) -
     return labels_of(values, field, not more and all_differ(values.numpy()))
 
 
+_HELD = 64
+"""So much more memory than its own may a field keep, that of the labels which it was cut out of."""
+
+
 def squeeze_constant(values: Tensor, axes: Iterable[int]) -> Tensor:
     """Reduce to size 1 those of the given axes along which the labels do not vary."""
     for axis in axes:
@@ -272,7 +276,8 @@ def squeeze_constant(values: Tensor, axes: Iterable[int]) -> Tensor:
             first = values.narrow(axis, 0, 1)
             if values.stride(axis) == 0 or _all_as(first, values, axis):
                 values = first
-    return values
+    held = values.untyped_storage().nbytes()
+    return values.clone() if held > _HELD * values.nbytes else values
 
 
 def _all_as(first: Tensor, values: Tensor, axis: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -176,8 +177,12 @@ def _indexed(
     call: Call, item: Labels, value: Value, indices: Sequence[Tensor | None]
 ) -> list[Labels]:
     call.pin_routed(item)
-    full = torch.ops.aten.index.Tensor(item.values.expand(value.shape), list(indices))
-    return call.chosen(squeeze_constant(full, range(full.ndim)), item)
+    sizes = [
+        size if index is None else whole
+        for size, whole, index in zip_longest(item.values.shape, value.shape, indices)
+    ]
+    found = torch.ops.aten.index.Tensor(item.values.expand(sizes), list(indices))
+    return call.chosen(squeeze_constant(found, range(found.ndim)), item)
 
 
 def _index_by_data(call: Call, value: Value, axes: Sequence[int]) -> list[Value]:
