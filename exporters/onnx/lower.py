@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fxrebasin.exporters.onnx.attention import attention_of_four, is_attention_of_other_rank
 from fxrebasin.running.messages import attempt
 from fxrebasin.running.operators import viewed_by, writes
 
@@ -85,7 +86,13 @@ def lower(program: ExportedProgram, operators: Operators) -> bool:
     for node in list(graph.nodes):
         if node.op == "get_attr":
             return False  # bodies of control flow
-        if node.op != "call_function" or operators.may_stay(node.target):
+        if node.op != "call_function":
+            continue
+        if is_attention_of_other_rank(node):
+            if work.expanded(node, attention_of_four) is None:
+                return False
+            continue
+        if operators.may_stay(node.target):
             continue
         made = work.without_write(node) if _is_write(node.target) else node
         if made is not None and not operators.may_stay(made.target):
@@ -157,11 +164,16 @@ class _Work:
         self._graph.erase_node(node)
         return made
 
-    def expanded(self, node: fx.Node) -> fx.Node | None:
-        """Put known operators in the place of one; None if that is impossible."""
+    def expanded(self, node: fx.Node, function: Callable[..., Any] | None = None) -> fx.Node | None:
+        """Put known operators in the place of one; None if that is impossible.
+
+        Args:
+            node: that calls an operator.
+            function: that does the same, if it is not the operator itself that is taken apart.
+        """
         key = _key_of(node)
         if key not in self._bodies:
-            self._bodies[key] = _traced(node, self._operators)
+            self._bodies[key] = _traced(node, self._operators, function)
         body = self._bodies[key]
         if body is None:
             return None
@@ -276,8 +288,10 @@ def _put(graph: fx.Graph, node: fx.Node, result: Any) -> fx.Node | None:
     return first
 
 
-def _traced(node: fx.Node, operators: Operators) -> fx.GraphModule | None:
-    target: Any = node.target
+def _traced(
+    node: fx.Node, operators: Operators, function: Callable[..., Any] | None
+) -> fx.GraphModule | None:
+    target: Any = function or node.target
     inputs = _inputs(node)
     found: list[fx.GraphModule] = []
 
@@ -292,7 +306,9 @@ def _traced(node: fx.Node, operators: Operators) -> fx.GraphModule | None:
     def run() -> None:
         values = [_value_of(one) for one in inputs]
         with torch.no_grad(), detect_fake_mode(values) or nullcontext():
-            found.append(make_fx(call, decomposition_table=dict(operators.table))(*values))
+            # With a function of ours, the operators that it calls are to stay whole.
+            table, whole = dict(operators.table), function is not None
+            found.append(make_fx(call, decomposition_table=table, pre_dispatch=whole)(*values))
 
     if attempt(run) is not None:
         return None
