@@ -37,12 +37,12 @@ def attention_of_four(
     """
     tensors = (query, key, value)
     lead = torch.broadcast_shapes(*(t.shape[:-3] for t in tensors))
-    operands = [_with_four(t, lead) for t in tensors]
+    q, k, v = (_with_four(t, lead) for t in tensors)
     mask = attn_mask
     if mask is not None and mask.ndim >= _RANK:
         mask = _with_four(mask, lead)
     found = torch.nn.functional.scaled_dot_product_attention(
-        *operands, mask, dropout_p, is_causal, **rest
+        q, k, v, mask, dropout_p, is_causal, **rest
     )
     return found.reshape(
         *torch.broadcast_shapes(*(t.shape[:-2] for t in tensors)), *found.shape[-2:]
