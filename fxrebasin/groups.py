@@ -23,12 +23,14 @@ class Shift:
         takers: names of those that take it back; a softmax may not see it at all.
         dimension: how many numbers may be chosen.
         positions: which elements of the parameter they are; none for all, or whole rows.
+        in_training: whether that is so where norms take statistics of what they are given, too.
     """
 
     parameter: str
     takers: frozenset[str]
     dimension: int
     positions: tuple[int, ...] = ()
+    in_training: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,22 +126,19 @@ class Groups:
         return Groups({name: _signed(kind) for name, kind in self.kinds.items()}, self.layout)
 
     def regauged(self, parameters: Collection[str]) -> Groups:
-        """With only those free numbers that are parameters, and go with what is trained.
+        """With only those free numbers that are parameters, also while the model is trained.
 
-        The scale of a batch norm could be moved into the layer in front of it, but then its running
-        statistics would not be those of its inputs any more. Shifts are those of what matrices act
-        on.
+        Shifts are those of what matrices act on.
 
         Args:
-            parameters: their names; all other state is running statistics.
+            parameters: their names.
         """
         kinds = {}
         for name, own in self.kinds.items():
-            places = (*own.scales, *(place for factor in own.factors for place in factor))
-            trained = all(place.state in parameters for place in places)
-            kinds[name] = own if trained else replace(own, factors=())
+            kept = (f for f in own.factors if all(place.state in parameters for place in f))
+            kinds[name] = replace(own, factors=tuple(kept))
         mixed = {place.state for own in self.kinds.values() for place in own.parts}
-        shifts = tuple(item for item in self.shifts if item.parameter in mixed)
+        shifts = tuple(s for s in self.shifts if s.parameter in mixed and s.in_training)
         return replace(self, kinds=kinds, shifts=shifts)
 
     def folded(self) -> Groups:
@@ -155,4 +154,4 @@ def _folded(own: ClassKind) -> ClassKind:
 def _signed(own: ClassKind) -> ClassKind:
     kind = own.kind.meet(GroupKind.SIGNED)
     signs = dict.fromkeys(own.parts, 1) if own.kind.has_matrices else own.signs
-    return replace(own, kind=kind, parts={}, scales={}, signs=signs, factors=())
+    return replace(own, kind=kind, parts={}, scales={}, signs=signs, factors=(), spare=())

@@ -153,11 +153,14 @@ class ClassKind:
         parts: by place, for a group of matrices; the factors themselves are left as they are.
         scales: exponents by place: a positive number multiplies a unit there to that power.
         signs: exponents by place: -1 multiplies a unit there to that power.
-        factors: other independent ways to scale units, by which factors of the model change.
+        factors: other independent ways to scale units, each by a factor of the model: the first
+            of its places.
         limits: which operators allow no larger group.
         partner: the other unit of each pair, for complex pairs.
         offsets: what a model adds to a part before it uses it, as norms do that multiply by one
             more than their weight: all of this is about the sum.
+        spare: independent ways to scale units that are only counted: the model's function in eval
+            mode stays, but statistics would have to go along, or nothing says how to choose.
     """
 
     kind: GroupKind
@@ -168,6 +171,7 @@ class ClassKind:
     limits: tuple[str, ...] = ()
     partner: tuple[int, ...] = ()
     offsets: Mapping[Place, float] = field(default_factory=dict)
+    spare: tuple[Mapping[Place, int], ...] = ()
 
     def variance(self, place: Place) -> int:
         """How a part of a state tensor answers: +1, -1, or 0 if it stays but for permutations.

@@ -13,7 +13,12 @@ from fxrebasin.passes.kinds.walk import name_of, shape_of
 
 
 def absorbers(
-    graph: FunctionalGraph, name: str, positions: Tensor | None = None, *, alike: bool = False
+    graph: FunctionalGraph,
+    name: str,
+    positions: Tensor | None = None,
+    *,
+    alike: bool = False,
+    in_training: bool = False,
 ) -> frozenset[str] | None:
     """The parameters that can take back whatever is added to one; None if they cannot.
 
@@ -24,6 +29,7 @@ def absorbers(
         name: of the parameter.
         positions: to which of its elements; None for all.
         alike: whether the same is added in all rows, those along its last axis.
+        in_training: whether norms take their statistics of what they are given.
     """
     shape = tuple(graph.shapes[name].shape)
     if alike:
@@ -34,7 +40,9 @@ def absorbers(
     if positions is not None:
         added = torch.zeros_like(added).index_put((positions,), added[positions])
     try:
-        return frozenset(Shifts(graph, graph.shapes).follow(changed(graph, name, added)))
+        return frozenset(
+            Shifts(graph, graph.shapes, in_training).follow(changed(graph, name, added))
+        )
     except ShownError:
         return None
 

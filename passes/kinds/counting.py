@@ -79,7 +79,8 @@ def gauges_of(
         for shift in groups.shifts
     ]
     for c in classes:
-        for factor in groups.kinds[c.name].factors:
+        own = groups.kinds[c.name]
+        for factor in (*own.factors, *own.spare):
             if not parameters_do(graph, factor):
                 continue
             names = tuple(dict.fromkeys(place.state for place in factor))

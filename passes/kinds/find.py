@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,9 @@ import fxrebasin.passes.kinds.products  # noqa: F401  (importing these fills the
 from fxrebasin.groups import Centring, Groups
 from fxrebasin.kinds import ClassKind, GroupKind, Place
 from fxrebasin.layout import AxisGroup, Layout, PermutationClass
+from fxrebasin.passes.kinds.absorbing import absorbers
 from fxrebasin.passes.kinds.analysis import Analysis, LimitError
+from fxrebasin.passes.kinds.chosen_scales import Held
 from fxrebasin.passes.kinds.counting import gauges_of, moving
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.gauges import centring_of, shifts_of
@@ -115,7 +117,7 @@ def _kind_of(
     except LimitError as error:
         scales = Scales(size, vectors)
         walk = _walk(graph, scales, places, of_place)
-        found = _of_scales(scales, places, error.reason)
+        found = scales.found(sorted(places), error.reason, _held(graph, places))
     if not walk.met & _AVERAGES:
         return found, Centring()
     means = Means(size, vectors)
@@ -138,21 +140,18 @@ def _of_matrices(
     return found, walk
 
 
-def _offsets(analysis: Matrices | Scales | Means) -> dict[Place, float]:
+def _offsets(analysis: Matrices | Means) -> dict[Place, float]:
     return {place: offset for place, offset in sorted(analysis.offsets.items()) if offset}
 
 
-def _of_scales(scales: Scales, places: Mapping[Place, torch.Tensor], limit: str) -> ClassKind:
-    found = scales.solved(sorted(places))
-    signs = [dict.fromkeys(sorted(places), 1) for places in found.signs]
-    return ClassKind(
-        found.kind,
-        {},
-        (*found.scales, {})[0],
-        (*signs, {})[0],
-        (*found.scales[1:], *found.factors),
-        tuple(dict.fromkeys((limit, *scales.reasons))),
-        offsets=_offsets(scales),
+def _held(graph: FunctionalGraph, places: Iterable[Place]) -> Held:
+    fixed = [place for place in places if place.state not in graph.parameters]
+    names = {place.state for place in fixed}
+    stuck = {name for name in names if absorbers(graph, name) is None}
+    return Held(
+        frozenset(fixed),
+        frozenset(place for place in fixed if place.state in graph.statistics),
+        frozenset(place for place in fixed if place.state in stuck),
     )
 
 

@@ -50,6 +50,7 @@ class FunctionalGraph:
         values: of state tensors and of constants, by node.
         given: example values of inputs, by node.
         parameters: names of the state that are no buffers.
+        statistics: names of the state that training takes of data.
         places: where in the model each operator was called.
     """
 
@@ -60,6 +61,7 @@ class FunctionalGraph:
     values: Mapping[fx.Node, Tensor]
     given: Mapping[fx.Node, Tensor] = field(default_factory=dict)
     parameters: frozenset[str] = frozenset()
+    statistics: frozenset[str] = frozenset()
     places: Mapping[fx.Node, CalledAt] = field(default_factory=dict)
 
     @cached_property
@@ -74,6 +76,12 @@ class FunctionalGraph:
             name: torch.empty(tuple(int(size) for size in node.meta["val"].shape), device="meta")
             for name, node in self.state.items()
         }
+
+    @cached_property
+    def of_statistics(self) -> frozenset[fx.Node]:
+        """What is worked out of statistics, and does not depend on inputs of the model."""
+        start = [node for name, node in self.state.items() if name in self.statistics]
+        return frozenset(_reached(self.nodes, start) - self.from_inputs)
 
     def downstream(self, start: Iterable[fx.Node]) -> Downstream:
         """Operators behind some nodes, in order.
@@ -183,7 +191,18 @@ def _traced(
     own = dict(zip(given[len(state) :], examples, strict=True))
     parameters = frozenset(name for name, _ in model.named_parameters())
     reached = _reached(nodes, list(own))
-    return FunctionalGraph(nodes, names, outputs, reached, values, own, parameters, places_of.found)
+    taken = _behind(writer.statistics)
+    return FunctionalGraph(
+        nodes,
+        names,
+        outputs,
+        reached,
+        values,
+        own,
+        parameters,
+        frozenset(name for name, node in names.items() if node in taken),
+        places_of.found,
+    )
 
 
 def _refuse_choices_by_weights(graph: fx.Graph, count: int) -> None:
@@ -251,6 +270,18 @@ def _reached(nodes: Sequence[fx.Node], start: Sequence[fx.Node]) -> frozenset[fx
         if found & set(node.all_input_nodes):
             found.add(node)
     return frozenset(found)
+
+
+def _behind(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """All that some nodes are made of, themselves included."""
+    found: set[fx.Node] = set()
+    left = list(nodes)
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left += node.all_input_nodes
+    return found
 
 
 @contextmanager

@@ -8,8 +8,10 @@ only after the same choices were made in both.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
+import torch
 from torch import fx
 
 from fxrebasin.groups import Centring, Reading, Shift
@@ -46,7 +48,17 @@ def shifts_of(graph: FunctionalGraph, parameters: Sequence[str]) -> tuple[Shift,
         else:
             for shift in _parts_of_bias(graph, name):
                 found.setdefault((shift.takers | {name}, shift.positions), shift)
-    return tuple(found.values())
+    return tuple(found.values() if not graph.statistics else _told(graph, found.values()))
+
+
+def _told(graph: FunctionalGraph, shifts: Iterable[Shift]) -> Iterator[Shift]:
+    """Shifts that say whether they are taken back in training."""
+    for shift in shifts:
+        positions = torch.tensor(shift.positions) if shift.positions else None
+        shape = shape_of(graph.state[shift.parameter])
+        alike = positions is None and shift.dimension != math.prod(shape)
+        takers = absorbers(graph, shift.parameter, positions, alike=alike, in_training=True)
+        yield replace(shift, in_training=takers is not None)
 
 
 def _parts_of_bias(graph: FunctionalGraph, name: str) -> Iterator[Shift]:

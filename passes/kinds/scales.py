@@ -7,18 +7,18 @@ solves them all leaves the model's function as it is.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import lcm
 from typing import TypeAlias
 
-from fxrebasin.kinds import GroupKind, Place
+from fxrebasin.kinds import ClassKind, GroupKind, Place
 from fxrebasin.passes.kinds.analysis import Analysis
+from fxrebasin.passes.kinds.chosen_scales import Held, chosen_scales
+from fxrebasin.passes.kinds.equations import Powers, sign_solutions
 from fxrebasin.passes.kinds.marks import Mark
 from fxrebasin.passes.rules.scaling import Parity, Scaling
 
-Powers: TypeAlias = Mapping[Place, Fraction]
 Signs: TypeAlias = frozenset[Place]
 
 
@@ -157,110 +157,37 @@ class Scales(Analysis):
         if signs:
             self.parities.append(signs)
 
-    # Solutions --------------------------------------------------------------------------------
-
-    def solved(self, places: Sequence[Place]) -> Solved:
-        """All independent ways to scale units.
+    def found(self, places: Sequence[Place], limit: str, held: Held) -> ClassKind:
+        """The group that scales units, or changes their signs.
 
         Args:
             places: of the class.
+            limit: why matrices do not act.
+            held: places that are no parameters.
         """
-        fixed: list[Powers] = [{place: Fraction(1)} for place in self.factors]
-        own = solutions([*self.equations, *fixed], places)
-        everything = solutions(self.equations, [*sorted(self.factors), *places])
-        signs = sign_solutions([*self.parities, *({place} for place in self.factors)], places)
-        others = [item for item in everything if self.factors & item.keys()]
-        if own and signs:
-            kind = GroupKind.MONOMIAL
-        elif own:
-            kind = GroupKind.POSITIVE
-        else:
-            kind = GroupKind.SIGNED if signs else GroupKind.PERMUTATION
-        return Solved(kind, tuple(own), tuple(signs), tuple(others[: len(everything) - len(own)]))
+        chosen = chosen_scales(self.equations, self.factors, places, held)
+        still = ({place} for place in self.factors)
+        signs = (*sign_solutions([*self.parities, *still], places), frozenset[Place]())[0]
+        reasons = [
+            f"{place.state} is a statistic of what would be scaled, and a norm adds to it"
+            for place in chosen.left_out
+        ]
+        return ClassKind(
+            _KINDS[bool(chosen.scales), bool(signs)],
+            {},
+            chosen.scales,
+            dict.fromkeys((place for place in sorted(places) if place in signs), 1),
+            chosen.factors,
+            tuple(dict.fromkeys((limit, *reasons, *self.reasons))),
+            offsets={place: offset for place, offset in sorted(self.offsets.items()) if offset},
+            spare=chosen.spare,
+        )
 
 
-@dataclass(frozen=True)
-class Solved:
-    """Independent ways to scale the units of a class.
-
-    Attributes:
-        kind: the group.
-        scales: exponents by place, factors of the model fixed.
-        signs: places where signs change, factors of the model fixed.
-        factors: exponents by place, where factors of the model change.
-    """
-
-    kind: GroupKind
-    scales: tuple[Mapping[Place, int], ...]
-    signs: tuple[frozenset[Place], ...]
-    factors: tuple[Mapping[Place, int], ...]
-
-
-def solutions(equations: Sequence[Powers], places: Sequence[Place]) -> list[dict[Place, int]]:
-    """A basis of the whole numbers that solve homogeneous linear equations.
-
-    Args:
-        equations: sums that are zero.
-        places: the unknowns; earlier ones are rather left free.
-    """
-    order = list(dict.fromkeys(places))
-    rows: dict[Place, Powers] = {}  # by the unknown that each solves for: the last of it
-    rank = {place: number for number, place in enumerate(order)}
-    for equation in equations:
-        row = _reduced(equation, rows)
-        if row:
-            pivot = max(row, key=lambda place: rank[place])
-            row = {place: power / row[pivot] for place, power in row.items()}
-            for other, old in list(rows.items()):
-                if pivot in old:
-                    rows[other] = _scaled_minus(old, row, old[pivot])
-            rows[pivot] = row
-    found = []
-    for free in (place for place in order if place not in rows):
-        powers = {free: Fraction(1)}
-        powers |= {pivot: -row[free] for pivot, row in rows.items() if free in row}
-        common = lcm(*(power.denominator for power in powers.values()))
-        found.append({place: int(power * common) for place, power in powers.items() if power})
-    return found
-
-
-def _reduced(equation: Powers, rows: Mapping[Place, Powers]) -> Powers:
-    row = equation
-    for pivot, other in rows.items():
-        if pivot in row:
-            row = _scaled_minus(row, other, row[pivot])
-    return row
-
-
-def _scaled_minus(row: Powers, other: Powers, factor: Fraction) -> Powers:
-    found = dict(row)
-    for place, power in other.items():
-        found[place] = found.get(place, Fraction(0)) - factor * power
-    return {place: power for place, power in found.items() if power}
-
-
-def sign_solutions(
-    parities: Sequence[Collection[Place]], places: Sequence[Place]
-) -> list[frozenset[Place]]:
-    """A basis of the sets of places whose signs may change together.
-
-    Args:
-        parities: sets of places of which an even number changes.
-        places: all of them.
-    """
-    order = list(dict.fromkeys(places))
-    rank = {place: number for number, place in enumerate(order)}
-    rows: dict[Place, frozenset[Place]] = {}
-    for parity in parities:
-        row = frozenset(parity)
-        for pivot, other in rows.items():
-            row = row ^ other if pivot in row else row
-        if row:
-            pivot = max(row, key=lambda place: rank[place])
-            rows = {key: old ^ row if pivot in old else old for key, old in rows.items()}
-            rows[pivot] = row
-    return [
-        frozenset({free, *(pivot for pivot, row in rows.items() if free in row)})
-        for free in order
-        if free not in rows
-    ]
+_KINDS = {
+    (True, True): GroupKind.MONOMIAL,
+    (True, False): GroupKind.POSITIVE,
+    (False, True): GroupKind.SIGNED,
+    (False, False): GroupKind.PERMUTATION,
+}
+"""By whether units may be scaled, and may change their signs."""

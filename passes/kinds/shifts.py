@@ -70,11 +70,13 @@ class Shifts:
     Attributes:
         graph: of the model.
         state: values by name; meta tensors where it is only asked who can take back what.
+        in_training: whether norms take their statistics of what they are given.
         taken: what others take back, by the name of the parameter: to be added to it.
     """
 
     graph: FunctionalGraph
     state: Mapping[str, Tensor]
+    in_training: bool = False
     taken: dict[str, Tensor] = field(default_factory=dict)
     _names: dict[fx.Node, str] = field(default_factory=dict)
     _values: dict[fx.Node, Any] = field(default_factory=dict)
@@ -136,6 +138,8 @@ class Shifts:
             **dict.fromkeys(_POOLS, self._pooled),
         }.get(name)
         if step is None:
+            raise ShownError
+        if self.in_training and self.graph.of_statistics.intersection(node.all_input_nodes):
             raise ShownError
         return step(node, args)
 

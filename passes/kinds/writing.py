@@ -24,6 +24,13 @@ from fxrebasin.running.watching import OperatorMode
 
 _torch: Any = torch  # some of its functions have no types
 _CPU = torch.device("cpu")
+_NORMS = frozenset(
+    (
+        torch.ops.aten.native_batch_norm.default,
+        torch.ops.aten._native_batch_norm_legit_no_training.default,
+    )
+)
+"""Operators whose fourth and fifth arguments are a running mean and a running variance."""
 _LOOKED_AT = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
 
@@ -42,6 +49,7 @@ class Writer(OperatorMode):
     Attributes:
         graph: what was written.
         constants: tensors that no operator made, by node.
+        statistics: what norms are given as statistics that training takes of data.
     """
 
     def __init__(
@@ -50,6 +58,7 @@ class Writer(OperatorMode):
         super().__init__()
         self.graph = fx.Graph()
         self.constants: dict[fx.Node, Tensor] = {}
+        self.statistics: set[fx.Node] = set()
         self._taken_apart, self._with_data = taken_apart, with_data
         self._nodes: dict[int, fx.Node] = {}
         self._alive: list[Tensor] = []  # so that no other tensor is taken for one of them
@@ -100,6 +109,8 @@ class Writer(OperatorMode):
         self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """See `OperatorMode`."""
+        if func in _NORMS:
+            self.statistics |= {self._node(item) for item in args[3:5] if isinstance(item, Tensor)}
         with self:  # what it is made of is written
             apart = self._taken_apart.get(func, func.decompose)(*args, **kwargs)
         if apart is not NotImplemented:
