@@ -12,7 +12,6 @@ from torch import fx, nn
 from fxrebasin.alignment import Certificate, applied
 from fxrebasin.models.example_inputs import EXAMPLE_KEY
 from fxrebasin.passes.trace.graph_state import copy_with_state, named_state
-from fxrebasin.passes.trace.kept import refuse_kept_values
 from fxrebasin.passes.trace.trace import TraceResult, trace
 from fxrebasin.running.given import remade
 from fxrebasin.running.outputs import Wanted
@@ -48,8 +47,7 @@ def rewrite(
     Raises:
         ArchitectureMismatchError: the permutation belongs to another architecture.
         InputError: the model is scripted, or does not run on these inputs.
-        TraceError: no tracer makes a graph that computes what the model computes, or it has values
-            that the model keeps of earlier runs where the permutation moves weights.
+        TraceError: no tracer makes a graph that computes what the model computes.
 
     Example:
         >>> import numpy as np
@@ -65,11 +63,7 @@ def rewrite(
     """
     kwargs = dict(kwargs or {})
     graph_module = (traced or trace(model, args, kwargs, wanted=wanted)).graph_module
-    before = named_state(graph_module)
-    with torch.no_grad():
-        after = applied(permutation, before)
-    refuse_kept_values(model, graph_module, after)
-    state = _owned(before, after)
+    state = _owned(permutation, named_state(graph_module))
     result = copy_with_state(graph_module, state)
     versions = {name: module._version for name, module in model.named_modules()}
     for name, module in result.named_modules():
@@ -80,14 +74,14 @@ def rewrite(
     return result
 
 
-def _owned(
-    before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def _owned(permutation: Certificate, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The permuted state, with copies of what the permutation leaves as it is."""
+    with torch.no_grad():
+        permuted = applied(permutation, state)
     memo: dict[int, Any] = {}  # keeps strides, and views of one memory together
     return {
-        name: _copied(tensor.detach(), memo) if tensor is before[name] else tensor
-        for name, tensor in after.items()
+        name: _copied(tensor.detach(), memo) if tensor is state[name] else tensor
+        for name, tensor in permuted.items()
     }
 
 

@@ -51,8 +51,8 @@ def _forget_by_device(held: dict[str, Any]) -> None:
     """Leave out what a module that prepares for its mode has made of its weights for a device.
 
     Attention with a bias for each offset, in timm, gathers the biases once for each device, until
-    it is trained again. On meta tensors it gathers them anew, so that a graph, which would have
-    those of earlier runs for constants, would not be that of what has been analysed.
+    it is trained again. What was gathered in earlier runs would be constants, that heads have to
+    stay for.
     """
     for name, value in held.items():
         if type(value) in _MAPPINGS and name not in _REGISTERED:

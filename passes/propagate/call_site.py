@@ -22,14 +22,14 @@ from torch.nn.modules.module import (
 
 from fxrebasin.passes.fields.origin import Origin
 from fxrebasin.passes.propagate import constants
-from fxrebasin.running import operators
+from fxrebasin.running import devices, operators
 
 _PASSES, _RUNNING = Path(__file__).parent.parent, Path(operators.__file__).parent
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _OURS = (str(_PASSES) + os.sep, str(_RUNNING) + os.sep)
 _WRAPPERS = (_TORCH + "_dynamo", _TORCH + "_compile.py")  # stand around a mode's functions
 _REFUSING = torch.distributions.distribution.__file__
-_BETWEEN = constants.__file__  # stands between the model and torch
+_BETWEEN = (constants.__file__, devices.__file__)  # stand between the model and torch
 
 
 class CallSite:
@@ -92,7 +92,7 @@ class CallSite:
         in_analysis = True
         while frame is not None:
             name = frame.f_code.co_filename
-            if name == _BETWEEN:
+            if name in _BETWEEN:
                 in_analysis = False
             elif name.startswith(_OURS):
                 if not in_analysis:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
+
+from fxrebasin.running.devices import OwnDevice
 
 _MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor)
 
@@ -27,20 +28,24 @@ _READS = {
 """Methods that hand out data or memory of a tensor without an operator."""
 
 
-class FunctionWatch(TorchFunctionMode):
+class FunctionWatch(OwnDevice):
     """Makes literals on the CPU that the model wants where its activations are: on meta.
 
     `torch.tensor([0, 2], device=x.device)` and the list in `x[:, [0, 2]]` become tensors inside
     torch's C++, where no dispatch mode sees their data.
     """
 
-    def __init__(self, on_read: Callable[[Tensor, str], None]) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Any, on_read: Callable[[Tensor, str], None]
+    ) -> None:
         """Watch the functions of torch that are called.
 
         Args:
+            model: that runs.
+            inputs: of the run.
             on_read: called with a tensor whose data Python is about to get, and by which method.
         """
-        super().__init__()
+        super().__init__(model, inputs)
         self._on_read = on_read
 
     def __torch_function__(
@@ -61,7 +66,7 @@ class FunctionWatch(TorchFunctionMode):
             return args[1].setdefault(id(args[0]), args[0].clone())
         elif func in (Tensor.__getitem__, Tensor.__setitem__):
             args = (args[0], _with_tensors(args[1]), *args[2:])
-        return func(*args, **options)
+        return super().__torch_function__(func, types, args, options)
 
 
 def _is_meta(device: Any) -> bool:

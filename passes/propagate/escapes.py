@@ -59,7 +59,7 @@ class Escapes:
             self.memory.expose(tensor)
         elif self._has_data:
             self._leave(tensor, how)
-        elif not (tensor.is_meta and how == "data_ptr"):  # which is 0 then, and says nothing
+        else:
             self._need_data(how)
 
     def note_write(self, tensor: Tensor) -> None:

@@ -61,6 +61,8 @@ class KnownTensors:
         stand_in = tensor.clone() if self._has_data else without_data(tensor)
         self._result.shapes[item.name] = self.states[item.name] = tuple(tensor.shape)
         self._follow(item, stand_in)
+        if isinstance(item.tensor, nn.Parameter):
+            vars(stand_in)["_is_param"] = True  # by which torch tells that it is one
         return stand_in
 
     def _follow(self, item: Held, stand_in: Tensor) -> None:

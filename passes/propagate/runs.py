@@ -116,7 +116,7 @@ class _Runs:
         before = Given(*inputs)
         mode.escapes.begin_run()
         mode.looks.begin_run(turned, answers, far)
-        with mode.site.watch(), mode, FunctionWatch(mode.read):
+        with mode.site.watch(), mode, FunctionWatch(self._model, values, mode.read):
             returned = functional_call(self._model, self._stand_ins, *inputs, tie_weights=False)
             returned = reduced(self._model, returned, self._wanted)
         if mode.escapes.refusal is not None:

@@ -242,8 +242,15 @@ def _disturbed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if id(tensor) not in made and tensor.is_floating_point() and tensor.dtype.itemsize > 1:
             drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float32)
             factors = drawn.div_(2).add_(0.75).to(tensor.device, tensor.dtype)
-            made[id(tensor)] = tensor.detach() * factors
+            made[id(tensor)] = _as_parameter_of(tensor, tensor.detach() * factors)
     return {name: made.get(id(tensor), tensor.detach()) for name, tensor in state.items()}
+
+
+def _as_parameter_of(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Other values, which a model takes for a parameter where the tensor is one."""
+    if not isinstance(tensor, nn.Parameter):
+        return values
+    return nn.Parameter(values, tensor.requires_grad)
 
 
 def _agree(left: torch.Tensor, right: torch.Tensor) -> bool:

@@ -1,0 +1,63 @@
+"""Models that ask where their activations are, and what they are: they do what they really do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxrebasin
+
+CPU = torch.device("cpu")
+X, OTHER = (torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) for n in (4, 5))
+
+QUESTIONS: dict[str, Callable[[Tensor, Tensor], bool]] = {
+    "type of device": lambda h, w: h.device.type == "cpu",
+    "of a weight": lambda h, w: w.device.type == "cpu",
+    "name of device": lambda h, w: str(h.device) == "cpu",
+    "device": lambda h, w: h.device == CPU,
+    "is_cpu": lambda h, w: h.is_cpu,
+    "is_meta": lambda h, w: not h.is_meta,
+    "is_cuda": lambda h, w: not h.is_cuda,
+    "get_device": lambda h, w: h.get_device() == -1,
+    "name of type": lambda h, w: h.type() == "torch.FloatTensor",
+    "parameter": lambda h, w: isinstance(w, nn.Parameter),
+}
+
+
+class Asking(nn.Module):
+    """Adds up its units in their order, or all of them, as the answer is."""
+
+    def __init__(self, question: Callable[[Tensor, Tensor], bool], seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.inner, self.outer, self.question = nn.Linear(3, 6), nn.Linear(6, 2), question
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x).tanh()
+        ordered = self.question(h, self.inner.weight)
+        return self.outer(h.cumsum(1) if ordered else h * h.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("answer", [True, False])
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_the_way_is_that_of_the_real_device(name: str, answer: bool) -> None:
+    def question(h: Tensor, w: Tensor) -> bool:
+        return QUESTIONS[name](h, w) is answer
+
+    a, b = Asking(question, 0), Asking(question, 1)
+    assert [c.size for c in fxrebasin.analyze(b, X).classes] == ([] if answer else [6])
+    graph = fxrebasin.transform(b, a, X, verify="exact")
+    own = Asking(question, 2)
+    own.load_state_dict(graph.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(own(OTHER), b(OTHER))
+        torch.testing.assert_close(graph(X), b(X))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_model_on_meta_goes_the_way_of_one_with_numbers(device: str) -> None:
+    model = Asking(lambda h, w: not h.is_meta, 0).to("meta")
+    assert fxrebasin.analyze(model, X.to(device)).classes == ()
