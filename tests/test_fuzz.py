@@ -20,7 +20,7 @@ from fxrebasin.passes.rules.movement import same
 from fxrebasin.passes.rules.registry import RULES, Rule
 from tests.fuzz import __main__ as command
 from tests.fuzz import brute
-from tests.fuzz.check import Kind, counted
+from tests.fuzz.check import Kind, counted, decided_by_rounding
 from tests.fuzz.generate import ALL, FORMS, Words
 from tests.fuzz.hunt import Tally, drawn, hunt
 from tests.fuzz.outputs import difference, tensors
@@ -256,6 +256,30 @@ BROKEN: dict[str, tuple[Value, str]] = {
         "of elements with strides",
     ),
 }
+
+
+class Reading(nn.Module):
+    """Reads units by a function of its own."""
+
+    def __init__(self, reading: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.units = nn.Parameter(torch.randn(7, generator=draw, dtype=torch.float64))
+        self.reading = reading
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reading(self.units) + 0 * x.sum()
+
+
+def test_outputs_that_rounding_decides_are_told_from_others() -> None:
+    x, rows = torch.ones(2, dtype=torch.float64), torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
+
+    def which(units: Tensor) -> Tensor:
+        return (units[rows].cumsum(1)[:, -1]).argmax() * 1.0
+
+    assert decided_by_rounding(Reading(which), x)
+    assert not decided_by_rounding(Reading(lambda units: units.cumsum(0).amax()), x)
+    assert not decided_by_rounding(Reading(lambda units: units.argmax() * 1.0), x)
 
 
 @pytest.mark.parametrize("name", BROKEN)

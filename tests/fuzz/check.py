@@ -26,6 +26,7 @@ from tests.fuzz.program import Built, float64, integers
 TOLERANCE = 1e-9
 SEEDS = (0, 1)
 BATCHES = (3, 5)
+_NUDGE, _NUDGES = 1e-13, 16
 LOUDEST = 1e4
 """Outputs beyond this are not compared."""
 
@@ -110,7 +111,27 @@ def _tried(net: nn.Module, x: Tensor, symmetry: Symmetry, planted: bool, every: 
 
     error = attempt(run)
     fault = next(filter(None, faults), None) if error is None else _crash(error)
+    if fault is not None and fault.kind is not Kind.CRASH and decided_by_rounding(net, x):
+        return Verdict(refusal="rounding decides its outputs", symmetry=symmetry)
     return Verdict(fault, symmetry=symmetry, lost=lost[0])
+
+
+def decided_by_rounding(net: nn.Module, x: Tensor) -> bool:
+    """Whether weights that differ by a few roundings give other outputs.
+
+    Which of two rows has the largest sum, of the same units in two orders, is such an output.
+    """
+    with torch.no_grad():
+        wanted = tensors(net(x))
+        for seed in range(_NUDGES):
+            generator = torch.Generator().manual_seed(seed)
+            near = copy.deepcopy(net)
+            for weight in near.parameters():
+                drawn = torch.rand(weight.shape, generator=generator, dtype=torch.float64)
+                weight.mul_((1 + _NUDGE * (drawn - 0.5)).to(weight.dtype))
+            if not difference(wanted, tensors(near(x))) <= TOLERANCE:
+                return True
+    return False
 
 
 def _calm(net: nn.Module, x: Tensor) -> bool:
