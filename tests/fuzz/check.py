@@ -111,7 +111,8 @@ def _tried(net: nn.Module, x: Tensor, symmetry: Symmetry, planted: bool, every: 
 
     error = attempt(run)
     fault = next(filter(None, faults), None) if error is None else _crash(error)
-    if fault is not None and fault.kind is not Kind.CRASH and decided_by_rounding(net, x):
+    compared = fault is not None and fault.kind is not Kind.CRASH
+    if compared and any(decided_by_rounding(net, item) for item in (x, *_inputs(net, x))):
         return Verdict(refusal="rounding decides its outputs", symmetry=symmetry)
     return Verdict(fault, symmetry=symmetry, lost=lost[0])
 
