@@ -1,4 +1,4 @@
-"""Sums that run along an axis, over units that a table gives to each row in another order."""
+"""What depends on the order along an axis, over units that a table gives to each row in another order."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxrebasin
@@ -17,8 +18,15 @@ READINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "beside the units": lambda v: torch.cat([v, v.cumsum(1)]).square().sum(0),
     "products": lambda v: v.cumprod(1).amax(0),
     "largest so far": lambda v: v.cummax(1)[0].square().sum(0),
+    "convolution": lambda v: F.conv1d(v[:, None], torch.tensor([[[1.0, 2.0]]]).to(v)).amax((0, 2)),
+    "windows": lambda v: F.avg_pool1d(v[:, None], 2, 1).amax((0, 2)),
+    "neighbours": lambda v: v.diff(dim=1).amax((0, 1)),
+    "spectrum": lambda v: torch.fft.rfft(v, dim=1).abs().amax(0),
+    "round the circle": lambda v: (v * v.roll(1, 1)).amax((0, 1)),
+    "from both ends": lambda v: (v * v.flip(1)).amax((0, 1)),
     "no scan": lambda v: torch.cat([v, v.square()]).amax(0),
 }
+SIZES = {"from both ends": [2, 2], "no scan": [4]}
 
 
 class Circle(nn.Module):
@@ -37,7 +45,7 @@ class Circle(nn.Module):
 def test_what_stands_before_a_unit_counts(name: str) -> None:
     model, x = Circle(READINGS[name]).double(), torch.ones(2, dtype=torch.float64)
     symmetry = fxrebasin.analyze(model, x)
-    assert [c.size for c in symmetry.classes] == ([4] if name == "no scan" else [])
+    assert [c.size for c in symmetry.classes] == SIZES.get(name, [])
     before, state = model(x), dict(model.state_dict())
     for seed in range(4):
         moved = Circle(READINGS[name]).double()
