@@ -1,4 +1,4 @@
-"""What depends on the order along an axis, over units that a table gives to each row in another order."""
+"""What depends on the order along an axis, over units that a table turns from row to row."""
 
 from __future__ import annotations
 
