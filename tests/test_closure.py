@@ -12,7 +12,7 @@ from fxrebasin.passes.fields.fields import Labels
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.group.classes import IrregularError
 from fxrebasin.passes.group.closure import Moves, check_closed, check_roles
-from fxrebasin.passes.group.group import solve
+from fxrebasin.passes.group.solving import solve
 from fxrebasin.passes.group.structure import derive
 
 

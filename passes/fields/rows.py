@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Hashes = npt.NDArray[np.uint64]
 Table = npt.NDArray[np.int64]
 """A relation: one row per distinct tuple of labels, one column per field."""
@@ -51,6 +52,11 @@ def ascends(values: npt.NDArray[_Whole]) -> bool:
     return bool((values[1:] > values[:-1]).all())
 
 
+def memory(values: npt.NDArray[_Whole]) -> tuple[object, ...]:
+    """Equal for arrays that are the same part of memory; valid while one of them is alive."""
+    return (values.ctypes.data, values.shape, values.strides)
+
+
 def row_codes(columns: Sequence[Ints]) -> Ints:
     """Number the rows of aligned columns so that equal rows get equal numbers, starting at 0."""
     if any(ascends(column) for column in columns):
@@ -70,6 +76,14 @@ def numbers_of(values: npt.NDArray[_Whole]) -> Ints:
     starts = np.flatnonzero(differ)
     inverse = np.unique(values[starts], return_inverse=True)[1].reshape(-1)
     return np.repeat(inverse, np.diff(starts, append=values.size)).astype(np.int64, copy=False)
+
+
+def from_last_to_first(codes: Ints) -> Ints:
+    """Numbers from 0 for those of a flat array; the one that occurs first gets the greatest."""
+    first, inverse = np.unique(codes, return_index=True, return_inverse=True)[1:]
+    rank = np.empty_like(first)
+    rank[np.argsort(-first)] = np.arange(first.size)
+    return np.asarray(rank[inverse.reshape(-1)])
 
 
 def count_rows(columns: Sequence[Ints]) -> int:

@@ -85,3 +85,8 @@ class Units:
         self._parent[np.maximum(first, second)] = np.minimum(first, second)
         self._flat = False
         return True
+
+    def represent(self, roots: Ints) -> None:
+        """Set the representative of every unit."""
+        self._parent[: self._size] = roots
+        self._flat = True

@@ -46,18 +46,31 @@ class Coordinates:
 
 
 @dataclass(frozen=True, eq=False)
-class Classes:
-    """All classes; `colors[u]` finds the coordinates of unit u (rigid units have none).
+class Nesting:
+    """How large all classes are, and which are inside which.
 
     Attributes:
         sizes: units per copy of each class.
         within: for each class, the classes that select its copy.
-        coordinates: by index of a colour.
-        colors: by unit, the index of its colour, `RIGID` when it cannot move.
     """
 
     sizes: tuple[int, ...]
     within: tuple[tuple[int, ...], ...]
+
+    def count(self, index: int) -> int:
+        """Number of copies of a class."""
+        return math.prod(self.sizes[outer] for outer in self.within[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Classes(Nesting):
+    """All classes; `colors[u]` finds the coordinates of unit u (rigid units have none).
+
+    Attributes:
+        coordinates: by index of a colour, parents first.
+        colors: by unit, the index of its colour, `RIGID` when it cannot move.
+    """
+
     coordinates: dict[int, Coordinates]
     colors: Ints
 
@@ -77,13 +90,6 @@ class Classes:
             own = np.arange(self.members.sum()) - np.repeat(starts, self.members)
             found[np.concatenate(places)] = own
         return found
-
-    def count(self, index: int) -> int:
-        """Number of copies of a class."""
-        count = 1
-        for outer in self.within[index]:
-            count *= self.sizes[outer]
-        return count
 
 
 @dataclass(frozen=True, eq=False)

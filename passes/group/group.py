@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from fxrebasin.layout import AxisGroup, PermutationClass
 from fxrebasin.passes.fields.ledger import Ledger
-from fxrebasin.passes.fields.rows import Ints, distinct, numbers_of, thinned
-from fxrebasin.passes.group.classes import Classes, IrregularError, TwiceInsideError, classify
-from fxrebasin.passes.group.closure import Moves, check_closed, check_roles
-from fxrebasin.passes.group.coloring import color, marks, roles
+from fxrebasin.passes.fields.rows import Bools, Ints, distinct, thinned
+from fxrebasin.passes.group.classes import (
+    Motion,
+    Nesting,
+)
 from fxrebasin.passes.group.grids import (
     UnnamedGroup,
     axis_groups,
@@ -22,16 +22,15 @@ from fxrebasin.passes.group.grids import (
     named_group,
 )
 from fxrebasin.passes.group.laying import lay_out
+from fxrebasin.passes.group.reading import reduced_units
 from fxrebasin.passes.group.relations import compact, maximal, with_blocks
+from fxrebasin.passes.group.solving import solved
 from fxrebasin.passes.group.state_fields import StateField, remember_parts, state_fields
-from fxrebasin.passes.group.structure import Structure, derive
 from fxrebasin.passes.group.unread import Reading, taps_of, with_unread
 from fxrebasin.passes.propagate.propagation import Propagation
 from fxrebasin.symmetry import PinReason
 
-Bools = npt.NDArray[np.bool_]
 _NO_PIN = -1
-_Laid = TypeVar("_Laid")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,22 +62,18 @@ def group(propagation: Propagation) -> Grouping:
     ledger = propagation.ledger
     fields = state_fields(ledger, propagation.shapes)
     remember_parts(ledger, propagation.shapes, fields)
-    relations = [
-        part
-        for met in maximal(ledger.relations)
-        for part in compact([labels.numpy() for labels in met])
-    ]
+    met = [[labels.numpy() for labels in columns] for columns in maximal(ledger.relations)]
     known = ledger.size
-    relations += _relations_of_state(ledger, propagation.shapes, fields)
-    structure = derive(ledger, relations)
-    moves, laid = solve(ledger, structure, lambda moves: lay_out(propagation.shapes, moves, fields))
-    used = _read(ledger, structure, fields, known)
-    classes = moves.classes
-    read = _classes_of(classes, used)
+    of_state = _relations_of_state(ledger, propagation.shapes, fields)
+    lay = partial(lay_out, propagation.shapes, fields=fields)
+    found = solved(ledger, met, of_state, lay)
+    roots = ledger.compress()
+    used = found.spread(reduced_units(ledger, roots, fields, known))
+    read = _classes_of(found.motion, used)
     reading = Reading(_with_pins(ledger, used), frozenset(read))
     taps = taps_of(ledger, propagation.shapes)
-    laid = with_unread(laid, propagation.shapes, fields, reading, taps)
-    return _named(propagation, fields, classes, laid, read)
+    laid = with_unread(found.laid, propagation.shapes, fields, reading, taps)
+    return _named(propagation, fields, found.classes, laid, read)
 
 
 def _relations_of_state(
@@ -94,75 +89,6 @@ def _relations_of_state(
     return found
 
 
-def solve(
-    ledger: Ledger, structure: Structure, lay: Callable[[Moves], _Laid]
-) -> tuple[Moves, _Laid]:
-    """Classes that everything recorded is closed under; what is irregular gets pinned.
-
-    Units that were tied are told apart by how they were made, or, where that does not tell enough,
-    by all that they occurred with.
-
-    Args:
-        ledger: units, pins and selections; those that are found to be needed are added.
-        structure: what follows from its relations.
-        lay: lays the classes onto tensors, and raises an `IrregularError` where they do not fit.
-    """
-    tags, told = marks(ledger), False
-    while True:
-        roots = ledger.compress()
-        pinned = [pin.units for pin in ledger.pins]
-        rigid = distinct(np.concatenate(pinned)) if pinned else np.zeros(0, np.int64)
-        try:
-            colors = color(ledger, structure, tags, rigid)
-            classes = classify(structure, colors, roots)
-            numbers = numbers_of(np.where(classes.colors < 0, tags, tags ^ colors))
-            moves = Moves(classes, roots, numbers)
-            check_roles(moves, structure.known)
-            for table in structure.raw:
-                check_closed(moves, table)
-            return moves, lay(moves)
-        except IrregularError as error:
-            if told:
-                ledger.pin(error.units, error.reason)
-            else:
-                tags, told = roles(ledger, structure), True
-        except TwiceInsideError as error:
-            for part in error.parts:
-                ledger.remember_units(part)
-            tags, told = roles(ledger, structure), True
-
-
-def _read(
-    ledger: Ledger, structure: Structure, fields: Mapping[str, list[StateField]], known: int
-) -> Bools:
-    """For every unit, whether anything is computed from its values.
-
-    That is so if its values, or those of a unit that it occurs with, are reduced to something.
-    Others are computed, or could be chosen by an index, and dropped.
-
-    Args:
-        known: how many units propagation made; those that the derivation adds stand for others.
-    """
-    roots = ledger.compress()
-    used = np.zeros(ledger.size, dtype=np.bool_)
-    used[roots[known:]] = True
-    reduced = [values.numpy() for values in ledger.used]
-    states = {item.state for item in ledger.used_parts}
-    reduced += [item.values for state in sorted(states) for item in fields[state]]
-    for values in reduced:
-        labels = values.reshape(-1)
-        used[roots[labels[labels >= 0]]] = True
-    tables = [table for table in structure.tables if table.shape[1] > 1]
-    tables += [np.stack([edge.children, edge.parents]).T for edge in structure.edges]
-    before = -1
-    while before != (before := int(used.sum())):
-        for table in tables:
-            free = table >= 0
-            rows = (used[np.maximum(table, 0)] & free).any(axis=1)
-            used[table[rows][free[rows]]] = True
-    return used
-
-
 def _with_pins(ledger: Ledger, used: Bools) -> Bools:
     """For every unit as it was before ties, whether it is read, or has to stay."""
     roots = ledger.compress()
@@ -172,20 +98,17 @@ def _with_pins(ledger: Ledger, used: Bools) -> Bools:
     return found[roots]
 
 
-def _classes_of(classes: Classes, units: Bools) -> set[int]:
+def _classes_of(motion: Motion, units: Bools) -> set[int]:
     """The classes that move at least one of some units."""
-    return {
-        column.index
-        for place in classes.coordinates.values()
-        if units[place.units].any()
-        for column in place.columns
-    }
+    codes = motion.codes[units & (motion.codes >= 0)]
+    kinds = distinct(motion.kind_of(codes)) if codes.size else codes
+    return {column.index for kind in kinds for column in motion.kinds[kind]}
 
 
 def _named(
     propagation: Propagation,
     fields: Mapping[str, list[StateField]],
-    classes: Classes,
+    classes: Nesting,
     laid: Mapping[str, list[UnnamedGroup]],
     read: set[int],
 ) -> Grouping:

@@ -4,20 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
 from fxrebasin.passes.fields.labels import rigid_labels, rigid_labels_of_units
-from fxrebasin.passes.fields.rows import Ints, count_rows, distinct, mix, row_codes, thinned
+from fxrebasin.passes.fields.rows import (
+    Ints,
+    count_rows,
+    distinct,
+    from_last_to_first,
+    memory,
+    mix,
+    row_codes,
+    thinned,
+)
 from fxrebasin.passes.group.classes import IrregularError, Motion
-from fxrebasin.passes.group.closure import Moves
 from fxrebasin.passes.group.grids import UnnamedGroup, axis_groups, group_columns, unnamed_group
 from fxrebasin.passes.group.state_fields import StateField, squeezed
 
 
+class Placing(Protocol):
+    """Where units go."""
+
+    @property
+    def motion(self) -> Motion:
+        """The coordinates of all representatives, numbered."""
+
+    @property
+    def roots(self) -> Ints:
+        """By unit, its representative."""
+
+    @property
+    def roles(self) -> Ints:
+        """By unit, a number for its role."""
+
+
 def lay_out(
     shapes: Mapping[str, Sequence[int]],
-    moves: Moves,
+    moves: Placing,
     fields: Mapping[str, list[StateField]],
 ) -> dict[str, list[UnnamedGroup]]:
     """Which positions of state tensors which coordinates move.
@@ -30,7 +55,7 @@ def lay_out(
     alike: dict[object, list[UnnamedGroup]] = {}
     for state, items in fields.items():
         shape = tuple(shapes[state])
-        key = (shape, *((item.axes, _memory(item.values)) for item in items))
+        key = (shape, *((item.axes, memory(item.values)) for item in items))
         if key not in alike:
             alike[key] = laying.groups(items, shape)
         if alike[key]:
@@ -38,15 +63,10 @@ def lay_out(
     return found
 
 
-def _memory(values: Ints) -> tuple[object, ...]:
-    """Equal for arrays that are the same part of memory."""
-    return (values.ctypes.data, values.shape, values.strides)
-
-
 class _LayingOut:
     """Lays coordinates onto the axes of state tensors."""
 
-    def __init__(self, moves: Moves) -> None:
+    def __init__(self, moves: Placing) -> None:
         self._motion, self._unit_roles = moves.motion, moves.roles
         self._codes = _codes_of_units(moves.roots, self._motion)
         self._known: dict[tuple[bytes, ...], UnnamedGroup | None] = {}
@@ -161,10 +181,13 @@ def _columns_on(
 
 
 def _told_apart(columns: list[Ints], roles: list[Ints], raw: list[Ints]) -> list[Ints]:
-    """The columns, with the roles of units where ties made different positions look the same."""
+    """The columns, with the roles of units where ties made different positions look the same.
+
+    Roles are numbered as they come, so that it does not show in the layout which numbers they had.
+    """
     if count_rows(columns) == count_rows([*columns, *raw]):
         return columns
-    marked = [*columns, rigid_labels(row_codes(roles))]
+    marked = [*columns, rigid_labels(from_last_to_first(row_codes(roles)))]
     if count_rows(marked) < count_rows([*columns, *raw]):
         raise IrregularError(np.zeros(0, np.int64), "two positions of an axis that are tied")
     return marked

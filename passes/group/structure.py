@@ -14,6 +14,23 @@ from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.rows import Ints, Table, distinct_rows, row_codes
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Units that were made for the connected parts of a relation.
+
+    Attributes:
+        units: the first of them, and one past the last.
+        inside: a unit of the relation.
+        turn: how often everything had been derived before.
+        table: the number of the table that the relation is from.
+    """
+
+    units: tuple[int, int]
+    inside: int
+    turn: int
+    table: int
+
+
 @dataclass(frozen=True, eq=False)
 class Structure:
     """What follows from the relations.
@@ -23,12 +40,14 @@ class Structure:
         raw: the relations as recorded, before any tie, and pairs of units that were tied.
         tables: the relations in terms of representatives.
         edges: from units to the units that they move inside of.
+        blocks: the units that were made, in order.
     """
 
     known: int
     raw: list[Table]
     tables: list[Table]
     edges: list[Edge]
+    blocks: tuple[Blocks, ...] = ()
 
 
 def derive(ledger: Ledger, relations: Iterable[Sequence[Ints]]) -> Structure:
@@ -42,17 +61,18 @@ def derive(ledger: Ledger, relations: Iterable[Sequence[Ints]]) -> Structure:
     tables = [distinct_rows(columns) for columns in relations]
     tables += [distinct_rows([e.children, e.parents]) for e in ledger.edges if e.children.size]
     pairs = _Pairs(ledger)
-    for table in tables:
-        pairs.add_table(table)
+    for number, table in enumerate(tables):
+        pairs.add_table(table, number)
     while True:
         pairs.tie()
         edges = pairs.edges()
         if pairs.dirty():
             continue
-        added = [pairs.add(*columns) for columns in _shared_parents(edges)]
+        added = [pairs.add(*columns, len(tables)) for columns in _shared_parents(edges)]
         if not any(added):
             raw = [*tables, *(np.stack(pair).T for pair in ledger.ties)]
-            return Structure(known, raw, _canonical(ledger, tables), edges)
+            canonical = _canonical(ledger, tables)
+            return Structure(known, raw, canonical, edges, tuple(pairs.blocks))
 
 
 def _canonical(ledger: Ledger, tables: Iterable[Table]) -> list[Table]:
@@ -70,17 +90,20 @@ class _Pairs:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.tables: list[Table] = []
+        self.numbers: list[int] = []
+        self.blocks: list[Blocks] = []
+        self.turns = 0
         self.seen: set[bytes] = set()
         self.edges_of: dict[bytes, list[Edge]] = {}
         self.untied: set[bytes] = set()
 
-    def add_table(self, table: Table) -> None:
+    def add_table(self, table: Table, number: int) -> None:
         for i in range(table.shape[1]):
             for j in range(i + 1, table.shape[1]):
-                self.add(table[:, i], table[:, j])
+                self.add(table[:, i], table[:, j], number)
 
-    def add(self, one: Ints, two: Ints) -> bool:
-        """True when these pairs are new."""
+    def add(self, one: Ints, two: Ints, number: int) -> bool:
+        """True when these pairs, of a table of some number, are new."""
         both = (one >= 0) & (two >= 0)
         pairs = self._distinct(one[both], two[both])
         key = pairs.tobytes()
@@ -88,6 +111,7 @@ class _Pairs:
             return False
         self.seen.add(key)
         self.tables.append(pairs)
+        self.numbers.append(number)
         return True
 
     def _distinct(self, one: Ints, two: Ints) -> Table:
@@ -107,12 +131,13 @@ class _Pairs:
         if self.ledger.flat:
             return
         self.ledger.compress()
-        found: dict[bytes, Table] = {}
-        for table in self.tables:
+        found: dict[bytes, tuple[Table, int]] = {}
+        for table, number in zip(self.tables, self.numbers, strict=True):
             current = self._current(table)
             if current.size:
-                found.setdefault(current.tobytes(), current)
-        self.tables = list(found.values())
+                found.setdefault(current.tobytes(), (current, number))
+        self.tables = [table for table, _ in found.values()]
+        self.numbers = [number for _, number in found.values()]
         self.seen |= found.keys()
 
     def _current(self, table: Table) -> Table:
@@ -143,10 +168,13 @@ class _Pairs:
     def edges(self) -> list[Edge]:
         """Edges from units to the units that they move inside of."""
         found: dict[tuple[bytes, bytes], Edge] = {}
-        for table in self.tables:
+        for table, number in zip(self.tables, self.numbers, strict=True):
             key = table.tobytes()
             if key not in self.edges_of:
+                before = len(self.ledger.births)
                 self.edges_of[key] = _nested(self.ledger, table)
+                for units in self.ledger.births[before:]:
+                    self.blocks.append(Blocks(units, int(table[0, 0]), self.turns, number))
             for edge in self.edges_of[key]:
                 above = self.ledger.find(edge.parents)
                 apart = edge.children != above  # a block of one unit was tied to it
@@ -155,6 +183,7 @@ class _Pairs:
                     found.setdefault(
                         (children.tobytes(), parents.tobytes()), Edge(children, parents)
                     )
+        self.turns += 1
         return list(found.values())
 
 
