@@ -18,7 +18,7 @@ CODE = ("fxrebasin", "passes", "exporters", "tests", "benchmarks")
 WORDS = {
     *("unit", "label", "field", "value", "tie", "representative", "pin", "rigid and pinned"),
     *("edge", "relation", "imposition", "ledger", "origin", "state", "role"),
-    *("structure", "mark", "colour", "class", "layout", "piece", "slot"),
+    *("structure", "part", "mark", "colour", "class", "layout", "piece", "slot"),
     *("unnamed group", "placement", "family", "track", "spread"),
 }
 
