@@ -36,7 +36,7 @@ _MIB = 2**20
 _TIMED = """
 import json, os, sys, time
 from pathlib import Path
-from fxrebasin.streaming.ranks import ALONE, Together, joined
+from fxrebasin.streaming.joining import joined
 import fxrebasin.cli.large as large
 import contextlib
 marks = []
@@ -69,7 +69,7 @@ finally:
 """
 _SUMMING = """
 import os, sys, time, torch
-from fxrebasin.streaming.ranks import joined
+from fxrebasin.streaming.joining import joined
 with joined() as ranks:
     numbers = torch.ones(int(sys.argv[1]) * 2**17, dtype=torch.int64)
     ranks.add_up(numbers[:2**17])

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fxrebasin.errors import InputError
+from fxrebasin.ranks import ALONE
 from fxrebasin.streaming.exact import ExactSum, exponent_for
-from fxrebasin.streaming.ranks import ALONE
 from tests.support.ranks import ThreadRank, in_threads
 
 

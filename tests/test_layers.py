@@ -14,7 +14,7 @@ LAYERS = (
     ("errors", "layout", "sharding", "flow", "uniformity", "terminal"),
     (
         *("counted", "groups", "indexing", "places", "gather"),
-        *("interruption", "options", "picturing", "progress"),
+        *("interruption", "options", "picturing", "progress", "ranks"),
     ),
     ("architecture", "reliance", "running"),
     ("acting", "charts", "choices", "ignoring", "models", "solvers"),

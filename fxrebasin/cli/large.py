@@ -33,14 +33,15 @@ from fxrebasin.merge.states import own_state
 from fxrebasin.models.valueless import ValuelessError
 from fxrebasin.permutation import Permutation
 from fxrebasin.progress import LateBar, waiting
+from fxrebasin.ranks import ALONE, Ranks
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.streaming.aligning import Plan, match_files, plan_match, shapes_of
 from fxrebasin.streaming.archive import WholeOnlyError
 from fxrebasin.streaming.digests import opened_digest
+from fxrebasin.streaming.joining import joined
 from fxrebasin.streaming.memory import available_memory
 from fxrebasin.streaming.opening import Opened, open_checkpoint
 from fxrebasin.streaming.outcome import Outcome, plan_outcome
-from fxrebasin.streaming.ranks import ALONE, Ranks, joined
 from fxrebasin.streaming.started import are_several
 from fxrebasin.streaming.unfinished import Unfinished
 

@@ -15,13 +15,13 @@ from fxrebasin.cli.large import METHOD, Room, found_in, planned
 from fxrebasin.cli.large_run import How
 from fxrebasin.cli.options import AS_THEY_ARE, ROUNDS
 from fxrebasin.facts import counted
+from fxrebasin.ranks import ALONE
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.storage.reading import Checkpoint
 from fxrebasin.streaming.aligning import Plan, plan_again, shapes_of
 from fxrebasin.streaming.averaging import write_mean
 from fxrebasin.streaming.dealing import spread
 from fxrebasin.streaming.opening import Opened
-from fxrebasin.streaming.ranks import ALONE
 from fxrebasin.streaming.states import Found
 from fxrebasin.streaming.unfinished import Unfinished
 

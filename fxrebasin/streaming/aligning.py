@@ -20,6 +20,7 @@ from fxrebasin.models.checks import check_finite, check_usable
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.passes.match.problem import notes_on_ignored
 from fxrebasin.permutation import Permutation
+from fxrebasin.ranks import ALONE, Ranks
 from fxrebasin.reliance import contradictions
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.storage.reading import Reading
@@ -27,7 +28,6 @@ from fxrebasin.storage.reference import ignored_in
 from fxrebasin.streaming.matching import FileMatch
 from fxrebasin.streaming.opening import Opened
 from fxrebasin.streaming.problem import FileProblem
-from fxrebasin.streaming.ranks import ALONE, Ranks
 from fxrebasin.streaming.schedule import Schedule, make_schedule
 from fxrebasin.streaming.states import Found, Progress
 from fxrebasin.streaming.stored import Stored

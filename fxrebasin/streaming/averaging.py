@@ -10,12 +10,12 @@ from pathlib import Path
 from fxrebasin.merge.combinations import Combination
 from fxrebasin.merge.states import wide_dtype
 from fxrebasin.permutation import Permutation
+from fxrebasin.ranks import Ranks
 from fxrebasin.streaming.bundles import bundles
 from fxrebasin.streaming.combining import Combining
 from fxrebasin.streaming.dealing import spread
 from fxrebasin.streaming.making import Item, NewFile, write_files
 from fxrebasin.streaming.opening import Opened
-from fxrebasin.streaming.ranks import Ranks
 from fxrebasin.streaming.reader import open_reader
 from fxrebasin.streaming.safetensors_file import new_layout
 from fxrebasin.streaming.stored import Stored

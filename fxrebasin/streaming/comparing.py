@@ -9,10 +9,10 @@ from typing import TypeAlias
 import torch
 
 from fxrebasin.passes.match.closeness import closeness_of
+from fxrebasin.ranks import Ranks
 from fxrebasin.solvers.placement import Placement
 from fxrebasin.streaming.dealing import Part
 from fxrebasin.streaming.problem import FileProblem
-from fxrebasin.streaming.ranks import Ranks
 from fxrebasin.streaming.sweeping import Tensors, moved
 
 Sums: TypeAlias = dict[str, tuple[float, float]]

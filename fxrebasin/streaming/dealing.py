@@ -125,7 +125,8 @@ def _looks(problem: FileProblem, schedule: Schedule) -> int:
 
 
 def first_look(problem: FileProblem, schedule: Schedule, stream: str) -> Part | None:
-    """A part of the largest tensor that holds a stream alone.
+    """A part of the largest tensor that holds a stream alone; of one that is read in parts, no more
+    rows than the stream has units, since all processes wait for what is seen in it.
 
     Args:
         problem: shapes, and where units are.
@@ -136,7 +137,12 @@ def first_look(problem: FileProblem, schedule: Schedule, stream: str) -> Part | 
     if not names:
         return None
     largest = max(names, key=lambda name: problem.bytes_of([name]))
-    return next(parts_of(problem, [largest]))
+    part = next(parts_of(problem, [largest]))
+    if part.rows is None:
+        return part
+    size = next(c.size for c in problem.classes if c.name == stream)
+    stop = min(part.rows.stop, size)
+    return Part(part.names, slice(0, stop), part.bytes * stop // part.rows.stop)
 
 
 def _owners(

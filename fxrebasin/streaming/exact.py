@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from fxrebasin.errors import InputError
-from fxrebasin.streaming.ranks import Ranks
+from fxrebasin.ranks import Ranks
 
 _TOP = 62
 _LOOK = 34

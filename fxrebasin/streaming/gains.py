@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from fxrebasin.ranks import Ranks
 from fxrebasin.solvers.families import Evidence
 from fxrebasin.solvers.placement import Placement
 from fxrebasin.streaming.comparing import Comparing
@@ -15,7 +16,6 @@ from fxrebasin.streaming.dealing import Share
 from fxrebasin.streaming.exact import ExactSum, exponent_for
 from fxrebasin.streaming.fetching import Fetching
 from fxrebasin.streaming.problem import FileProblem
-from fxrebasin.streaming.ranks import Ranks
 from fxrebasin.streaming.schedule import Schedule
 from fxrebasin.streaming.states import Progress
 from fxrebasin.streaming.sweeping import Tensors, add_gains

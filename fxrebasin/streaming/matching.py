@@ -24,6 +24,7 @@ import torch
 from fxrebasin.indexing import Arrays, identity_arrays
 from fxrebasin.layout import IntArray
 from fxrebasin.passes.match.closeness import closeness_of
+from fxrebasin.ranks import ALONE, Ranks
 from fxrebasin.running.freed import give_back_memory
 from fxrebasin.solvers.assignment import ROUNDING
 from fxrebasin.solvers.placement import Placement
@@ -32,7 +33,6 @@ from fxrebasin.streaming.dealing import Part, deal, first_look
 from fxrebasin.streaming.fetching import Fetching, Read
 from fxrebasin.streaming.gains import StreamGains
 from fxrebasin.streaming.problem import FileProblem
-from fxrebasin.streaming.ranks import ALONE, Ranks
 from fxrebasin.streaming.schedule import Schedule
 from fxrebasin.streaming.states import Found, Progress
 from fxrebasin.streaming.sweeping import agreement, more, solved, visit

@@ -14,6 +14,7 @@ from torch import nn
 
 from fxrebasin.errors import CheckpointError, EquivalenceError
 from fxrebasin.models.folders import CONFIG, Library
+from fxrebasin.ranks import ALONE, Ranks
 from fxrebasin.storage.cards import CARD, card_with
 from fxrebasin.storage.checkpoint import read_checkpoint, write_checkpoint
 from fxrebasin.storage.containers import FILES, PICKLES, SAFETENSORS
@@ -38,7 +39,6 @@ from fxrebasin.streaming.making import (
 )
 from fxrebasin.streaming.opening import Opened, open_checkpoint
 from fxrebasin.streaming.pickled_file import PickledFile
-from fxrebasin.streaming.ranks import ALONE, Ranks
 from fxrebasin.streaming.safetensors_file import bytes_of
 
 _BETWEEN = "weights.safetensors"

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fxrebasin.errors import CheckpointError, InputError
+from fxrebasin.ranks import ALONE, Ranks
 from fxrebasin.storage.files import publish, replacing
-from fxrebasin.streaming.ranks import ALONE, Ranks
 from fxrebasin.streaming.states import Found, Progress
 from fxrebasin.wording import spoken
 

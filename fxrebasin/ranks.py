@@ -9,18 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Protocol, TypeVar
 
 import torch
 
 from fxrebasin.errors import FxRebasinError
-from fxrebasin.streaming.started import are_several
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(hours=2)
-"""How long one waits for the others; that a process ended is noticed at once."""
 _AT_ONCE = 2**22
 
 
@@ -82,7 +78,7 @@ class Together:
         Args:
             numbers: of any shape, in one piece; integers, so that the order does not matter.
         """
-        with _lost():
+        with lost():
             for part in numbers.view(-1).split(_AT_ONCE):
                 torch.distributed.all_reduce(part)
 
@@ -93,13 +89,18 @@ class Together:
             value: what can be pickled.
         """
         found: list[T | None] = [None] * self.count
-        with _lost():
+        with lost():
             torch.distributed.all_gather_object(found, value)
         return found  # type: ignore[return-value]  # all of them are there
 
 
 @contextmanager
-def _lost() -> Iterator[None]:
+def lost() -> Iterator[None]:
+    """Tell errors of torch.distributed apart, which says little of them.
+
+    Raises:
+        RankLostError: another process has ended, or does not answer.
+    """
     try:
         yield
     except RuntimeError as error:  # which is all that torch says when a connection is closed
@@ -107,21 +108,3 @@ def _lost() -> Iterator[None]:
             "another process of this run has ended or does not answer, and so nothing was "
             "written. What it said is above; run again with --resume"
         ) from error
-
-
-@contextmanager
-def joined() -> Iterator[Ranks]:
-    """The processes that this one was started with; it alone if it was not started with others.
-
-    Raises:
-        RankLostError: they do not find each other.
-    """
-    if not are_several():
-        yield ALONE
-        return
-    with _lost():
-        torch.distributed.init_process_group("gloo", timeout=_PATIENCE)
-    try:
-        yield Together(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    finally:
-        torch.distributed.destroy_process_group()
