@@ -4,7 +4,8 @@
 
 Each runs over four batches of eight images, with memory for all of them and with none, and is given
 in forward passes over the same batches, measured in the same process. Passes over the loader are
-counted. Written to `benchmarks/results/recalibration/results.json`.
+counted. Each call is written to `benchmarks/results/recalibration/results.json` when it was
+measured; what was measured before stays there.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def _measured(call: Callable[[Loader], nn.Module]) -> dict[str, Any]:
     return {**found, "difference": max(differences)}
 
 
-def measure(name: str) -> dict[str, Any]:
-    """One model.
+def measure(name: str) -> Iterator[dict[str, Any]]:
+    """One model: what is known of it, after each call.
 
     Args:
         name: in torchvision.
@@ -84,23 +85,36 @@ def measure(name: str) -> dict[str, Any]:
     with torch.no_grad():
         middle(next(iter(Loader())))
         forward = _spent(lambda: [middle(batch) for batch in Loader()])
-    return {
-        "model": name,
-        "forward": forward,
-        "recalibrate": _measured(lambda loader: fxrebasin.recalibrate(middle, loader)),
-        "repair": _measured(lambda loader: fxrebasin.repair(middle, a, b, loader)),
+    result: dict[str, Any] = {"model": name, "forward": forward}
+    calls: dict[str, Callable[[Loader], nn.Module]] = {
+        "recalibrate": lambda loader: fxrebasin.recalibrate(middle, loader),
+        "repair": lambda loader: fxrebasin.repair(middle, a, b, loader),
     }
+    for call, work in calls.items():
+        result = {**result, call: _measured(work)}
+        yield result
+
+
+def _kept() -> dict[str, dict[str, Any]]:
+    """What was measured before, by model."""
+    found = json.loads(RESULT.read_text("utf-8")) if RESULT.is_file() else []
+    return {result["model"]: result for result in found}
 
 
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=MODELS)
-    results = [measure(name) for name in parser.parse_args().models]
+    results = _kept()
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    for name in parser.parse_args().models:
+        for result in measure(name):
+            results[name] = result
+            RESULT.write_text(json.dumps([*results.values()], indent=2) + "\n", "utf-8")
     table = Table(title="forward passes over four batches (passes over the loader)")
     for heading in ("model", "call", "side by side", "layer by layer", "difference"):
         table.add_column(heading)
-    for result in results:
+    for result in results.values():
         for call in ("recalibrate", "repair"):
             found = result[call]
             shown = [
@@ -109,8 +123,6 @@ def main() -> None:
             ]
             table.add_row(result["model"], call, *shown, f"{found['difference']:.1e}")
     output_console().print(table)
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

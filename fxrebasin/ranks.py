@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -62,15 +62,17 @@ ALONE = Alone()
 
 @dataclass(frozen=True)
 class Together:
-    """Several processes, joined by the default group of torch.distributed.
+    """Several processes, joined by a group of torch.distributed.
 
     Args:
-        number: of this one, from 0.
+        number: of this one in the group, from 0.
         count: of all.
+        group: that joins them; the default one when left out.
     """
 
     number: int
     count: int
+    group: Any = None
 
     def add_up(self, numbers: torch.Tensor) -> None:
         """Put the sum over all processes in the place of the numbers of each.
@@ -80,7 +82,7 @@ class Together:
         """
         with lost():
             for part in numbers.view(-1).split(_AT_ONCE):
-                torch.distributed.all_reduce(part)
+                torch.distributed.all_reduce(part, group=self.group)
 
     def every(self, value: T) -> list[T]:
         """The values of all processes, in their order.
@@ -90,8 +92,41 @@ class Together:
         """
         found: list[T | None] = [None] * self.count
         with lost():
-            torch.distributed.all_gather_object(found, value)
+            torch.distributed.all_gather_object(found, value, group=self.group)
         return found  # type: ignore[return-value]  # all of them are there
+
+    def hand(self, value: object, to: int) -> None:
+        """Give something to another process, which takes it.
+
+        Args:
+            value: what can be pickled.
+            to: its number.
+        """
+        with lost():
+            torch.distributed.send_object_list([value], group=self.group, group_dst=to)
+
+    def take(self, source: int) -> Any:
+        """What another process hands to this one.
+
+        Args:
+            source: its number.
+        """
+        found: list[Any] = [None]
+        with lost():
+            torch.distributed.recv_object_list(found, group=self.group, group_src=source)
+        return found[0]
+
+    def tell(self, value: T | None, source: int) -> T:
+        """What one process has, in all of them.
+
+        Args:
+            value: what can be pickled; that of others does not count.
+            source: its number.
+        """
+        found = [value]
+        with lost():
+            torch.distributed.broadcast_object_list(found, group=self.group, group_src=source)
+        return found[0]  # type: ignore[return-value]  # it is that of the source
 
 
 @contextmanager
@@ -106,5 +141,5 @@ def lost() -> Iterator[None]:
     except RuntimeError as error:  # which is all that torch says when a connection is closed
         raise RankLostError(
             "another process of this run has ended or does not answer, and so nothing was "
-            "written. What it said is above; run again with --resume"
+            "written. What it said is above; commands go on where they were with --resume"
         ) from error

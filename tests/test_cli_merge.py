@@ -49,7 +49,7 @@ def aligned(name: str) -> dict[str, torch.Tensor]:
 
 def test_the_names_of_methods_formulas_and_files_are_those_of_the_package():
     assert set(options.PAIRWISE) == set(METHODS)
-    assert set(options.JOINT) == set(ALIGNERS)
+    assert {*options.JOINT, options.ROUNDS} == set(ALIGNERS)
     assert list(options.COMBINATIONS) == [formula.value for formula in Formula]
     assert options.WEIGHTS_SUFFIXES == FILES
 

@@ -13,11 +13,13 @@ from fxrebasin.counted import counted
 from fxrebasin.errors import InputError
 from fxrebasin.interruption import interruptible
 from fxrebasin.layout import Layout
+from fxrebasin.merge.dealing import Team
 from fxrebasin.merge.sources import Sources
 from fxrebasin.merge.states import is_number, wide_dtype
 from fxrebasin.passes.match.problem import MatchingProblem
 from fxrebasin.permutation import Permutation
 from fxrebasin.progress import LateBar
+from fxrebasin.ranks import ALONE
 from fxrebasin.running.batches import State
 from fxrebasin.solvers.weight_search import Start, WeightSearch
 from fxrebasin.symmetry import Symmetry
@@ -34,12 +36,14 @@ class AlignmentProblem:
         symmetry: of their architecture.
         seed: of the order in which models are taken, and in which matching visits classes.
         max_sweeps: over the models.
+        team: the processes that share the work.
     """
 
     sources: Sources
     symmetry: Symmetry
     seed: int
     max_sweeps: int
+    team: Team = ALONE
 
     @property
     def names(self) -> list[str]:

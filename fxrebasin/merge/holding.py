@@ -20,8 +20,12 @@ from fxrebasin.symmetry import Symmetry
 from fxrebasin.uniformity import digest_of, has_bits
 
 
-def shared_symmetry(sources: Sources, analyse: Callable[[nn.Module], Symmetry]) -> list[Symmetry]:
-    """The symmetry of each of several models, which is one and the same group.
+def shared_symmetry(
+    sources: Sources,
+    analyse: Callable[[nn.Module], Symmetry],
+    indices: Collection[int] | None = None,
+) -> tuple[Symmetry, dict[int, Symmetry]]:
+    """The symmetry of the first model, and of each of several, which is one and the same group.
 
     The first model is analysed with its own state. Where another has the constants that were
     relied on, the symmetry is its own as well; otherwise it is analysed too. Tensors in which the
@@ -30,6 +34,7 @@ def shared_symmetry(sources: Sources, analyse: Callable[[nn.Module], Symmetry]) 
     Args:
         sources: the models.
         analyse: from a module to its symmetry.
+        indices: of the models; all when left out.
 
     Raises:
         ArchitectureMismatchError: the constants of a model give it another symmetry.
@@ -37,19 +42,19 @@ def shared_symmetry(sources: Sources, analyse: Callable[[nn.Module], Symmetry]) 
     """
     leader = _leader(sources)
     first = analyse(leader)
-    found = []
-    for index in range(len(sources)):
+    found = {}
+    for index in range(len(sources)) if indices is None else indices:
         faults = _differences(sources, index, first, leader)
         if not faults:
-            found.append(first)
+            found[index] = first
             continue
         module = sources.module(index)
         own = analyse(_holding(sources, index) if module is None else module)
         if not has_group_of(own, first, sources.common):
             raise refusal(faults, f"those of models[{index}]")
         common = {n: r for n, r in own.relies_on.items() if n in sources.common}
-        found.append(replace(first, relies_on={**first.relies_on, **common}))
-    return found
+        found[index] = replace(first, relies_on={**first.relies_on, **common})
+    return first, found
 
 
 def has_group_of(own: HasSymmetry, first: HasSymmetry, common: Collection[str]) -> bool:

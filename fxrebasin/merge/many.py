@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import nn
 
-from fxrebasin.alignment import Alignment, Certificate, applied_exactly
+from fxrebasin.alignment import Alignment, Certificate
 from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import choices_for, kinds_named
 from fxrebasin.errors import InputError
 from fxrebasin.kinds import Kinds
 from fxrebasin.merge.alignment import AlignmentProblem, align_with_mean, to_first_order
+from fxrebasin.merge.dealing import Team, agreed, check_alike, dealt, gathered, team_of
 from fxrebasin.merge.heads import IgnoredFrom
 from fxrebasin.merge.holding import shared_symmetry
+from fxrebasin.merge.means import mean_of_models
 from fxrebasin.merge.own_tensors import by_shapes, in_own_group, symmetry_alone
+from fxrebasin.merge.rounds import align_in_rounds
 from fxrebasin.merge.sources import Sources
-from fxrebasin.merge.states import copy_of, is_number, moved_towards, own_state, wide_dtype
+from fxrebasin.merge.states import own_state
 from fxrebasin.merge.universe import align_in_universe
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.options import check_count
@@ -29,6 +32,7 @@ from fxrebasin.passes.match.problem import MatchingProblem
 from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.permutation import Permutation
 from fxrebasin.proof import prove_state
+from fxrebasin.ranks import Alone
 from fxrebasin.running.outputs import Outputs
 from fxrebasin.running.surroundings import in_own_surroundings
 from fxrebasin.symmetry import Symmetry
@@ -42,7 +46,10 @@ Keyword arguments are its options.
 ALIGNERS: Mapping[str, Aligner] = {
     "cycle_consistent": align_in_universe,
     "merge_many": align_with_mean,
+    "rounds": align_in_rounds,
 }
+_DEALT = ("mean", "rounds")
+"""Methods in which no model waits for another, so that processes can share them."""
 
 
 @overload
@@ -77,6 +84,7 @@ def align_many(
     outputs: Outputs = None,
     ignore: Sequence[str] = (),
     symmetry: str = "permutation",
+    group: Any = None,
     **options: Any,
 ) -> tuple[Certificate, ...]:
     """Permutations of many models to one order of units, which is that of the first model.
@@ -95,7 +103,10 @@ def align_many(
             with the mean of the others until no permutation changes; `"cycle_consistent"` (C2M3,
             Crisostomi et al. 2024, arXiv:2405.17897) maximises the agreement of all pairs at once
             by Frank-Wolfe, and never ends below the first; it takes some ten times as long, and
-            memory for a few matrices of size n × n for every class of n units and every model.
+            memory for a few matrices of size n × n for every class of n units and every model;
+            `"rounds"` aligns all with the first, and then all at once with the mean of all, round
+            by round, until no permutation changes: a little below the first, but models do not
+            wait for each other, and several processes can share them.
         weights: how much each model counts, above 0; all the same when left out.
         model: a module of the architecture, whose weights do not matter; the first module among
             the models when left out.
@@ -115,6 +126,10 @@ def align_many(
             models with the first, by method `"merge_many"`: each is aligned with the first, then,
             round by round, with the mean of the others (generalised Procrustes analysis); or by
             `"learned"`, which descends from there on the loss of the mean of all and of pairs.
+        group: processes that share the work, a group of torch.distributed that was initialised
+            (such as `torch.distributed.group.WORLD`), for the method `"rounds"`. All of them make
+            the same call and get the same result, whatever their number: models are dealt in the
+            order of the list, and each process reads its own files and the first one.
         **options: of the method: `init` ("growing" or "identity") of `"merge_many"` for
             permutations, `max_steps` and `restarts` of `"cycle_consistent"`; `loader`, `loss`,
             `steps`, `rate`, `spread`, `start` and `max_batches` of `"learned"`, as for `match`.
@@ -136,10 +151,18 @@ def align_many(
     """
     kinds = _kinds(symmetry, method, [*ALIGNERS], options)
     check_count("max_sweeps", max_sweeps)
-    sources = Sources(models, model, weights, ignore)
+    asked: dict[str, Any] = {
+        "method": method,
+        "weights": weights,
+        "seed": seed,
+        "max_sweeps": max_sweeps,
+    }
+    team = _team(group, method, asked | {"verify": verify, "ignore": ignore}, models)
+    needed = _needed(models, team)
+    sources = agreed(team, lambda: Sources(models, model, weights, ignore, needed=needed))
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    alignment = _Alignment(sources, inputs, choices, verify)
+    alignment = agreed(team, lambda: _Alignment(sources, inputs, choices, verify, team))
     if kinds is not Kinds.PERMUTATION:
         return alignment.over_groups(kinds, (seed, max_sweeps), method, options)
     return alignment.for_each(alignment.found(method, (seed, max_sweeps), options))
@@ -162,6 +185,7 @@ def merge_many(
     ignore: Sequence[str] = (),
     ignored_from: IgnoredFrom = "first",
     symmetry: str = "permutation",
+    group: Any = None,
     **options: Any,
 ) -> nn.Module:
     """One model with the mean weights of many, whose units were aligned first.
@@ -190,6 +214,8 @@ def merge_many(
         ignored_from: index of the model that gives these; `"first"` for the one that gives the
             class of the result, or if that is `model`, the first that has such tensors.
         symmetry: see `align_many`.
+        group: see `align_many`; for the methods `"mean"` and `"rounds"`. The mean is handed from
+            process to process, each of which adds its models.
         **options: see `align_many`; `"mean"` has none.
 
     Raises:
@@ -209,19 +235,49 @@ def merge_many(
     """
     kinds = _kinds(symmetry, method, ["mean", *ALIGNERS], options)
     check_count("max_sweeps", max_sweeps)
-    sources = Sources(models, model, weights, ignore, ignored_from)
-    giver = sources.giver()
+    asked: dict[str, Any] = {
+        "method": method,
+        "weights": weights,
+        "seed": seed,
+        "max_sweeps": max_sweeps,
+    }
+    asked |= {"verify": verify, "ignore": ignore, "ignored_from": ignored_from}
+    team = _team(group, method, asked, models)
+    needed = _needed(models, team)
+    sources = agreed(
+        team, lambda: Sources(models, model, weights, ignore, ignored_from, needed=needed)
+    )
+    giver = agreed(team, sources.giver)
     if method == "mean":
-        return _mean(sources, [None] * len(sources), giver)
+        return mean_of_models(sources, lambda index: None, giver, team)
     inputs = (example_inputs, example_kwargs)
     choices = {"state_buffers": state_buffers, "outputs": outputs}
-    alignment = _Alignment(sources, inputs, choices, verify)
+    alignment = agreed(team, lambda: _Alignment(sources, inputs, choices, verify, team))
     if kinds is not Kinds.PERMUTATION:
-        return _mean(
-            sources, alignment.over_groups(kinds, (seed, max_sweeps), method, options), giver
-        )
+        moved = alignment.over_groups(kinds, (seed, max_sweeps), method, options)
+        return mean_of_models(sources, lambda index: moved[index], giver, team)
     found = alignment.found(method, (seed, max_sweeps), options)
-    return _mean(sources, map(alignment.proved, range(len(found)), found), giver)
+    return mean_of_models(sources, lambda index: alignment.proved(index, found[index]), giver, team)
+
+
+def _team(group: Any, method: str, asked: Mapping[str, Any], models: Any) -> Team:
+    """The processes that share the work, once it is known that all were asked for the same."""
+    team = team_of(group)
+    if group is not None and method not in _DEALT:
+        raise InputError(
+            f"group= is for the methods {', '.join(map(repr, _DEALT))}: in {method!r} models wait "
+            "for each other"
+        )
+    count = len(models) if isinstance(models, Sequence) else 0
+    check_alike(team, ", ".join(f"{n}={v!r}" for n, v in {"models": count, **asked}.items()))
+    return team
+
+
+def _needed(models: Any, team: Team) -> set[int] | None:
+    """Indices of the files that this process reads, its own and the first; None for all."""
+    if isinstance(team, Alone) or not isinstance(models, Sequence):
+        return None
+    return {0, *dealt(len(models), team)}
 
 
 def _check(method: str, methods: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -280,8 +336,9 @@ class _Alignment:
         inputs: tuple[Any, Mapping[str, Any] | None],
         choices: Mapping[str, Any],
         verify: bool,
+        team: Team,
     ) -> None:
-        self._sources, self._verify = sources, verify
+        self._sources, self._verify, self._team = sources, verify, team
         self._choices = choices_for(sources.model, **choices)
         self._inputs = normalise_inputs(sources.model, *inputs, check=False)
 
@@ -289,15 +346,15 @@ class _Alignment:
         self, method: str, effort: tuple[int, int], options: Mapping[str, Any]
     ) -> tuple[Permutation, ...]:
         """The permutations of all models, with the tensors of the architecture in each."""
-        sources = self._sources
-        symmetries = shared_symmetry(sources, self._analysed)
-        problem = AlignmentProblem(sources, symmetries[0], *effort)
-        return tuple(
-            p.relying_on(own.relies_on, own.found_with)
-            for p, own in zip(
-                to_first_order(ALIGNERS[method](problem, **options)), symmetries, strict=True
-            )
+        sources, team = self._sources, self._team
+        first, own = agreed(
+            team,
+            lambda: shared_symmetry(sources, self._analysed, dealt(len(sources), team)),
         )
+        known = gathered(team, lambda: {k: (s.relies_on, s.found_with) for k, s in own.items()})
+        problem = AlignmentProblem(sources, first, *effort, team)
+        found = to_first_order(ALIGNERS[method](problem, **options))
+        return tuple(p.relying_on(*known[index]) for index, p in enumerate(found))
 
     def proved(self, index: int, permutation: Permutation) -> Permutation:
         """A permutation that leaves the function of its model as it is, or an error.
@@ -352,12 +409,13 @@ class _Alignment:
 
     def for_each(self, permutations: Sequence[Permutation]) -> tuple[Permutation, ...]:
         """The same for the models as they are, with the tensors in which they differ."""
-        return tuple(
-            self._for_one(index, self.proved(index, permutation))
-            if self._sources.differs(index)
-            else self.proved(index, permutation)
-            for index, permutation in enumerate(permutations)
-        )
+        mine = dealt(len(permutations), self._team)
+        found = gathered(self._team, lambda: {k: self._own(k, permutations[k]) for k in mine})
+        return tuple(found.values())
+
+    def _own(self, index: int, permutation: Permutation) -> Permutation:
+        proved = self.proved(index, permutation)
+        return self._for_one(index, proved) if self._sources.differs(index) else proved
 
     def _for_one(self, index: int, permutation: Permutation) -> Permutation:
         """The same for a model with tensors of its own, proved with these if it runs."""
@@ -390,48 +448,3 @@ class _Alignment:
         if self._verify:
             wanted = self._choices.outputs
             prove_state(module, state, permutation, self._inputs, wanted, f"models[{index}]")
-
-
-def _mean(sources: Sources, permutations: Iterable[Certificate | None], giver: int) -> nn.Module:
-    """The weighted mean of the permuted models, which are looked at one after the other."""
-    ignored = set(sources.ignored)
-    own = named_state(sources.model)
-    first: dict[int, str] = {}
-    for name in own_state(sources.model):
-        first.setdefault(id(own[name]), name)
-    mean: dict[str, torch.Tensor] = {}
-    for index, permutation in enumerate(permutations):
-        names = [n for n in first.values() if n not in ignored or index == giver]
-        _add(mean, sources, index, permutation, {name: own[name] for name in names})
-    made = {key: mean[name].to(own[name]) for key, name in first.items()}
-    rest = {id(t): t.detach().clone() for name, t in own.items() if id(t) not in made}
-    return copy_of(sources.model, {name: (made | rest)[id(t)] for name, t in own.items()})
-
-
-def _add(
-    mean: dict[str, torch.Tensor],
-    sources: Sources,
-    index: int,
-    permutation: Certificate | None,
-    own: Mapping[str, torch.Tensor],
-) -> None:
-    """Take one model into the mean of those before it, in place.
-
-    Numbers are averaged in a dtype that is wide enough, where the architecture is; others are those
-    of the heaviest model, and tensors in which the models differ those of one model.
-    """
-    state, ignored = sources.state(index), set(sources.ignored)
-    if isinstance(permutation, Alignment):  # which acts on all at once, and is rounded once
-        state, permutation = applied_exactly(permutation, state), None
-    share = sources.weights[index] / sum(sources.weights[: index + 1])
-    for name, like in own.items():
-        if name not in ignored and not is_number(like) and index != sources.heaviest:
-            continue
-        moved = state[name]
-        if permutation is not None:
-            moved = permutation.permute_tensor(name, moved)
-        if name in mean:
-            mean[name] = moved_towards(mean[name], moved.to(mean[name]), share)
-        else:
-            wide = wide_dtype(like.dtype) if is_number(like) else like.dtype
-            mean[name] = moved.to(like.device, wide, copy=True)

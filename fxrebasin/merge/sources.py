@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Sources:
         weights: of the models, above 0; all the same when left out.
         ignore: names or patterns of tensors in which the models differ.
         ignored_from: which model gives these.
+        needed: indices of the files that have to be there; all when left out.
 
     Attributes:
         ignored: names of the tensors in which the models may differ.
@@ -52,6 +53,7 @@ class Sources:
         weights: Sequence[float] | None,
         ignore: Sequence[str] = (),
         ignored_from: IgnoredFrom = "first",
+        needed: Collection[int] | None = None,
     ) -> None:
         given = _listed(models)
         self.weights = _shares(weights, len(given))
@@ -68,7 +70,7 @@ class Sources:
         for index, source in enumerate(self._models):
             if not isinstance(source, str | PathLike):
                 self._in_memory[index] = self._checked(index)
-            elif not Path(source).exists():
+            elif (needed is None or index in needed) and not Path(source).exists():
                 self.state(index)  # to refuse it before any work
 
     def __len__(self) -> int:
@@ -164,6 +166,14 @@ class Sources:
         return giver_of(
             self.model, self.ignored, self.state, candidates, self._ignored_from, len(self)
         )
+
+    def share(self, index: int) -> float:
+        """How much a model counts in the mean of it and those before it.
+
+        Args:
+            index: of the model.
+        """
+        return self.weights[index] / sum(self.weights[: index + 1])
 
     @property
     def heaviest(self) -> int:
