@@ -50,11 +50,43 @@ def vit() -> nn.Module:
     )
 
 
+def mixtral() -> nn.Module:
+    """Experts, gathered for each word: the other way of multiplying by them refuses float64."""
+    config = t.MixtralConfig(**WORDS, num_local_experts=3, tie_word_embeddings=False)
+    net = t.MixtralForCausalLM(config)
+    net.set_experts_implementation("batched_mm")
+    return net
+
+
+def neox() -> nn.Module:
+    """Two branches beside each other, and a part of each head that is turned."""
+    own = {k: v for k, v in WORDS.items() if k != "num_key_value_heads"}
+    return t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**own, rotary_pct=0.5))
+
+
+def bert() -> nn.Module:
+    """Norms behind the stream."""
+    own = {k: v for k, v in WORDS.items() if k != "num_key_value_heads"}
+    return t.BertForSequenceClassification(t.BertConfig(**own, num_labels=3))
+
+
+def convnext() -> nn.Module:
+    """Scales of layers."""
+    config = t.ConvNextConfig(
+        num_stages=2, hidden_sizes=[8, 12], depths=[1, 2], patch_size=2, num_labels=5
+    )
+    return t.ConvNextForImageClassification(config)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], GroupKind]] = {
     "Llama": (llama, words, GroupKind.ORTHOGONAL),
     "Gemma": (gemma, words, GroupKind.ORTHOGONAL),
     "tied Llama": (lambda: llama(tied=True), words, GroupKind.SIGNED),
     "ViT": (vit, image, GroupKind.ORTHOGONAL_FIXING_ONES),
+    "Mixtral": (mixtral, words, GroupKind.ORTHOGONAL),
+    "GPT-NeoX": (neox, words, GroupKind.ORTHOGONAL_FIXING_ONES),
+    "BERT": (bert, words, GroupKind.GENERAL_LINEAR),
+    "ConvNeXt": (convnext, image, GroupKind.PERMUTATION),
 }
 
 
@@ -77,8 +109,28 @@ def test_a_planted_element_is_found(name: str) -> None:
     moved = found.apply(other.state_dict())
     for key, value in net.state_dict().items():
         assert float((moved[key] - value).norm()) <= 1e-9 * float(value.norm()), key
-    embedding = next(key for key in moved if "embed" in key)
+    embedding = next(key for key, value in moved.items() if "embed" in key and value.dim() > 1)
     assert not torch.allclose(other.state_dict()[embedding], net.state_dict()[embedding])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("GPT-NeoX", "BERT", "ConvNeXt"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("Gemma", "Mixtral")),
+    ],
+)
+def test_float32_is_rounded_about_as_the_model_rounds(name: str) -> None:
+    make, example, _ = MODELS[name]
+    net, other = (randomise(make().eval(), seed) for seed in (1, 2))
+    inputs = example()
+    inputs = inputs if inputs.dtype is torch.int64 else inputs.float()
+    result = fxrebasin.transform(other, ref=net, example_inputs=inputs, symmetry="all")
+    report = result.meta["fxrebasin"]
+    own, rounded = report.rounding
+    assert 0 < rounded <= 3 * own
+    assert report.equivalence.max_rel <= 1e-10
 
 
 @pytest.mark.filterwarnings("ignore")

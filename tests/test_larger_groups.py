@@ -85,6 +85,39 @@ def test_an_operator_that_no_group_is_known_of_leaves_permutations(
     assert "test_larger_groups.py" in text
 
 
+class Experts(nn.Module):
+    """A matrix for each row of the inputs, picked by the largest of its numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.matrices = nn.Parameter(torch.randn(4, 5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = self.matrices[x.argmax(-1)]
+        found: Tensor = self.last((own @ self.first(x).unsqueeze(-1)).squeeze(-1))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("net", "expected"),
+    [
+        (Experts(), GroupKind.GENERAL_LINEAR),
+        (Between(lambda x: x[torch.arange(6).flip(0)]), GroupKind.GENERAL_LINEAR),
+        (Between(lambda x: x[:, [4, 2, 0, 1, 3]]), GroupKind.PERMUTATION),
+    ],
+)
+def test_units_are_followed_where_indices_pick(net: nn.Module, expected: GroupKind) -> None:
+    net, inputs = net.double().eval(), torch.randn(6, 4).double()
+    symmetry = fxrebasin.analyze(net, inputs, symmetry="all")
+    assert all(c.kind is expected for c in symmetry.classes if c.size == 5)
+    assert symmetry.groups is not None
+    element = Alignment(symmetry.random(3), symmetry.groups, elements_of(symmetry))
+    other = copy.deepcopy(net)
+    other.load_state_dict(element.apply(net.state_dict()))
+    torch.testing.assert_close(other(inputs), net(inputs), rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("form", [GPT, LLAMA])
 def test_both_sides_of_balanced_heads_have_equal_moments(form: Form) -> None:
     net = drawn(form, 1)

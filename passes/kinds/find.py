@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 import fxrebasin.passes.kinds.elementwise
 import fxrebasin.passes.kinds.movements
+import fxrebasin.passes.kinds.picked
 import fxrebasin.passes.kinds.products  # noqa: F401  (importing these fills the table of operators)
 from fxrebasin.groups import Centring, Groups
 from fxrebasin.kinds import ClassKind, GroupKind, Place
@@ -21,7 +23,7 @@ from fxrebasin.passes.kinds.counting import gauges_of, moving
 from fxrebasin.passes.kinds.functional import FunctionalGraph
 from fxrebasin.passes.kinds.gauges import centring_of, shifts_of
 from fxrebasin.passes.kinds.known import Known
-from fxrebasin.passes.kinds.marks import Mark, placed
+from fxrebasin.passes.kinds.marks import Mark, narrowed, placed
 from fxrebasin.passes.kinds.matrices import Linear, Matrices
 from fxrebasin.passes.kinds.means import Means, Seen
 from fxrebasin.passes.kinds.pairs import Pairs, Term
@@ -162,9 +164,25 @@ def _walk(
     form: Callable[[Place], object],
 ) -> Walk:
     walk = Walk(graph, analysis)
+    marks: dict[tuple[Any, ...], list[Mark]] = {}
     for place, units in places.items():
-        node = graph.state[place.state]
-        marks = walk.values.setdefault(node, [()])
-        marks[0] = (*marks[0], Mark(units, form(place), place))
+        piece = (place.state, place.group, place.piece, place.slot)
+        marks.setdefault(piece, []).append(Mark(units, form(place), place))
+    for (state, *_), parts in marks.items():
+        found = walk.values.setdefault(graph.state[state], [()])
+        found[0] = (*found[0], *(parts if analysis.apart else _whole(parts, analysis)))
     walk.run()
     return walk
+
+
+def _whole(parts: Sequence[Mark], analysis: Analysis) -> Sequence[Mark]:
+    """The parts of a piece as one where only together they are the same along an axis."""
+    if len({mark.units.shape for mark in parts}) > 1 or len(parts) == 1:
+        return parts
+    units = narrowed(torch.stack([mark.units for mark in parts]).amax(0))
+    if all(units.shape == mark.units.shape for mark in parts):
+        return parts
+    whole = parts[0]
+    for mark in parts[1:]:
+        whole = Mark(units, analysis.joined(whole, mark))
+    return (whole,)

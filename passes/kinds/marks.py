@@ -101,7 +101,19 @@ def _along_axes(group: AxisGroup, positions: IntArray, units: IntArray, shape: S
     sizes = [size if axis in group.axes else 1 for axis, size in enumerate(shape)]
     order = sorted(range(len(group.axes)), key=lambda k: group.axes[k])
     grid = flat.reshape([shape[axis] for axis in group.axes]).transpose(order)
-    return torch.from_numpy(np.ascontiguousarray(grid)).reshape(sizes)
+    return narrowed(torch.from_numpy(np.ascontiguousarray(grid)).reshape(sizes))
+
+
+def narrowed(units: Tensor) -> Tensor:
+    """Units with size 1 for the axes along which they are the same.
+
+    Args:
+        units: on a tensor.
+    """
+    for axis in range(units.dim()):
+        first = units.narrow(axis, 0, 1)
+        units = first if bool((units == first).all()) else units
+    return units
 
 
 def reshaped(units: Tensor, before: Shape, after: Shape) -> Tensor:
