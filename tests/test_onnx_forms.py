@@ -21,6 +21,7 @@ from tests.support.randomise import log10_factorial, randomise
 pytest.importorskip("transformers")
 
 from tests.support.text_models import HEADS, HIDDEN, LAYERS, TEXT, WIDTH
+from tests.support.vision_models import VISION
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -122,6 +123,20 @@ class _ByPosition(nn.Module):
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self.net(input_ids=ids, attention_mask=mask).last_hidden_state
         return found
+
+
+@SLOW
+@pytest.mark.parametrize(
+    ("output", "attention"), [("logits", "sdpa"), ("last_hidden_state", "eager")]
+)
+def test_a_vision_transformer_has_the_order_of_the_module(output, attention, tmp_path):
+    torch.manual_seed(0)
+    net, inputs = VISION["vit"](attention)
+    net = randomise(net if output == "logits" else net.vit).eval()
+    path = tmp_path / "model.onnx"
+    forms.images(net, inputs["pixel_values"], output, path)
+    wanted = fxrebasin.analyze(forms.Images(net, output), inputs["pixel_values"]).log10_order()
+    assert assert_a_file_is_recovered(path).log10_order == pytest.approx(wanted)
 
 
 @SLOW

@@ -13,7 +13,7 @@ import torch
 from onnx import GraphProto, ModelProto, helper
 from torch import Tensor, nn
 
-OPSET = 17
+OPSET, OF_IMAGES = 17, 14
 BATCH, STEPS, PAST, SEEN = "batch_size", "sequence_length", "past_length", "encoder_length"
 Axes = dict[int, str]
 
@@ -24,6 +24,7 @@ def written(
     path: Path,
     inputs: Mapping[str, Axes],
     outputs: Mapping[str, Axes],
+    opset: int = OPSET,
 ) -> ModelProto:
     """A model as PyTorch's older exporter writes it, with dynamic axes."""
     with warnings.catch_warnings():
@@ -32,7 +33,7 @@ def written(
             *(net, args, path),
             dynamo=False,
             verbose=False,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_axes={**inputs, **outputs},
@@ -105,6 +106,37 @@ def decoder_with_past(net: nn.Module, heads: int, size: int, path: Path) -> None
             **{name: {0: BATCH, 2: f"{PAST} + {STEPS}"} for name in cache_names("present", 2)},
         },
     )
+
+
+class Images(nn.Module):
+    """A model of images that gives back tensors, not an object of transformers.
+
+    Args:
+        net: of transformers.
+        output: the name of its output.
+    """
+
+    def __init__(self, net: nn.Module, output: str) -> None:
+        super().__init__()
+        self.net, self.output = net, output
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        found: Tensor = self.net(pixel_values=pixel_values)[self.output]
+        return found
+
+
+def images(net: nn.Module, example: Tensor, output: str, path: Path) -> None:
+    """A model of images, all axes of which are dynamic by name, as optimum declares them.
+
+    Args:
+        net: of transformers.
+        example: images of the one size that it takes.
+        output: the name of its output, of which only the batch is declared.
+        path: to write to.
+    """
+    axes = dict(enumerate((BATCH, "num_channels", "height", "width")))
+    outputs = {output: {0: BATCH}}
+    written(Images(net, output), (example,), path, {"pixel_values": axes}, outputs, OF_IMAGES)
 
 
 class Encoder(nn.Module):

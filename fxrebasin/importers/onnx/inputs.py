@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,12 +126,13 @@ def drawn_inputs(parsed: Parsed, attempt: int = 0) -> dict[str, Tensor]:
     """
     ports = ports_of(parsed)
     fixed = dict(_fixed_by_weights(parsed, ports))
-    named = _named_sizes(ports, _SIZES[attempt])
+    tried = _sizes(parsed, ports)[attempt]
+    named = _named_sizes(ports, tried)
     generator = torch.Generator().manual_seed(attempt)
     found = {}
     for port in ports:
         sizes = [
-            fixed.get((port.name, at)) or _size(dim, at, named, _SIZES[attempt])
+            fixed.get((port.name, at)) or _size(dim, at, named, tried)
             for at, dim in enumerate(port.dims)
         ]
         rows = _rows_looked_up(parsed, port.name)
@@ -140,8 +142,37 @@ def drawn_inputs(parsed: Parsed, attempt: int = 0) -> dict[str, Tensor]:
 
 def attempts(parsed: Parsed) -> int:
     """How many choices of sizes there are; one if all are fixed."""
-    named = any(isinstance(dim, str) for port in ports_of(parsed) for dim in port.dims)
-    return len(_SIZES) if named else 1
+    ports = ports_of(parsed)
+    named = any(isinstance(dim, str) for port in ports for dim in port.dims)
+    return len(_sizes(parsed, ports)) if named else 1
+
+
+def _sizes(parsed: Parsed, ports: Sequence[Port]) -> list[Mapping[str, int]]:
+    """Sizes of dimensions that have a name only, in the order in which they are tried."""
+    sides = dict.fromkeys(side for port in ports for side in _sides(parsed, port))
+    return [*_SIZES, *({"": 7, "rows": rows, "image": side} for side in sides for rows in (2, 3))]
+
+
+def _sides(parsed: Parsed, port: Port) -> Iterator[int]:
+    """Sizes of an image whose square patches are as many as a table of positions has rows.
+
+    Up to two more rows may be for tokens that are no patches.
+    """
+    if len(port.dims) != _IMAGE_NDIM or not port.dtype.is_floating_point:
+        return
+    for owner, step, at in _readers(parsed.graph, port.name):
+        weight = _stored(parsed, owner, step.inputs[1]) if len(step.inputs) > 1 else None
+        if step.kind != "Conv" or at != 0 or weight is None or weight.ndim != _IMAGE_NDIM:
+            continue
+        width, _, *patch = weight.shape
+        if list(step.attributes.get("strides", ())) != patch or patch[0] != patch[1]:
+            continue
+        tables = [t for t in parsed.tensors.values() if t.ndim in (2, 3) and t.shape[-1] == width]
+        for rows in dict.fromkeys(int(table.shape[-2]) for table in tables):
+            sides = [math.isqrt(max(rows - more, 0)) for more in range(3)]
+            yield from (
+                patch[0] * n for more, n in enumerate(sides) if n > 1 and n * n + more == rows
+            )
 
 
 def _size(dim: int | str, at: int, named: Mapping[str, int], sizes: Mapping[str, int]) -> int:
