@@ -19,7 +19,7 @@ WORDS = {
     *("unit", "label", "field", "value", "tie", "representative", "pin", "rigid and pinned"),
     *("edge", "relation", "imposition", "ledger", "origin", "state", "role"),
     *("structure", "part", "mark", "colour", "class", "layout", "piece", "slot"),
-    *("unnamed group", "placement", "family", "track", "spread"),
+    *("unnamed group", "placement", "family", "track", "slice", "spread"),
 }
 
 

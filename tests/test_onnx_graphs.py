@@ -16,6 +16,8 @@ from fxrebasin.choices import choices_for
 from fxrebasin.importers.onnx.finding import find
 from fxrebasin.importers.onnx.loading import read
 from tests.support.onnx_graphs import MLP, MLP_WEIGHTS, model, planted
+from tests.support.onnx_proofs import assert_a_file_is_recovered
+from tests.support.randomise import log10_factorial
 
 
 def log(*sizes: int) -> float:
@@ -335,3 +337,40 @@ def test_functions_of_the_file_are_followed(tmp_path: Path) -> None:
     )
     assert report.distance_after == 0 < report.distance_before
     assert onnx.load(tmp_path / "out.onnx").functions == made.functions
+
+
+_EXPERTS = {
+    "gather": ("flat", "= Gather(up, flat)"),
+    "places along the last axis": ("flat", "= GatherND(up, column)"),
+    "numbers from the end": ("behind", "= Gather(up, behind)"),
+}
+
+
+@pytest.mark.parametrize("look_up", _EXPERTS)
+@pytest.mark.parametrize("other", [False, True], ids=["its own bias", "another's bias"])
+def test_experts_that_data_choose_have_orders_of_their_own(
+    look_up: str, other: bool, tmp_path: Path
+) -> None:
+    numbers, first = _EXPERTS[look_up]
+    text = f""" g (float[n,4] x) => (float[n,2] y, int64[n,2] best) {{
+    scores = MatMul(x, router)  weights, best = TopK(scores, two)
+    flat = Reshape(best, all)  column = Unsqueeze(flat, last)
+    behind = Sub(flat, three)  above = Add(flat, one)  next = Mod(above, three)
+    pairs = Unsqueeze(x, middle)  twice = Expand(pairs, pairs_shape)
+    rows = Reshape(twice, rows_shape)
+    w1 {first}  h = MatMul(w1, rows)  s = Squeeze(h, last)
+    b1 = Gather(bias, {"next" if other else numbers})
+    a = Add(s, b1)  r = Relu(a)  units = Unsqueeze(r, last)
+    w2 = Gather(down, {numbers})  o = MatMul(w2, units)  q = Reshape(o, out_shape)
+    factors = Unsqueeze(weights, last)  p = Mul(q, factors)
+    y = ReduceSum <keepdims = 0> (p, middle) }}"""
+    ints = {
+        **{"two": [2], "all": [-1], "last": [-1], "middle": [1], "one": 1, "three": 3},
+        **{"pairs_shape": [1, 2, 1], "rows_shape": [-1, 4, 1], "out_shape": [-1, 2, 2]},
+    }
+    weights: dict[str, Any] = {name: np.array(item, np.int64) for name, item in ints.items()}
+    weights |= {"router": (4, 3), "up": (3, 5, 4), "bias": (3, 5), "down": (3, 2, 5)}
+    path = tmp_path / "b.onnx"
+    onnx.save(model(text, weights), path)
+    free = log10_factorial(5) * (1 if other else 3)
+    assert assert_a_file_is_recovered(path).log10_order == pytest.approx(free)

@@ -65,6 +65,18 @@ CASES = [pytest.param(vision, name, id=name) for name in SMALL_VISION]
 CASES += [pytest.param(text, name, id=name) for name in TEXT]
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe", "qwen3-moe"])
+def test_each_expert_has_an_order_of_its_own(name: str, tmp_path: Path) -> None:
+    net, args = text(name)
+    path = tmp_path / "b.onnx"
+    fxrebasin.export_onnx(net, path, example_inputs=args)
+    report = assert_a_file_is_recovered(path)
+    wanted = fxrebasin.analyze(net, args).log10_order()
+    table = log10_factorial(4)
+    assert report.log10_order == pytest.approx(wanted + table)
+    assert any("inv_freq" in tensor for tensor in report.certificate.layout)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
 @pytest.mark.parametrize(("build", "name"), CASES)

@@ -95,11 +95,10 @@ def _concatenate_row(
     found = [item for item in row if item is not None]
     rigid = all(item.rigid for item in found)
     reason = next((item.reason for item in found if item.reason), "")
-    routing = next((item.routing for item in found if item.routing is not None), None)
     result = free_labels(joined)
     if result is None:
-        return Labels(joined, (), False, rigid, reason, routing)
-    return replace(result, rigid=rigid, reason=reason, routing=routing)
+        return Labels(joined, (), False, rigid, reason)
+    return replace(result, rigid=rigid, reason=reason)
 
 
 def _segments(sizes: Sequence[int], ndim: int, dim: int) -> list[Field]:

@@ -12,7 +12,7 @@ positions that no permutation moves; `passes.fields.labels` says which label mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import lru_cache
@@ -27,7 +27,7 @@ from fxrebasin.passes.fields.rows import all_differ
 
 @dataclass(frozen=True)
 class Routing:
-    """A choice of experts by data, known by the operator that made it or met it first."""
+    """A sorting of rows by data, known by the operator that did it."""
 
     origin: int
 
@@ -44,7 +44,6 @@ class Labels:
             much but takes longer to solve.
         rigid: all labels are negative, and no unit of the field can move.
         reason: for rigid fields, why its positions cannot move, if that is known.
-        routing: for fields of rows whose experts are chosen by data, which choice that is.
     """
 
     values: Tensor
@@ -52,7 +51,6 @@ class Labels:
     injective: bool
     rigid: bool = False
     reason: str = ""
-    routing: Routing | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +92,36 @@ class Grouped:
     stage: Stage
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which slice of a stack each row was given by data.
+
+    Attributes:
+        numbers: equal for two choices if they give the same numbers to the same rows.
+        count: how many slices there are.
+    """
+
+    numbers: Hashable
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Sliced:
+    """A tensor each of whose rows was computed with one slice of stacks, chosen by data.
+
+    Attributes:
+        choice: the slice of each row.
+        axes: along which the rows lie, in their order; all others are of single rows.
+        value: what a row holds, for each slice: `[slices, *shape]`, with size 1 along `axes`.
+        by_matrix: whether a matrix of each slice had part in it, and not vectors alone.
+    """
+
+    choice: Choice
+    axes: tuple[int, ...]
+    value: Value
+    by_matrix: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """A tensor as the analysis sees it: its shape and its fields.
@@ -107,7 +135,8 @@ class Value:
     these units on an axis, and change when the units are permuted. Only what looks them up on an
     axis of the same units may read them; anything else has to call `when_read`. `when_named` gives
     the value with its names, for such a reader; no other reader needs them. `grouped` is set on
-    tensors that tell groups of sorted rows apart.
+    tensors that tell groups of sorted rows apart. `sliced` says more than `fields` about rows that
+    were given slices of a stack: rules that know of it may read it, all others call `when_read`.
     """
 
     shape: tuple[int, ...]
@@ -116,6 +145,7 @@ class Value:
     when_named: Callable[[], Value] | None = None
     names: Labels | None = None
     grouped: Grouped | None = None
+    sliced: Sliced | None = None
     constant: bool = False
 
 
@@ -135,8 +165,7 @@ def labels_of(values: Tensor, like: Labels | None = None, injective: bool = Fals
     if not axes or 0 in values.shape:
         return None
     rigid = (like is not None and like.rigid) or int(values.max()) < 0
-    reason, routing = ("", None) if like is None else (like.reason, like.routing)
-    return Labels(values, axes, injective, rigid, reason, routing)
+    return Labels(values, axes, injective, rigid, "" if like is None else like.reason)
 
 
 def field_of(values: Tensor, reason: str) -> Labels:

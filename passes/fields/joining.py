@@ -11,7 +11,7 @@ from fxrebasin.passes.fields.coarsening import coarsen
 from fxrebasin.passes.fields.elements import are_few, materialise
 from fxrebasin.passes.fields.fields import Elements, Field, Labels, Value, pinned_value
 from fxrebasin.passes.fields.ledger import Ledger
-from fxrebasin.passes.fields.rows import all_differ, count_rows, distinct
+from fxrebasin.passes.fields.rows import all_differ, count_rows
 
 
 def join(ledger: Ledger, fields: Iterable[Field]) -> tuple[Field, ...]:
@@ -23,7 +23,6 @@ def join(ledger: Ledger, fields: Iterable[Field]) -> tuple[Field, ...]:
     unique = list({id(item): item for item in fields}.values())
     labels = [item for item in unique if isinstance(item, Labels)]
     elements = [item for item in unique if isinstance(item, Elements)]
-    _part_routings(ledger, unique)
     kept: list[Labels] = []
     told_apart: set[int] = set()
     determined: set[int] = set()  # by a field that tells apart positions along several axes
@@ -61,30 +60,6 @@ def axes_told_apart(labels: Sequence[Labels]) -> set[int]:
     single = {item.axes[0] for item in labels if len(item.axes) == 1}
     found |= {axis for axis in single - found if _tell_apart_together(axis, labels)}
     return found
-
-
-def pin_routed(ledger: Ledger, item: Labels) -> None:
-    """Give up rows of chosen experts that change places: they meet rows of any expert then."""
-    if _is_routed(item):
-        ledger.pin(distinct(item.values.numpy()), "rows of chosen experts change places")
-
-
-def _part_routings(ledger: Ledger, fields: Sequence[Field]) -> None:
-    """Give up rows of chosen experts that meet others which differ from row to row.
-
-    Which row belongs to which expert depends on data: any expert may meet any other row.
-    """
-    for item in fields:
-        if not isinstance(item, Labels) or not _is_routed(item):
-            continue
-        for other in fields:
-            alike = isinstance(other, Labels) and (other.rigid or other.routing == item.routing)
-            if not alike and len(set(item.axes) & set(other.axes)) > 1:
-                ledger.pin(distinct(item.values.numpy()), "meets rows of another choice")
-
-
-def _is_routed(item: Labels) -> bool:
-    return not item.rigid and item.routing is not None
 
 
 def _absorbed(ledger: Ledger, item: Labels, kept: list[Labels], told_apart: set[int]) -> bool:

@@ -17,7 +17,8 @@ this folder, which write it down here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -51,6 +52,7 @@ class Ledger(Units):
     notes: dict[str, None] = field(default_factory=dict)
     _imposed: set[object] = field(default_factory=set)
     _made: dict[object, tuple[object, object]] = field(default_factory=dict)
+    _earlier: int | None = None
 
     def fork(self) -> Ledger:
         """A copy that can be added to; labels, which never change, are shared."""
@@ -64,7 +66,16 @@ class Ledger(Units):
     @property
     def origin(self) -> int:
         """Index of the operator being propagated."""
-        return len(self.origins) - 1
+        return len(self.origins) - 1 if self._earlier is None else self._earlier
+
+    @contextmanager
+    def at(self, origin: int) -> Iterator[None]:
+        """What is recorded inside is due to an operator that was propagated before."""
+        before, self._earlier = self._earlier, origin
+        try:
+            yield
+        finally:
+            self._earlier = before
 
     def pin(self, units: Ints, reason: str) -> None:
         """Record that units never move; rigid labels are passed over."""

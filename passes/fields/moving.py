@@ -22,7 +22,7 @@ from fxrebasin.passes.fields.fields import (
     onto_axes,
     squeeze_constant,
 )
-from fxrebasin.passes.fields.joining import join, pin_routed
+from fxrebasin.passes.fields.joining import join
 from fxrebasin.passes.fields.labels import INSIDE, NONE, OUTSIDE
 from fxrebasin.passes.fields.ledger import Ledger
 
@@ -163,7 +163,6 @@ def move_labels(
             size if axis in wanted else item.values.shape[axis]
             for axis, size in enumerate(value.shape)
         ]
-        pin_routed(ledger, item)
         values = squeeze_constant(move(item.values.expand(before)), range(ndim))
         fields += chosen_labels(ledger, values, item)
     return Value(tuple(shape), met(ledger, fields))

@@ -50,7 +50,7 @@ def _reshaped(
     ledger: Ledger, item: Labels, before: tuple[int, ...], after: tuple[int, ...]
 ) -> Labels | None:
     """A field in another shape; remembered, since layers split positions in the same ways."""
-    flags = (item.injective, item.rigid, item.reason, item.routing)
+    flags = (item.injective, item.rigid, item.reason)
     key = ("reshape", identity(item.values), flags, before, after)
     return ledger.once(key, lambda: reshape_labels(item, before, after), [item.values])
 

@@ -15,6 +15,7 @@ from fxrebasin.passes.propagate.tracks import (
     LAZY,
     RESHAPING,
     Track,
+    as_read,
     refresh,
     replay_of,
     write_through,
@@ -55,7 +56,7 @@ class Outcomes:
         steps = zip(tensor.shape, strides_of(tensor), strict=False)
         if any(size > 1 and not step for size, step in steps):
             # several values for one place: torch leaves open which of them stays
-            value = pinned_too(self._ledger, value, "written to one place several times")
+            value = pinned_too(self._ledger, as_read(value), "written to one place several times")
         if tuple(value.shape) == tuple(track.value.shape):
             write_through(track, value, self._ledger)
         else:
@@ -66,6 +67,7 @@ class Outcomes:
     def _resized(self, tensor: Tensor, track: Track, value: Value) -> None:
         """A tensor got another size when it was written to: what looked at its memory is lost."""
         ledger, reason = self._ledger, "memory of a tensor that was resized"
+        value = as_read(value)
         others = [item for item in self._memory.sharing(tensor) if item is not track]
         for other in others:
             other.stand_alone(pinned_too(ledger, refresh(other, ledger), reason))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,19 +20,23 @@ from fxrebasin.passes.propagate.outcomes import Outcomes
 from fxrebasin.passes.propagate.propagation import Propagation
 from fxrebasin.passes.propagate.recorder import Recorder
 from fxrebasin.passes.propagate.routing import Looks
+from fxrebasin.passes.propagate.sameness import Sameness
 from fxrebasin.passes.propagate.spread_rules import of_result
 from fxrebasin.passes.propagate.tracks import (
     LAZY,
     RESHAPING,
     Track,
     may_be_named,
+    may_be_sliced,
     refresh,
     replay_of,
+    sliced,
 )
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.numbers import LOOKING_UP
 from fxrebasin.passes.rules.pointwise import pointwise, uniform
 from fxrebasin.passes.rules.registry import RULES, Rule, pin_everything
+from fxrebasin.passes.rules.slices import FOLLOWING, follow_slices
 from fxrebasin.running.flex import sees_flex_attention
 from fxrebasin.running.messages import out_of_memory
 from fxrebasin.running.on_meta import on_meta
@@ -70,6 +74,8 @@ class RunOn(Enum):
 _NO_RULE = "unknown operator"
 _UNKNOWN = pin_everything(_NO_RULE)
 
+_Followed = TypeVar("_Followed")
+
 _Operand: TypeAlias = tuple[Tensor, "Track | None"]
 """An operand, and what is known of it; nothing of a constant."""
 
@@ -90,6 +96,7 @@ class Propagator(TorchDispatchMode):
         self.tensors = KnownTensors(self.result, self.escapes, self.real)
         self.recorder = Recorder(self.result.ledger, self.tensors, self.looks)
         self._outcomes = Outcomes(self.result.ledger, self.escapes)
+        self._sameness = Sameness(self.memory)
 
     def __torch_dispatch__(
         self,
@@ -221,9 +228,8 @@ class Propagator(TorchDispatchMode):
             )
         known = self.tensors
         of_tensors = known.lookup, known.constant, known.running_statistics
-        call = Call(
-            ledger, func, bound, outputs, *of_tensors, strides, known.names, known.are_apart
-        )
+        of_numbers = known.names, known.are_apart, self._sameness.of
+        call = Call(ledger, func, bound, outputs, *of_tensors, strides, *of_numbers)
         operands = [(tensor, self.memory.find(tensor)) for tensor in call.tensors()]
         if func in LAZY:
             self._make_views(call, operands)
@@ -243,9 +249,11 @@ class Propagator(TorchDispatchMode):
     ) -> None:
         """The rule of an operator says what its outputs hold."""
         func, outputs = call.op, call.outputs
-        self._refresh(func, operands, written if func in OVERWRITING else [])
         rule = self._rule(call)
-        values = [] if rule is None else self._apply(rule, call)
+        values = self._keeping_rows_apart(call, operands, written)
+        if values is None:
+            self._refresh(func, operands, written if func in OVERWRITING else [])
+            values = [] if rule is None else self._apply(rule, call)
         shape = tuple(outputs[0].shape) if outputs else ()
         spreads = [spread_of_operand(*operand) for operand in operands]
         spread = of_result(func, call.args, spreads, shape, rule is pointwise)
@@ -258,9 +266,27 @@ class Propagator(TorchDispatchMode):
                 self._outcomes.note_write(tensor, held)
         else:
             self._outcomes.attach(call, values)
+            self._sameness.note(call)
         if outputs and (track := self.memory.find(outputs[0])) is not None:
             track.spread = spread
         self.recorder.call(inputs, outputs, values)
+
+    def _keeping_rows_apart(
+        self, call: Call, operands: Sequence[_Operand], written: Sequence[Tensor]
+    ) -> list[Value] | None:
+        """The outputs of an operator on rows that were given slices of a stack, row by row."""
+        if call.op not in FOLLOWING:
+            return None
+        found = {
+            id(tensor): rows
+            for tensor, track in operands
+            if track is not None and may_be_sliced(track)
+            if (rows := sliced(track, self.result.ledger)) is not None
+        }
+        if not found:
+            return None
+        values = self._guarded(call, lambda: follow_slices(call, found))
+        return None if values is None else self._apply(lambda _: values, call)
 
     def _rule(self, call: Call) -> Rule | None:
         """What to go by; nothing where an operator makes no tensors, or none that depend on any."""
@@ -287,8 +313,12 @@ class Propagator(TorchDispatchMode):
                 refresh(track, self.result.ledger)
 
     def _apply(self, rule: Rule, call: Call) -> list[Value]:
+        return self._guarded(call, lambda: list(rule(call)))
+
+    def _guarded(self, call: Call, follow: Callable[[], _Followed]) -> _Followed:
+        """What a rule gives back; an error of its own says that it is one of ours."""
         try:
-            return list(rule(call))
+            return follow()
         except Exception as error:
             if out_of_memory(error):
                 raise

@@ -80,7 +80,7 @@ class Recorder:
 
 
 def _shown(track: Track) -> Value | Track:
-    return track.value if track.seen >= 0 else track
+    return track.value if track.seen >= 0 and track.value.sliced is None else track
 
 
 def _settled(entries: Sequence[Entry]) -> tuple[tuple[str, Value], ...]:

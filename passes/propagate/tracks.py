@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,15 +11,17 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 import fxrebasin.passes.rules  # noqa: F401  (importing it fills the registry)
-from fxrebasin.passes.fields.fields import Labels, Value, pinned_value
+from fxrebasin.passes.fields.fields import Labels, Sliced, Value, pinned_value
 from fxrebasin.passes.fields.joining import pinned_too
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.moving import view_fields
+from fxrebasin.passes.fields.slices import deferred, reshape_slices
 from fxrebasin.passes.propagate.pieces import Pieces
 from fxrebasin.passes.propagate.spreads import Later, known, of_view, unknown
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.movement import reshape, same, view
 from fxrebasin.passes.rules.registry import RULES, overloads, pin_everything
+from fxrebasin.passes.rules.slices import moved_slices
 from fxrebasin.running.operators import viewed_by
 
 
@@ -30,7 +32,8 @@ class Track:
     A view remembers its base and how it was made, so that a write through either is seen by both;
     what it holds is looked up when something reads it. The base of all bases holds the `pieces`
     that views of it were given. `version` counts its writes, and `seen` those that a view has
-    caught up with. `spread` is how the numbers differ, for tensors that are not views.
+    caught up with. `spread` is how the numbers differ, for tensors that are not views. `numbers` is
+    a version, and what names the numbers that the tensor held then.
     """
 
     value: Value
@@ -41,6 +44,7 @@ class Track:
     seen: int = 0
     pieces: Pieces | None = None
     spread: Later | None = None
+    numbers: tuple[int, Hashable] | None = None
     is_state: bool = False
 
     @property
@@ -51,7 +55,7 @@ class Track:
     def stand_alone(self, value: Value) -> None:
         """Forget what this is a view of, and what was written into it; it holds a value now."""
         self.value, self.is_state = value, False
-        self.base = self.replay = self.pieces = self.spread = None
+        self.base = self.replay = self.pieces = self.spread = self.numbers = None
         self.seen = self.version
 
 
@@ -83,7 +87,7 @@ class Replay:
         def looked_up(_: Tensor) -> Value:
             return base
 
-        args = (looked_up, _none, looked_up, strides, _none, _never)
+        args = (looked_up, _none, looked_up, strides, _none, _never, _none)
         return rule(Call(ledger, self.op, self.args, out, *args))[0]
 
 
@@ -142,8 +146,7 @@ def _never(_: Tensor, axis: int, largest: bool) -> bool:
 def refresh(track: Track, ledger: Ledger) -> Value:
     """The current value of a tensor that is read."""
     root = track.root
-    if root.value.when_read is not None:
-        root.value = root.value.when_read()
+    root.value = as_read(root.value)
     if track is root and root.pieces is not None:
         pieces, root.pieces = root.pieces, None
         root.value = pieces.read(ledger, pieces.form) or root.value
@@ -177,6 +180,23 @@ def may_be_named(track: Track) -> bool:
     """Whether the numbers of a tensor are names of units, if nothing has read them otherwise."""
     value = track.root.value
     return value.names is not None or value.when_named is not None
+
+
+def may_be_sliced(track: Track) -> bool:
+    """Whether rows of a tensor were given slices of a stack, if nothing has read them otherwise."""
+    root = track.root
+    return root.value.sliced is not None and root.pieces is None
+
+
+def sliced(track: Track, ledger: Ledger) -> Sliced | None:
+    """What rows hold that were given slices of a stack, for a reader that keeps them apart."""
+    if not may_be_sliced(track):
+        return None
+    if track.base is None or track.replay is None:
+        return track.value.sliced
+    found, replay = sliced(track.base, ledger), track.replay
+    shapes = track.base.value.shape, track.value.shape
+    return None if found is None else moved_slices(ledger, found, *shapes, replay.op, replay)
 
 
 def spread_of_track(track: Track) -> Later:
@@ -231,7 +251,13 @@ def write_through(track: Track, value: Value, ledger: Ledger) -> None:
     root.spread = None
     if track.base is None or track.replay is None:
         root.pieces = None
+        track.value = value if track is root else as_read(value)
         return
+    if value.sliced is not None and (whole := _as_root(track, value.sliced, ledger)) is not None:
+        root.value, root.pieces, track.seen = whole, None, -1
+        return
+    root.value = as_read(root.value)
+    track.value = value = as_read(value)
     form = _form_of(track.base, track.replay) if root.pieces is None else root.pieces.form
     placed = _placed(track, form)
     if placed is None:
@@ -243,6 +269,40 @@ def write_through(track: Track, value: Value, ledger: Ledger) -> None:
     if root.pieces is None:
         root.pieces = Pieces(form, root.value)
     root.pieces.write(placed, value)
+
+
+def as_read(value: Value) -> Value:
+    """What a value is for a reader that knows of nothing but fields."""
+    return value if value.when_read is None else value.when_read()
+
+
+def _as_root(track: Track, rows: Sliced, ledger: Ledger) -> Value | None:
+    """What all are views of, after a view that holds all of it in the same order was written to."""
+    if track.base is None or track.replay is None:
+        return None
+    shape = track.root.value.shape
+    placed = placed_in_root(track, _form_of(track.base, track.replay).dtype)
+    if placed is None or placed.numel() != torch.Size(shape).numel() or not placed.is_contiguous():
+        return None
+    found = reshape_slices(ledger, rows, placed.shape, shape)
+    return None if found is None else deferred(ledger, found, shape)
+
+
+def placed_in_root(track: Track, dtype: torch.dtype) -> Tensor | None:
+    """A meta tensor as a tensor lies in what all are views of, if that lay in memory in order.
+
+    None if it could not be seen so, or has elements of another type.
+    """
+    form = torch.empty(track.root.value.shape, dtype=dtype, device="meta")
+    if track.base is None or track.replay is None:
+        return form
+    whole = _form_of(track.base, track.replay)
+    if whole.dtype != dtype:
+        return None
+    try:
+        return _placed(track, form)
+    except RuntimeError:
+        return None
 
 
 def _form_of(base: Track, replay: Replay) -> Tensor:

@@ -22,7 +22,7 @@ from fxrebasin.passes.fields.fields import (
     pinned_value,
     positions,
 )
-from fxrebasin.passes.fields.joining import join, pin_routed
+from fxrebasin.passes.fields.joining import join
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.moving import (
     chosen_labels,
@@ -37,6 +37,7 @@ from fxrebasin.passes.fields.origin import Origin
 from fxrebasin.passes.fields.patterns import Pattern
 from fxrebasin.passes.fields.reducing import reduce
 from fxrebasin.passes.fields.reshaping import reshape_fields, reshape_value
+from fxrebasin.passes.fields.slices import Numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,7 @@ class Call:
             not read so has to be looked up.
         apart: whether numbers of a tensor argument along an axis are equal by accident only: all,
             or the largest.
+        numbers: what is known of whole numbers in a tensor argument that depends on data.
     """
 
     ledger: Ledger
@@ -68,6 +70,7 @@ class Call:
     strides: Sequence[tuple[int, ...]]
     named: Callable[[Tensor], Value | None]
     apart: Callable[[Tensor, int, bool], bool]
+    numbers: Callable[[Tensor], Numbers | None]
 
     def value(self, name: str) -> Value:
         """The value of a tensor argument."""
@@ -234,10 +237,6 @@ class Call:
             return None
         found = (f if isinstance(f, Labels) else materialise(self.ledger, f) for f in value.fields)
         return self.join(found, value.shape)
-
-    def pin_routed(self, item: Labels) -> None:
-        """Give up rows of experts that data chose, where something picks among them."""
-        pin_routed(self.ledger, item)
 
     def separate(self, elements: Elements) -> list[Labels]:
         """Labels for the elements of a state tensor's view, along several axes if they are few."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from fxrebasin.passes.fields.fields import (
+    Choice,
     Field,
     Labels,
+    Sliced,
+    Stage,
     Value,
     onto_axes,
     pinned_value,
@@ -18,8 +21,8 @@ from fxrebasin.passes.fields.fields import (
     squeeze_constant,
 )
 from fxrebasin.passes.fields.patterns import pattern
+from fxrebasin.passes.fields.slices import deferred, differ_by_slice, one_row
 from fxrebasin.passes.rules.call import Call
-from fxrebasin.passes.rules.experts import rows_of_experts
 from fxrebasin.passes.rules.numbers import looked_up, numbers_in
 from fxrebasin.passes.rules.registry import pin_everything, rule
 
@@ -36,7 +39,12 @@ def embedding(call: Call) -> Sequence[Value]:
     """Rows are chosen by numbers, which pins them unless they name units; features are free."""
     indices, what = call.args["indices"], "row chosen by index"
     table = looked_up(call, call.value("weight"), 0, indices, what)
-    return [call.follow(_ROWS, table, _numbers(call, indices, what))]
+    numbers = _numbers(call, indices, what)
+
+    def read() -> Value:
+        return call.follow(_ROWS, table, numbers)
+
+    return [_or_slices(call, table, 0, indices, read)]
 
 
 @rule("embedding_renorm_", "embedding_renorm")
@@ -110,16 +118,50 @@ def _looked_up(call: Call, value: Value, axis: int, index: Tensor) -> Value:
         fields = _around(call, call.pin_axes(value, covered, _BY_DATA), covered)
         call.pin_axes(call.lookup(index), range(index.ndim), _BY_DATA)
         return call.join([*fields, *call.positions([axis], _BY_DATA)])
-    if axis == 0 and index.ndim == 1 and not call.named(index):
-        found = rows_of_experts(call, value, index)
-        if found is not None:
-            return found
-        met = call.pin_axes(value, [axis], _BY_DATA)
+    met = looked_up(call, value, axis, index, _BY_DATA)
+    numbers = _chosen(call, index, range(axis, axis + index.ndim), _BY_DATA)
+
+    def read() -> Value:
+        return call.join([*_around(call, met, range(axis, axis + 1)), *numbers])
+
+    return _or_slices(call, met, axis, index, read)
+
+
+def _or_slices(
+    call: Call, stack: Value, axis: int, index: Tensor, read: Callable[[], Value]
+) -> Value:
+    """Slices of a stack that data chose: what they hold may have another order in each.
+
+    Args:
+        call: of the look-up.
+        stack: what is looked up in, where its axis met the numbers.
+        axis: of the stack.
+        index: the numbers. Their axes take the place of that of the stack, unless they are as many
+            as the stack's, and repeated along all others.
+        read: gives the output where nothing is known of the numbers.
+    """
+    numbers = call.numbers(index) if differ_by_slice(stack, axis) else None
+    known = numbers_in(call, index)
+    held = all(isinstance(item, Labels) and item.rigid for item in known.fields)
+    several = tuple(at for at, size in enumerate(index.shape) if size > 1)
+    if numbers is None or not numbers.axes or not held:
+        return read()
+    if call.rank == len(stack.shape) + index.ndim - 1 and numbers.axes == several:
+        rows, width = tuple(axis + at for at in several), index.ndim
+    elif call.rank == len(stack.shape) == index.ndim and numbers.axes == (axis,):
+        rows, width = (axis,), 1
     else:
-        met = looked_up(call, value, axis, index, _BY_DATA)
-    fields = _around(call, met, range(axis, axis + 1))
-    inside = range(axis, axis + index.ndim)
-    return call.join([*fields, *_chosen(call, index, inside, _BY_DATA)])
+        return read()
+    target = [1 + at if at < axis else at + width for at in range(len(stack.shape))]
+    target[axis] = 0
+    fields = onto_axes(stack.fields, target, 1 + call.rank)
+    count = stack.shape[axis]
+    value = Value(one_row(call.shape, rows, count), tuple(fields))
+    key, grouped = numbers.key, known.grouped
+    if grouped is not None and grouped.count == count and grouped.stage is Stage.NUMBERS:
+        key = grouped.routing
+    sliced = Sliced(Choice(key, count), rows, value, False)
+    return deferred(call.ledger, sliced, call.shape, read)
 
 
 def _around(call: Call, value: Value, covered: range) -> list[Field]:
@@ -138,8 +180,13 @@ def gather(call: Call) -> Sequence[Value]:
         return pin_everything("gather of a part of the other axes")(call)
     index = call.args["index"]
     met = looked_up(call, value, dim, index, "position chosen by index")
-    kept = call.reduce(met, set(range(len(value.shape))) - {dim})
-    return [call.join([*kept, *numbers_in(call, index).fields])]
+    numbers = numbers_in(call, index).fields
+
+    def read() -> Value:
+        kept = call.reduce(met, set(range(len(value.shape))) - {dim})
+        return call.join([*kept, *numbers])
+
+    return [_or_slices(call, met, dim, index, read)]
 
 
 @rule("index.Tensor", "_unsafe_index.Tensor")
@@ -176,7 +223,6 @@ def _distinct(index: Tensor) -> bool:
 def _indexed(
     call: Call, item: Labels, value: Value, indices: Sequence[Tensor | None]
 ) -> list[Labels]:
-    call.pin_routed(item)
     sizes = [
         size if index is None else whole
         for size, whole, index in zip_longest(item.values.shape, value.shape, indices)
