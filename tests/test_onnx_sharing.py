@@ -245,3 +245,22 @@ def test_a_weight_and_its_length_stay_one_tensor(tmp_path: Path) -> None:
     fxrebasin.onnx_apply(tmp_path / "out.onnx", report.certificate.inverse(), back)
     found, before = tensors_of(back), tensors_of(tmp_path / "b.onnx")
     assert all(np.array_equal(found[name], before[name]) for name in before)
+
+
+def test_weights_that_no_node_reads_go_with_those_that_they_are_copies_of(tmp_path: Path) -> None:
+    b, moved, back = (tmp_path / f"{name}.onnx" for name in ("b", "moved", "back"))
+    made = model(LAYERS, WEIGHTS)
+    w3 = next(numpy_helper.to_array(t) for t in made.graph.initializer if t.name == "w3")
+    spare = np.random.default_rng(7).standard_normal(w3.shape).astype(np.float32)
+    made.graph.initializer.append(numpy_helper.from_array(w3, "tied"))
+    made.graph.initializer.append(numpy_helper.from_array(spare, "spare"))
+    onnx.save(made, b)
+    order = fxrebasin.analyze(b).random(seed=1)
+    fxrebasin.onnx_apply(b, order, moved)
+    found = tensors_of(moved)
+    assert not np.array_equal(found["w3"], w3)
+    assert np.array_equal(found["tied"], found["w3"])
+    assert np.array_equal(found["spare"], spare)
+    fxrebasin.onnx_apply(moved, order.inverse(), back)
+    restored = tensors_of(back)
+    assert all(np.array_equal(restored[name], own) for name, own in tensors_of(b).items())

@@ -86,13 +86,7 @@ def lower(program: ExportedProgram, operators: Operators) -> bool:
     for node in list(graph.nodes):
         if node.op == "get_attr":
             return False  # bodies of control flow
-        if node.op != "call_function":
-            continue
-        if is_attention_of_other_rank(node):
-            if work.expanded(node, attention_of_four) is None:
-                return False
-            continue
-        if operators.may_stay(node.target):
+        if node.op != "call_function" or operators.may_stay(node.target):
             continue
         made = work.without_write(node) if _is_write(node.target) else node
         if made is not None and not operators.may_stay(made.target):
@@ -104,6 +98,23 @@ def lower(program: ExportedProgram, operators: Operators) -> bool:
         return False  # the exporter wants all values to be of one
     _adopt(program, graph)
     return True
+
+
+def take_four_axes(program: ExportedProgram, operators: Operators) -> None:
+    """Write attention over other axes than four as attention over four, in place.
+
+    Args:
+        program: of torch.export; left as it is if that is impossible.
+        operators: see `lower`.
+    """
+    if not any(map(is_attention_of_other_rank, program.graph.nodes)):
+        return
+    graph = _copied(program.graph)
+    work = _Work(graph, operators)
+    nodes = list(filter(is_attention_of_other_rank, graph.nodes))
+    written = all(work.expanded(node, attention_of_four) is not None for node in nodes)
+    if written and len(_modes(graph)) == 1:
+        _adopt(program, graph)
 
 
 def _modes(graph: fx.Graph) -> set[int]:
@@ -347,7 +358,9 @@ def lowered_first(program: ExportedProgram) -> ExportedProgram:
     """
 
     def run_decompositions(table: Table) -> ExportedProgram:
-        if lower(program, Operators(table, _translated_names())):
+        operators = Operators(table, _translated_names())
+        take_four_axes(program, operators)
+        if lower(program, operators):
             return program
         whole: ExportedProgram = ExportedProgram.run_decompositions(program, dict(table))
         return whole

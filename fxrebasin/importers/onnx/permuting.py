@@ -24,7 +24,7 @@ from fxrebasin.importers.onnx.finding import Runs, find, made_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.module import OnnxModule
 from fxrebasin.importers.onnx.running import check_interpreter
-from fxrebasin.importers.onnx.sharing import parted
+from fxrebasin.importers.onnx.sharing import parted, unread_copies
 from fxrebasin.importers.onnx.tensors import bits_of, same_bits
 from fxrebasin.importers.onnx.writing import changed, draft
 from fxrebasin.passes.trace.graph_state import named_state
@@ -166,8 +166,9 @@ def permuted(
 def _moved(own: OnnxSource, module: OnnxModule, permutation: Permutation) -> dict[str, Tensor]:
     names, layout = module.file_names, permutation.layout
     given = {key: own.parsed.tensors[name] for key, name in names.items() if key in layout}
-    moved = permutation.permute_state_dict(given)
-    return {names[key]: moved[key] for key in given}
+    permuted_state = permutation.permute_state_dict(given)
+    moved = {names[key]: permuted_state[key] for key in given}
+    return {**moved, **unread_copies(own.parsed, moved)}
 
 
 @in_own_surroundings
