@@ -16,7 +16,7 @@ from benchmarks import equivalence
 from benchmarks.equivalence import Settings, main, measure
 from benchmarks.support.equivalence_models import QUICK, SETS, Subject, build
 from benchmarks.support.equivalence_process import measured_apart
-from benchmarks.support.equivalence_table import Row, read_rows, write_tables
+from benchmarks.support.equivalence_table import Row, console_table, read_rows, write_tables
 from benchmarks.support.randomise import randomise
 from fxrebasin.errors import ExportError
 from tests.support.measurements import dying, measuring, never_ending
@@ -237,3 +237,14 @@ def test_the_control_goes_on_to_a_tensor_that_matters():
     torch.testing.assert_close(idle(x), model(x))
     subject = Subject(model, (x,), {})
     assert equivalence._error_of_faults(subject, permutation) > equivalence.LEAST_CONTROL_ERROR
+
+
+def test_tables_for_people_are_short_and_the_file_has_everything(tmp_path):
+    names = " ".join(f"layer.{i}.weight" for i in range(300))
+    row = Row("m", log10_order=3.0, classes=1, file_larger=names, reason="it differs " * 99)
+    write_tables(tmp_path, "all", [row])
+    assert read_rows(tmp_path / "all.csv") == [row]
+    (line,) = [t for t in (tmp_path / "all.md").read_text().splitlines() if t.startswith("| m ")]
+    assert "layer.0.weight, layer.1.weight and 298 more" in line
+    assert len(line) < 500
+    assert len(console_table([row]).columns) < 10

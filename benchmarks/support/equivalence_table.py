@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import get_type_hints
 
 import torch
 from rich.table import Table
 
 from fxrebasin.storage.files import publish
+from fxrebasin.wording import listed
 
 NOT_FINISHED = "not finished"
 
@@ -91,6 +93,15 @@ _COLUMNS = (
 )
 
 
+_ON_A_LINE = {"model", "size", "log10_order", "coverage", "float64_error", "onnx_error"}
+_ON_A_LINE |= {"file_log10_order", "file_recovered", "reason"}
+"""What a terminal has room for."""
+
+_NAMED = 2
+_WORDS = 160
+"""Names of tensors, and characters of a verdict, that tables for people show."""
+
+
 def write_tables(out: Path, label: str, rows: Sequence[Row]) -> None:
     """Write `<out>/<label>.csv` and `<out>/<label>.md`, replacing those that are there."""
     buffer = io.StringIO()
@@ -122,13 +133,14 @@ def _parsed(text: str, hint: object) -> object:
 
 
 def console_table(rows: Sequence[Row]) -> Table:
-    """The columns for people."""
+    """The columns that fit a terminal."""
     table = Table()
-    for key, title, _ in _COLUMNS:
+    columns = [column for column in _COLUMNS if column[0] in _ON_A_LINE]
+    for key, title, _ in columns:
         text = key in ("model", "reason")
         table.add_column(title, justify="left" if text else "right", no_wrap=key == "model")
     for row in rows:
-        table.add_row(*_cells(row), style=None if row.passed else "red")
+        table.add_row(*_cells(row, columns), style=None if row.passed else "red")
     return table
 
 
@@ -144,7 +156,7 @@ def _markdown(rows: Sequence[Row]) -> str:
         f"|{' --- |' * len(titles)}",
     ]
     for row in rows:
-        cells = (cell.replace("|", "\\|").replace("\n", " ") for cell in _cells(row))
+        cells = (cell.replace("|", "\\|").replace("\n", " ") for cell in _cells(row, _COLUMNS))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -153,12 +165,15 @@ def _with_files(rows: Sequence[Row]) -> int:
     return sum(row.passed and row.file_recovered is not None for row in rows)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, columns: Sequence[tuple[str, str, str]]) -> list[str]:
     operators = "–" if row.classes is None else row.unknown_operators or "none"
-    values = {**asdict(row), "unknown_operators": operators, "reason": row.reason or "pass"}
-    return [
-        "–" if values[key] is None else format(values[key], style) for key, _, style in _COLUMNS
-    ]
+    values = {
+        **asdict(row),
+        "unknown_operators": operators,
+        "file_larger": listed(row.file_larger.split(), _NAMED),
+        "reason": shorten(row.reason or "pass", _WORDS, placeholder=" ..."),
+    }
+    return ["–" if values[key] is None else format(values[key], style) for key, _, style in columns]
 
 
 def _environment() -> str:
