@@ -61,3 +61,22 @@ def test_the_way_is_that_of_the_real_device(name: str, answer: bool) -> None:
 def test_a_model_on_meta_goes_the_way_of_one_with_numbers(device: str) -> None:
     model = Asking(lambda h, w: not h.is_meta, 0).to("meta")
     assert fxrebasin.analyze(model, X.to(device)).classes == ()
+
+
+class Following(nn.Module):
+    """Takes a buffer to where its activations are, as rotary embeddings do with frequencies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.register_buffer("scale", torch.tensor([0.5, 2.0, 3.0]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled = x * self.scale.to(device=x.device, dtype=torch.float)
+        return self.outer(self.inner(scaled).tanh())
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_buffers_go_to_where_activations_are(device: str) -> None:
+    model = Following().to(device)
+    assert [c.size for c in fxrebasin.analyze(model, X.to(device)).classes] == [6]

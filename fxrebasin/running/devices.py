@@ -35,7 +35,8 @@ class OwnDevice(TorchFunctionMode):
     earlier runs for some of them.
 
     Args:
-        model: that runs; of one on meta itself, its inputs count, or else a CPU.
+        model: that runs; of one on meta itself, its inputs count, or else a CPU. If it has buffers
+            on meta, it is told of meta: they cannot follow activations to where there are numbers.
         inputs: of the run.
 
     Example:
@@ -48,7 +49,8 @@ class OwnDevice(TorchFunctionMode):
         super().__init__()
         given = (item.tensor for item in tensors_reached(inputs))
         held = chain(model.parameters(), model.buffers(), given)
-        device = next((tensor.device for tensor in held if not tensor.is_meta), "cpu")
+        on_meta = "meta" if any(True for _ in model.buffers()) else "cpu"
+        device = next((tensor.device for tensor in held if not tensor.is_meta), on_meta)
         self._like = torch.empty(0, device=device)
 
     def __torch_function__(
