@@ -76,7 +76,8 @@ class Following(nn.Module):
         return self.outer(self.inner(scaled).tanh())
 
 
+@pytest.mark.parametrize("given", ["cpu", "meta"])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_buffers_go_to_where_activations_are(device: str) -> None:
+def test_buffers_go_to_where_activations_are(device: str, given: str) -> None:
     model = Following().to(device)
-    assert [c.size for c in fxrebasin.analyze(model, X.to(device)).classes] == [6]
+    assert [c.size for c in fxrebasin.analyze(model, X.to(given)).classes] == [6]

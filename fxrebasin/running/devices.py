@@ -47,11 +47,7 @@ class OwnDevice(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         super().__init__()
-        given = (item.tensor for item in tensors_reached(inputs))
-        held = chain(model.parameters(), model.buffers(), given)
-        on_meta = "meta" if any(True for _ in model.buffers()) else "cpu"
-        device = next((tensor.device for tensor in held if not tensor.is_meta), on_meta)
-        self._like = torch.empty(0, device=device)
+        self._like = torch.empty(0, device=_device_of(model, inputs))
 
     def __torch_function__(
         self,
@@ -65,3 +61,11 @@ class OwnDevice(TorchFunctionMode):
         if func is Tensor.type and args[0].is_meta and len(args) == 1 and not kwargs:
             return self._like.to(args[0].dtype).type()
         return func(*args, **(kwargs or {}))
+
+
+def _device_of(model: nn.Module, inputs: Any) -> torch.device:
+    if any(buffer.is_meta for buffer in model.buffers()):
+        return torch.device("meta")
+    given = (item.tensor for item in tensors_reached(inputs))
+    held = chain(model.parameters(), model.buffers(), given)
+    return next((tensor.device for tensor in held if not tensor.is_meta), torch.device("cpu"))
