@@ -81,3 +81,21 @@ class Following(nn.Module):
 def test_buffers_go_to_where_activations_are(device: str, given: str) -> None:
     model = Following().to(device)
     assert [c.size for c in fxrebasin.analyze(model, X.to(given)).classes] == [6]
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer, which begins with zeros that it makes where its input is."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.inner, self.outer = kind(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(x)[0])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_recurrent_layers_begin_where_their_inputs_are(kind: type[nn.RNNBase], device: str) -> None:
+    symmetry = fxrebasin.analyze(Recurrent(kind).to(device), torch.randn(2, 5, 3))
+    assert [c.size for c in symmetry.classes] == [4]

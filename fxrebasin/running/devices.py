@@ -35,19 +35,17 @@ class OwnDevice(TorchFunctionMode):
     earlier runs for some of them.
 
     Args:
-        model: that runs; of one on meta itself, its inputs count, or else a CPU. If it has buffers
-            on meta, it is told of meta: they cannot follow activations to where there are numbers.
-        inputs: of the run.
+        device: where the model is; see `device_of`.
 
     Example:
-        >>> with OwnDevice(nn.Linear(2, 1), ()):
+        >>> with OwnDevice(torch.device("cpu")):
         ...     torch.empty(3, device="meta").device
         device(type='cpu')
     """
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self._like = torch.empty(0, device=_device_of(model, inputs))
+        self._like = torch.empty(0, device=device)
 
     def __torch_function__(
         self,
@@ -63,7 +61,18 @@ class OwnDevice(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _device_of(model: nn.Module, inputs: Any) -> torch.device:
+def device_of(model: nn.Module, inputs: Any) -> torch.device:
+    """Where a model really is.
+
+    Args:
+        model: that is going to run; of one on meta itself, its inputs count, or else a CPU. If it
+            has buffers on meta, it is there: they cannot follow activations to where numbers are.
+        inputs: of the run.
+
+    Example:
+        >>> device_of(nn.Linear(2, 1), torch.empty(1, 2, device="meta"))
+        device(type='cpu')
+    """
     if any(buffer.is_meta for buffer in model.buffers()):
         return torch.device("meta")
     given = (item.tensor for item in tensors_reached(inputs))

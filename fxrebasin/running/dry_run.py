@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from fxrebasin.running.devices import OwnDevice
+from fxrebasin.running.devices import OwnDevice, device_of
 from fxrebasin.running.given import Given, remade
 from fxrebasin.running.modes import modes_off
 from fxrebasin.running.on_meta import on_meta
@@ -79,7 +79,7 @@ def dry_run(
     """
     with preserve(model), torch.no_grad():
         recorder = _Recorder(model)
-        with recorder, OwnDevice(model, (args, kwargs)):
+        with recorder, OwnDevice(device_of(model, (args, kwargs))):
             meta_args, meta_kwargs = remade((tuple(args), dict(kwargs)), recorder.input)
             given = Given(meta_args, meta_kwargs)
             output = reduced(model, model(*meta_args, **meta_kwargs), wanted)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fxrebasin.running.devices import OwnDevice
 
@@ -35,17 +35,14 @@ class FunctionWatch(OwnDevice):
     torch's C++, where no dispatch mode sees their data.
     """
 
-    def __init__(
-        self, model: nn.Module, inputs: Any, on_read: Callable[[Tensor, str], None]
-    ) -> None:
+    def __init__(self, device: torch.device, on_read: Callable[[Tensor, str], None]) -> None:
         """Watch the functions of torch that are called.
 
         Args:
-            model: that runs.
-            inputs: of the run.
+            device: where the model is told that its activations are.
             on_read: called with a tensor whose data Python is about to get, and by which method.
         """
-        super().__init__(model, inputs)
+        super().__init__(device)
         self._on_read = on_read
 
     def __torch_function__(

@@ -27,6 +27,7 @@ from fxrebasin.passes.propagate.routing import (
     with_more_rows,
     with_twos,
 )
+from fxrebasin.running.devices import device_of
 from fxrebasin.running.given import Given, remade
 from fxrebasin.running.messages import attempt
 from fxrebasin.running.outputs import counted, reduced
@@ -116,7 +117,7 @@ class _Runs:
         before = Given(*inputs)
         mode.escapes.begin_run()
         mode.looks.begin_run(turned, answers, far)
-        with mode.site.watch(), mode, FunctionWatch(self._model, values, mode.read):
+        with mode.site.watch(), mode, FunctionWatch(self._told(values), mode.read):
             returned = functional_call(self._model, self._stand_ins, *inputs, tie_weights=False)
             returned = reduced(self._model, returned, self._wanted)
         if mode.escapes.refusal is not None:
@@ -126,6 +127,12 @@ class _Runs:
         found = outputs_found(mode.tensors, mode.recorder, counts)
         self._returned |= states_returned(found, self._states)
         self.outputs += found
+
+    def _told(self, values: Any) -> torch.device:
+        """Where the model is told that it is: without any data, where it is made to be."""
+        if self._mode.all_meta:
+            return torch.device("meta")
+        return device_of(self._model, values)
 
     def run_otherwise(self, given: Any) -> None:
         """Take other paths through a model that looks at data; doubt what none of them reads."""
