@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from fxrebasin.running.numberless import has_no_data
+
 _PLAIN: frozenset[type] = frozenset(
     {
         *(NoneType, bool, int, float, complex, str, bytes, bytearray, range, type(...), object),
@@ -149,7 +151,7 @@ def _order(value: Any) -> tuple[str, tuple[int, ...], list[Any]]:
     """By what members of a set are put in order: kind, shape, and values where there are any."""
     if not isinstance(value, torch.Tensor):
         return type(value).__name__, (), []
-    plain = type(value) in (torch.Tensor, nn.Parameter) and not value.is_meta
+    plain = type(value) in (torch.Tensor, nn.Parameter) and not has_no_data(value)
     numbers = torch.view_as_real(value.detach()) if plain and value.is_complex() else value
     return str(value.dtype), tuple(value.shape), numbers.reshape(-1).tolist() if plain else []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +16,13 @@ from fxrebasin.passes.fields.fields import Labels, Sliced, Value, pinned_value
 from fxrebasin.passes.fields.joining import pinned_too
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.moving import view_fields
-from fxrebasin.passes.fields.slices import deferred, reshape_slices
+from fxrebasin.passes.fields.slices import deferred, reshape_slices, view_slices
 from fxrebasin.passes.propagate.pieces import Pieces
 from fxrebasin.passes.propagate.spreads import Later, known, of_view, unknown
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.movement import reshape, same, view
 from fxrebasin.passes.rules.registry import RULES, overloads, pin_everything
-from fxrebasin.passes.rules.slices import moved_slices
+from fxrebasin.passes.rules.slices import Ways, moved_slices
 from fxrebasin.running.operators import viewed_by
 
 
@@ -196,7 +197,8 @@ def sliced(track: Track, ledger: Ledger) -> Sliced | None:
         return track.value.sliced
     found, replay = sliced(track.base, ledger), track.replay
     shapes = track.base.value.shape, track.value.shape
-    return None if found is None else moved_slices(ledger, found, *shapes, replay.op, replay)
+    ways = Ways(partial(reshape_slices, ledger), partial(view_slices, ledger))
+    return None if found is None else moved_slices(ways, found, *shapes, replay.op, replay)
 
 
 def spread_of_track(track: Track) -> Later:

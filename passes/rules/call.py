@@ -17,6 +17,7 @@ from fxrebasin.passes.fields.fields import (
     Elements,
     Field,
     Labels,
+    Sliced,
     Value,
     onto_axes,
     pinned_value,
@@ -37,7 +38,13 @@ from fxrebasin.passes.fields.origin import Origin
 from fxrebasin.passes.fields.patterns import Pattern
 from fxrebasin.passes.fields.reducing import reduce
 from fxrebasin.passes.fields.reshaping import reshape_fields, reshape_value
-from fxrebasin.passes.fields.slices import Numbers
+from fxrebasin.passes.fields.slices import (
+    Numbers,
+    deferred,
+    of_any_row,
+    reshape_slices,
+    view_slices,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,6 +260,28 @@ class Call:
     def put_at(self, value: Value, axis: int, places: Tensor) -> list[Field]:
         """The fields of slices along an axis, at places along that of the first output."""
         return put_at(self.ledger, value, axis, places, self.shape)
+
+    def of_any_row(self, value: Value, rows: Sequence[int], rank: int) -> Value:
+        """What meets each slice of a tensor without slices, broadcast to a rank."""
+        return of_any_row(self.ledger, value, rows, rank)
+
+    def deferred(
+        self, sliced: Sliced, shape: Sequence[int], read: Callable[[], Value] | None = None
+    ) -> Value:
+        """The value of a tensor of which it is not known yet whether it is read row by row."""
+        return deferred(self.ledger, sliced, shape, read)
+
+    def reshape_slices(
+        self, sliced: Sliced, before: Sequence[int], after: Sequence[int]
+    ) -> Sliced | None:
+        """Rows after a reshape that keeps them apart."""
+        return reshape_slices(self.ledger, sliced, before, after)
+
+    def view_slices(
+        self, sliced: Sliced, before: Sequence[int], move: Callable[[Tensor], Tensor]
+    ) -> Sliced | None:
+        """Rows after a view that keeps them apart."""
+        return view_slices(self.ledger, sliced, before, move)
 
     def chosen(self, values: Tensor, source: Labels) -> list[Labels]:
         """A field of labels at positions that were chosen from a field; none if it says nothing."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxrebasin.passes.fields.fields import Choice, Sliced, Stage, Value, pinned_value
 from fxrebasin.passes.fields.patterns import pattern
-from fxrebasin.passes.fields.slices import broadcast_slices, deferred, of_any_row, one_row
+from fxrebasin.passes.fields.slices import broadcast_slices, one_row
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.registry import pin_everything, rule
 
@@ -29,7 +29,7 @@ def grouped_product(call: Call) -> Sequence[Value]:
     if len(rows.shape) == 3:
         return [call.follow(_IN_BATCHES, rows, stack)]
     choice = grouped_choice(call)
-    return [grouped_rows(call, of_any_row(call.ledger, rows, (0,), 2), choice)]
+    return [grouped_rows(call, call.of_any_row(rows, (0,), 2), choice)]
 
 
 def grouped_choice(call: Call) -> Choice:
@@ -47,7 +47,7 @@ def grouped_rows(call: Call, rows: Value, choice: Choice) -> Value:
     """The output, of one row for each expert, or of any row for all of them."""
     shape, stack = one_row(call.shape, (0,), choice.count), call.value("mat2")
     product = call.follow(_BY_EXPERT, rows, stack, shape=shape, reason="expert")
-    return deferred(call.ledger, Sliced(choice, (0,), product, True), call.shape)
+    return call.deferred(Sliced(choice, (0,), product, True), call.shape)
 
 
 def grouped_of_slices(call: Call, sliced: Sliced) -> Value | None:

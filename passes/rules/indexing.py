@@ -21,7 +21,7 @@ from fxrebasin.passes.fields.fields import (
     squeeze_constant,
 )
 from fxrebasin.passes.fields.patterns import pattern
-from fxrebasin.passes.fields.slices import deferred, differ_by_slice, one_row
+from fxrebasin.passes.fields.slices import differ_by_slice, one_row
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.numbers import looked_up, numbers_in
 from fxrebasin.passes.rules.registry import pin_everything, rule
@@ -161,7 +161,7 @@ def _or_slices(
     if grouped is not None and grouped.count == count and grouped.stage is Stage.NUMBERS:
         key = grouped.routing
     sliced = Sliced(Choice(key, count), rows, value, False)
-    return deferred(call.ledger, sliced, call.shape, read)
+    return call.deferred(sliced, call.shape, read)
 
 
 def _around(call: Call, value: Value, covered: range) -> list[Field]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -11,16 +11,11 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from fxrebasin.passes.fields.fields import Choice, Sliced, Value
-from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.patterns import pattern
 from fxrebasin.passes.fields.slices import (
     broadcast_slices,
-    deferred,
     has_matrices,
-    of_any_row,
     one_row,
-    reshape_slices,
-    view_slices,
 )
 from fxrebasin.passes.rules.call import Call
 from fxrebasin.passes.rules.experts import grouped_of_slices
@@ -67,7 +62,7 @@ def _inner(call: Call, given: SlicedOperands, rows: Sequence[int], **changes: in
         found = given.get(id(tensor))
         if found is not None:
             return broadcast_slices(found, rank)
-        return of_any_row(call.ledger, call.lookup(tensor), rows, rank)
+        return call.of_any_row(call.lookup(tensor), rows, rank)
 
     return replace(call, args={**call.args, **changes}, lookup=lookup)
 
@@ -92,7 +87,7 @@ def _made(
 ) -> list[Value]:
     """The outputs, of what they hold for one row of each slice."""
     return [
-        deferred(call.ledger, Sliced(choice, axes, value, True), out.shape)
+        call.deferred(Sliced(choice, axes, value, True), out.shape)
         for out, axes, value in zip(call.outputs, rows, values, strict=True)
     ]
 
@@ -165,14 +160,26 @@ def _moved(call: Call, given: SlicedOperands) -> list[Value] | None:
     (sliced,) = given.values()
     shapes = tuple(call.args["self"].shape), call.shape
     rest = {name: item for name, item in call.args.items() if name != "self"}
-    found = moved_slices(
-        call.ledger, sliced, *shapes, call.op, lambda tensor: call.op(tensor, **rest)
-    )
-    return None if found is None else [deferred(call.ledger, found, call.shape)]
+    ways = Ways(call.reshape_slices, call.view_slices)
+    found = moved_slices(ways, sliced, *shapes, call.op, lambda tensor: call.op(tensor, **rest))
+    return None if found is None else [call.deferred(found, call.shape)]
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How rows are followed through operators that move data.
+
+    Args:
+        reshape: the rows, and the shapes of the tensor before and after.
+        view: the rows, the shape of the tensor, and the operator.
+    """
+
+    reshape: Callable[[Sliced, Sequence[int], Sequence[int]], Sliced | None]
+    view: Callable[[Sliced, Sequence[int], Callable[[Tensor], Tensor]], Sliced | None]
 
 
 def moved_slices(
-    ledger: Ledger,
+    ways: Ways,
     sliced: Sliced,
     before: Sequence[int],
     after: Sequence[int],
@@ -182,7 +189,7 @@ def moved_slices(
     """Rows after an operator that moves data within them; None of any other.
 
     Args:
-        ledger: where constraints are recorded.
+        ways: to follow rows.
         sliced: what rows hold.
         before: the shape of the operand.
         after: that of the output.
@@ -193,9 +200,9 @@ def moved_slices(
     if rule in (same, copied):
         return sliced
     if rule is reshape:
-        return reshape_slices(ledger, sliced, before, after)
+        return ways.reshape(sliced, before, after)
     is_view = rule is view and viewed_by(op)
-    return view_slices(ledger, sliced, before, move) if is_view else None
+    return ways.view(sliced, before, move) if is_view else None
 
 
 _BY_RULE: dict[object, _Rule] = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxrebasin.importers.onnx.registry import Site, UnsupportedError, operator, whole
+from fxrebasin.running.numberless import has_no_data
 
 
 class Body(Protocol):
@@ -31,7 +32,7 @@ def branch(condition: Tensor, *, then_branch: Body, else_branch: Body) -> tuple[
     Without data the condition says nothing, and what comes out may be either. So both are run, and
     their results go together element by element.
     """
-    if condition.is_meta:
+    if has_no_data(condition):
         found = _both(condition, then_branch(), else_branch())
         if found is not None:
             return found

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxrebasin.importers.onnx.registry import number, operator, whole
+from fxrebasin.running.numberless import has_no_data
 
 _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
@@ -22,7 +23,7 @@ def _from_the_front(places: Tensor, size: int) -> Tensor:
 def gather(value: Tensor, places: Tensor, *, axis: int = 0) -> Tensor:
     """Slices along an axis."""
     axis %= value.ndim
-    if places.ndim == 0 and not places.is_meta:
+    if places.ndim == 0 and not has_no_data(places):
         return value.select(axis, whole(places))
     indices: list[Tensor | None] = [*[None] * axis, _from_the_front(places, value.shape[axis])]
     found: Tensor = torch.ops.aten.index.Tensor(value, indices)

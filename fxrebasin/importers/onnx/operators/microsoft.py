@@ -31,6 +31,7 @@ from fxrebasin.importers.onnx.registry import (
     operators,
     whole,
 )
+from fxrebasin.running.numberless import has_no_data
 
 _NEAR_ZERO = 1e-12
 """What layers that add before they normalise have as epsilon, if they do not say."""
@@ -387,7 +388,7 @@ def group_query_attention(
     if past_key is not None and past_value is not None:
         keys, values = torch.cat([past_key, keys], 2), torch.cat([past_value, values], 2)
     length = keys.shape[2]
-    if not total.is_meta and whole(total) != length:
+    if not has_no_data(total) and whole(total) != length:
         raise UnsupportedError("GroupQueryAttention with a cache that is written to")
     distance = torch.arange(steps).unsqueeze(1) + (length - steps) - torch.arange(length)
     allowed = distance >= 0
