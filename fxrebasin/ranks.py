@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 
@@ -90,10 +90,10 @@ class Together:
         Args:
             value: what can be pickled.
         """
-        found: list[T | None] = [None] * self.count
+        found: list[Any] = [None] * self.count
         with lost():
             torch.distributed.all_gather_object(found, value, group=self.group)
-        return found  # type: ignore[return-value]  # all of them are there
+        return found
 
     def hand(self, value: object, to: int) -> None:
         """Give something to another process, which takes it.
@@ -126,7 +126,7 @@ class Together:
         found = [value]
         with lost():
             torch.distributed.broadcast_object_list(found, group=self.group, group_src=source)
-        return found[0]  # type: ignore[return-value]  # it is that of the source
+        return cast(T, found[0])
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from fxrebasin.passes.group.classes import IrregularError
 from fxrebasin.passes.group.closure import Moves, check_closed, check_roles
 from fxrebasin.passes.group.solving import solve
 from fxrebasin.passes.group.structure import derive
+from tests.support.recorded import recorded
 
 
 def ledger_of(births, tables, selections=(), ties=()):
@@ -64,25 +65,6 @@ def drawn(moves, known, seed):
         at[key, tuple(row.tolist())] = unit
         goal[unit] = (key, moved)
     return {unit: at[place] for unit, place in goal.items()}
-
-
-@st.composite
-def recorded(draw):
-    births = draw(st.lists(st.integers(2, 4), min_size=1, max_size=3))
-    unit = st.integers(0, sum(births) - 1)
-    label = st.one_of(unit, unit, st.integers(-4, -2))
-    tables = []
-    for _ in range(draw(st.integers(0, 3))):
-        width = draw(st.integers(2, 3))
-        rows = st.lists(label, min_size=width, max_size=width)
-        tables.append(draw(st.lists(rows, min_size=1, max_size=8)))
-    starts, ties = np.cumsum([0, *births]), []
-    for one, two in pairwise(range(len(births))):
-        if births[one] == births[two] and draw(st.booleans()):
-            order = draw(st.permutations(range(births[two])))
-            ties.append((starts[one] + np.arange(births[one]), starts[two] + np.array(order)))
-    selections = draw(st.lists(st.lists(unit, min_size=1, max_size=3), max_size=2))
-    return births, tables, selections, ties
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
@@ -21,25 +19,14 @@ from fxrebasin.passes.group.group import group
 from fxrebasin.passes.group.parts import entries_of, parts_of
 from fxrebasin.passes.group.solving import solved, solved_in_full
 from fxrebasin.passes.propagate.propagate import propagate
+from tests.support.recorded import recorded
 
 
 @st.composite
-def recorded(draw):
+def of_a_part(draw):
     """What was recorded of one part: sizes of batches, tables, ties, selections, pins."""
-    births = draw(st.lists(st.integers(2, 4), min_size=1, max_size=3))
+    births, tables, selections, ties = draw(recorded())
     unit = st.integers(0, sum(births) - 1)
-    label = st.one_of(unit, unit, st.integers(-4, -2))
-    tables = []
-    for _ in range(draw(st.integers(0, 3))):
-        width = draw(st.integers(2, 3))
-        rows = st.lists(label, min_size=width, max_size=width)
-        tables.append(draw(st.lists(rows, min_size=1, max_size=8)))
-    starts, ties = np.cumsum([0, *births]), []
-    for one, two in pairwise(range(len(births))):
-        if births[one] == births[two] and draw(st.booleans()):
-            order = draw(st.permutations(range(births[two])))
-            ties.append((starts[one] + np.arange(births[one]), starts[two] + np.array(order)))
-    selections = draw(st.lists(st.lists(unit, min_size=1, max_size=3), max_size=2))
     pins = draw(st.lists(st.lists(unit, min_size=1, max_size=1), max_size=1))
     return births, tables, ties, selections, pins
 
@@ -95,7 +82,7 @@ def found_of(ledger, solve):
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(recorded(), recorded(), st.integers(2, 4), st.booleans())
+@given(of_a_part(), of_a_part(), st.integers(2, 4), st.booleans())
 def test_solving_once_finds_what_solving_all_does(part, other, count, in_turn):
     ledger = ledger_of([part, other, *[part] * (count - 1)], in_turn)
     assert found_of(ledger, solved) == found_of(ledger, solved_in_full)
