@@ -19,7 +19,7 @@ import fxrebasin
 from fxrebasin.cli import main
 from fxrebasin.demo.run import run_demo
 from fxrebasin.models.by_name import build_model
-from fxrebasin.storage import files
+from fxrebasin.storage import files, placing
 from tests.support.commands import document, invoke, lay_out
 from tests.support.streamed import save_shards
 from tests.support.tiny_demo import TINY
@@ -237,10 +237,10 @@ def test_all_outputs_appear_together_or_none(
     row: Row, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Something else writes one of them at the last moment, once for each."""
-    appear = files._put_in_place
+    appear = placing.put_in_place
     sets: list[set[Path]] = []
 
-    def beaten(drafts: Sequence[files._Draft]) -> None:
+    def beaten(drafts: Sequence[placing.Draft]) -> None:
         here = {item.place.absolute() for item in drafts}
         if not here <= {folder / name for name in row.written}:
             appear(drafts)  # on the way, in another folder
@@ -256,7 +256,7 @@ def test_all_outputs_appear_together_or_none(
 
     before = new_in(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(files, "_put_in_place", beaten)
+        patch.setattr(files, "put_in_place", beaten)
         text = invoke(*row.line, code=2).stderr
     assert sets == [{folder / name for name in row.written}]
     assert "exists already: something else wrote it meanwhile; choose another place" in text

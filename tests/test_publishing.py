@@ -22,7 +22,7 @@ import fxrebasin
 from fxrebasin.cli import main
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.onnx import write
-from fxrebasin.storage import files
+from fxrebasin.storage import placing
 from fxrebasin.storage.files import publish, replacing, replacing_folder, replacing_set, together
 
 
@@ -247,10 +247,10 @@ def test_a_fixed_batch_is_told_by_transform_as_by_export(folder: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from fxrebasin.storage import files
+from fxrebasin.storage import files, placing
 
 at, folder = int(sys.argv[1]), Path(sys.argv[2])
-put, done = files._put, []
+put, done = placing._put, []
 
 
 def until(*arguments):
@@ -260,15 +260,15 @@ def until(*arguments):
     done.append(1)
 
 
-def keep(*arguments, kept=files._keep):
+def keep(*arguments, kept=placing._keep):
     kept(*arguments)
     if len(done) == at:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-files._put = until
+placing._put = until
 if sys.argv[3] == "keep":
-    files._put, files._keep = put, keep
+    placing._put, placing._keep = put, keep
     at = 0
 elsewhere = folder / "elsewhere"
 with files.together():
@@ -383,14 +383,14 @@ def test_an_overwrite_that_is_killed_leaves_the_model_that_was_there(
 ) -> None:
     a, b = onnx_pair(tmp_path, monkeypatch)
     before = content(tmp_path)
-    put = files._put
+    put = placing._put
 
-    def killed(item: files._Draft, move: files._Move) -> None:
+    def killed(item: placing.Draft, move: placing._Move) -> None:
         if item.place.suffix == ".onnx":
             os.kill(os.getpid(), signal.SIGKILL)
         put(item, move)
 
-    monkeypatch.setattr(files, "_put", killed)
+    monkeypatch.setattr(placing, "_put", killed)
     child = os.fork()
     if not child:
         fxrebasin.export_onnx(b, tmp_path / "m.onnx", torch.randn(2, 20), overwrite=True)
@@ -398,7 +398,7 @@ def test_an_overwrite_that_is_killed_leaves_the_model_that_was_there(
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert len(list(tmp_path.glob("m.onnx.*.data"))) == 2
     assert fxrebasin.verify(a, tmp_path / "m.onnx", torch.randn(2, 20)).passed
-    monkeypatch.setattr(files, "_put", put)
+    monkeypatch.setattr(placing, "_put", put)
     publish(tmp_path / "next.txt", b"1")
     (tmp_path / "next.txt").unlink()
     assert content(tmp_path) == before
