@@ -12,9 +12,12 @@ import pytest
 import torch
 
 import fxrebasin
+from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import choices_for
+from fxrebasin.importers.onnx import finding
 from fxrebasin.importers.onnx.finding import find
 from fxrebasin.importers.onnx.loading import read
+from fxrebasin.importers.onnx.module import OnnxModule
 from tests.support.onnx_graphs import MLP, MLP_WEIGHTS, model, planted
 from tests.support.onnx_proofs import assert_a_file_is_recovered
 from tests.support.randomise import log10_factorial
@@ -224,6 +227,31 @@ def test_a_table_that_cannot_move_is_a_constant() -> None:
     gated = text.replace("h = Relu(a)", "g = MatMul(x, table)  r = Relu(a)  h = Mul(r, g)")
     halves = np.repeat(np.array([[1, 2], [3, 4], [5, 6]], np.float32), 4, 1)
     assert order(gated, {**weights, "table": halves}) == pytest.approx(log(8))
+
+
+def test_a_constant_that_others_are_computed_from_may_free_what_it_pins_as_a_weight() -> None:
+    text = """ g (float[n,3] x) => (float[n,2] y) {
+        s = CumSum(table, axis)  p = Sign(s)
+        a = MatMul(x, w1)  r = Relu(a)  h = Mul(r, p)  y = MatMul(h, w2) }"""
+    weights = {"w1": (3, 8), "w2": (8, 2), "table": np.arange(1, 9, dtype=np.float32)}
+    source = read(model(text, {**weights, "axis": np.array(0)}))
+    assert find(source).symmetry.log10_order() == 0
+    assert find(source, equal={"table"}).symmetry.log10_order() == pytest.approx(log(8))
+
+
+def test_constants_that_could_free_nothing_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """ g (float[n,3] x) => (float[n,2] y) {
+        a = MatMul(x, w1)  h = Relu(a)  b = MatMul(h, w2)  y = Add(b, last) }"""
+    analysed: list[OnnxModule] = []
+
+    def counting(module: OnnxModule, *rest: Any) -> Any:
+        analysed.append(module)
+        return symmetry_of(module, *rest)
+
+    monkeypatch.setattr(finding, "symmetry_of", counting)
+    found = find(read(model(text, {"w1": (3, 8), "w2": (8, 2), "last": (2,)})), equal={"last"})
+    assert found.symmetry.log10_order() == pytest.approx(log(8))
+    assert len(analysed) == len(found.runs.inputs) == 2
 
 
 def test_numbers_that_shapes_are_made_of_are_no_weights() -> None:

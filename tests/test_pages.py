@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from fxrebasin.exporters.verify import pages as pages_module
 from fxrebasin.exporters.verify import runs as runs_module
 from fxrebasin.exporters.verify.equivalence import compare_float64
 from fxrebasin.exporters.verify.input_sets import example_set
@@ -60,6 +61,20 @@ def test_a_run_holds_a_quarter_of_the_copy_and_what_is_read(monkeypatch):
     assert held(parameters) == 0
     expected = nn.Sequential(*model).double()(one.args[0].double())
     assert torch.allclose(found["output"], expected, rtol=1e-14, atol=0)
+
+
+def test_memory_of_emptied_pages_is_handed_back_now_and_then(monkeypatch):
+    handed = []
+    monkeypatch.setattr(pages_module, "give_back_memory", lambda: handed.append(True))
+    monkeypatch.setattr(pages_module, "_HANDED_BACK", 3 * 512)
+    pages = Pages(kept=64)
+    wide = [pages.stand_in(draw(64, seed=at), torch.float64) for at in range(8)]
+    for count, one in enumerate(wide, start=1):
+        with pages:
+            one.sum()
+        # a quarter of eight are kept
+        assert held(wide) == 512 * min(count, 2)
+        assert len(handed) == max(count - 2, 0) // 3
 
 
 def test_no_copy_outlives_a_comparison():

@@ -208,7 +208,27 @@ def compare_states(
         False
     """
     references = reference_runs(Subject(model, state, label, wanted), args, kwargs, few=few)
-    candidate = Subject(model, moved, f"{label}, permuted,", wanted)
+    return compare_moved(references, moved)
+
+
+def compare_moved(references: References, moved: Mapping[str, torch.Tensor]) -> EquivalenceReport:
+    """Compare what a module computes with another state, as `compare_states` does.
+
+    Args:
+        references: what it computes with its own, in float64.
+        moved: parameters and buffers by name; the module's own count where they are lacking.
+
+    Raises:
+        InputError: the module does not run in float64 on these inputs.
+
+    Example:
+        >>> net = nn.Linear(3, 2)
+        >>> references = reference_runs(Subject(net), (torch.ones(4, 3),), {})
+        >>> compare_moved(references, {"weight": net.weight.flip(0)}).passed
+        False
+    """
+    own = references.subject
+    candidate = Subject(own.model, moved, f"{own.label}, permuted,", own.wanted)
     return _float64_report(references, candidate, run_float64(candidate, references.sets))
 
 

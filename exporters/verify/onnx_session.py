@@ -40,6 +40,11 @@ _UNREADABLE = (
     *(_state.InvalidProtobuf, _state.NoModel),
 )
 
+# What has onnxruntime compute weights of the file's: each is a copy, and another while it is made.
+_MAKE_WEIGHTS = [
+    *("ConstantFolding", "ConvBNFusion", "ConvMulFusion", "MatMul_BatchNormalization_Fusion"),
+]
+
 # onnxruntime's exceptions have no base class of their own.
 ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
@@ -115,7 +120,7 @@ class OnnxModel:
                 str(self.path),
                 options,
                 providers=["CPUExecutionProvider"],
-                disabled_optimizers=["ConstantFolding"] if compact else None,
+                disabled_optimizers=_MAKE_WEIGHTS if compact else None,
             )
         except ONNXRUNTIME_ERRORS as error:
             if isinstance(error, _UNREADABLE) and not _is_well_formed(self.path):

@@ -9,12 +9,17 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from fxrebasin.running.freed import give_back_memory
 from fxrebasin.running.modes import modes_off
 from fxrebasin.running.operators import tensors_in, touched_by, viewed_by, writes
 from fxrebasin.running.watching import OperatorMode
 
 # Of all weights this part is kept in any case: recurrent layers read the same ones at every step.
 _KEPT_PART = 4
+
+# So much is emptied, in bytes, before the C library is asked to hand it to the operating system: it
+# would keep more than that at hand, and the next page may not fit between what is in use.
+_HANDED_BACK = 1 << 24
 
 # They return some of the numbers of their first operand: rows of a table are widened when picked.
 _PICKS = frozenset(
@@ -58,6 +63,8 @@ class Pages(OperatorMode):
         self._kept = kept
         self._pages: dict[int, _Page] = {}
         self._filled: dict[int, _Page] = {}  # the one that was read last is the last
+        self._bytes = self._held = 0  # of all pages, of those filled
+        self._emptied = 0  # bytes, since memory was handed back
         self._escapes: list[_Escapes] = []  # while inside: it knows this mode
 
     def stand_in(self, source: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -71,6 +78,7 @@ class Pages(OperatorMode):
         page = _Page(wide, source.detach())
         page.empty()
         self._pages[page.key] = page
+        self._bytes += page.size
         return wide
 
     def replace(self, wide: torch.Tensor, source: torch.Tensor) -> bool:
@@ -115,7 +123,8 @@ class Pages(OperatorMode):
         for page in self._among(tensors_in(found)):
             page.fill()
             del self._pages[page.key]
-            self._filled.pop(page.key, None)
+            self._bytes -= page.size
+            self._unfilled(page)
 
     def __enter__(self) -> Pages:
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -140,23 +149,30 @@ class Pages(OperatorMode):
         return [self._pages[key] for key in found if key in self._pages]
 
     def _fill(self, page: _Page) -> None:
-        self._filled.pop(page.key, None)
+        self._unfilled(page)
         self._filled[page.key] = page
+        self._held += page.size
         page.fill()
 
     def _make_room(self) -> None:
-        most = max(sum(page.size for page in self._pages.values()) // _KEPT_PART, self._kept)
-        held = sum(page.size for page in self._filled.values())
+        most = max(self._bytes // _KEPT_PART, self._kept)
+        if self._held <= most:
+            return
         for page in list(self._filled.values()):
-            if held <= most:
-                return
-            if not page.stays:
+            if self._held > most and not page.stays:
                 self._forget(page)
-                held -= page.size
+                self._emptied += page.size
+        if self._emptied >= _HANDED_BACK:
+            give_back_memory()
+            self._emptied = 0
 
     def _forget(self, page: _Page) -> None:
         page.empty()
-        self._filled.pop(page.key, None)
+        self._unfilled(page)
+
+    def _unfilled(self, page: _Page) -> None:
+        if self._filled.pop(page.key, None) is not None:
+            self._held -= page.size
 
 
 class _Page:

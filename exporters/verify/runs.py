@@ -27,7 +27,7 @@ from fxrebasin.running.watching import OperatorMode
 
 # Of float64 weights, which are kept from run to run where they take no more.
 _KEPT_BYTES = 1 << 30
-_LITTLE_BYTES = 1 << 25
+_LITTLE_BYTES = 1 << 24
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 

@@ -13,7 +13,7 @@ from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import Choices, choices_for
 from fxrebasin.errors import InputError
 from fxrebasin.importers.onnx.foreign import CannotRunError, Unknown, onnx_names
-from fxrebasin.importers.onnx.graph import Graph
+from fxrebasin.importers.onnx.graph import Graph, Parsed
 from fxrebasin.importers.onnx.inputs import attempts, drawn_inputs, given_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.module import OnnxModule
@@ -29,6 +29,9 @@ _LISTED = 8
 _LOOKING_UP = ("Gather", "Scatter", "Embed", "OneHot", "Slice", "Loop", "Scan", "If", "Pad")
 _LOOKED_THROUGH = 1 << 22
 """The largest tensor, in elements, in which equal numbers are looked for."""
+
+_SIZES_ALONE = frozenset({"Shape", "Size", "EyeLike"})
+"""They make something of the sizes of their input, whatever is in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,10 +259,32 @@ def _tables(
     same = [name for name in source.state if name in equal and name not in still]
     same = [name for name in same if source.parsed.tensors[name].numel() <= _LOOKED_THROUGH]
     repeating = [name for name in same if repeats_itself(source.parsed.tensors[name])]
+    pinned_anyway = _beside_data(source.parsed) - symmetry.layout.keys() - set(repeating)
+    same = [name for name in same if name not in pinned_anyway]
     if same and len(same) < len(source.state):
         yield (*still, *same)
     if repeating and len(repeating) < len(same):
         yield (*still, *repeating)
+
+
+def _beside_data(parsed: Parsed) -> set[str]:
+    """Names of tensors that nodes read only together with what was computed from the inputs.
+
+    No other constant is computed from these. So of one that has no two equal numbers nothing can
+    move but as that of any weight does, whether its numbers are known or not.
+    """
+    graph = parsed.graph
+    if any(step.graphs for step in graph.steps):
+        return set()  # bodies read what is around them
+    computed = set(graph.inputs)
+    alone: set[str] = set()
+    for step in graph.steps:
+        reads = step.inputs[:1] if step.kind == "CastLike" else step.inputs
+        if step.kind in _SIZES_ALONE or not computed.intersection(reads):
+            alone.update(step.inputs)
+        else:
+            computed.update(step.outputs)
+    return {name for local, name in graph.tensors.items() if local not in alone}
 
 
 def repeats_itself(tensor: Tensor) -> bool:

@@ -16,7 +16,11 @@ from torch import Tensor
 
 from fxrebasin.choices import Choices, choices_for
 from fxrebasin.errors import EquivalenceError, InputError
-from fxrebasin.exporters.verify.equivalence import compare_onnxruntime, compare_states
+from fxrebasin.exporters.verify.equivalence import (
+    compare_moved,
+    compare_onnxruntime,
+    compare_states,
+)
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
 from fxrebasin.exporters.verify.references import References
 from fxrebasin.facts import counted
@@ -66,10 +70,13 @@ class Permuted:
         """
         return check_interpreter(self.own, self.runs.module, self.runs.arguments, self.wanted)
 
-    def prove(self, found: Mapping[str, Tensor] | None = None) -> EquivalenceReport:
+    def prove(
+        self, references: References, found: Mapping[str, Tensor] | None = None
+    ) -> EquivalenceReport:
         """Run the graph on the weights in both orders, in float64.
 
         Args:
+            references: what it computes of the first inputs on the weights in their own order.
             found: tensors that were read from a result; those that were moved when left out.
 
         Raises:
@@ -84,13 +91,14 @@ class Permuted:
         result = {key: after[name] for key, name in names.items()}
         self._check_way_back(state, result)
         label = self.own.label
-        reports = [
-            compare_states(module, state, result, args, {}, self.wanted, label=label)
-            for args in (tuple(item.values()) for item in self.runs.inputs)
-        ]
-        for report in reports:
-            report.raise_if_failed()
-        return reports[0]
+        first = compare_moved(references, result)
+        first.raise_if_failed()
+        for inputs in self.runs.inputs[1:]:
+            args = tuple(inputs.values())
+            compare_states(
+                module, state, result, args, {}, self.wanted, label=label
+            ).raise_if_failed()
+        return first
 
     def _check_way_back(self, state: Mapping[str, Tensor], result: Mapping[str, Tensor]) -> None:
         back = self.permutation.inverse()
@@ -130,7 +138,7 @@ class Permuted:
         for name, tensor in again.items():
             if not same_bits(tensor, self.tensors.get(name, before[name])):
                 raise EquivalenceError(f"{name} was not written as it should be")
-        report = self.prove(again)
+        report = self.prove(references, again)
         for optimized in (False, True):
             session = OnnxModel(written, "the result", optimized=optimized)
             compare_onnxruntime(session, references).raise_if_failed()

@@ -153,8 +153,7 @@ def onnx_match(
     if verify:
         with clock("verify"):
             result = permuted(pair.own, found.runs, matched.permutation, pair.choices.outputs)
-            result.check_interpreter()
-            proof = result.prove()
+            proof = result.prove(result.check_interpreter())
     return _report(matched, found, proof, method, clock.seconds, pair.ignored)
 
 
