@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import fxrebasin
 from fxrebasin.cli import large_alignment
 from tests.support.commands import invoke
 from tests.support.ranks import start
@@ -50,6 +52,12 @@ def length(path: str) -> float:
     return sum(float(t.double().square().sum()) for t in load_file(path).values())
 
 
+def own_length(state: Mapping[str, torch.Tensor], case: Case) -> float:
+    """Squared, of what units are in."""
+    names = [name for name, _ in case.model.named_parameters() if name in case.symmetry.layout]
+    return sum(float(state[name].double().square().sum()) for name in names)
+
+
 def test_copies_in_other_orders_merge_back(folder: Path) -> None:
     case = save_models(0.0)
     invoke(*merging("c.safetensors"))
@@ -68,6 +76,18 @@ def test_rounds_agree_more_than_matching_with_the_first(folder: Path) -> None:
     first, *others = said["alignments"]
     assert first is None
     assert all(one["distance_after"] < one["distance_before"] for one in others)
+
+
+def test_the_command_finds_what_the_call_finds(folder: Path) -> None:
+    case = save_models(3.0)  # so unlike that what a model has in the mean would keep it in place
+    invoke(*merging("c.safetensors", "--no-report"))
+    paths = [f"m{k}.safetensors" for k in range(COUNT)]
+    merged = fxrebasin.merge_many(paths, "rounds", model=Stack(), example_inputs=IDS)
+    found = own_length(load_file("c.safetensors"), case)
+    # Each match may find another optimum where a whole model is searched from several starts.
+    assert found == pytest.approx(own_length(merged.state_dict(), case), rel=2e-3)
+    invoke(*merging("weight.safetensors", "--max-memory", "2GiB", method="weight"))
+    assert found > 1.05 * own_length(load_file("weight.safetensors"), case)
 
 
 def test_rounds_can_be_too_few(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

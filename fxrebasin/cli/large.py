@@ -27,7 +27,6 @@ from fxrebasin.cli.work import Bench, open_bench
 from fxrebasin.errors import InputError
 from fxrebasin.facts import bytes_text, counted
 from fxrebasin.ignoring import fits
-from fxrebasin.indexing import Arrays
 from fxrebasin.merge.own_tensors import by_shapes
 from fxrebasin.merge.states import own_state
 from fxrebasin.models.valueless import ValuelessError
@@ -38,6 +37,7 @@ from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.streaming.aligning import Plan, match_files, plan_match, shapes_of
 from fxrebasin.streaming.archive import WholeOnlyError
 from fxrebasin.streaming.digests import opened_digest
+from fxrebasin.streaming.fetching import Within
 from fxrebasin.streaming.joining import joined
 from fxrebasin.streaming.memory import available_memory
 from fxrebasin.streaming.opening import Opened, open_checkpoint
@@ -241,7 +241,7 @@ def found_in(
     plan: Plan,
     run: Unfinished,
     ranks: Ranks,
-    towards: tuple[Opened, Arrays, str] | None = None,
+    towards: tuple[Opened, Within, str] | None = None,
 ) -> RebasinReport:
     """Match a checkpoint with the first, or with something else.
 
@@ -251,14 +251,14 @@ def found_in(
         plan: of the match.
         run: keeps how far it is.
         ranks: the processes that share the work.
-        towards: what it is matched with, the order that it has to better, and the name of the
-            match; the first checkpoint when left out.
+        towards: the mean that it is matched with, what it has in that, and the name of the match;
+            the first checkpoint when left out.
     """
-    reference, arranged, task = towards or (room.opened[0], None, str(index))
+    reference, within, task = towards or (room.opened[0], None, str(index))
     pair = (reference, room.opened[index])
     total = plan.schedule.bytes_first // ranks.count
     with closing(LateBar()) as report, _counting(pair, report, "matching (MiB read)", total):
-        found = match_files(plan, pair, {}, run, task, ranks=ranks, arranged=arranged)
+        found = match_files(plan, pair, {}, run, task, ranks=ranks, within=within)
     return replace(found, certificate=_for_file(room, index, found))
 
 

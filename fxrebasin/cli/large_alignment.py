@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from shutil import rmtree
 
 import numpy as np
@@ -15,12 +14,15 @@ from fxrebasin.cli.large import METHOD, Room, found_in, planned
 from fxrebasin.cli.large_run import How
 from fxrebasin.cli.options import AS_THEY_ARE, ROUNDS
 from fxrebasin.facts import counted
+from fxrebasin.indexing import identity_arrays
+from fxrebasin.merge.turns import Turn, settle
 from fxrebasin.ranks import ALONE
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.storage.reading import Checkpoint
 from fxrebasin.streaming.aligning import Plan, plan_again, shapes_of
-from fxrebasin.streaming.averaging import write_mean
+from fxrebasin.streaming.averaging import length_of, write_mean
 from fxrebasin.streaming.dealing import spread
+from fxrebasin.streaming.fetching import Within
 from fxrebasin.streaming.opening import Opened
 from fxrebasin.streaming.states import Found
 from fxrebasin.streaming.unfinished import Unfinished
@@ -85,50 +87,113 @@ def _dealt(room: Room, plans: Mapping[int, Plan]) -> list[int]:
 
 
 def _in_rounds(room: Room, plans: Mapping[int, Plan], found: Reports, run: Unfinished) -> Reports:
-    """Match all checkpoints but the first with the mean of all, again and again.
-
-    The agreement of all pairs never falls: what it would be with any other order is at least what
-    the products with the present mean promise, since it is the squared length of a sum.
-    """
-    for number in range(1, _MOST_ROUNDS + 1):
-        before, found = found, _round(room, plans, found, run, number)
-        if all(_same(before[index], found[index]) for index in plans):
-            return found
+    """Match all checkpoints but the first with the mean of the others, again and again."""
+    rounds = _Rounds(room, plans, found, run)
+    settled = settle(rounds, _MOST_ROUNDS)
+    rounds.forget_means()
+    if settled:
+        return rounds.orders
     note = f"Matching was stopped after {counted(_MOST_ROUNDS, 'round')}, before it had settled."
-    return {k: replace(report, notes=(*report.notes, note)) for k, report in found.items()}
+    return {k: replace(one, notes=(*one.notes, note)) for k, one in rounds.orders.items()}
 
 
-def _round(
-    room: Room, plans: Mapping[int, Plan], found: Reports, run: Unfinished, number: int
-) -> Reports:
-    ranks = room.ranks
-    tasks = {index: f"{number}-{index}" for index in plans}
-    mine = _dealt(room, plans) if len(plans) >= ranks.count else list(plans)
-    is_done = all(isinstance(run.load(tasks[index]), Found) for index in mine)
-    folder = run.folder / f"mean-{number}"
-    reference = room.opened[0]
-    if not all(ranks.every(is_done)):
-        reference = _mean(room, plans, found, folder)
-    shares = ALONE if len(plans) >= ranks.count else ranks
-    reports = {}
-    for index in mine:
-        plan = plan_again(plans[index], reference.stored, room.most)
-        arranged = found[index].permutation.arrays
-        task = tasks[index]
-        report = found_in(room, index, plan, run, shares, (reference, arranged, task))
-        reports[index] = replace(report, notes=found[index].notes)
-    every = {index: report for part in ranks.every(reports) for index, report in part.items()}
-    if room.speaks:
-        rmtree(folder, ignore_errors=True)
-    return {index: every[index] for index in plans}
+@dataclass(frozen=True)
+class _Mean:
+    """A mean of all checkpoints, which is written when it is needed.
+
+    Args:
+        number: of those before it.
+        reports: has the orders of the units.
+    """
+
+    number: int
+    reports: Reports
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and of its length."""
+        return f"mean-{self.number}"
 
 
-def _mean(room: Room, plans: Mapping[int, Plan], found: Reports, folder: Path) -> Opened:
-    folder.mkdir(exist_ok=True)
-    names = list(dict.fromkeys(n for plan in plans.values() for n in plan.problem.sides))
-    everywhere = [n for n in names if all(n in p.problem.sides for p in plans.values())]
-    permutations = [None, *(found[index].permutation for index in plans)]
-    return write_mean(room.opened, permutations, everywhere, folder, room.ranks)
+class _Rounds:
+    """Checkpoints that are aligned in rounds; what each match of a run found is kept.
+
+    Args:
+        room: has the checkpoints.
+        plans: of the matches with the first.
+        found: by these.
+        run: keeps what is found.
+
+    Attributes:
+        orders: what was found last for each checkpoint.
+        interrupted: never; a run that is interrupted can be gone on with.
+    """
+
+    def __init__(
+        self, room: Room, plans: Mapping[int, Plan], found: Reports, run: Unfinished
+    ) -> None:
+        self.orders, self.interrupted = found, False
+        self._room, self._plans, self._run = room, plans, run
+        self._means = 0
+
+    def mean(self, orders: Reports) -> _Mean:
+        """The mean of all checkpoints, each in its order."""
+        self._means += 1
+        return _Mean(self._means, orders)
+
+    def length(self, mean: _Mean) -> float:
+        """Squared length of a mean, in what is compared."""
+        ranks = self._room.ranks
+        known = next((n for n in ranks.every(self._run.number(mean.name)) if n is not None), None)
+        if known is None:
+            layout = next(iter(self._plans.values())).problem.every
+            known = length_of(self._written(mean), layout, ranks)
+            if self._room.speaks:
+                self._run.keep_number(mean.name, known)
+        return known
+
+    def turned(self, mean: _Mean, turn: Turn) -> Reports | None:
+        """Match the checkpoints of a turn, each with the mean of the others; None if none moved."""
+        room, run = self._room, self._run
+        self.forget_means(mean)
+        plans = {index: plan for index, plan in self._plans.items() if turn.is_of(index)}
+        tasks = {index: f"{turn.sweep}-{turn.part}-{turn.parts}-{index}" for index in plans}
+        are_dealt = len(plans) >= room.ranks.count
+        mine = _dealt(room, plans) if are_dealt else list(plans)
+        is_done = all(isinstance(run.load(tasks[index]), Found) for index in mine)
+        reference = room.opened[0] if all(room.ranks.every(is_done)) else self._written(mean)
+        reports = {}
+        for index in mine:
+            plan = plan_again(plans[index], reference.stored, room.most)
+            own = mean.reports[index]
+            arrays = {**identity_arrays(plan.problem.classes), **own.permutation.arrays}
+            towards = reference, Within(arrays, 1 / len(room.opened)), tasks[index]
+            report = found_in(room, index, plan, run, ALONE if are_dealt else room.ranks, towards)
+            reports[index] = replace(report, notes=own.notes)
+        every = {k: report for part in room.ranks.every(reports) for k, report in part.items()}
+        if all(_same(mean.reports[index], report) for index, report in every.items()):
+            return None
+        return {index: every.get(index, report) for index, report in mean.reports.items()}
+
+    def forget_means(self, but: _Mean | None = None) -> None:
+        """Remove the files of means.
+
+        Args:
+            but: one that stays.
+        """
+        self._room.ranks.every(None)
+        for number in range(1, self._means + 1) if self._room.speaks else ():
+            if but is None or number != but.number:
+                rmtree(self._run.folder / _Mean(number, {}).name, ignore_errors=True)
+
+    def _written(self, mean: _Mean) -> Opened:
+        room, plans = self._room, self._plans
+        folder = self._run.folder / mean.name
+        folder.mkdir(exist_ok=True)
+        names = list(dict.fromkeys(n for plan in plans.values() for n in plan.problem.sides))
+        everywhere = [n for n in names if all(n in p.problem.sides for p in plans.values())]
+        permutations = [None, *(mean.reports[index].permutation for index in plans)]
+        return write_mean(room.opened, permutations, everywhere, folder, room.ranks)
 
 
 def _same(one: RebasinReport, other: RebasinReport) -> bool:

@@ -104,9 +104,9 @@ def align_many(
             Crisostomi et al. 2024, arXiv:2405.17897) maximises the agreement of all pairs at once
             by Frank-Wolfe, and never ends below the first; it takes some ten times as long, and
             memory for a few matrices of size n × n for every class of n units and every model;
-            `"rounds"` aligns all with the first, and then all at once with the mean of all, round
-            by round, until no permutation changes: a little below the first, but models do not
-            wait for each other, and several processes can share them.
+            `"rounds"` aligns all with the first, and then several at once with the mean of the
+            others, round by round, until none moves for the better: a little below the first, but
+            models do not wait for each other, and several processes can share them.
         weights: how much each model counts, above 0; all the same when left out.
         model: a module of the architecture, whose weights do not matter; the first module among
             the models when left out.

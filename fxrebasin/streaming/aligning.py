@@ -14,7 +14,7 @@ from fxrebasin.analysis import symmetry_of
 from fxrebasin.choices import choices_for
 from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.facts import bytes_text
-from fxrebasin.indexing import Arrays, misfits
+from fxrebasin.indexing import misfits
 from fxrebasin.layout import names_in
 from fxrebasin.models.checks import check_finite, check_usable
 from fxrebasin.models.example_inputs import normalise_inputs
@@ -25,6 +25,7 @@ from fxrebasin.reliance import contradictions
 from fxrebasin.reports.rebasin import RebasinReport
 from fxrebasin.storage.reading import Reading
 from fxrebasin.storage.reference import ignored_in
+from fxrebasin.streaming.fetching import Within
 from fxrebasin.streaming.matching import FileMatch
 from fxrebasin.streaming.opening import Opened
 from fxrebasin.streaming.problem import FileProblem
@@ -109,10 +110,11 @@ def plan_again(plan: Plan, forms: Mapping[str, Stored], most: int | None) -> Pla
 
     Args:
         plan: of a match with the same model.
-        forms: of the tensors of the reference.
+        forms: of the tensors of the reference, which may be fewer.
         most: bytes of memory that there are; None for the least that is needed.
     """
-    sides = {name: (forms[name], model) for name, (_, model) in plan.problem.sides.items()}
+    every = plan.problem.sides.items()
+    sides = {name: (forms[name], model) for name, (_, model) in every if name in forms}
     problem = replace(plan.problem, sides=sides)
     return replace(plan, problem=problem, schedule=make_schedule(problem, most))
 
@@ -180,7 +182,7 @@ def match_files(
     task: str = "0",
     most_sweeps: int = _MOST_SWEEPS,
     ranks: Ranks = ALONE,
-    arranged: Arrays | None = None,
+    within: Within | None = None,
 ) -> RebasinReport:
     """Match two checkpoints that pass through memory.
 
@@ -192,7 +194,7 @@ def match_files(
         task: which of the run's matches this is.
         most_sweeps: the most sweeps to make.
         ranks: the processes that share the work; all of them find the same.
-        arranged: an order to better, by class name; the match never falls behind it.
+        within: where the reference is a mean that the model is part of.
 
     Raises:
         InputError: a tensor holds values that are not finite.
@@ -205,7 +207,7 @@ def match_files(
             (lambda state: None) if run is None else (lambda state: run.keep(task, state))
         )
         read = pair[0].read, pair[1].read
-        match = FileMatch(plan.problem, plan.schedule, *read, keep, since, ranks, arranged)
+        match = FileMatch(plan.problem, plan.schedule, *read, keep, since, ranks, within)
         found = match.run(most_sweeps)
         if run is not None:
             run.keep(task, found)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from fxrebasin.layout import Layout
 from fxrebasin.merge.combinations import Combination
 from fxrebasin.merge.states import wide_dtype
+from fxrebasin.merge.turns import squared_length
 from fxrebasin.permutation import Permutation
 from fxrebasin.ranks import Ranks
 from fxrebasin.streaming.bundles import bundles
 from fxrebasin.streaming.combining import Combining
 from fxrebasin.streaming.dealing import spread
-from fxrebasin.streaming.making import Item, NewFile, write_files
+from fxrebasin.streaming.making import Item, NewFile, ranges, write_files
 from fxrebasin.streaming.opening import Opened
 from fxrebasin.streaming.reader import open_reader
 from fxrebasin.streaming.safetensors_file import new_layout
@@ -68,3 +73,27 @@ def write_mean(
     return replace(
         first, path=folder, reader=reader, places=places, stored=forms, index=index, notes=()
     )
+
+
+def length_of(mean: Opened, layout: Layout, ranks: Ranks) -> float:
+    """The squared length of the tensors of a mean that units are in, in what is compared.
+
+    Args:
+        mean: that was written.
+        layout: where the units are.
+        ranks: the processes, each of which reads some of the tensors.
+    """
+    names = [name for name in mean.stored if name in layout]
+    owners = spread([mean.stored[name].bytes for name in names], ranks.count)
+    mine = {
+        name: squared_length(name, _parts(mean, name), layout)
+        for name, owner in zip(names, owners, strict=True)
+        if owner == ranks.number
+    }
+    return math.fsum(square for part in ranks.every(mine) for square in part.values())
+
+
+def _parts(opened: Opened, name: str) -> Iterator[tuple[int, torch.Tensor]]:
+    """A tensor a few rows at a time, each part with the number of its first row."""
+    for rows in ranges(opened.stored[name]):
+        yield (rows.start if rows else 0), opened.read(name, rows)

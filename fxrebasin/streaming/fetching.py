@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 
 from fxrebasin.counted import counted
+from fxrebasin.indexing import Arrays
+from fxrebasin.merge.turns import take_out
 from fxrebasin.streaming.dealing import Part
 from fxrebasin.streaming.problem import FileProblem
-from fxrebasin.streaming.sweeping import Tensors
+from fxrebasin.streaming.sweeping import Tensors, moved
 
 Read: TypeAlias = Callable[[str, slice | None], torch.Tensor]
 """From a name, and a range of rows or None, to a tensor in memory of its own."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """What is known where the reference is a mean that the model is part of.
+
+    The model is matched with the mean of the others, for which nothing more has to be read.
+
+    Args:
+        arrays: the order that the model has in the mean, int64 by class name; it is to be bettered.
+        share: how much of the mean the model is, below 1.
+    """
+
+    arrays: Arrays
+    share: float
 
 
 class Fetching:
@@ -24,16 +42,22 @@ class Fetching:
         reference: reads tensors of the reference.
         model: reads tensors of the model.
         kept: names of the tensors that stay in memory once they were read whole.
+        within: where the reference is a mean that the model is part of.
 
     Attributes:
         fetched: bytes that were read; whoever counts may set it back to 0.
     """
 
     def __init__(
-        self, problem: FileProblem, reference: Read, model: Read, kept: Collection[str]
+        self,
+        problem: FileProblem,
+        reference: Read,
+        model: Read,
+        kept: Collection[str],
+        within: Within | None = None,
     ) -> None:
         self._problem, self._reference, self._model = problem, reference, model
-        self._kept = frozenset(kept)
+        self._kept, self._within = frozenset(kept), within
         self._cached: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.fetched = 0
 
@@ -50,6 +74,9 @@ class Fetching:
         first = rows.start if rows is not None else 0
         one, two = (read(name, rows) for read in (self._reference, self._model))
         found = counted(one, groups, first), counted(two, groups, first)
+        if self._within is not None:
+            own = moved(found[1], self._problem.layout.get(name, ()), self._within.arrays)
+            take_out(found[0], own, self._within.share)
         self.fetched += found[0].nbytes + found[1].nbytes
         if rows is None and name in self._kept:
             self._cached[name] = found

@@ -21,7 +21,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from fxrebasin.indexing import Arrays, identity_arrays
+from fxrebasin.indexing import identity_arrays
 from fxrebasin.layout import IntArray
 from fxrebasin.passes.match.closeness import closeness_of
 from fxrebasin.ranks import ALONE, Ranks
@@ -30,7 +30,7 @@ from fxrebasin.solvers.assignment import ROUNDING
 from fxrebasin.solvers.placement import Placement
 from fxrebasin.streaming.comparing import Comparing
 from fxrebasin.streaming.dealing import Part, deal, first_look
-from fxrebasin.streaming.fetching import Fetching, Read
+from fxrebasin.streaming.fetching import Fetching, Read, Within
 from fxrebasin.streaming.gains import StreamGains
 from fxrebasin.streaming.problem import FileProblem
 from fxrebasin.streaming.schedule import Schedule
@@ -67,7 +67,8 @@ class FileMatch:
             to be worth it.
         since: where to go on; from the start when left out.
         ranks: the processes that share the work.
-        arranged: an order to better, by class name; the match never falls behind it.
+        within: where the reference is a mean that the model is part of; the match never falls
+            behind the order that the model has there.
     """
 
     def __init__(
@@ -79,16 +80,16 @@ class FileMatch:
         keep: Callable[[Progress], None] = lambda progress: None,
         since: Progress | None = None,
         ranks: Ranks = ALONE,
-        arranged: Arrays | None = None,
+        within: Within | None = None,
     ) -> None:
         self.problem, self.schedule = problem, schedule
-        self._keep, self._is_arranged = keep, arranged is not None
+        self._keep, self._is_arranged = keep, within is not None
         movable = [name for names in problem.roots.values() for name in names]
         decided = [c.name for c in problem.classes if self._is_arranged or c.name not in movable]
         start = since or Progress(
             1,
             0,
-            {**identity_arrays(problem.classes), **(arranged or {})},
+            {**identity_arrays(problem.classes), **(within.arrays if within else {})},
             tuple(decided),
             {},
             {},
@@ -99,7 +100,7 @@ class FileMatch:
         self.placement = Placement(start.arrays, start.known)
         self._ranks = ranks
         self._share = deal(problem, schedule, ranks.count)[ranks.number]
-        self._fetching = Fetching(problem, reference, model, schedule.kept)
+        self._fetching = Fetching(problem, reference, model, schedule.kept, within)
         self._comparing = Comparing(
             problem, schedule.shared, self.placement, start.before, start.after
         )

@@ -26,10 +26,11 @@ from fxrebasin.streaming.states import Found, Progress
 from fxrebasin.wording import spoken
 
 _STATE = "state-{}.safetensors"
+_NUMBER = "{}.number"
 _SETTINGS = "settings"
 _LOCK = "lock"
 _RESULT = "result-{}"
-_VERSION = 2
+_VERSION = 3
 _ARRAY, _TOTAL = "array.", "total."
 
 
@@ -105,6 +106,24 @@ class Unfinished:
             return Found(arrays=arrays, **document["found"])
         totals = {n.removeprefix(_TOTAL): t for n, t in tensors.items() if n.startswith(_TOTAL)}
         return _progress(document["progress"], arrays, totals)
+
+    def number(self, name: str) -> float | None:
+        """A number that was kept; None if it was not.
+
+        Args:
+            name: of it.
+        """
+        path = self.folder / _NUMBER.format(name)
+        return float.fromhex(path.read_text("ascii")) if path.is_file() else None
+
+    def keep_number(self, name: str, number: float) -> None:
+        """Write a number down, to all its digits.
+
+        Args:
+            name: of it.
+            number: that is kept.
+        """
+        publish(self.folder / _NUMBER.format(name), number.hex().encode(), overwrite=True)
 
     def keep(self, task: str, state: Progress | Found) -> None:
         """Write down how far a match is, or what it found.
