@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fxrebasin.passes.fields.fields import Labels
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.reshaping import _tell_apart
-from fxrebasin.passes.fields.rows import thinned
+from fxrebasin.passes.fields.rows import determines, thinned
 from fxrebasin.passes.group.relations import compact, with_blocks
 from fxrebasin.running.on_meta import on_meta
 
@@ -65,6 +65,16 @@ def test_positions_that_all_fields_repeat_go_before_anything_is_broadcast():
     rows = -2 - np.repeat([0, 1], 2000).reshape(1, 4000, 1)
     thin = thinned([heads, rows, rows.transpose(0, 2, 1)])
     assert [item.shape for item in thin] == [(12, 1, 1), (1, 2, 1), (1, 1, 2)]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(st.integers(-3, 6), st.integers(-2, 2)), max_size=6),
+    st.sampled_from([1, -1, 10**6]),
+)
+def test_numbers_that_determine_others_are_told_from_those_that_do_not(pairs, scale):
+    one, two = (np.array([pair[k] for pair in pairs], dtype=np.int64) for k in (0, 1))
+    assert determines(one * scale, two) == (len(set(pairs)) == len({first for first, _ in pairs}))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -98,6 +98,20 @@ def count_rows(columns: Sequence[Ints]) -> int:
     return int(distinct(code).size)
 
 
+def determines(first: Ints, second: Ints) -> bool:
+    """Whether positions with one number in a flat array have one number in another."""
+    if first.size < 2 or ascends(first):
+        return True
+    low = int(first.min())
+    code, span = first - low, int(first.max()) - low + 1
+    if not _is_dense(code, span):
+        code = numbers_of(code)
+        span = int(code.max()) + 1
+    last = np.empty(span, dtype=np.int64)
+    last[code] = second
+    return bool((last[code] == second).all())
+
+
 def distinct(values: npt.NDArray[_Whole]) -> npt.NDArray[_Whole]:
     """The distinct numbers in an array of any shape, sorted.
 
@@ -177,7 +191,7 @@ def alike(columns: Sequence[Ints]) -> list[Ints]:
 
 def all_differ(values: Ints) -> bool:
     """Whether no number occurs twice in an array of any shape."""
-    return ascends(values.reshape(-1)) or distinct(values).size == values.size
+    return count_rows([values.reshape(-1)]) == values.size
 
 
 def distinct_rows(columns: Sequence[Ints]) -> Table:

@@ -21,7 +21,7 @@ from fxrebasin.passes.fields.fields import (
 from fxrebasin.passes.fields.joining import join
 from fxrebasin.passes.fields.labels import rigid_labels
 from fxrebasin.passes.fields.ledger import Ledger
-from fxrebasin.passes.fields.rows import Ints, count_rows, distinct, row_codes
+from fxrebasin.passes.fields.rows import Ints, determines, distinct, row_codes
 
 TUPLES_AT_MOST = 1 << 20
 """Positions whose tuples of labels may become units; beyond that, they are pinned."""
@@ -69,8 +69,8 @@ def _recurs(ledger: Ledger, item: Labels, kept: Collection[int]) -> bool:
         order = [*inside, *(axis for axis in range(item.values.ndim) if axis not in inside)]
         count = math.prod(item.values.shape[axis] for axis in inside)
         labels = item.values.permute(order).reshape(count, -1).numpy()
-        place = np.repeat(np.arange(count), labels.shape[1])
-        return count_rows([place, labels.reshape(-1)]) > distinct(labels).size
+        places = np.repeat(np.arange(count), labels.shape[1])
+        return not determines(labels.reshape(-1), places)
 
     return ledger.once(("recurs", identity(item.values), inside), look, [item.values])
 
@@ -144,8 +144,7 @@ def _determines(first: Labels, second: Labels) -> bool:
     """Whether positions with one label in the first have one label in the second."""
     sizes = first.values.shape
     one = first.values.reshape(-1).numpy()
-    two = second.values.expand(sizes).reshape(-1).numpy()
-    return count_rows([one, two]) == count_rows([one])
+    return determines(one, second.values.expand(sizes).reshape(-1).numpy())
 
 
 def _places_told_apart(fields: Sequence[Labels], kept: Collection[int]) -> list[Labels]:
