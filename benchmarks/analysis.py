@@ -6,11 +6,14 @@
     python -m benchmarks.analysis --rounds 3             all of them three times: the best counts
     python -m benchmarks.analysis --models vit_b_16 --groups   what symmetry="all" takes in addition
     python -m benchmarks.analysis --growth               growth with depth, width, tokens, pixels
+    python -m benchmarks.analysis --large all            stages and memory of ViTs, Llamas, Flux
+    python -m benchmarks.analysis --large "Llama 8B"     of one of them; other rows stay
 
 Models are on the meta device: parameters have shapes and no data. Both are timed on one thread in
 CPU seconds, the forward pass as the best of three, the analysis as the better of two after a first.
 On a machine that others use as well, models are timed again in later rounds, minutes apart.
-Writes `<out>/<set>.csv` and `.md`; `--growth` writes `growth.csv`, `.md` and `.png`.
+Writes `<out>/<set>.csv` and `.md`; `--growth` writes `growth.csv`, `.md` and `.png`, `--large`
+`large.csv` and `.md`.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ from torch import Tensor, nn
 
 import fxrebasin
 from benchmarks.support.growth import CURVES, Point, by_curve, exponent, markdown, measured, picture
+from benchmarks.support.large_models import SUBJECTS, Stages, measured_apart, stages_from
+from benchmarks.support.large_models import markdown as large_markdown
 from benchmarks.support.meta import forget_values, parameters_on_meta
 from benchmarks.support.timm_models import SMALLEST, image_size
 from fxrebasin.models.torchvision_shim import ensure_torchvision
@@ -78,12 +83,18 @@ class Row:
 )
 @click.option("--groups", is_flag=True, help="Time larger groups beside permutations; no tables.")
 @click.option("--growth", is_flag=True, help="How time grows with size; nothing else is done.")
-def main(models: str, rounds: int, out: Path, groups: bool, growth: bool) -> None:
+@click.option("--large", help="Stages of one large model, or of all; nothing else is done.")
+def main(
+    models: str, rounds: int, out: Path, groups: bool, growth: bool, large: str | None
+) -> None:
     """Time the analysis of models beside a forward pass of theirs."""
     torch.set_num_threads(1)
     ensure_torchvision()
     if growth:
         _grow(out)
+        return
+    if large is not None:
+        _measure_large(large, out)
         return
     if groups:
         for name, build in _subjects(models):
@@ -123,6 +134,26 @@ def _grow(out: Path) -> None:
     publish(out / "growth.png", picture(points), overwrite=True)
     for own in by_curve(points):
         click.echo(f"{own[0].curve}: exponent {exponent(own):.2f}")
+
+
+def _measure_large(which: str, out: Path) -> None:
+    """Measure large models one after the other; each row is written when it was measured."""
+    names = list(SUBJECTS) if which == "all" else [which]
+    if not SUBJECTS.keys() >= {*names}:
+        raise click.BadParameter(f"--large takes all, or one of: {', '.join(SUBJECTS)}")
+    table = out / "large.csv"
+    known: dict[str, Stages] = {}
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as file:
+            known = {row["model"]: stages_from(row) for row in csv.DictReader(file)}
+    with progress_bar() as progress:
+        for name in progress.track(names, description="large models"):
+            known[name] = measured_apart(name)
+            rows = [known[name] for name in SUBJECTS if name in known]
+            publish(table, _csv(rows).encode(), overwrite=True)
+            publish(out / "large.md", large_markdown(rows).encode(), overwrite=True)
+    for row in rows:
+        click.echo(f"{row.model}: grouping {row.ratio:.2f} x propagation, peak {row.peak:.2f} GiB")
 
 
 Subject = tuple[str, Callable[[], tuple[nn.Module, Tensor]]]
@@ -245,7 +276,7 @@ def _summary(rows: Sequence[Row]) -> str:
     )
 
 
-def _csv(rows: Sequence[Row] | Sequence[Point], **more: Sequence[float]) -> str:
+def _csv(rows: Sequence[Row] | Sequence[Point] | Sequence[Stages], **more: Sequence[float]) -> str:
     """A table of rows, with more columns after their own."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=[*asdict(rows[0]), *more], lineterminator="\n")

@@ -16,12 +16,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -32,6 +30,7 @@ import click
 import torch
 
 import fxrebasin
+from benchmarks.support.peak_memory import peaks_of
 from fxrebasin.layout import AxisGroup, PermutationClass, Piece, Slot
 from fxrebasin.models.torchvision_shim import ensure_torchvision
 from fxrebasin.models.valueless import without_values
@@ -225,28 +224,12 @@ def run_command(folder: Path, more: list[str]) -> tuple[dict[str, Any], float, f
     began = time.perf_counter()
     with (folder / "report.json").open("wb") as report:
         process = subprocess.Popen(command, stdout=report)
-        anonymous = [0]
-        watcher = threading.Thread(target=_watch, args=(process, anonymous))
-        watcher.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        watcher.join()
+        peak, anonymous = peaks_of(process)
     seconds = time.perf_counter() - began
     if process.returncode:
         raise click.ClickException(f"the command failed with {process.returncode}")
     found = json.loads((folder / "report.json").read_text())
-    return found, seconds, usage.ru_maxrss * 1024, anonymous[0]
-
-
-def _watch(process: subprocess.Popen[bytes], most: list[int]) -> None:
-    status = Path(f"/proc/{process.pid}/status")
-    while process.returncode is None:
-        try:
-            lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-            most[0] = max(most[0], int(lines["RssAnon"].split()[0]) * 1024)
-        except (OSError, KeyError, ValueError):
-            pass
-        time.sleep(0.05)
+    return found, seconds, peak, anonymous
 
 
 def same(one: Path, other: Path) -> bool:
