@@ -164,7 +164,7 @@ def labels_of(values: Tensor, like: Labels | None = None, injective: bool = Fals
     axes = varying_axes(values)
     if not axes or 0 in values.shape:
         return None
-    rigid = (like is not None and like.rigid) or int(values.max()) < 0
+    rigid = (like is not None and like.rigid) or _all_below_zero(values)
     return Labels(values, axes, injective, rigid, "" if like is None else like.reason)
 
 
@@ -296,6 +296,11 @@ def reshape_labels(field: Labels, before: Sequence[int], after: Sequence[int]) -
 
 _HELD = 64
 """So much more memory than its own may a field keep, that of the labels which it was cut out of."""
+
+
+def _all_below_zero(values: Tensor) -> bool:
+    """Whether all numbers are; usually the first shows that they are not."""
+    return int(values[(0,) * values.ndim]) < 0 and int(values.max()) < 0
 
 
 def squeeze_constant(values: Tensor, axes: Iterable[int]) -> Tensor:

@@ -26,6 +26,8 @@ from fxrebasin.passes.fields.rows import Ints, determines, distinct, row_codes
 TUPLES_AT_MOST = 1 << 20
 """Positions whose tuples of labels may become units; beyond that, they are pinned."""
 
+_SAMPLE = 1 << 15
+
 
 def together(ledger: Ledger, fields: Iterable[Field], kept: Collection[int]) -> list[Labels]:
     """What the fields of a tensor say about kept positions only together.
@@ -66,11 +68,9 @@ def _recurs(ledger: Ledger, item: Labels, kept: Collection[int]) -> bool:
         return False
 
     def look() -> bool:
-        order = [*inside, *(axis for axis in range(item.values.ndim) if axis not in inside)]
-        count = math.prod(item.values.shape[axis] for axis in inside)
-        labels = item.values.permute(order).reshape(count, -1).numpy()
-        places = np.repeat(np.arange(count), labels.shape[1])
-        return not determines(labels.reshape(-1), places)
+        sizes = [s if axis in inside else 1 for axis, s in enumerate(item.values.shape)]
+        places = torch.arange(math.prod(sizes)).view(sizes)
+        return not _determines(item.values, places.expand_as(item.values))
 
     return ledger.once(("recurs", identity(item.values), inside), look, [item.values])
 
@@ -135,16 +135,26 @@ def _undetermined(fields: Sequence[Labels]) -> list[Labels]:
     found: list[Labels] = []
     for item in sorted(fields, key=lambda item: (-len(item.axes), not item.injective)):
         above = [other for other in found if set(item.axes) <= set(other.axes)]
-        if not any(other.injective or _determines(other, item) for other in above):
+        if not any(
+            other.injective or _determines(other.values, item.values.expand_as(other.values))
+            for other in above
+        ):
             found.append(item)
     return found
 
 
-def _determines(first: Labels, second: Labels) -> bool:
-    """Whether positions with one label in the first have one label in the second."""
-    sizes = first.values.shape
-    one = first.values.reshape(-1).numpy()
-    return determines(one, second.values.expand(sizes).reshape(-1).numpy())
+def _determines(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether positions with one number in the first have one number in the second.
+
+    Where they do not, some of the positions usually show it, which takes no time on large tensors.
+    """
+    step = max(1, first.numel() // _SAMPLE) | 1
+    if step > 1:
+        places = np.unravel_index(np.arange(0, first.numel(), step), first.shape)
+        some = tuple(torch.from_numpy(index) for index in places)
+        if not determines(first[some].numpy(), second[some].numpy()):
+            return False
+    return determines(first.reshape(-1).numpy(), second.reshape(-1).numpy())
 
 
 def _places_told_apart(fields: Sequence[Labels], kept: Collection[int]) -> list[Labels]:

@@ -88,4 +88,4 @@ def start(
         )
         for rank, command in enumerate(commands)
     ]
-    return [(process, process.communicate(timeout=240)[0]) for process in processes]
+    return [(process, process.communicate(timeout=540)[0]) for process in processes]
