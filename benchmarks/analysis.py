@@ -83,9 +83,11 @@ class Row:
 )
 @click.option("--groups", is_flag=True, help="Time larger groups beside permutations; no tables.")
 @click.option("--growth", is_flag=True, help="How time grows with size; nothing else is done.")
-@click.option("--large", help="Stages of one large model, or of all; nothing else is done.")
+@click.option(
+    "--large", multiple=True, help="Stages of a large model, or of all; nothing else is done."
+)
 def main(
-    models: str, rounds: int, out: Path, groups: bool, growth: bool, large: str | None
+    models: str, rounds: int, out: Path, groups: bool, growth: bool, large: tuple[str, ...]
 ) -> None:
     """Time the analysis of models beside a forward pass of theirs."""
     torch.set_num_threads(1)
@@ -93,7 +95,7 @@ def main(
     if growth:
         _grow(out)
         return
-    if large is not None:
+    if large:
         _measure_large(large, out)
         return
     if groups:
@@ -136,9 +138,9 @@ def _grow(out: Path) -> None:
         click.echo(f"{own[0].curve}: exponent {exponent(own):.2f}")
 
 
-def _measure_large(which: str, out: Path) -> None:
+def _measure_large(which: Sequence[str], out: Path) -> None:
     """Measure large models one after the other; each row is written when it was measured."""
-    names = list(SUBJECTS) if which == "all" else [which]
+    names = list(SUBJECTS) if "all" in which else which
     if not SUBJECTS.keys() >= {*names}:
         raise click.BadParameter(f"--large takes all, or one of: {', '.join(SUBJECTS)}")
     table = out / "large.csv"
