@@ -206,3 +206,131 @@ def test_what_many_nodes_compute_matters(before: str, after: str) -> None:
     assert before in SEPARATE
     with pytest.raises(ArchitectureMismatchError):
         paired(packed(0), separate(packed(1), SEPARATE.replace(before, after)))
+
+
+DENSE = """ g (float[n,5,6] x) => (float[n,5,3] y) {
+    a = MatMul(x, w1)  b = Add(a, b1)  r = Tanh(b)  c = MatMul(r, w2)  d = Add(c, b2)
+    e = Add(d, x)  z = Relu(e)  y = MatMul(z, w3) }"""
+BY_ONES = """ g (float[n,5,6] x) => (float[n,5,3] y) {
+    t = Transpose<perm = [0,2,1]>(x)  b = Conv(t, w1, b1)  r = Tanh(b)  d = Conv(r, w2, b2)
+    e = Add(t, d)  z = Relu(e)  q = Conv(z, w3)  y = Transpose<perm = [0,2,1]>(q) }"""
+BY_IMAGES = """ g (float[n,5,6] x) => (float[n,5,3] y) {
+    u = Unsqueeze(x, two)  t = Transpose<perm = [0,3,2,1]>(u)  b = Conv(t, w1, b1)  r = Tanh(b)
+    d = Conv(r, w2, b2)  e = Add(t, d)  z = Relu(e)  q = Conv(z, w3)
+    q1 = Transpose<perm = [0,3,2,1]>(q)  y = Squeeze(q1, two) }"""
+
+
+def layers(text: str, seed: int) -> onnx.ModelProto:
+    """Dense layers as products, or as convolutions over single places."""
+    shapes = {"w1": (6, 9), "b1": (9,), "w2": (9, 6), "b2": (6,), "w3": (6, 3)}
+    dense = model(DENSE, shapes, seed)
+    if text is DENSE:
+        return dense
+    places = (1,) * (1 if text is BY_ONES else 2)
+    held = {item.name: onnx.numpy_helper.to_array(item) for item in dense.graph.initializer}
+    held = {n: a.T.reshape(*a.T.shape, *places) if a.ndim == 2 else a for n, a in held.items()}
+    return model(text, held if text is BY_ONES else {**held, "two": np.array([2])})
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [(DENSE, BY_ONES), (BY_IMAGES, DENSE), (BY_ONES, BY_IMAGES)]
+)
+def test_dense_layers_may_be_convolutions(one: str, two: str, tmp_path: Path) -> None:
+    report = fxrebasin.onnx_transform(layers(one, 0), ref=layers(two, 1), out=tmp_path / "out")
+    plain = fxrebasin.onnx_transform(layers(one, 0), ref=layers(one, 1), out=tmp_path / "plain")
+    assert report.distance_after == pytest.approx(plain.distance_after)
+    assert report.distance_after < report.distance_before
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "plain").read_bytes()
+
+
+TURNED = """ g (float[2,5,8] x, int64[2,5] at) => (float[2,5,3] y) {
+    q0 = MatMul(x, wq)  q1 = Reshape(q0, heads)  q = Transpose<perm = [0,2,1,3]>(q1)
+    k0 = MatMul(x, wk)  k1 = Reshape(k0, few)  k = Transpose<perm = [0,2,1,3]>(k1)
+    v0 = MatMul(x, wv)  v1 = Reshape(v0, few)  v = Transpose<perm = [0,2,1,3]>(v1)
+    ANGLES  f1 = Transpose<perm = [0,2,1]>(f)  f2 = Concat<axis = -1>(f1, f1)
+    c0 = Cos(f2)  s0 = Sin(f2)  c = Unsqueeze(c0, one)  s = Unsqueeze(s0, one)
+    qa, qb = Split<axis = -1>(q, halves)  qn = Neg(qb)  qr = Concat<axis = -1>(qn, qa)
+    qc = Mul(q, c)  qs = Mul(qr, s)  qt = Add(qc, qs)
+    ka, kb = Split<axis = -1>(k, halves)  kn = Neg(kb)  kr = Concat<axis = -1>(kn, ka)
+    kc = Mul(k, c)  ks = Mul(kr, s)  kt = Add(kc, ks)
+    kg = Expand(kt, full)  vg = Expand(v, full)  kT = Transpose<perm = [0,1,3,2]>(kg)
+    p = MatMul(qt, kT)  r = Div(p, root)  m = Add(r, mask)  w = Softmax<axis = -1>(m)
+    o = MatMul(w, vg)  o1 = Transpose<perm = [0,2,1,3]>(o)  o2 = Reshape(o1, back)
+    z = MatMul(o2, wo)  u = MatMul(z, up)  h = Tanh(u)  y = MatMul(h, down) }"""
+GIVEN = """pf = Cast<to = 1>(at)  pu = Unsqueeze(pf, one)  ie = Expand(angle, wide)
+    f = MatMul(ie, pu)"""
+COUNTED = "f = Mul(angle, count)"
+ROTARY = """ g (float[2,5,8] x, int64[2,5] at) => (float[2,5,3] y) {
+    q0 = MatMul(x, wq)  k0 = MatMul(x, wk)  v0 = MatMul(x, wv)
+    q1 = com.microsoft.RotaryEmbedding<num_heads = 2>(q0, at, cos, sin)
+    k1 = com.microsoft.RotaryEmbedding<num_heads = 1>(k0, at, cos, sin)
+    k2 = Concat<axis = -1>(k1, k1)  v2 = Concat<axis = -1>(v0, v0)
+    o = com.microsoft.MultiHeadAttention<num_heads = 2, unidirectional = 1>(q1, k2, v2)
+    z = MatMul(o, wo)  u = MatMul(z, up)  h = Tanh(u)  y = MatMul(h, down) }"""
+GROUPED = """ g (float[2,5,8] x, int64[2,5] at) => (float[2,5,3] y) {
+    QKV  o = com.microsoft.GroupQueryAttention<num_heads = 2, kv_num_heads = 1, do_rotary = 1>(
+        NAMES, , , ends, total, cos, sin)
+    z = MatMul(o, wo)  u = MatMul(z, up)  h = Tanh(u)  y = MatMul(h, down) }"""
+APART = ("q0 = MatMul(x, wq)  k0 = MatMul(x, wk)  v0 = MatMul(x, wv)", "q0, k0, v0")
+AT_ONCE = ("t = MatMul(x, wt)", "t, , ")
+ROTATED = {"wq": (8, 32), "wk": (8, 16), "wv": (8, 16), "wo": (32, 8), "up": (8, 6), "down": (6, 3)}
+ANGLE = np.float32(2) ** -np.arange(8, dtype=np.float32).reshape(1, 8, 1)
+AROUND = {
+    **{"heads": np.array([0, 5, 2, 16]), "few": np.array([0, 5, 1, 16]), "one": np.array([1])},
+    **{"halves": np.array([8, 8]), "full": np.array([2, 2, 5, 16]), "root": np.float32(4)},
+    **{"mask": np.triu(np.full((5, 5), -np.inf, np.float32), 1), "back": np.array([0, 5, 32])},
+    **{"angle": ANGLE, "wide": np.array([2, 1, 1])},
+    "count": np.arange(5, dtype=np.float32).reshape(1, 1, 5),
+    **{"ends": np.array([4, 4], np.int32), "total": np.array(5, np.int32)},
+}
+
+
+def with_angles(text: str, seed: int) -> onnx.ModelProto:
+    """A model with rotary embeddings, whose numbers are those of all that have this seed."""
+    drawn = np.random.default_rng(seed)
+    held = {n: drawn.standard_normal(s).astype(np.float32) for n, s in ROTATED.items()}
+    held["wt"] = np.concatenate([held["wq"], held["wk"], held["wv"]], 1)
+    angles = np.arange(7, dtype=np.float32)[:, None] * ANGLE.reshape(1, 8)
+    held |= {**AROUND, "cos": np.cos(angles), "sin": np.sin(angles)}
+    words = set("".join(c if c.isalnum() else " " for c in text).split())
+    return model(text, {name: array for name, array in held.items() if name in words})
+
+
+FORMS = {
+    "given": TURNED.replace("ANGLES", GIVEN),
+    "counted": TURNED.replace("ANGLES", COUNTED),
+    "rotary": ROTARY,
+    "apart": GROUPED.replace("QKV", APART[0]).replace("NAMES", APART[1]),
+    "at once": GROUPED.replace("QKV", AT_ONCE[0]).replace("NAMES", AT_ONCE[1]),
+}
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("given", "rotary"),
+        ("at once", "counted"),
+        pytest.param("rotary", "given", marks=pytest.mark.slow),
+        pytest.param("counted", "apart", marks=pytest.mark.slow),
+        pytest.param("apart", "at once", marks=pytest.mark.slow),
+    ],
+)
+def test_rotary_embeddings_and_groups_of_heads(one: str, two: str, tmp_path: Path) -> None:
+    b, a, alike = (with_angles(FORMS[n], seed) for n, seed in ((one, 0), (two, 1), (one, 1)))
+    report = fxrebasin.onnx_transform(b, ref=a, out=tmp_path / "out.onnx")
+    plain = fxrebasin.onnx_transform(b, ref=alike, out=tmp_path / "plain.onnx")
+    assert report.log10_order == pytest.approx(plain.log10_order)
+    assert report.distance_after == pytest.approx(plain.distance_after)
+    assert report.distance_after < report.distance_before
+    assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "plain.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("qn = Neg(qb)", "qn = Identity(qb)"), ("ks = Mul(kr, s)", "ks = Mul(kr, c)")],
+)
+def test_how_angles_are_used_matters(before: str, after: str) -> None:
+    assert before in FORMS["given"]
+    other = with_angles(FORMS["given"].replace(before, after), 1)
+    with pytest.raises(ArchitectureMismatchError):
+        paired(with_angles(ROTARY, 0), other)

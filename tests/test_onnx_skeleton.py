@@ -219,14 +219,3 @@ def test_one_node_for_a_layer_or_two(turned: bool, tmp_path: Path) -> None:
     assert fxrebasin.match(mlp(), ref=other).digest() == fxrebasin.match(mlp(), ref=a).digest()
     back = fxrebasin.onnx_transform(other, ref=mlp(), out=tmp_path / "out.onnx")
     assert back.distance_after < back.distance_before
-
-
-def test_a_normalisation_that_one_exporter_folded_is_named() -> None:
-    text = """ g (float[n,3,4,4] x) => (float[n,2,4,4] y) {
-        a = Conv(x, w, b)  n = NORM  h = Relu(n)  y = Conv(h, v) }"""
-    norm = text.replace("NORM", "BatchNormalization(a, s, t, m, u)")
-    state = {"w": (5, 3, 1, 1), "b": (5,), "v": (2, 5, 1, 1)}
-    whole = model(norm, {**state, **{name: np.arange(1, 6, dtype=np.float32) for name in "stmu"}})
-    folded = model(text.replace("NORM", "Identity(a)"), state)
-    with pytest.raises(ArchitectureMismatchError, match=r"BatchNormalization.*Conv"):
-        paired(whole, folded)

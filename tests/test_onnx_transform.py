@@ -421,3 +421,17 @@ def test_only_some_outputs_have_to_stay(tmp_path: Path) -> None:
     report = fxrebasin.onnx_transform(b, ref=a, out=tmp_path / "some", outputs=["y"])
     assert report.log10_order == pytest.approx(FIVE)
     assert tensors(tmp_path / "some") != tensors(tmp_path / "all")
+
+
+@pytest.mark.parametrize(("opset", "seed"), [(18, 1), (21, 0)])
+def test_groups_of_two_leave_more_open_than_others(opset: int, seed: int, tmp_path: Path) -> None:
+    text = """ g (float[n,3] x) => (float[n,2] y) {
+        a = MatMul(x, w)  z = Add(a, c)  h = GroupNormalization<num_groups = 8>(z, s, b)
+        r = Relu(h)  y = MatMul(r, v) }"""
+    of_each = (16,) if opset > 18 else (8,)
+    shapes = {"w": (3, 16), "c": (16,), "s": of_each, "b": of_each, "v": (16, 2)}
+    own, other = (model(text, shapes, at, checked=False) for at in (seed, seed + 9))
+    for made in (own, other):
+        made.opset_import[0].version = opset
+    report = fxrebasin.onnx_transform(own, ref=other, out=tmp_path / "out.onnx")
+    assert report.distance_after < report.distance_before

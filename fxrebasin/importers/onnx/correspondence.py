@@ -12,19 +12,18 @@ from fxrebasin.errors import ArchitectureMismatchError
 from fxrebasin.importers.onnx.graph import Graph, Step
 from fxrebasin.importers.onnx.joining import joined
 from fxrebasin.importers.onnx.loading import OnnxSource
-from fxrebasin.importers.onnx.partner import Partner
+from fxrebasin.importers.onnx.partner import Correspondence, Partner
 from fxrebasin.importers.onnx.skeleton import compare
 
 _WHAT_NOW = (
-    "Both files have to be of one architecture. How exporters spell it does not matter, but what "
-    "they compute in advance does, such as a BatchNorm that is folded into the layer before it: "
-    "export both with the same options."
+    "Both files have to be of one architecture. How exporters spell it matters little, but what "
+    "they compute in advance may: export both with the same options."
 )
 
 
-def partners(
+def correspondence(
     source: OnnxSource, reference: OnnxSource, ignored: Collection[str] = ()
-) -> dict[str, Partner]:
+) -> Correspondence:
     """For each tensor of a file, the tensor of a reference that its graph reads at its place.
 
     Nodes go together one after the other, which needs no names; where the order differs, those
@@ -46,9 +45,9 @@ def partners(
         except ArchitectureMismatchError as error:
             faults.append(str(error))
             continue
-        return found.partners()
+        return Correspondence(found.partners())
     try:
-        return dict(joined(source, reference, ignored))
+        return joined(source, reference, ignored)
     except ArchitectureMismatchError as error:
         raise ArchitectureMismatchError(
             f"{reference.label} is no reference for {source.label}: {faults[-1]}\n"

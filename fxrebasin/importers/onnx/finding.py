@@ -315,6 +315,27 @@ def made_inputs(source: OnnxSource, module: OnnxModule, example: Any) -> list[di
     return _drawn(source, lambda inputs: _fault(module, inputs))
 
 
+def inputs_of_both(one: OnnxSource, two: OnnxSource) -> list[dict[str, Tensor]]:
+    """Inputs that two graphs take, by their places: what one of them says of its own may be enough.
+
+    Args:
+        one: a model.
+        two: another one.
+
+    Raises:
+        InputError: none that could be made up are taken by both.
+    """
+    modules = [one.module(), two.module()]
+
+    def fault(inputs: Mapping[str, Tensor]) -> str | None:
+        return next((found for m in modules if (found := _fault(m, inputs)) is not None), None)
+
+    try:
+        return _drawn(one, fault)
+    except InputError:
+        return _drawn(two, fault)
+
+
 def _drawn(
     source: OnnxSource, fault_of: Callable[[Mapping[str, Tensor]], str | None]
 ) -> list[dict[str, Tensor]]:

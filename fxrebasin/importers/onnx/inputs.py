@@ -31,6 +31,12 @@ _SIZES = (
 _IMAGE_NDIM = 4
 _PARTS = re.compile(r"\s*([+*-])\s*")
 _FEW_TOKENS = 8
+_ANGLES: Mapping[tuple[str, str, int], int] = {
+    ("com.microsoft", "RotaryEmbedding", 1): 2,
+    ("com.microsoft", "GroupQueryAttention", 9): 7,
+    ("", "RotaryEmbedding", 3): 1,
+}
+"""Inputs that are positions, by operator, and which input is the table of these."""
 _PASSED_ON = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Where"})
 
 
@@ -277,6 +283,10 @@ def _rows_looked_up(parsed: Parsed, name: str) -> int | None:
         if step.kind == "EmbedLayerNormalization" and at < 2:
             words = _stored(parsed, owner, step.inputs[2 if at == 0 else 4])
             found += [] if words is None else [words.shape[0]]
+        angles = _ANGLES.get((step.domain, step.kind, at))
+        if angles is not None and angles < len(step.inputs):
+            rows = _stored(parsed, owner, step.inputs[angles])
+            found += [] if rows is None else [rows.shape[0]]
     return min(found, default=None)
 
 

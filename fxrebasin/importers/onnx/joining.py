@@ -18,12 +18,13 @@ from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.exporters.verify.input_sets import example_set
 from fxrebasin.exporters.verify.outputs import compare_tensors
 from fxrebasin.exporters.verify.runs import Subject, Tensors, run_float64
-from fxrebasin.importers.onnx.finding import made_inputs
+from fxrebasin.importers.onnx.finding import inputs_of_both
 from fxrebasin.importers.onnx.loading import OnnxSource
 from fxrebasin.importers.onnx.module import OnnxModule
-from fxrebasin.importers.onnx.outline import Leaf
+from fxrebasin.importers.onnx.outline import Anchor, Leaf
 from fxrebasin.importers.onnx.outlined import compare_outlines
-from fxrebasin.importers.onnx.partner import Assembled, Partner
+from fxrebasin.importers.onnx.partner import Assembled, Correspondence, Partner
+from fxrebasin.importers.onnx.tails import Fold, without_tails
 from fxrebasin.wording import listed
 
 _ROUNDED = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -33,9 +34,7 @@ _ROUNDED_FLOAT32 = 1e-5
 _LISTED = 4
 
 
-def joined(
-    source: OnnxSource, reference: OnnxSource, ignored: Collection[str]
-) -> Mapping[str, Partner]:
+def joined(source: OnnxSource, reference: OnnxSource, ignored: Collection[str]) -> Correspondence:
     """For each tensor of a file, what the reference has in its place.
 
     Args:
@@ -46,16 +45,35 @@ def joined(
     Raises:
         ArchitectureMismatchError: their outlines differ, or they compute something else.
     """
+    try:
+        return _joined(source, reference, ignored, loose=False)
+    except ArchitectureMismatchError as error:
+        try:
+            return _joined(source, reference, ignored, loose=True)
+        except ArchitectureMismatchError:
+            raise error from None
+
+
+def _joined(
+    source: OnnxSource, reference: OnnxSource, ignored: Collection[str], *, loose: bool
+) -> Correspondence:
+    """See `joined`.
+
+    Where angles of positions are looked up in one file and computed in the other, nothing is in the
+    place of the tables: then these stay as they are, and if all the same both compute the same,
+    they are what the reference has.
+    """
     met = _Met()
-    compare_outlines(source, reference, met.meet)
+    compare_outlines(source, reference, met, loose)
     found = met.partners(source)
-    missing = [name for name in source.state if name not in found and name not in ignored]
-    if missing:
+    absorbed = {name for fold in met.folds.values() for name in fold.names} - found.keys()
+    alone = {*source.state} - found.keys() - absorbed - {*ignored}
+    if alone and not loose:
         raise ArchitectureMismatchError(
-            f"nothing in the reference is in the place of {listed(missing, _LISTED)}"
+            f"nothing in the reference is in the place of {listed(sorted(alone), _LISTED)}"
         )
-    _prove(source, reference, found)
-    return found
+    _prove(source, reference, found, met.folds)
+    return Correspondence(found, met.forms(source), frozenset(absorbed), frozenset(alone))
 
 
 @dataclass(frozen=True)
@@ -66,11 +84,13 @@ class _Met:
         parts: of tensors of the file, with what the reference has there.
         whole: tensors of the file, as they are read.
         taken: the same the other way.
+        folds: what went into layers, by where it ends.
     """
 
     parts: dict[str, dict[tuple[int, int] | None, Leaf]] = field(default_factory=dict)
     whole: dict[str, Leaf] = field(default_factory=dict)
     taken: dict[tuple[str, Any], tuple[str, Any]] = field(default_factory=dict)
+    folds: dict[str, Fold] = field(default_factory=dict)
 
     def meet(self, place: str, mine: Leaf, theirs: Leaf) -> None:
         """Two weights are at one place.
@@ -96,6 +116,24 @@ class _Met:
                 "one of them shares with other nodes"
             )
 
+    def absorb(self, mine: Anchor) -> None:
+        """A layer that is one with what follows it in the reference is at a place.
+
+        Args:
+            mine: of the file.
+        """
+        if mine.fold is not None:
+            self.folds[mine.fold.end] = mine.fold
+
+    def forms(self, source: OnnxSource) -> dict[str, Partner]:
+        """How tensors are read that went together with what follows their layers."""
+        shapes = {name: tuple(source.parsed.tensors[name].shape) for name in self.whole}
+        return {
+            name: Assembled(name, _inverse(leaf.order), (leaf,), shapes[name], leaf.shape)
+            for name, leaf in self.whole.items()
+            if leaf.computed is not None
+        }
+
     def partners(self, source: OnnxSource) -> dict[str, Partner]:
         """What was found, for tensors all parts of which were met."""
         found: dict[str, Partner] = {}
@@ -105,12 +143,15 @@ class _Met:
             if None not in parts and not _covers(sorted(places), leaf.shape[-1]):
                 continue
             read = [parts[None]] if None in parts else [parts[part] for part in sorted(places)]
-            order = leaf.order
-            back = (
-                None if order is None else tuple(sorted(range(len(order)), key=order.__getitem__))
+            found[name] = Assembled(
+                read[0].name, _inverse(leaf.order), tuple(read), shape, leaf.shape
             )
-            found[name] = Assembled(read[0].name, back, tuple(read), shape)
         return found
+
+
+def _inverse(order: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """How axes are put back that were transposed."""
+    return None if order is None else tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 def _covers(places: list[tuple[int, int]], size: int) -> bool:
@@ -129,8 +170,15 @@ class _InOrder(nn.Module):
         return tuple(self.graph(*args).values())
 
 
-def _prove(source: OnnxSource, reference: OnnxSource, found: Mapping[str, Partner]) -> None:
+def _prove(
+    source: OnnxSource,
+    reference: OnnxSource,
+    found: Mapping[str, Partner],
+    folds: Mapping[str, Fold],
+) -> None:
     """Run the graph of the file with the tensors of the reference beside the reference.
+
+    What is one with its layer in the reference only is one with it here, too.
 
     Raises:
         ArchitectureMismatchError: they do not compute the same.
@@ -140,14 +188,14 @@ def _prove(source: OnnxSource, reference: OnnxSource, found: Mapping[str, Partne
         name: found[name].of(theirs).to(tensor.dtype) if name in found else tensor
         for name, tensor in source.parsed.tensors.items()
     }
-    filled = replace(source, parsed=replace(source.parsed, tensors=tensors))
+    folded = without_tails(replace(source.parsed, tensors=tensors), folds)
+    filled = replace(source, parsed=folded)
     dtypes = {tensors[name].dtype for name in source.state}
     dtypes |= {theirs[name].dtype for name in reference.state}
     tolerance = max(_ROUNDED.get(dtype, _ROUNDED_FLOAT32) for dtype in dtypes)
     try:
         sets = [
-            example_set(tuple(inputs.values()), {})
-            for inputs in made_inputs(source, source.module(), None)
+            example_set(tuple(inputs.values()), {}) for inputs in inputs_of_both(source, reference)
         ]
     except InputError as error:
         raise ArchitectureMismatchError(

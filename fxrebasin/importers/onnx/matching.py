@@ -13,10 +13,10 @@ from torch import Tensor
 from fxrebasin.choices import Choices, choices_for
 from fxrebasin.errors import InputError
 from fxrebasin.ignoring import check_patterns, checked_patterns, fits
-from fxrebasin.importers.onnx.correspondence import partners
+from fxrebasin.importers.onnx.correspondence import correspondence
 from fxrebasin.importers.onnx.finding import Found, find
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
-from fxrebasin.importers.onnx.partner import Partner
+from fxrebasin.importers.onnx.partner import Correspondence, Partner
 from fxrebasin.importers.onnx.tensors import same_bits
 from fxrebasin.passes.match.methods import MatchResult, match_states
 from fxrebasin.running.outputs import Outputs
@@ -33,16 +33,21 @@ class Pair:
     Args:
         own: the file.
         other: the reference.
-        tensors: tensors of the reference by the names of those of the file.
+        found: which of their tensors go together.
         ignored: names of tensors of the file that are not compared.
         choices: of the user.
     """
 
     own: OnnxSource
     other: OnnxSource
-    tensors: Mapping[str, Partner]
+    found: Correspondence
     ignored: frozenset[str]
     choices: Choices
+
+    @property
+    def tensors(self) -> Mapping[str, Partner]:
+        """Tensors of the reference by the names of those of the file."""
+        return self.found.tensors
 
     def find(self, example: Any) -> Found:
         """The symmetry of the file.
@@ -58,8 +63,24 @@ class Pair:
         return {
             name
             for name in self.own.state
-            if name in self.tensors and same_bits(own[name], self.tensors[name].of(other))
+            if name in self.found.alone
+            or (
+                name in self.tensors
+                and name not in self.found.forms
+                and same_bits(own[name], self.tensors[name].of(other))
+            )
         }
+
+    def _compared(self, name: str) -> Tensor:
+        """A tensor of the file, as it is compared."""
+        tensors, forms = self.own.parsed.tensors, self.found.forms
+        return forms[name].of(tensors) if name in forms else tensors[name]
+
+    def _wanted(self, name: str) -> Tensor:
+        """What the reference has for that: what the file has, where it computes what that is."""
+        partner = self.tensors.get(name)
+        found = self.own if partner is None else self.other
+        return found.parsed.tensors[name] if partner is None else partner.of(found.parsed.tensors)
 
     def match(
         self, found: Found, method: str, seed: int, options: Mapping[str, Any]
@@ -73,18 +94,19 @@ class Pair:
             options: of the method.
         """
         names = found.module.file_names
-        shared = {key: name for key, name in names.items() if name in self.tensors}
-        own, other = self.own.parsed.tensors, self.other.parsed.tensors
+        alone = self.found.alone
+        shared = {k: name for k, name in names.items() if name in self.tensors or name in alone}
         kept = set(self.own.state) - _statistics(self.own)
+        left_out = self.ignored | self.found.absorbed
         matched = match_states(
             found.symmetry,
-            {key: own[name] for key, name in shared.items()},
-            {key: self.tensors[name].of(other) for key, name in shared.items()},
+            {key: self._compared(name) for key, name in shared.items()},
+            {key: self._wanted(name) for key, name in shared.items()},
             method=method,
             seed=seed,
             parameters=[key for key, name in names.items() if name in kept],
             model=found.module,
-            ignored=[key for key, name in names.items() if name in self.ignored],
+            ignored=[key for key, name in names.items() if name in left_out],
             **options,
         )
         order = matched.permutation
@@ -129,7 +151,8 @@ def paired(
     check_patterns(patterns, own.parsed.tensors, other.parsed.tensors)
     ignored = frozenset(name for name in own.parsed.tensors if fits(name, patterns))
     choices = choices_for(own.module(), outputs=outputs)
-    return Pair(own, other, partners(own, other, ignored), ignored, choices)
+    found = correspondence(own, other, ignored)
+    return Pair(own, other, found, ignored, choices)
 
 
 def compared_weights(source: Source, ref: Source) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
-from fxrebasin.importers.onnx.correspondence import partners
+from fxrebasin.importers.onnx.correspondence import correspondence
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.partner import Partner
 from fxrebasin.importers.onnx.roles import weights_of
@@ -72,7 +72,7 @@ def onnx_merge(
     first, *others = [
         read(item, f"file {at + 1}" * _unnamed(item)) for at, item in enumerate(sources)
     ]
-    pairs = [partners(first, other) for other in others]
+    pairs = [_tensors(first, other) for other in others]
     averaged = {}
     for name in weights_of(first.parsed):
         mine = first.parsed.tensors[name]
@@ -100,6 +100,22 @@ def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
             f"weights are {found} for {count} files; pass one number for each, with the sum 1"
         )
     return found
+
+
+def _tensors(first: OnnxSource, other: OnnxSource) -> Mapping[str, Partner]:
+    """The tensors of another file, by the names of the first's.
+
+    Raises:
+        InputError: the first has them in two where the other has one, which has no mean.
+    """
+    found = correspondence(first, other)
+    if found.forms:
+        raise InputError(
+            f"{other.label} has in one what {first.label} has as a layer and what scales it "
+            f"({next(iter(found.forms))}): the first file is followed, so put the one first that "
+            "has it in one"
+        )
+    return found.tensors
 
 
 def _partner(other: OnnxSource, partner: Partner | None, like: Tensor) -> Tensor:

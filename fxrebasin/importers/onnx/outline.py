@@ -14,11 +14,37 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+from torch import Tensor
+
 from fxrebasin.errors import ArchitectureMismatchError
 from fxrebasin.importers.onnx.foreign import full_name
-from fxrebasin.importers.onnx.graph import Step
+from fxrebasin.importers.onnx.graph import Parsed, Step
 from fxrebasin.importers.onnx.loading import OnnxSource
 from fxrebasin.importers.onnx.roles import is_mask, is_uniform, weights_of
+from fxrebasin.importers.onnx.tails import Fold, folds_of
+
+
+@dataclass(frozen=True, eq=False)
+class InAdvance:
+    """What a weight is together with what follows its layer.
+
+    Args:
+        factor: it is multiplied by this, as it is read; None if it is replaced.
+        value: it is replaced by this; None if it is multiplied.
+    """
+
+    factor: Tensor | None = None
+    value: Tensor | None = None
+
+    def of(self, read: Tensor) -> Tensor:
+        """The numbers, in the type and shape of the weight.
+
+        Args:
+            read: the weight, as it is read.
+        """
+        if self.factor is not None:
+            return (read.double() * self.factor).to(read.dtype)
+        return read if self.value is None else self.value.reshape(read.shape).to(read.dtype)
 
 
 @dataclass(frozen=True)
@@ -31,6 +57,7 @@ class Leaf:
         order: how its axes were transposed for that; None if they were not.
         uniform: whether it holds one number throughout, so that others may leave it out.
         part: the places along its last axis that are read; None for all.
+        computed: what is done to it in advance; None if it is as in the file.
     """
 
     name: str
@@ -38,6 +65,7 @@ class Leaf:
     order: tuple[int, ...] | None = None
     uniform: bool = False
     part: tuple[int, int] | None = None
+    computed: InAdvance | None = None
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -85,22 +113,29 @@ class Anchor:
         label: what messages call it.
         weights: that it reads, by their places; None for those that it may have and has not.
         sources: where each value comes from that it works on.
+        folded: the layer that this is the tail of, and all of that tail, as one layer; None if it
+            is no tail.
+        fold: the tail that went into its weights; None where nothing did.
+        loose: whether only layers and products tell where something comes from.
     """
 
     kind: str
     label: str
     weights: tuple[Leaf | None, ...]
     sources: tuple[Origin, ...]
+    folded: Anchor | None = None
+    fold: Fold | None = None
+    loose: bool = False
     keys: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        below = [sorted(keys_of(origin)) for origin in self.sources]
-        if self.kind == SCALE:  # others may leave it out
+        below = [sorted(keys_of(origin, self.loose)) for origin in self.sources]
+        if self.kind == SCALE or (self.loose and self.kind == LOOKUP):  # others may leave it out
             found = frozenset(key for keys in below for key in keys)
         else:
             sizes = [None if leaf is None else sorted(leaf.dims) for leaf in self.weights[:1]]
             if self.kind == LINEAR:  # others may have several in one
-                sizes = [[leaf.shape[0]] for leaf in self.weights[:1] if leaf is not None]
+                sizes = [[leaf.shape[-2]] for leaf in self.weights[:1] if leaf is not None]
             text = repr((self.kind, sizes, below))
             found = frozenset({hashlib.sha256(text.encode()).hexdigest()})
         object.__setattr__(self, "keys", found)
@@ -114,31 +149,36 @@ LINEAR, PRODUCT, SCALE, LOOKUP = "linear", "product", "scale", "lookup"
 _BIASED = frozenset({LINEAR, SCALE, "Conv", "ConvTranspose"})
 """Kinds whose last weight is added to what they make."""
 
+_LAYERS = _BIASED - {SCALE}
+
 _Rule: TypeAlias = Callable[["_Node"], Sequence[Origin]]
 _RULES: dict[tuple[str, str], _Rule] = {}
 _MICROSOFT = "com.microsoft"
 
 
-def keys_of(origin: Origin) -> frozenset[str]:
+def keys_of(origin: Origin, loose: bool = False) -> frozenset[str]:
     """What tells origins apart, whoever wrote the graph: weights that are added do not count.
 
     Args:
         origin: of a value.
+        loose: whether inputs do not count either.
     """
     found: set[str] = set()
     for item in origin:
-        if isinstance(item, Entry):
+        if isinstance(item, Entry) and not loose:
             found.add(f"input {item.place}")
         elif isinstance(item, Anchor):
             found |= item.keys
     return frozenset(found)
 
 
-def outline_of(source: OnnxSource) -> tuple[Origin, ...]:
+def outline_of(source: OnnxSource, loose: bool = False) -> tuple[Origin, ...]:
     """Where each output of a graph comes from.
 
     Args:
         source: the model.
+        loose: whether only layers and products tell where something comes from: not inputs, and
+            not tables, which others may have computed in advance.
 
     Raises:
         ArchitectureMismatchError: it has branches or loops, of which there is no outline.
@@ -154,6 +194,7 @@ def outline_of(source: OnnxSource) -> tuple[Origin, ...]:
         else:
             values[local] = ()
     values.update((name, (Entry(at),)) for at, name in enumerate(parsed.graph.inputs))
+    folds = folds_of(parsed, set(source.state))
     for step in parsed.graph.steps:
         if step.graphs:
             raise ArchitectureMismatchError(
@@ -161,10 +202,42 @@ def outline_of(source: OnnxSource) -> tuple[Origin, ...]:
             )
         reads = step.operator.reads if step.operator is not None else ()
         given = [() if at in reads else values[name] for at, name in enumerate(step.inputs)]
-        made = _RULES.get((step.domain, step.kind), _between)(_Node(step, given))
+        made = _RULES.get((step.domain, step.kind), _between)(_Node(step, given, loose))
         values.update(zip(step.outputs, made, strict=False))
         values.update((name, made[-1]) for name in step.outputs[len(made) :])
+        fold = folds.get(step.outputs[0])
+        if fold is not None:
+            values[step.outputs[0]] = _with_fold(made[0], values[fold.layer], fold, parsed)
     return tuple(values[name] for name in parsed.graph.outputs)
+
+
+def _with_fold(tail: Origin, layer: Origin, fold: Fold, parsed: Parsed) -> Origin:
+    """Where a tail comes from, which may be one layer in other files."""
+    end, owner = (origin[0] if len(origin) == 1 else None for origin in (tail, layer))
+    if not (isinstance(end, Anchor) and isinstance(owner, Anchor)) or end.kind != SCALE:
+        return tail
+    weight = owner.weights[0] if len(owner.weights) == 2 else None
+    if owner.kind not in _LAYERS or weight is None:
+        return tail
+    bias = None
+    if fold.bias is not None and fold.held is not None:
+        bias = Leaf(fold.held, tuple(parsed.tensors[fold.held].shape))
+        bias = replace(bias, computed=InAdvance(value=fold.bias))
+    factor = _per_channel(owner.kind, fold.factor, weight.shape)
+    whole = replace(weight, computed=InAdvance(factor=factor), uniform=False)
+    found = replace(owner, label=end.label, weights=(whole, bias), fold=fold)
+    return (replace(end, folded=found),)
+
+
+def _per_channel(kind: str, factor: Tensor, shape: Sequence[int]) -> Tensor:
+    """A number for each channel, as a weight of this shape is multiplied by them."""
+    if kind == LINEAR:
+        return factor
+    ones = [1] * (len(shape) - 2)
+    if kind == "Conv":
+        return factor.reshape(-1, 1, *ones)
+    groups = factor.reshape(-1, shape[1])  # of a ConvTranspose
+    return groups.repeat_interleave(shape[0] // len(groups), 0).reshape(*shape[:2], *ones)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +246,7 @@ class _Node:
 
     step: Step
     given: Sequence[Origin]
+    loose: bool
 
     def __getitem__(self, at: int) -> Origin:
         return self.given[at] if at < len(self.given) else ()
@@ -188,7 +262,7 @@ class _Node:
         self, kind: str, weights: Iterable[Leaf | None], sources: Iterable[Origin]
     ) -> Origin:
         label = f"{full_name(self.step.domain, self.step.kind)} {self.step.name!r}"
-        return (Anchor(kind, label, tuple(weights), tuple(sources)),)
+        return (Anchor(kind, label, tuple(weights), tuple(sources), loose=self.loose),)
 
     def scaled(self, value: Origin, scale: Origin, shift: Origin = ()) -> Origin:
         """A value times a weight and plus another one, if these are weights."""
@@ -286,6 +360,8 @@ def _matrix(node: _Node, first: Origin, second: Origin) -> Origin:
         return node.anchor(LINEAR, (left.turned((1, 0)), None), [second])
     if not first or not second or (left is not None and right is not None):
         return _together(first, second)
+    if node.loose and not any(isinstance(item, Anchor) for item in (*first, *second)):
+        return _together(first, second)  # angles of positions
     return node.anchor(PRODUCT, (), [first, second])
 
 
@@ -301,13 +377,22 @@ def _product(node: _Node) -> Sequence[Origin]:
     return [_biased(found, node[2]) or _together(found, node[2])]
 
 
+def _is_dense(node: _Node, weight: Leaf) -> bool:
+    """Whether a convolution is a product at each place."""
+    moves = any(value != 1 for value in node.attribute("strides", None) or ())
+    pads = any(node.attribute("pads", None) or ()) or node.attribute("group", 1) != 1
+    return not (moves or pads) and all(size == 1 for size in weight.shape[2:])
+
+
 @_rule("Conv", "ConvTranspose")
 @_rule("FusedConv", domain=_MICROSOFT)
 def _convolution(node: _Node) -> Sequence[Origin]:
     if node.leaf(1) is None:
         return [node.anchor(PRODUCT, (), node.given)]
-    kind = "ConvTranspose" if node.step.kind == "ConvTranspose" else "Conv"
-    found = node.anchor(kind, (node.leaf(1), None), [node[0]])
+    weight, kind = node.leaf(1), node.step.kind.removeprefix("Fused")
+    if weight is not None and kind == "Conv" and _is_dense(node, weight):
+        kind, weight = LINEAR, weight.turned((*range(2, len(weight.shape)), 1, 0))
+    found = node.anchor(kind, (weight, None), [node[0]])
     return [_together(_biased(found, node[2]) or _together(found, node[2]), node[3])]
 
 
@@ -384,6 +469,31 @@ def _attention_of_three(node: _Node) -> Sequence[Origin]:
             for one, cut in zip(parts, cuts, strict=True)
         ]
     return _attended(node, parts, (node[4], node[5]), _together(node[6], node[7]))
+
+
+@_rule("GroupQueryAttention", domain=_MICROSOFT)
+def _grouped_attention(node: _Node) -> Sequence[Origin]:
+    parts = list(node.given[:3])
+    packed = parts[0][0] if len(parts[0]) == 1 and not parts[1] else None
+    if isinstance(packed, Anchor) and packed.kind == LINEAR:
+        heads, few = node.attribute("num_heads", 1), node.attribute("kv_num_heads", 1)
+        parts = _cut(packed, [heads, few, few])
+    tables = _together(node[5], node[6], *(node[at] for at in (7, 8, 9)))
+    past = _together(node[3], node[4])
+    return _attended(node, parts, (tables, node[10]), past)
+
+
+def _cut(layer: Anchor, shares: Sequence[int]) -> list[Origin]:
+    """Several layers that are one, whose units are shared out."""
+    found: list[Origin] = []
+    weight, bias = layer.weights
+    size = weight.shape[-1] // sum(shares) if weight is not None else 0
+    for at, share in enumerate(shares):
+        start = sum(shares[:at]) * size
+        cut = (start, start + share * size)
+        own = [leaf if leaf is None else leaf.cut(*cut) for leaf in (weight, bias)]
+        found.append((replace(layer, weights=tuple(own)),))
+    return found
 
 
 @_rule("Attention")

@@ -1,9 +1,9 @@
-"""A tensor of a reference, brought into the form that a file has."""
+"""Tensors of a reference, brought into the form that a file has, and the other way."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -42,10 +42,12 @@ class Assembled(Partner):
         order: how axes have to be transposed after parts were joined.
         parts: as they are read, joined along their last axis.
         shape: of the tensor of the file.
+        read: the shape in which the file reads it.
     """
 
     parts: tuple[Leaf, ...] = ()
     shape: tuple[int, ...] = ()
+    read: tuple[int, ...] = ()
 
     def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The tensor, as in the file.
@@ -53,12 +55,31 @@ class Assembled(Partner):
         Args:
             tensors: of the reference.
         """
-        read = [_read_as(leaf, tensors[leaf.name]) for leaf in self.parts]
-        found = read[0] if len(read) == 1 else torch.cat(read, -1)
+        parts = [_read_as(leaf, tensors[leaf.name]) for leaf in self.parts]
+        found = (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).reshape(self.read)
         found = found if self.order is None else found.permute(self.order)
         return found.reshape(self.shape).contiguous()
 
 
+@dataclass(frozen=True, eq=False)
+class Correspondence:
+    """Which tensors of two files go together.
+
+    Args:
+        tensors: of the reference, by the names of those of the file.
+        forms: tensors of the file that are compared in another form than it has them in, since the
+            reference has that only: with what follows their layers.
+        absorbed: names of tensors of the file that are in the forms of others, and have no partner.
+        alone: names of tensors of the file that have none, and that the reference computes.
+    """
+
+    tensors: Mapping[str, Partner]
+    forms: Mapping[str, Partner] = field(default_factory=dict)
+    absorbed: frozenset[str] = frozenset()
+    alone: frozenset[str] = frozenset()
+
+
 def _read_as(leaf: Leaf, tensor: Tensor) -> Tensor:
     found = tensor if leaf.order is None else tensor.permute(leaf.order)
+    found = found if leaf.computed is None else leaf.computed.of(found)
     return found if leaf.part is None else found[..., slice(*leaf.part)]

@@ -87,7 +87,7 @@ def unread_copies(parsed: Parsed, moved: Mapping[str, Tensor]) -> dict[str, Tens
 def _read_somewhere(graph: Graph) -> set[str]:
     """Names of stored tensors that a node, or the outside, may read by a name within its graph."""
     graphs = [graph, *(body for _, step in graph.all_steps() for body in step.graphs.values())]
-    read = set(_read_inside(graph))
+    read = set(read_inside(graph))
     return {name for one in graphs for local, name in one.tensors.items() if local in read}
 
 
@@ -137,7 +137,7 @@ def _shared(graph: Graph, names: frozenset[str]) -> dict[str, list[_Place]]:
         if step.operator is None or step.kind in _LOOKED_UP:
             whole.update(step.inputs)
         for body in step.graphs.values():
-            whole.update(_read_inside(body))
+            whole.update(read_inside(body))
         for at, name in enumerate(step.inputs):
             if graph.tensors.get(name) in names:
                 found.setdefault(name, []).append((step.name, at))
@@ -146,7 +146,7 @@ def _shared(graph: Graph, names: frozenset[str]) -> dict[str, list[_Place]]:
     return {n: places for n, places in found.items() if n not in whole and n not in looked_up}
 
 
-def _read_inside(graph: Graph) -> Iterator[str]:
+def read_inside(graph: Graph) -> Iterator[str]:
     """All names that a body reads, its own included."""
     yield from graph.outputs
     for _, step in graph.all_steps():

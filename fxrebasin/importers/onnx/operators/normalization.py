@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fxrebasin.importers.onnx.dtypes import dtype_of
 from fxrebasin.importers.onnx.registry import Site, UnsupportedError, operator
+from fxrebasin.running.numberless import has_no_data
 
 _SCALE_PER_CHANNEL = 21
 """Since this opset GroupNormalization has a scale for each channel, before for each group."""
@@ -64,11 +65,25 @@ def group_normalization(
     stash_type: int = 1,
     site: Site,
 ) -> Tensor:
-    """Over groups of channels."""
+    """Over groups of channels.
+
+    In float64, and where there are no data, a variance is the mean of squared deviations. In short
+    types it is what the standard spells out and onnxruntime runs: the mean of squares less the
+    square of the mean, most of which cancels in groups of few elements. So what float32 leaves open
+    is measured on what the file says.
+    """
     if site.opset < _SCALE_PER_CHANNEL:
         size = value.shape[1] // num_groups
         scale, bias = scale.repeat_interleave(size), bias.repeat_interleave(size)
-    return F.group_norm(value, num_groups, scale, bias, epsilon)
+    if value.dtype is torch.float64 or has_no_data(value):
+        return F.group_norm(value, num_groups, scale, bias, epsilon)
+    wide = value.to(dtype_of(stash_type)) if site.opset >= _SCALE_PER_CHANNEL else value
+    groups = wide.reshape(value.shape[0], num_groups, -1)
+    mean = groups.mean(-1, True)
+    variance = (groups * groups).mean(-1, True) - mean * mean
+    found = (groups - mean) / (variance + epsilon).sqrt()
+    shape = [1, -1, *[1] * (value.ndim - 2)]
+    return found.reshape(value.shape).to(value.dtype) * scale.view(shape) + bias.view(shape)
 
 
 @operator("LayerNormalization")
