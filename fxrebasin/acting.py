@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fxrebasin.errors import InputError
 from fxrebasin.groups import Groups
-from fxrebasin.kinds import Behind, GroupKind, Place
+from fxrebasin.kinds import Behind, Place
 from fxrebasin.layout import PermutationClass
 from fxrebasin.places import positions_of, rows_of, with_rows
 
@@ -36,8 +36,7 @@ def acted(
     sizes = {c.name: c.size for c in classes}
     for c in (c for c in classes if c.name in elements):
         own, element = groups.kinds[c.name], elements[c.name]
-        turned = own.kind is GroupKind.COMPLEX_PAIRS
-        layout = groups.turned_layout if turned else groups.layout
+        layout = groups.layout_of(c.name)
         for place in own.parts or dict.fromkeys((*own.signs, *own.scales)):
             group = layout[place.state][place.group]
             positions = positions_of(layout, place, c, sizes)
@@ -91,8 +90,9 @@ def numbers_of(
         c: the class.
         sizes: of all classes that it is within.
     """
-    group = groups.layout[place.state][place.group]
-    positions = positions_of(groups.layout, place, c, sizes)
+    layout = groups.layout_of(c.name)
+    group = layout[place.state][place.group]
+    positions = positions_of(layout, place, c, sizes)
     offset = groups.kinds[c.name].offsets.get(place, 0.0)
     return rows_of(state[place.state].double(), group, positions)[:, :, 0, 0] + offset
 
@@ -116,7 +116,7 @@ def factors_of(
             numbers_of(state, groups, next(iter(factor)), c, sizes)
             for factor in groups.kinds[c.name].factors
         )
-        for c in classes
+        for c in (*classes, *groups.still)
         if groups.kinds[c.name].factors
     }
 
@@ -144,7 +144,7 @@ def refactored(
     """
     found = dict(state)
     sizes = {c.name: c.size for c in classes}
-    for c in classes:
+    for c in (*classes, *groups.still):
         own = groups.kinds[c.name]
         for number, factor in enumerate(own.factors):
             chosen = next(iter(factor))
@@ -174,10 +174,12 @@ def _rescaled(
     grown = torch.where(same | zero, 1.0, after / torch.where(zero, 1.0, before))
     shrunk = torch.where(same, 1.0, before / torch.where(same, 1.0, after))
     chosen, unit = next(iter(factor.items()))
+    c = class_with_sizes[0]
+    layout = groups.layout_of(c.name)
     for place, power in factor.items():
-        group = groups.layout[place.state][place.group]
-        positions = positions_of(groups.layout, place, *class_with_sizes)
-        offset = groups.kinds[class_with_sizes[0].name].offsets.get(place, 0.0)
+        group = layout[place.state][place.group]
+        positions = positions_of(layout, place, *class_with_sizes)
+        offset = groups.kinds[c.name].offsets.get(place, 0.0)
         rows = rows_of(found[place.state], group, positions) + offset
         if place == chosen:
             rows = after.expand_as(rows)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fxrebasin.charts import Element
 from fxrebasin.groups import Groups
-from fxrebasin.kinds import GroupKind
 from fxrebasin.layout import PermutationClass
 from fxrebasin.places import positions_of
 
@@ -80,8 +79,7 @@ class Action:
         shapes: Mapping[str, Sequence[int]],
     ) -> list[_Part]:
         own = groups.kinds[c.name]
-        turned = own.kind is GroupKind.COMPLEX_PAIRS
-        layout = groups.turned_layout if turned else groups.layout
+        layout = groups.layout_of(c.name)
         sizes = {item.name: item.size for item in classes}
         found = []
         variances = {place: part.variance for place, part in own.parts.items()} or own.scales

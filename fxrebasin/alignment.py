@@ -87,7 +87,14 @@ class Alignment(Brief):
 
     def __post_init__(self) -> None:
         own = self.groups
-        needed = Groups(own.kinds, self.permutation.layout, own.turned, own.turned_layout)
+        needed = Groups(
+            own.kinds,
+            self.permutation.layout,
+            own.turned,
+            own.turned_layout,
+            still=own.still,
+            still_layout=own.still_layout,
+        )
         object.__setattr__(self, "groups", needed)
         elements = check_elements(self.elements, needed, self.classes)
         object.__setattr__(self, "elements", elements)
@@ -380,7 +387,7 @@ class Alignment(Brief):
     def _touched(self) -> set[str]:
         """Names of all tensors that something but the permutation may change."""
         found = {*self.source.added, *self.target.added}
-        for c in self.classes:
+        for c in (*self.classes, *self.groups.still):
             own = self.groups.kinds.get(c.name)
             if own is None:
                 continue

@@ -107,6 +107,8 @@ class Groups:
         shifts: parameters to which anything may be added.
         gauges: all that may be chosen freely.
         dimension: of the continuous part of all of it.
+        still: classes of units that stay in place, of which factors and means may be chosen.
+        still_layout: where these are.
         shifted: a state with the shifts of another one, or with zeros, which others make up for;
             None where there are none.
     """
@@ -119,7 +121,21 @@ class Groups:
     shifts: tuple[Shift, ...] = ()
     gauges: tuple[Gauge, ...] = ()
     dimension: int = 0
+    still: tuple[PermutationClass, ...] = ()
+    still_layout: Layout = field(default_factory=dict)
     shifted: Shifting | None = field(default=None, repr=False)
+
+    def layout_of(self, name: str) -> Layout:
+        """Where the units of a class are, with those of others.
+
+        Args:
+            name: of the class.
+        """
+        if any(c.name == name for c in self.turned):
+            return self.turned_layout
+        if any(c.name == name for c in self.still):
+            return self.still_layout
+        return self.layout
 
     def signed(self) -> Groups:
         """Permutations and signs only."""

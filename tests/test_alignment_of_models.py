@@ -64,6 +64,14 @@ def neox() -> nn.Module:
     return t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**own, rotary_pct=0.5))
 
 
+def falcon() -> nn.Module:
+    """Queries, the only keys and the only values are picked from one tensor."""
+    own = {k: v for k, v in WORDS.items() if k != "num_key_value_heads"}
+    return t.FalconForCausalLM(
+        t.FalconConfig(**own, ffn_hidden_size=24, bias=True, tie_word_embeddings=False)
+    )
+
+
 def bert() -> nn.Module:
     """Norms behind the stream."""
     own = {k: v for k, v in WORDS.items() if k != "num_key_value_heads"}
@@ -85,6 +93,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], GroupKind
     "ViT": (vit, image, GroupKind.ORTHOGONAL_FIXING_ONES),
     "Mixtral": (mixtral, words, GroupKind.ORTHOGONAL),
     "GPT-NeoX": (neox, words, GroupKind.ORTHOGONAL_FIXING_ONES),
+    "Falcon": (falcon, words, GroupKind.COMPLEX_PAIRS),
     "BERT": (bert, words, GroupKind.GENERAL_LINEAR),
     "ConvNeXt": (convnext, image, GroupKind.PERMUTATION),
 }

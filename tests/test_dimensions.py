@@ -35,6 +35,10 @@ QUICK: dict[str, Form] = {
     "three embeddings": Attending(norm="rms", kinds=2, places="learned"),
     "ConvNeXt": Convolving(norm="channels", block="convnext", bend="gelu", layer_scale=True),
     "GroupNorm": Convolving(norm="group", bend="silu"),
+    "tied": Attending(tied=True, places="learned"),
+    "one key head, rotary": Attending(grouped=2, turned="halves"),
+    "norms of queries that are turned": Attending(turned="halves", inner_norm="layer"),
+    "a part of each head is turned": Attending(turned="part", fused="by head"),
 }
 SLOW: dict[str, Form] = {
     "grouped queries": Attending(width=8, heads=4, grouped=2),
@@ -43,6 +47,8 @@ SLOW: dict[str, Form] = {
     "one more than a weight, after all": Attending(norm="gemma", order="both", final_norm=False),
     "norms behind the stream": Attending(norm="rms", order="post", final_norm=False),
     "fused by head": Attending(fused="by head"),
+    "a part of the only key head is turned": Attending(grouped=2, turned="part", fused="qkv"),
+    "one norm of all queries": Attending(turned="neighbours", grouped=2, inner_norm="whole rms"),
     "fused, rotary": Attending(fused="qkv", turned="neighbours"),
     "Llama": LLAMA,
     "norms of queries": Attending(inner_norm="layer"),

@@ -16,8 +16,8 @@ from tests.support.elements import elements_of
 from tests.support.nullity import nullity
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-QUICK = ("Gemma", "GPT-NeoX")
-EXACT = ("Gemma", "GPT-NeoX", "Qwen 2")
+QUICK = ("Gemma", "GPT-NeoX", "Falcon")
+EXACT = (*QUICK, "Falcon, many heads", "Gemma 2", "Phi", "Phi 3", "Qwen 2", "Qwen 3")
 """Models of which all is found; docs/symmetries.md says what is not of others."""
 
 

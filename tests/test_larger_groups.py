@@ -104,7 +104,8 @@ class Experts(nn.Module):
     [
         (Experts(), GroupKind.GENERAL_LINEAR),
         (Between(lambda x: x[torch.arange(6).flip(0)]), GroupKind.GENERAL_LINEAR),
-        (Between(lambda x: x[:, [4, 2, 0, 1, 3]]), GroupKind.PERMUTATION),
+        (Between(lambda x: x[:, [4, 2, 0, 1, 3]]), GroupKind.GENERAL_LINEAR),
+        (Between(lambda x: x[:, x.new_tensor([4, 2, 0, 1, 3]).long()]), GroupKind.PERMUTATION),
     ],
 )
 def test_units_are_followed_where_indices_pick(net: nn.Module, expected: GroupKind) -> None:

@@ -79,6 +79,8 @@ def payload(contents: AlignmentContents) -> bytes:
     document["kinds"] = {name: _kind_document(own) for name, own in groups.kinds.items()}
     document["turned"] = [certificate.class_document(c) for c in groups.turned]
     document["turned_layout"] = certificate.layout_document(groups.turned_layout, tensors)
+    document["still"] = [certificate.class_document(c) for c in groups.still]
+    document["still_layout"] = certificate.layout_document(groups.still_layout, tensors)
     document["ties"] = dict(contents.ties)
     for side in ("source", "target"):
         gauge: GaugeValues = getattr(contents, side)
@@ -107,9 +109,11 @@ def read(path: Path) -> AlignmentContents:
     permutation = certificate.contents_from(tensors, document)
     kinds = {text(name): _kind(entry) for name, entry in document["kinds"].items()}
     turned = tuple(certificate.class_from(entry) for entry in document["turned"])
-    certificate.check_copies(turned, permutation[0])
+    still = tuple(certificate.class_from(entry) for entry in document.get("still", ()))
+    certificate.check_copies((*turned, *still), permutation[0])
     own = certificate.layout_from(document["turned_layout"], tensors)
-    groups = Groups(kinds, permutation[2], turned, own)
+    places = certificate.layout_from(document.get("still_layout", {}), tensors)
+    groups = Groups(kinds, permutation[2], turned, own, still=still, still_layout=places)
     _check_places(groups)
     prefix = "element."
     elements = {
@@ -175,16 +179,14 @@ def _kind(entry: Mapping[str, Any]) -> ClassKind:
 
 def _check_places(groups: Groups) -> None:
     """Refuse places that the layouts do not have."""
-    for own in groups.kinds.values():
-        layout: Layout = groups.layout
-        if own.kind is GroupKind.COMPLEX_PAIRS:
-            layout = groups.turned_layout
+    for name, own in groups.kinds.items():
+        layout = groups.layout_of(name)
         further = [place for part in own.parts.values() for place in part.factors]
         for place in (*own.parts, *own.scales, *own.signs, *(p for f in own.factors for p in f)):
             _check_place(place, layout)
         further += own.offsets
         for place in further:
-            _check_place(place, groups.layout)
+            _check_place(place, layout)
 
 
 def _check_place(place: Place, layout: Layout) -> None:

@@ -57,7 +57,7 @@ def _held(groups: Groups, graph: FunctionalGraph, place: Place, c: PermutationCl
     """How many vectors of units a part holds that are no matter of a gauge."""
     if any(shift.parameter == place.state for shift in groups.shifts):
         return 0  # at least some of it
-    found = _rows(groups, graph, place, c.size)
+    found = _rows(groups, graph, place, c)
     for name, centring in groups.centring.items():
         others = (*centring.readers, *centring.writers) if name != c.name else ()
         found -= c.count * any(other.state == place.state for other in others)
@@ -78,7 +78,7 @@ def gauges_of(
         Gauge(GaugeKind.SHIFT, (shift.parameter, *sorted(shift.takers)), shift.dimension)
         for shift in groups.shifts
     ]
-    for c in classes:
+    for c in (*classes, *groups.still):
         own = groups.kinds[c.name]
         for factor in (*own.factors, *own.spare):
             if not parameters_do(graph, factor):
@@ -92,7 +92,7 @@ def gauges_of(
 def _of_centring(groups: Groups, c: PermutationClass, graph: FunctionalGraph) -> list[Gauge]:
     own = groups.centring.get(c.name, Centring())
     found = [Gauge(GaugeKind.SHIFT, (place.state,), c.size) for place in own.shifts]
-    rows = {place: _rows(groups, graph, place, c.size) for place in (*own.readers, *own.writers)}
+    rows = {place: _rows(groups, graph, place, c) for place in (*own.readers, *own.writers)}
     if own.readers:
         names = tuple(place.state for place in own.readers)
         count = sum(rows[place] for place in own.readers)
@@ -115,10 +115,10 @@ def _read_too(groups: Groups, state: str) -> int:
     )
 
 
-def _rows(groups: Groups, graph: FunctionalGraph, place: Place, size: int) -> int:
+def _rows(groups: Groups, graph: FunctionalGraph, place: Place, c: PermutationClass) -> int:
     """How many vectors of units there are in a part of a state tensor."""
-    group = groups.layout[place.state][place.group]
+    group = groups.layout_of(c.name)[place.state][place.group]
     piece = group.pieces[place.piece]
     shape = shape_of(graph.state[place.state])
     others = math.prod(n for axis, n in enumerate(shape) if axis not in group.axes)
-    return piece.positions[parts_of(piece)[place.part]].size * others // size
+    return piece.positions[parts_of(piece)[place.part]].size * others // c.size

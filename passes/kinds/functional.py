@@ -36,6 +36,8 @@ _TAKEN_APART = (
     *(_aten.native_batch_norm, _aten._native_batch_norm_legit_no_training),
 )
 """Operators that are seen as those that they are made of."""
+_LITERALS = frozenset({_aten.lift_fresh.default, _aten.lift_fresh_copy.default})
+"""Operators by which torch makes tensors of literals."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +84,17 @@ class FunctionalGraph:
         """What is worked out of statistics, and does not depend on inputs of the model."""
         start = [node for name, node in self.state.items() if name in self.statistics]
         return frozenset(_reached(self.nodes, start) - self.from_inputs)
+
+    def constant(self, node: fx.Node) -> Tensor | None:
+        """The value of a node that is the same whatever the state and the inputs are.
+
+        Args:
+            node: any; None comes back where it is not known to be such a one.
+        """
+        while node.target in _LITERALS:
+            node = node.all_input_nodes[0]
+        value = None if node.op != "get_attr" else self.values.get(node)
+        return None if value is None or value.is_meta else value
 
     def downstream(self, start: Iterable[fx.Node]) -> Downstream:
         """Operators behind some nodes, in order.

@@ -20,6 +20,8 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
+from fxrebasin.running.literals import with_literals
+
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _MODULES = str(Path(torch.__file__).parent / "nn" / "modules") + os.sep
 _OURS = str(Path(__file__).parent.parent) + os.sep
@@ -101,7 +103,7 @@ class Places:
 
 
 class _Lines(TorchFunctionMode):
-    """Sees each call of a function of torch, before it is taken apart."""
+    """Sees each call of a function of torch, before it is taken apart, and keeps its literals."""
 
     def __init__(self, places: Places) -> None:
         super().__init__()
@@ -114,7 +116,8 @@ class _Lines(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        func, args, options = with_literals(func, tuple(args), kwargs)
+        result = func(*args, **options)
         self._places.note(sys._getframe(1))
         return result
 

@@ -124,9 +124,12 @@ class Pairs(Analysis):
             return False
         if len(summed) != 1 or not one or not two:
             raise self._limit()
-        partner, other = (self._pairing(value, summed[0]) for value in (one, two))
+        (places, partner), (others, other) = (
+            self._pairing(value, summed[0]) for value in (one, two)
+        )
         known = partner if self.partner is None else self.partner
-        if not (torch.equal(partner, other) and torch.equal(partner, known)):
+        alike = torch.equal(partner, other) and torch.equal(partner, known)
+        if not (alike and torch.equal(places, others)):
             raise self._limit()
         self.partner = partner
         for value, variance in ((one, 1), (two, -1)):
@@ -146,23 +149,26 @@ class Pairs(Analysis):
                     self._answers(other, self.parts[place].variance)
         return dict(sorted(self.parts.items()))
 
-    def _pairing(self, value: Value, axis: int) -> Tensor:
-        """The partner of each unit along an axis, if each stays where it was but for turning."""
+    def _pairing(self, value: Value, axis: int) -> tuple[Tensor, Tensor]:
+        """Where units are along an axis, and their partners, if all stay there but for turning."""
         sizes = [max(mark.units.shape[k] for mark in value) for k in range(value[0].units.dim())]
+        there = torch.zeros(sizes[axis], dtype=torch.bool)
         terms: list[tuple[Tensor, Tensor]] = []
         for mark in value:
             index = torch.where(mark.units >= 0, mark.units % self.size, -1).movedim(axis, -1)
             index = index.reshape(-1, index.shape[-1])
-            if not bool((index == index[:1]).all()):
+            if not bool((index == index[:1]).all()) or index.shape[-1] != sizes[axis]:
                 raise self._limit()
+            there |= index[0] >= 0
             share = self._term(mark).share
             full = torch.ones([1] * len(sizes), dtype=torch.float64) if share is None else share
             rows = full.movedim(axis, -1)
             rows = rows.expand(*rows.shape[:-1], sizes[axis]).reshape(-1, sizes[axis])
             terms.append((index[0], torch.where(index[0] >= 0, rows, 0.0)))
-        if sizes[axis] != self.size:
+        if there.sum() != self.size:
             raise self._limit()
-        return self._checked(terms)
+        own = [(index[there], share[:, there]) for index, share in terms]
+        return there, self._checked(own)
 
     def _checked(self, terms: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         units = torch.arange(self.size)

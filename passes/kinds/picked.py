@@ -23,7 +23,7 @@ def _index_select(step: Step) -> list[Value]:
 
 
 def _picked(step: Step, given: dict[int, fx.Node | None]) -> list[Value]:
-    """Units that are the same wherever indices point go along; of others, the order counts."""
+    """Units that are the same wherever indices point go along, and so do all by known indices."""
     indices = {axis: item for axis, item in given.items() if item is not None}
     whole_numbers = all(item.meta["val"].dtype is not torch.bool for item in indices.values())
     if not whole_numbers or any(step.value(item) for item in indices.values()):
@@ -33,10 +33,20 @@ def _picked(step: Step, given: dict[int, fx.Node | None]) -> list[Value]:
 
 
 def _moved(step: Step, mark: Mark, indices: dict[int, fx.Node]) -> Mark | None:
-    if any(mark.units.shape[axis] > 1 for axis in indices):
+    if all(mark.units.shape[axis] == 1 for axis in indices):
+        return mark.moved(lambda units: _without(units, indices))
+    [axis, *further] = indices
+    places = None if further else step.walk.graph.constant(indices[axis])
+    if places is None:
         step.analysis.kept(mark)
         return None
-    return mark.moved(lambda units: _without(units, indices))
+    return mark.moved(
+        lambda units: (
+            _without(units, indices)
+            if units.shape[axis] == 1
+            else units[(slice(None),) * axis + (places,)]
+        )
+    )
 
 
 def _without(units: Tensor, indices: dict[int, fx.Node]) -> Tensor:

@@ -111,11 +111,11 @@ def centred(
     """
     found = dict(state)
     sizes = {c.name: c.size for c in classes}
-    for c in classes:
-        own = groups.centring.get(c.name, Centring())
+    for c in (*classes, *groups.still):
+        own, layout = groups.centring.get(c.name, Centring()), groups.layout_of(c.name)
         for place in (*own.writers, *own.readers):
-            group = groups.layout[place.state][place.group]
-            positions = positions_of(groups.layout, place, c, sizes)
+            group = layout[place.state][place.group]
+            positions = positions_of(layout, place, c, sizes)
             rows = rows_of(found[place.state], group, positions)
             reading = own.readings.get(place, Reading())
             if reading.shift is not None and bool(found[reading.shift.state].any()):

@@ -81,7 +81,7 @@ def is_split(graph: FunctionalGraph, name: str) -> bool:
         node = seen.pop()
         for user in node.users:
             operator = name_of(user)
-            if operator in SPLITS or operator in ("slice", "select"):
+            if operator in SPLITS or operator in ("slice", "select", "index"):
                 return True
             if operator in MOVES or (operator == "add" and not added):
                 seen.append(user)

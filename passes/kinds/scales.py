@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from fxrebasin.kinds import ClassKind, GroupKind, Place
 from fxrebasin.passes.kinds.analysis import Analysis
@@ -128,6 +128,13 @@ class Scales(Analysis):
     def carried(self, mark: Mark) -> Form:
         """See `Analysis`."""
         return self._form(mark)
+
+    def uneven(self, mark: Mark, other: Any, name: str) -> Form | None:
+        """See `Analysis`: what nothing moves may multiply units, also each by another number."""
+        if name in ("mul", "div"):
+            return self._form(mark)
+        self.kept(mark)
+        return None
 
     def stays(self, mark: Mark) -> Form:
         """As `kept`, where units are still told apart."""

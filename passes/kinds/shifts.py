@@ -292,12 +292,20 @@ class Shifts:
         return Change(torch.cat(pieces, dim))
 
     def _looked_up(self, node: fx.Node, args: Mapping[str, Any]) -> Change:
-        """Rows at places along the first axis, where all have the same added."""
-        change, [at, *further] = self._changes.get(args["self"]), args["indices"]
-        if change is None or further or at is None or change.added.shape[0] > 1:
+        """Places along an axis: known ones, or where all have the same added."""
+        change = self._changes.get(args["self"])
+        given = {axis: item for axis, item in enumerate(args["indices"]) if item is not None}
+        if change is None or len(given) != 1:
             raise ShownError
-        ahead = len(shape_of(node)) - change.added.dim()
-        return replace(change, added=change.added.reshape([1] * ahead + [*change.added.shape]))
+        [(axis, at)] = given.items()
+        added = change.added
+        if added.shape[axis] == 1:
+            shape = [*added.shape[:axis], *(1 for _ in shape_of(at)), *added.shape[axis + 1 :]]
+            return replace(change, added=added.reshape(shape))
+        places = self.graph.constant(at)
+        if places is None:
+            raise ShownError
+        return replace(change, added=added[(slice(None),) * axis + (places,)])
 
     def _softmax(self, node: fx.Node, args: Mapping[str, Any]) -> Change | None:
         if self._changes[args["self"]].added.shape[args["dim"]] != 1:

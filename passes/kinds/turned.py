@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -25,21 +26,78 @@ def turned_in(layout: Layout, outer: PermutationClass) -> Iterator[tuple[Permuta
         outer: a class, such as heads.
     """
     found: dict[str, list[AxisGroup]] = {}
-    axes: list[tuple[str, int]] = []
-    sizes: set[int] = set()
     for state, groups in layout.items():
         for group in groups:
             pieces = tuple(piece for piece in group.pieces if _has_rigid(piece, outer.name))
-            sizes |= {_rigid(piece).size for piece in pieces}
             if pieces:
                 found.setdefault(state, []).append(replace(group, pieces=pieces))
-                axes += [(state, axis) for axis in group.axes]
-    most = math.gcd(*sizes) if sizes else 0
+    yield from _cuts(found, outer)
+    yield from _cuts(_alone(found), outer)
+
+
+def turned_at(
+    layout: Layout, axes: Iterable[tuple[str, int]], shapes: Mapping[str, Sequence[int]]
+) -> Iterator[tuple[PermutationClass, Layout]]:
+    """The same for units that all heads share, as those of a single key head are.
+
+    Args:
+        layout: where units are.
+        axes: of tensors, whose units are multiplied and summed over.
+        shapes: of the tensors.
+    """
+    found: dict[str, list[AxisGroup]] = {}
+    for state, axis in axes:
+        groups = [group for group in layout.get(state, ()) if axis in group.axes]
+        if any(group.axes != (axis,) for group in groups):
+            return
+        pieces = [piece for group in groups for piece in group.pieces]
+        held = np.zeros(shapes[state][axis], bool)
+        for piece in pieces:
+            held[piece.positions.reshape(-1)] = True
+        own = [piece for piece in pieces if _has_one_order(piece)]
+        [left] = np.nonzero(~held)
+        own += [Piece((Slot(None, len(left)),), left)] if len(left) > 1 else []
+        if own:
+            found.setdefault(state, []).append(AxisGroup((axis,), tuple(own)))
+    yield from _cuts(found, None)
+    yield from _cuts(_alone(found), None)
+
+
+_Groups: TypeAlias = Mapping[str, Sequence[AxisGroup]]
+
+
+def _alone(found: _Groups) -> _Groups:
+    """Without places that are inside units of several classes; nothing if there are none.
+
+    These may be heads inside groups of heads, or units beside those that are turned.
+    """
+    if not any(_is_nested(piece) for own in found.values() for g in own for piece in g.pieces):
+        return {}
+    left: dict[str, list[AxisGroup]] = {}
+    for state, own in found.items():
+        for group in own:
+            pieces = tuple(piece for piece in group.pieces if not _is_nested(piece))
+            if pieces:
+                left.setdefault(state, []).append(replace(group, pieces=pieces))
+    return left
+
+
+def _is_nested(piece: Piece) -> bool:
+    return sum(slot.class_name is not None for slot in piece.slots) > 1
+
+
+def _cuts(
+    found: _Groups, outer: PermutationClass | None
+) -> Iterator[tuple[PermutationClass, Layout]]:
+    axes = [(state, axis) for state, own in found.items() for group in own for axis in group.axes]
+    pieces = (piece for own in found.values() for group in own for piece in group.pieces)
+    most = math.gcd(*(_rigid(piece).size for piece in pieces))
+    within, count = ((), 1) if outer is None else ((outer.name,), outer.size)
     for times in range(1, _TIMES_AT_MOST + 1):
         size, rest = divmod(most, times)
         if not rest and size > 1 and size % 2 == 0:
-            name = f"{axes[0][0]}[{axes[0][1]}] in pairs"
-            c = PermutationClass(name, size, (outer.name,), outer.size, tuple(axes))
+            name = f"{axes[0][0]}[{axes[0][1]}] in pairs" + " of all heads" * (outer is None)
+            c = PermutationClass(name, size, within, count, tuple(axes))
             yield c, {state: tuple(_cut(group, c) for group in own) for state, own in found.items()}
 
 
@@ -50,9 +108,12 @@ def _cut(group: AxisGroup, c: PermutationClass) -> AxisGroup:
 
 def _has_rigid(piece: Piece, outer: str) -> bool:
     """Whether a piece has several rigid places inside each unit of a class, in one order."""
-    names = [slot.class_name for slot in piece.slots]
+    return piece.slots[0].class_name == outer and _has_one_order(piece)
+
+
+def _has_one_order(piece: Piece) -> bool:
     wide = [k for k, slot in enumerate(piece.slots) if slot.class_name is None and slot.size > 1]
-    if names[0] != outer or len(wide) != 1:
+    if len(wide) != 1:
         return False
     rows = np.moveaxis(piece.positions, wide[0], -1).reshape(-1, piece.slots[wide[0]].size)
     order = rows.argsort(axis=1)
@@ -69,7 +130,44 @@ def _with_class(piece: Piece, c: PermutationClass) -> Iterator[Piece]:
     axis = piece.slots.index(rigid)
     first = np.moveaxis(piece.positions, axis, -1).reshape(-1, rigid.size)[0]
     positions = piece.positions.take(first.argsort(), axis=axis)
-    at = [slot.class_name for slot in piece.slots].index(c.within[0])
-    slots = tuple(Slot(c.name, c.size, (at,)) if slot is rigid else slot for slot in piece.slots)
+    names = [slot.class_name for slot in piece.slots]
+    within = tuple(names.index(name) for name in c.within)
+    slots = tuple(Slot(c.name, c.size, within) if slot is rigid else slot for slot in piece.slots)
     for part in np.split(positions, rigid.size // c.size, axis=axis):
         yield Piece(slots, part)
+
+
+def of_pairs(c: PermutationClass, layout: Layout) -> Iterator[tuple[PermutationClass, Layout]]:
+    """Classes with one unit for each pair, in both ways in which pairs lie, with layouts.
+
+    Args:
+        c: a class of units that may be pairs.
+        layout: where these are.
+    """
+    for way in ("halves", "neighbours"):
+        name = f"{c.name}: {way}"
+        pair = PermutationClass(name, c.size // 2, c.within, c.count, c.axes)
+        yield (
+            pair,
+            {
+                state: tuple(
+                    replace(
+                        group, pieces=tuple(_paired(piece, c.name, pair) for piece in group.pieces)
+                    )
+                    for group in own
+                )
+                for state, own in layout.items()
+            },
+        )
+
+
+def _paired(piece: Piece, name: str, pair: PermutationClass) -> Piece:
+    """A piece with the pairs in place of their units, and which one of each pair last."""
+    at = [slot.class_name for slot in piece.slots].index(name)
+    shape = piece.positions.shape
+    halves = pair.name.endswith("halves")
+    split = (2, pair.size) if halves else (pair.size, 2)
+    positions = piece.positions.reshape(*shape[:at], *split, *shape[at + 1 :])
+    slots = list(piece.slots)
+    slots[at] = Slot(pair.name, pair.size, piece.slots[at].within)
+    return Piece((*slots, Slot(None, 2)), np.moveaxis(positions, at if halves else at + 1, -1))

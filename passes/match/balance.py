@@ -16,15 +16,13 @@ from torch import Tensor
 
 from fxrebasin.kinds import ClassKind, GroupKind
 from fxrebasin.passes.match.group_problem import Element, GroupProblem
+from fxrebasin.passes.match.joint_scales import joint_scales
 from fxrebasin.passes.match.seats import Seat, Seats, seats_of
 
 _ROUNDS = 500
 _STILL, _CLOSE = 1e-13, 1e-9
 """Changes of a round after which none follows; from the second on, if they do not fall any more: it
 is then that they are rounding, while layers one behind the other may close in slowly."""
-_NEWTON_STEPS = 60
-_SETTLED = 1e-15
-"""A step of a logarithm that rounding alone explains."""
 _TINY = 1e-14
 """Share of the largest direction below which a direction is taken as empty."""
 
@@ -39,17 +37,20 @@ def balanced(problem: GroupProblem, seats: Seats, state: Mapping[str, Tensor]) -
     """
     start = found = problem.identity()
     current = dict(state)
-    classes = [c for c in problem.classes if _may_scale(problem.groups.kinds[c.name].kind)]
-    classes = [c for c in classes if problem.free(c)]
+    kinds = problem.groups.kinds
+    free = [c for c in problem.classes if _may_scale(kinds[c.name].kind) and problem.free(c)]
+    scaled = [c.name for c in free if not kinds[c.name].kind.has_matrices]
+    mixed = [c.name for c in free if kinds[c.name].kind.has_matrices]
     last = float("inf")
     for _ in range(_ROUNDS):
         change = 0.0
-        for c in classes:
-            element = _element(problem.groups.kinds[c.name], seats[c.name], current)
-            if element is not None:
-                change = max(change, _size(element))
-                step = Element(start.permutation, {c.name: element})
-                current = current | problem.moved(step, problem.touched(current, [c.name]))
+        for names in (scaled, *([name] for name in mixed)):
+            elements = _elements(problem, names, seats, current)
+            if elements:
+                change = max(change, *(_size(element) for element in elements.values()))
+                step = Element(start.permutation, elements)
+                touched = problem.touched(current, elements)
+                current = current | problem.moved(step, touched)
                 found = problem.combined(step, found)
         if change <= _STILL or (change <= _CLOSE and change >= last):
             break
@@ -112,15 +113,23 @@ def _size(element: Tensor) -> float:
     return float((element - one).abs().max())
 
 
+def _elements(
+    problem: GroupProblem, names: list[str], seats: Seats, state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What balances classes, by their names: all of them at once where matrices do not act."""
+    if not any(problem.groups.kinds[name].kind.has_matrices for name in names):
+        return joint_scales(names, seats, state)
+    found = ((name, _element(problem.groups.kinds[name], seats[name], state)) for name in names)
+    return {name: element for name, element in found if element is not None}
+
+
 def _element(own: ClassKind, seats: tuple[Seat, ...], state: Mapping[str, Tensor]) -> Tensor | None:
-    if own.kind.has_matrices:
-        sides = [_products(seats, state, side) for side in (1, -1)]
-        if sides[0] is None or sides[1] is None:
-            return None
-        if own.kind is GroupKind.COMPLEX_PAIRS:
-            return _sizes_of_pairs(sides[0], sides[1], own)
-        return _mean_root(sides[0], sides[1])
-    return _factors(seats, state)
+    sides = [_products(seats, state, side) for side in (1, -1)]
+    if sides[0] is None or sides[1] is None:
+        return None
+    if own.kind is GroupKind.COMPLEX_PAIRS:
+        return _sizes_of_pairs(sides[0], sides[1], own)
+    return _mean_root(sides[0], sides[1])
 
 
 def _products(seats: tuple[Seat, ...], state: Mapping[str, Tensor], side: int) -> Tensor | None:
@@ -164,23 +173,3 @@ def _sizes_of_pairs(p: Tensor, q: Tensor, own: ClassKind) -> Tensor:
     known = (one > 0) & (two > 0)
     size = torch.where(known, (two / torch.where(known, one, 1.0)) ** 0.25, 1.0)
     return torch.diag_embed(size)
-
-
-def _factors(seats: tuple[Seat, ...], state: Mapping[str, Tensor]) -> Tensor | None:
-    """Positive numbers that make the sum of all squares of each unit the least."""
-    scaled = [seat for seat in seats if seat.scale]
-    if {seat.scale > 0 for seat in scaled} != {True, False}:
-        return None
-    powers = torch.tensor([2.0 * seat.scale for seat in scaled], dtype=torch.float64)
-    squares = torch.stack([seat.rows(state).square().sum(-1) for seat in scaled], -1)
-    rising = (squares * (powers > 0)).sum(-1) > 0
-    open_units = rising & ((squares * (powers < 0)).sum(-1) > 0)
-    log = torch.zeros(squares.shape[:-1], dtype=torch.float64)
-    for _ in range(_NEWTON_STEPS):
-        terms = squares * (log[..., None] * powers).exp()
-        slope, bend = (terms * powers).sum(-1), (terms * powers.square()).sum(-1)
-        step = torch.where(open_units, -slope / torch.where(open_units, bend, 1.0), 0.0)
-        log = log + step.clamp(-1, 1)
-        if bool((step.abs() <= _SETTLED).all()):
-            break
-    return log.exp()

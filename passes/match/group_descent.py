@@ -19,10 +19,10 @@ from fxrebasin.passes.match.seats import Seat, Seats
 from fxrebasin.solvers.assignment import assign_batch
 from fxrebasin.solvers.weight_search import Report
 
-_ROUNDING = 1e-14
+_NOTHING = 1e-26
 _LITTLE = 5e-4
-"""A sweep is the last one if it gains less than this share of what is still missing, or than what
-rounding may gain: then the models lie close to each other, and are not left before they are one."""
+"""A sweep is the last one if it gains less than this share of what is still missing, or if nothing
+is, up to rounding: models that lie close to each other are not left before they are one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +103,13 @@ class GroupDescent:
         for _ in range(most):
             report("matching", self.sweeps, None)
             self.sweeps += 1
-            before = self.agreement()
+            before = self._missing()
             for family in self._families:
                 for part in (family, *(Family(c) for c in family.inner)):
                     if part.names.isdisjoint(self.shown):
                         self._take(part, None, unit=False, only_better=True)
-            after = self.agreement()
-            if after - before <= max(_ROUNDING * abs(after), _LITTLE * (self._most - after)):
+            after = self._missing()
+            if after <= _NOTHING * self._most or before - after <= _LITTLE * after:
                 break
 
     def agreement(self, names: Iterable[str] | None = None) -> float:
@@ -121,6 +121,16 @@ class GroupDescent:
         compared = self.problem.compared
         names = compared if names is None else [name for name in names if name in compared]
         return sum(float((self.a[name] * self.current[name]).sum()) for name in names)
+
+    def _missing(self, names: Iterable[str] | None = None) -> float:
+        """By how much the agreement is less than its most, exact also where it is next to it.
+
+        Args:
+            names: of tensors; all that are compared when left out.
+        """
+        compared = self.problem.compared
+        names = compared if names is None else [name for name in names if name in compared]
+        return sum(float((self.a[name] - self.current[name]).square().sum()) for name in names) / 2
 
     def share(self) -> float:
         """The agreement as a share of what no element can exceed."""
@@ -154,11 +164,11 @@ class GroupDescent:
         names = None if decided is None else decided | family.names
         step = self._step(family, names, unit)
         held = self.problem.touched(self.current, sorted(family.names))
-        before = self.agreement(held)
+        before = self._missing(held)
         moved = self.problem.moved(step, held)
         kept = self.current
         self.current = {**self.current, **moved}
-        if only_better and self.agreement(held) < before:
+        if only_better and self._missing(held) > before:
             self.current = kept
         else:
             self.element = self.problem.combined(step, self.element)

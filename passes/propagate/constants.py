@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from fxrebasin.running.devices import OwnDevice
-
-_MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor)
-
+from fxrebasin.running.literals import with_literals
 
 _READS = {
     getattr(Tensor, name): name.strip("_")
@@ -52,26 +50,11 @@ class FunctionWatch(OwnDevice):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        options = dict(kwargs or {})
-        if func in _MAKERS and _is_meta(options.get("device")):
-            options["device"] = "cpu"
-        elif func is Tensor.new_tensor and args[0].is_meta:
-            return torch.tensor(*args[1:], **{"dtype": args[0].dtype, **options, "device": "cpu"})
-        elif func in _READS:
+        if func in _READS:
             self._on_read(args[0], _READS[func])
         elif func is Tensor.__deepcopy__:
             return args[1].setdefault(id(args[0]), args[0].clone())
-        elif func in (Tensor.__getitem__, Tensor.__setitem__):
-            args = (args[0], _with_tensors(args[1]), *args[2:])
+        made, args, options = with_literals(func, args, kwargs)
+        if made is not func:
+            return made(*args, **options)
         return super().__torch_function__(func, types, args, options)
-
-
-def _is_meta(device: Any) -> bool:
-    return device is not None and torch.device(device).type == "meta"
-
-
-def _with_tensors(index: Any) -> Any:
-    """An index whose lists are tensors."""
-    if isinstance(index, tuple):
-        return tuple(_with_tensors(item) for item in index)
-    return torch.tensor(index) if isinstance(index, list) and index else index

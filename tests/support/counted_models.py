@@ -85,6 +85,14 @@ COUNTED: dict[str, Callable[[], Counted]] = {
     "Phi 3": _text(t.Phi3ForCausalLM, t.Phi3Config, **_PLACED, num_key_value_heads=1),
     "GPT-NeoX": _text(t.GPTNeoXForCausalLM, t.GPTNeoXConfig, **_PLACED, rotary_pct=1.0),
     "Falcon": _text(t.FalconForCausalLM, t.FalconConfig, multi_query=True, ffn_hidden_size=5),
+    "Falcon, many heads": _text(
+        t.FalconForCausalLM,
+        t.FalconConfig,
+        new_decoder_architecture=True,
+        num_kv_heads=1,
+        bias=True,
+        ffn_hidden_size=5,
+    ),
     "OPT": _text(t.OPTForCausalLM, t.OPTConfig, **_PLACED, ffn_dim=5, word_embed_proj_dim=8),
     "BERT": _text(t.BertForSequenceClassification, t.BertConfig, **_LABELLED),
     "RoBERTa": _text(
