@@ -98,7 +98,7 @@ def joint_scales(
     scaled = {name: [seat for seat in seats[name] if seat.scale] for name in names}
     both = {True, False}
     scaled = {n: own for n, own in scaled.items() if {seat.scale > 0 for seat in own} == both}
-    found = {}
+    found: dict[str, Tensor] = {}
     for part in _connected(scaled):
         found |= _solved({name: scaled[name] for name in part}, state)
     return found
@@ -148,12 +148,12 @@ def _sums_of(
             on.setdefault(seat.place.state, {}).setdefault(axes, []).append((starts[name], seat))
     found = []
     for tensor, groups in on.items():
-        own = state[tensor]
+        held = state[tensor]
         kept = [axis for axes in groups for axis in axes]
-        rest = [axis for axis in range(own.dim()) if axis not in kept]
-        squares = own.square()
+        rest = [axis for axis in range(held.dim()) if axis not in kept]
+        squares = held.square()
         squares = squares.sum(rest, keepdim=True) if rest else squares
-        lengths = [_length(own, axes) for axes in groups]
+        lengths = [_length(held, axes) for axes in groups]
         along = (_along(k, lengths[k], seats) for k, seats in enumerate(groups.values()))
         squares = squares.permute(*kept, *rest).reshape(lengths)
         found.append(_Sums(squares, tuple(along)))
