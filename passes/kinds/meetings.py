@@ -27,10 +27,10 @@ def meetings(graph: FunctionalGraph) -> Iterator[tuple[Axis, ...]]:
     Args:
         graph: of the model.
     """
-    names = {node: name for name, node in graph.state.items()}
+    names = {node: name for name, node in graph.state.items() if name in graph.parameters}
     for node in graph.nodes:
         if node.op == "call_function" and name_of(node) == "bmm":
-            one, two = (_made_by(item, names) for item in node.all_input_nodes[:2])
+            one, two = (_made_by(bound(node)[side], names) for side in ("self", "mat2"))
             if one and two:
                 yield tuple({**one, **two})
 

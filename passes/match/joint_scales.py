@@ -20,11 +20,14 @@ _FARTHEST = 2.0
 """By how much a logarithm changes in one step at most."""
 _SETTLED, _CLOSE = 1e-14, 1e-9
 """Steps that rounding alone explains; from the second on, if they do not fall any more."""
-_SOLVED = 1e-12
-"""How small a residual is next to the first where equations count as solved."""
+_ROUGHLY, _SOLVED = 1e-2, 1e-9
+"""How small residuals are next to the first where equations count as solved: far from the end and
+near it, where the last step says how near that is (Dembo, Eisenstat and Steihaug 1982)."""
+_ITERATIONS = 1000
 _HALVINGS = 40
-_ENOUGH = 1e-4
-"""The share of the expected descent that is asked for (Armijo 1966)."""
+_ENOUGH, _NEAR = 1e-4, 1e-5
+"""The share of the expected descent that is asked for (Armijo 1966), and the steps that are taken
+as they are, since rounding hides what they gain."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +188,7 @@ def _least(sums: Sequence[_Sums], size: int) -> Tensor:
     last = float("inf")
     for _ in range(_STEPS):
         slope = _gathered(sums, terms, size) * is_open
-        step = _conjugate(sums, terms, -slope, is_open)
+        step = _conjugate(sums, terms, -slope, is_open, max(_SOLVED, min(_ROUGHLY, last)))
         length = float(step.abs().max())
         if length <= _SETTLED or (length <= _CLOSE and length >= last):
             break
@@ -230,16 +233,16 @@ def _descended(
         there = unknown + share * step
         moved = [item.squares * item.factor(there).exp() for item in sums]
         after = sum(float(term.sum()) for term in moved)
-        if after <= before + _ENOUGH * share * expected or float(step.abs().max()) < _CLOSE:
+        if after <= before + _ENOUGH * share * expected or float(step.abs().max()) < _NEAR:
             break
         share /= 2
     return there, moved
 
 
 def _conjugate(
-    sums: Sequence[_Sums], terms: Sequence[Tensor], right: Tensor, is_open: Tensor
+    sums: Sequence[_Sums], terms: Sequence[Tensor], right: Tensor, is_open: Tensor, share: float
 ) -> Tensor:
-    """The step that makes slopes zero to first order (Hestenes and Stiefel 1952)."""
+    """The step that makes slopes zero to first order, up to a share (Hestenes and Stiefel 1952)."""
     bend = torch.zeros_like(right)
     for item, term in zip(sums, terms, strict=True):
         for one in item.along:
@@ -249,14 +252,14 @@ def _conjugate(
     found, rest = torch.zeros_like(right), right
     ahead = inverse * rest
     direction, size = ahead, float(rest @ ahead)
-    enough = _SOLVED**2 * size
-    for _ in range(2 * len(right)):
+    enough = share**2 * size
+    for _ in range(_ITERATIONS):
         if size <= enough or size == 0:
             break
         pushed = [term * item.factor(direction) for item, term in zip(sums, terms, strict=True)]
         image = _gathered(sums, pushed, len(right)) * is_open
-        share = size / float(direction @ image)
-        found, rest = found + share * direction, rest - share * image
+        far = size / float(direction @ image)
+        found, rest = found + far * direction, rest - far * image
         ahead = inverse * rest
         last, size = size, float(rest @ ahead)
         direction = ahead + size / last * direction
