@@ -1,5 +1,6 @@
 """Permutation symmetries of PyTorch models, and re-basing with a check that nothing changed."""
 
+import random
 from importlib import import_module, util
 from typing import TYPE_CHECKING, Any
 
@@ -105,16 +106,26 @@ _NAMES_IN = {
 }
 _MODULE_OF = {name: module for module, names in _NAMES_IN.items() for name in names}
 
+
+def _imported(module: str) -> Any:
+    """A module; some of those that are loaded with it draw numbers when they are."""
+    state = random.getstate()
+    found = import_module(module)
+    if random.getstate() != state:
+        random.setstate(state)
+    return found
+
+
 if not TYPE_CHECKING:  # checkers would take every name for one that exists
 
     def __getattr__(name: str) -> Any:
         """A public name, or a module of the package, on its first use."""
         if name in _MODULE_OF:
-            found = getattr(import_module(_MODULE_OF[name]), name)
+            found = getattr(_imported(_MODULE_OF[name]), name)
         elif name == "__version__":
             found = import_module("importlib.metadata").version(__name__)
         elif not name.startswith("_") and util.find_spec(f"{__name__}.{name}") is not None:
-            found = import_module(f"{__name__}.{name}")
+            found = _imported(f"{__name__}.{name}")
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = found

@@ -13,6 +13,11 @@ import fxrebasin
 CPU = torch.device("cpu")
 X, OTHER = (torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) for n in (4, 5))
 
+
+class Weight(nn.Parameter):
+    """A class of parameters of its own."""
+
+
 QUESTIONS: dict[str, Callable[[Tensor, Tensor], bool]] = {
     "type of device": lambda h, w: h.device.type == "cpu",
     "of a weight": lambda h, w: w.device.type == "cpu",
@@ -24,6 +29,7 @@ QUESTIONS: dict[str, Callable[[Tensor, Tensor], bool]] = {
     "get_device": lambda h, w: h.get_device() == -1,
     "name of type": lambda h, w: h.type() == "torch.FloatTensor",
     "parameter": lambda h, w: isinstance(w, nn.Parameter),
+    "weight that is trained": lambda h, w: w.requires_grad,
 }
 
 
@@ -34,6 +40,8 @@ class Asking(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.inner, self.outer, self.question = nn.Linear(3, 6), nn.Linear(6, 2), question
+        self.inner.weight = Weight(self.inner.weight.detach())
+        vars(self.inner.weight)["mark"] = "own"
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.inner(x).tanh()
@@ -55,6 +63,24 @@ def test_the_way_is_that_of_the_real_device(name: str, answer: bool) -> None:
     with torch.no_grad():
         torch.testing.assert_close(own(OTHER), b(OTHER))
         torch.testing.assert_close(graph(X), b(X))
+
+
+def test_weights_keep_their_class_and_attributes() -> None:
+    a, b = (Asking(lambda h, w: hasattr(w, "mark"), seed) for seed in (0, 1))
+    assert fxrebasin.analyze(b, X).classes == ()
+    torch.testing.assert_close(fxrebasin.transform(b, a, X)(X), b(X))
+    model = Asking(lambda h, w: type(w) is Weight, 0)
+    assert fxrebasin.analyze(model, X).classes == ()
+    with pytest.raises(fxrebasin.TraceError, match="made a wrong graph"):  # tracers have others
+        fxrebasin.transform(model, model, X, verify="exact")
+
+
+def test_no_graph_takes_the_way_of_a_memory_without_numbers() -> None:
+    """What torch.export traces with, and what a dry run computes with, has no numbers."""
+    model = Asking(lambda h, w: h.untyped_storage().device.type == "cpu", 0)
+    assert fxrebasin.analyze(model, X).classes == ()
+    with pytest.raises(fxrebasin.TraceError, match="made a wrong graph"):
+        fxrebasin.transform(model, Asking(model.question, 1), X, verify="exact")
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

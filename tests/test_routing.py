@@ -42,6 +42,24 @@ def by_one_hot(model: Routed, h: Tensor) -> Tensor:
     return out
 
 
+def by_mask(model: Routed, h: Tensor) -> Tensor:
+    out = h.clone()
+    chosen = model.gate(h).argmax(-1)
+    for index, part in enumerate(model.parts):
+        out[chosen == index] += part(h[chosen == index])
+    return out
+
+
+def where_masked(model: Routed, h: Tensor) -> Tensor:
+    """No state of its own, and no number that Python asks for."""
+    out = model.parts[0](h)
+    for part in model.parts[1:]:
+        out = out + part(h)
+    rows = model.gate(h).argmax(-1) == 2
+    out[rows] = h[rows].cumsum(-1)
+    return out
+
+
 def if_ever(model: Routed, h: Tensor) -> Tensor:
     return model.parts[0](h) if h.sum() > 1e9 else h
 
@@ -130,6 +148,7 @@ TAKEN = (if_ever, flipped_if, both, warned, raised_if)
 IN_DOUBT = (
     by_argmax,
     by_one_hot,
+    by_mask,
     by_row,
     if_item,
     in_a_loop,
@@ -140,7 +159,7 @@ IN_DOUBT = (
     failing_if,
 )
 
-WAYS = (*TAKEN, *IN_DOUBT)
+WAYS = (*TAKEN, *IN_DOUBT, where_masked)
 
 
 def routed(way: Callable[[Routed, Tensor], Tensor], **options: int) -> Routed:
@@ -165,7 +184,7 @@ def test_no_input_sees_a_random_element(
                 torch.testing.assert_close(moved(other), model(other), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*TAKEN, *IN_DOUBT])
 def test_the_notes_say_where_the_model_looks(way: Callable[[Routed, Tensor], Tensor]) -> None:
     """Unless all ways were taken from there."""
     notes = fxrebasin.analyze(routed(way), torch.randn(2, 4).double()).notes
@@ -202,8 +221,11 @@ def test_what_is_gone_before_a_look_keeps_its_freedom() -> None:
     assert "may meet state that was not read" in symmetry.pins["parts.1.weight", 0]
 
 
-def test_experts_that_were_not_reached_are_named_and_pin_what_they_meet() -> None:
-    model = routed(by_argmax)
+@pytest.mark.parametrize("way", [by_argmax, by_one_hot, by_mask])
+def test_experts_that_were_not_reached_are_named_and_pin_what_they_meet(
+    way: Callable[[Routed, Tensor], Tensor],
+) -> None:
+    model = routed(way)
     with torch.no_grad():
         model.gate.bias[3] = -1e9
     symmetry = fxrebasin.analyze(model, torch.randn(2, 4).double())
@@ -240,7 +262,7 @@ def test_rows_that_were_not_reached_are_not_read_because_another_one_is() -> Non
     assert symmetry.log10_order() == 0
 
 
-@pytest.mark.parametrize("way", [by_argmax, by_one_hot])
+@pytest.mark.parametrize("way", [by_argmax, by_one_hot, by_mask])
 def test_experts_that_all_are_reached_keep_their_freedom(
     way: Callable[[Routed, Tensor], Tensor],
 ) -> None:

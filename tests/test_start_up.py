@@ -95,3 +95,18 @@ def test_public_objects_pickle_and_have_help() -> None:
     text = pydoc.render_doc(fxrebasin, renderer=pydoc.plaintext)
     assert "transform(" in text
     assert "class Symmetry" in text
+
+
+_DRAWS = """
+import random, numpy, torch, fxrebasin
+from torch import nn
+net, x = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.ones(2, 2)
+states = lambda: (random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist())
+before = states()
+fxrebasin.transform(net, net, x)
+print(states() == before)
+"""
+
+
+def test_what_the_first_call_loads_draws_no_numbers() -> None:
+    assert loaded_by("-c", _DRAWS)[1].strip() == "True"

@@ -91,6 +91,38 @@ def assert_traced(model: nn.Module, result: fx.GraphModule, *args: Any, **kwargs
         assert own[name] is parameter
 
 
+class HeldDown(nn.Linear):
+    """Gives its weight other data before it is used (the constraint on norms in EEGNet)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.2)
+        return super().forward(x)
+
+
+def test_data_that_are_assigned_are_part_of_the_graph() -> None:
+    model, x = nn.Sequential(HeldDown(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(3, 4)
+    before = model[0].weight.detach().clone()
+    result = trace(model, (x,)).graph_module
+    assert_traced(model, result, x)
+    assert torch.equal(model[0].weight, before)
+
+
+class Clipped(nn.Linear):
+    """Writes to its weight behind the back of torch.fx."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._parameters["weight"].clamp_(-0.1, 0.1)
+        return super().forward(x)
+
+
+def test_what_a_model_writes_into_its_weights_is_not_taken_from_it_by_the_graph() -> None:
+    """The graph gets weights of its own to be compared with, as they were before the model ran."""
+    model, x = Clipped(4, 6), torch.randn(3, 4)
+    result = trace(model, (x,))
+    assert result.tried[0].startswith("torch.fx made a wrong graph")
+    assert_traced(model, result.graph_module, x)
+
+
 @pytest.mark.parametrize("build", [Block, Branches])
 def test_state_and_function_are_the_models(build: Callable[[], nn.Module]) -> None:
     model, x = build().train(), torch.randn(3, 4)

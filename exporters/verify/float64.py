@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 from fxrebasin.errors import EquivalenceError
 from fxrebasin.exporters.verify.pages import Pages, may_be_paged
 from fxrebasin.running.own_structure import restructured
+from fxrebasin.running.subclasses import like
 from fxrebasin.running.watching import OperatorMode
 from fxrebasin.wording import spoken
 
@@ -157,4 +158,4 @@ def _widen_state(tensor: torch.Tensor, pages: Pages | None) -> torch.Tensor:
         wide = pages.stand_in(tensor.detach(), WIDENED.get(tensor.dtype, tensor.dtype))
     else:
         wide = widened(tensor)
-    return nn.Parameter(wide, requires_grad=tensor.requires_grad)
+    return like(tensor, wide)

@@ -11,9 +11,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from fxrebasin.errors import FxRebasinError
 from fxrebasin.running.devices import OwnDevice, device_of
 from fxrebasin.running.given import Given, remade
 from fxrebasin.running.modes import modes_off
+from fxrebasin.running.numberless import READS
 from fxrebasin.running.on_meta import on_meta
 from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve, written_tensors
@@ -79,11 +81,30 @@ def dry_run(
     """
     with preserve(model), torch.no_grad():
         recorder = _Recorder(model)
-        with recorder, OwnDevice(device_of(model, (args, kwargs))):
+        with recorder, _Numberless(device_of(model, (args, kwargs))):
             meta_args, meta_kwargs = remade((tuple(args), dict(kwargs)), recorder.input)
             given = Given(meta_args, meta_kwargs)
             output = reduced(model, model(*meta_args, **meta_kwargs), wanted)
     return DryRun(output, recorder.recorded(), given, recorder.keys)
+
+
+class _NumbersAskedForError(FxRebasinError):
+    """A model gets hold of the memory of a tensor that would have numbers if it were really run."""
+
+
+class _Numberless(OwnDevice):
+    """Refuses what would show a model that its activations have no numbers."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in READS and args[0].is_meta:
+            raise _NumbersAskedForError(f"{READS[func]} of a tensor without numbers")
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 class _Recorder(OperatorMode):
@@ -290,7 +311,8 @@ def _geometry(tensor: torch.Tensor) -> _Key:
 
 
 def _storage_id(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    with torch._C.DisableTorchFunction():
+        return int(tensor.untyped_storage()._cdata)
 
 
 def _content(tensor: torch.Tensor | torch.UntypedStorage) -> bytes:

@@ -5,6 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+READS = {
+    getattr(Tensor, name): name.strip("_")
+    for name in (
+        *("numpy", "__array__", "tolist", "data_ptr", "untyped_storage", "storage"),
+        *("_typed_storage", "__dlpack__", "__reduce_ex__", "apply_", "map_", "map2_"),
+        *("share_memory_", "is_set_to"),
+    )
+}
+"""Methods that hand out data or memory of a tensor without an operator."""
+
 
 def has_no_data(tensor: Tensor) -> bool:
     """Whether a tensor is on meta; see `fxrebasin.running.devices` for what a model is told.

@@ -1,8 +1,30 @@
-"""Subclasses of tensors: which of them behave like tensors."""
+"""Subclasses of tensors: which of them behave like tensors; other numbers in the place of one."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
+
+
+def like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+    """`data` as a parameter, if `tensor` is one, of its class, with its flags and attributes.
+
+    A model may ask for any of these.
+
+    Args:
+        tensor: a parameter or a buffer.
+        data: what is to be in its place.
+
+    Example:
+        >>> like(nn.Parameter(torch.ones(2), requires_grad=False), torch.zeros(2))
+        Parameter containing:
+        tensor([0., 0.])
+    """
+    if not isinstance(tensor, nn.Parameter):
+        return data.detach()
+    result = torch.Tensor._make_subclass(type(tensor), data.detach(), tensor.requires_grad)
+    vars(result).update(vars(tensor))
+    return result
 
 
 def has_own_operators(kind: type) -> bool:

@@ -14,16 +14,7 @@ from torch import Tensor
 
 from fxrebasin.running.devices import OwnDevice
 from fxrebasin.running.literals import with_literals
-
-_READS = {
-    getattr(Tensor, name): name.strip("_")
-    for name in (
-        *("numpy", "__array__", "tolist", "data_ptr", "untyped_storage", "storage"),
-        *("_typed_storage", "__dlpack__", "__reduce_ex__", "apply_", "map_", "map2_"),
-        *("share_memory_", "is_set_to"),
-    )
-}
-"""Methods that hand out data or memory of a tensor without an operator."""
+from fxrebasin.running.numberless import READS
 
 
 class FunctionWatch(OwnDevice):
@@ -50,8 +41,8 @@ class FunctionWatch(OwnDevice):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func in _READS:
-            self._on_read(args[0], _READS[func])
+        if func in READS:
+            self._on_read(args[0], READS[func])
         elif func is Tensor.__deepcopy__:
             return args[1].setdefault(id(args[0]), args[0].clone())
         made, args, options = with_literals(func, args, kwargs)

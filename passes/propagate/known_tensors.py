@@ -28,6 +28,7 @@ from fxrebasin.passes.propagate.spreads import (
 )
 from fxrebasin.passes.propagate.tracks import Track, named, refresh, spread_of_track
 from fxrebasin.running.preserve import tensors_of
+from fxrebasin.running.subclasses import like
 
 
 class KnownTensors:
@@ -59,10 +60,9 @@ class KnownTensors:
         """A tracked stand-in for a state tensor."""
         tensor = item.tensor.detach()
         stand_in = tensor.clone() if self._has_data else without_data(tensor)
+        stand_in = like(item.tensor, stand_in)
         self._result.shapes[item.name] = self.states[item.name] = tuple(tensor.shape)
         self._follow(item, stand_in)
-        if isinstance(item.tensor, nn.Parameter):
-            vars(stand_in)["_is_param"] = True  # by which torch tells that it is one
         return stand_in
 
     def _follow(self, item: Held, stand_in: Tensor) -> None:

@@ -82,7 +82,11 @@ _Operand: TypeAlias = tuple[Tensor, "Track | None"]
 
 @sees_flex_attention
 class Propagator(TorchDispatchMode):
-    """Applies the rule of each operator as it is called."""
+    """Applies the rule of each operator as it is called.
+
+    Attributes:
+        reached: operators that made numbers, each with the line that called it.
+    """
 
     def __init__(self, site: CallSite, kind: RunOn) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -91,6 +95,7 @@ class Propagator(TorchDispatchMode):
         self.real = kind is RunOn.REAL
         self.all_meta = kind is RunOn.ALL_META
         self.looks = Looks()
+        self.reached: set[tuple[str, str]] = set()
         self.escapes = Escapes(self.result.ledger, self.result.notes, site, self.real)
         self.memory = self.escapes.memory
         self.tensors = KnownTensors(self.result, self.escapes, self.real)
@@ -130,13 +135,25 @@ class Propagator(TorchDispatchMode):
                 return decomposed
         with torch._C._DisableTorchDispatch():
             found = self._tracked(func, args, options)
-            return self._look(found) if func in LOOKING else found
+            return self._look(found) if self._may_differ(func, args, found) else found
 
     def finish(self) -> Propagation:
         """The result, once nothing more is going to be read."""
         self.result.notes.update(self.result.ledger.notes)
         self.result.records += self.recorder.records()
         return self.result
+
+    def _may_differ(self, func: Any, args: tuple[Any, ...], found: Any) -> bool:
+        """Whether a model goes on with something else for other data, as far as is known by now.
+
+        Where data have chosen rows it goes on with these; if they are none, some may be elsewhere.
+        """
+        if func in LOOKING or not self.real or torch.Tag.dynamic_output_shape not in func.tags:
+            return func in LOOKING
+        if func is torch.ops.aten.index.Tensor and not any(map(_is_mask, args[1])):
+            return False
+        self.result.looked_at_data = True
+        return not any(tensor.numel() for tensor in tensors_in(found))
 
     def _look(self, found: Any) -> Any:
         """The model learns something about the data, and may do something else with other data."""
@@ -234,7 +251,11 @@ class Propagator(TorchDispatchMode):
         if func in LAZY:
             self._make_views(call, operands)
             return computed
-        self._follow_rule(call, operands, written)
+        if outputs and not any(tensor.numel() for tensor in outputs):
+            self._make_nothing(call, written)
+        else:
+            self.reached.add((name, ledger.origins[-1].source))
+            self._follow_rule(call, operands, written)
         return written[0] if written and isinstance(computed, Tensor) else computed
 
     def _make_views(self, call: Call, operands: Sequence[_Operand]) -> None:
@@ -243,6 +264,14 @@ class Propagator(TorchDispatchMode):
         values = [Value(tuple(tensor.shape)) for tensor in call.outputs]
         self._outcomes.attach(call, values)
         self.recorder.call(inputs, call.outputs, values)
+
+    def _make_nothing(self, call: Call, written: Sequence[Tensor]) -> None:
+        """No numbers are read where none are made: no data may have chosen an expert."""
+        values = [Value(tuple(tensor.shape)) for tensor in call.outputs]
+        for tensor, value in zip(written, values, strict=False):
+            self._outcomes.note_write(tensor, value)
+        if not written:
+            self._outcomes.attach(call, values)
 
     def _follow_rule(
         self, call: Call, operands: Sequence[_Operand], written: Sequence[Tensor]
@@ -337,6 +366,10 @@ class Propagator(TorchDispatchMode):
         except Exception as error:
             self.escapes.refusal = self.escapes.refusal or error  # also if the model catches it
             raise
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype in (torch.bool, torch.uint8)
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

@@ -175,8 +175,7 @@ class _Runs:
 
     def _reached(self) -> set[object]:
         """What was read of the state, and by which operators and lines."""
-        calls = {(origin.operator, origin.source) for origin in self._ledger.origins}
-        return self._ledger.places() | calls
+        return self._ledger.places() | self._mode.reached
 
     def _unread(self) -> list[str]:
         """State that was not read completely, or only by a run that did not finish."""

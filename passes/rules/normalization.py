@@ -113,3 +113,10 @@ def weight_norm(call: Call) -> Sequence[Value]:
     fields = call.with_statistics(direction, {dim})
     first = call.join([*fields, *call.broadcast(length, len(direction.shape))])
     return [first, Value(tuple(call.outputs[1].shape), tuple(call.reduce(first, {dim})))]
+
+
+@rule("renorm", "renorm_")
+def held_down(call: Call) -> Sequence[Value]:
+    """Slices along an axis, made shorter where their norm over all other axes is too large."""
+    value = call.value("self")
+    return [call.join(call.with_statistics(value, {call.args["dim"] % len(value.shape)}))]

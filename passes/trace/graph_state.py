@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from fxrebasin.running.preserve import tensors_of
+from fxrebasin.running.subclasses import like
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
@@ -132,17 +133,8 @@ def replacements(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[in
     replacement: dict[int, Any] = {}
     for name, tensor in named_state(model).items():
         if id(tensor) not in replacement:
-            replacement[id(tensor)] = _like(tensor, state[name])
+            replacement[id(tensor)] = like(tensor, state[name])
     for tensor in tensors_of(model):
         if id(tensor) not in replacement and not tensor.is_leaf:  # deepcopy refuses these
             replacement[id(tensor)] = tensor.detach().clone()
     return replacement
-
-
-def _like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-    """`data` as a parameter, if `tensor` is one, with its flags and Python attributes."""
-    if not isinstance(tensor, nn.Parameter):
-        return data.detach()
-    result = torch.Tensor._make_subclass(type(tensor), data.detach(), tensor.requires_grad)
-    vars(result).update(vars(tensor))
-    return result

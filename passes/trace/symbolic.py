@@ -114,11 +114,28 @@ class _CallTracer(fx.Tracer):
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A value of the graph."""
+        return _Value(node, self)
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Make a node that knows the lines of the model it comes from."""
         node = super().create_node(*args, **kwargs)
         node.stack_trace = _stack_trace(sys._getframe(1))
         return node
+
+
+class _Value(fx.Proxy):
+    """A value of a graph, which may be given other data: weights are, to hold down their norms."""
+
+    @property
+    def data(self) -> fx.Proxy:
+        """What it holds."""
+        return fx.proxy.Attribute(self, "data")
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        self.tracer.create_proxy("call_function", setattr, (self, "data", value), {})
 
 
 _LITERALS = (bool, int, float, str)

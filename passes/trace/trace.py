@@ -23,6 +23,7 @@ from fxrebasin.running.messages import attempt, describe, describe_call, first_l
 from fxrebasin.running.outputs import REDUCED_KEY, Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
 from fxrebasin.running.randomness import OwnNumbers
+from fxrebasin.running.subclasses import like
 from fxrebasin.running.switches import no_warnings
 from fxrebasin.wording import spoken
 
@@ -199,11 +200,11 @@ def _difference(call: _Call, graph_module: fx.GraphModule, expected: DryRun | No
 
 
 def _numeric_difference(call: _Call, graph_module: fx.GraphModule) -> str | None:
-    state = _disturbed(named_state(call.model))
     outputs: list[dict[str, torch.Tensor]] = []
     for module in (call.model, graph_module):
 
         def run(module: nn.Module = module) -> None:
+            state = _disturbed(named_state(call.model))  # of its own, to which it may write
             outputs.append(_outputs(module, state, call))
 
         error = attempt(run)
@@ -242,15 +243,8 @@ def _disturbed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if id(tensor) not in made and tensor.is_floating_point() and tensor.dtype.itemsize > 1:
             drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float32)
             factors = drawn.div_(2).add_(0.75).to(tensor.device, tensor.dtype)
-            made[id(tensor)] = _as_parameter_of(tensor, tensor.detach() * factors)
+            made[id(tensor)] = like(tensor, tensor.detach() * factors)
     return {name: made.get(id(tensor), tensor.detach()) for name, tensor in state.items()}
-
-
-def _as_parameter_of(tensor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Other values, which a model takes for a parameter where the tensor is one."""
-    if not isinstance(tensor, nn.Parameter):
-        return values
-    return nn.Parameter(values, tensor.requires_grad)
 
 
 def _agree(left: torch.Tensor, right: torch.Tensor) -> bool:

@@ -100,4 +100,10 @@ _WEIGHT_NORM = [
     sample(aten._weight_norm_interface.default, p(3, 4, 2), p(1, 1, 2), 2),
 ]
 
-SAMPLES = [*_BATCH_NORMS, *_LAYER_NORMS, *_GROUP_NORMS, *_SOFTMAX, *_WEIGHT_NORM]
+_RENORM = [
+    sample(aten.renorm.default, p(3, 4), 2, 0, 0.5),
+    sample(aten.renorm.default, p(2, 3, 4), 1, -2, 0.5, search=False),
+    sample(aten.renorm_.default, p(3, 4), 2, 1, 0.5),
+]
+
+SAMPLES = [*_BATCH_NORMS, *_LAYER_NORMS, *_GROUP_NORMS, *_SOFTMAX, *_WEIGHT_NORM, *_RENORM]
