@@ -371,6 +371,7 @@ _EXPERTS = {
     "gather": ("flat", "= Gather(up, flat)"),
     "places along the last axis": ("flat", "= GatherND(up, column)"),
     "numbers from the end": ("behind", "= Gather(up, behind)"),
+    "element by element": ("flat", "= GatherElements(up, spread)"),
 }
 
 
@@ -383,6 +384,7 @@ def test_experts_that_data_choose_have_orders_of_their_own(
     text = f""" g (float[n,4] x) => (float[n,2] y, int64[n,2] best) {{
     scores = MatMul(x, router)  weights, best = TopK(scores, two)
     flat = Reshape(best, all)  column = Unsqueeze(flat, last)
+    tall = Reshape(flat, tall_shape)  spread = Expand(tall, up_shape)
     behind = Sub(flat, three)  above = Add(flat, one)  next = Mod(above, three)
     pairs = Unsqueeze(x, middle)  twice = Expand(pairs, pairs_shape)
     rows = Reshape(twice, rows_shape)
@@ -395,6 +397,7 @@ def test_experts_that_data_choose_have_orders_of_their_own(
     ints = {
         **{"two": [2], "all": [-1], "last": [-1], "middle": [1], "one": 1, "three": 3},
         **{"pairs_shape": [1, 2, 1], "rows_shape": [-1, 4, 1], "out_shape": [-1, 2, 2]},
+        **{"tall_shape": [-1, 1, 1], "up_shape": [1, 5, 4]},
     }
     weights: dict[str, Any] = {name: np.array(item, np.int64) for name, item in ints.items()}
     weights |= {"router": (4, 3), "up": (3, 5, 4), "bias": (3, 5), "down": (3, 2, 5)}

@@ -37,7 +37,11 @@ _ANGLES: Mapping[tuple[str, str, int], int] = {
     ("", "RotaryEmbedding", 3): 1,
 }
 """Inputs that are positions, by operator, and which input is the table of these."""
-_PASSED_ON = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Where"})
+_PASSED_ON = frozenset(
+    {
+        *("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Where", "Expand"),
+    }
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +282,7 @@ def _rows_looked_up(parsed: Parsed, name: str) -> int | None:
     found = []
     for owner, step, at in _readers(parsed.graph, name):
         table = _stored(parsed, owner, step.inputs[0])
-        if step.kind == "Gather" and at == 1 and table is not None:
+        if step.kind in ("Gather", "GatherElements") and at == 1 and table is not None:
             found.append(table.shape[int(step.attributes.get("axis", 0))])
         if step.kind == "EmbedLayerNormalization" and at < 2:
             words = _stored(parsed, owner, step.inputs[2 if at == 0 else 4])

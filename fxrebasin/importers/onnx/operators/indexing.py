@@ -19,6 +19,16 @@ def _from_the_front(places: Tensor, size: int) -> Tensor:
     return torch.where(places < 0, places + size, places).long()
 
 
+def _expanded_from_the_front(places: Tensor, size: int) -> Tensor:
+    """The same; what was expanded still is, so that it reads as what chooses whole slices."""
+    steps = places.stride()
+    if 0 not in steps:
+        return _from_the_front(places, size)
+    once = places[tuple(slice(None) if step else slice(1) for step in steps)]
+    found = _from_the_front(once.squeeze(), size)
+    return found.reshape(once.shape).expand(places.shape)
+
+
 @operator("Gather")
 def gather(value: Tensor, places: Tensor, *, axis: int = 0) -> Tensor:
     """Slices along an axis."""
@@ -33,7 +43,7 @@ def gather(value: Tensor, places: Tensor, *, axis: int = 0) -> Tensor:
 @operator("GatherElements")
 def gather_elements(value: Tensor, places: Tensor, *, axis: int = 0) -> Tensor:
     """One element for each place."""
-    return torch.gather(value, axis, _from_the_front(places, value.shape[axis]))
+    return torch.gather(value, axis, _expanded_from_the_front(places, value.shape[axis]))
 
 
 def _columns(places: Tensor, sizes: Sequence[int]) -> list[Tensor]:
