@@ -81,6 +81,57 @@ def greedy(path, prompt: torch.Tensor, mask: torch.Tensor, steps: int) -> torch.
     return torch.from_numpy(ids)
 
 
+class Runtime:
+    """A file, driven as optimum's class for decoders does: by what its inputs are called.
+
+    What is called `.key` and `.value` is a cache, whose sizes are those of the configuration and of
+    which the first step has none; positions are given where the file has an input for them, and
+    hidden tokens are at 1; what comes out goes in again in its order, in the order of beams.
+    """
+
+    def __init__(self, path, config) -> None:
+        self.session = opened(path)
+        self.inputs = {port.name: port for port in self.session.get_inputs()}
+        self.outputs = [port.name for port in self.session.get_outputs()]
+        self.past = [name for name in self.inputs if ".key" in name or ".value" in name]
+        self.heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        self.width = getattr(config, "head_dim", None)
+        self.width = self.width or config.hidden_size // config.num_attention_heads
+
+    def step(self, ids: np.ndarray, mask: np.ndarray, cache) -> tuple[np.ndarray, list[np.ndarray]]:
+        if cache is None:
+            kinds = [self.inputs[name].type for name in self.past]
+            assert set(kinds) == {"tensor(float)"}
+            cache = [np.zeros((len(ids), self.heads, 0, self.width), np.float32) for _ in kinds]
+        feeds = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            **dict(zip(self.past, cache, strict=True)),
+        }
+        if "position_ids" in self.inputs:
+            places = np.where(mask == 0, 1, mask.cumsum(-1) - 1)
+            feeds["position_ids"] = places[:, -ids.shape[1] :]
+        assert feeds.keys() == self.inputs.keys()
+        values = dict(zip(self.outputs, self.session.run(None, feeds), strict=True))
+        kept = [name for name in self.outputs if ".key" in name or ".value" in name]
+        return values["logits"][:, -1], [values[name] for name in kept]
+
+    def generate(
+        self, prompt: torch.Tensor, mask: torch.Tensor, steps: int, end: int
+    ) -> torch.Tensor:
+        """Tokens until the end, with zeros behind it; rows change places on the way, and back."""
+        ids, mask, cache = prompt.numpy(), mask.numpy(), None
+        new, open_rows = ids, np.ones(len(ids), bool)
+        for _ in range(steps):
+            scores, cache = self.step(new, mask, cache)
+            new = np.where(open_rows, scores.argmax(-1), 0)[:, None]
+            open_rows = open_rows & (new[:, 0] != end)
+            ids, mask = np.hstack([ids, new]), np.hstack([mask, np.ones_like(new)])
+            ids, mask, new, open_rows = (item[::-1] for item in (ids, mask, new, open_rows))
+            cache = [item[::-1] for item in cache]
+        return torch.from_numpy(ids[:: 1 if steps % 2 == 0 else -1].copy())
+
+
 def opened(path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
@@ -205,6 +256,15 @@ def test_greedy_text_of_onnxruntime_is_that_of_generate(make, tmp_path):
                 pad_token_id=0,
             )  # fmt: skip
             assert torch.equal(greedy(tmp_path / "m.onnx", prompt, mask, 12), expected)
+    end = int(expected[0, -6])  # of the longest prompt, with hidden tokens
+    wanted = model.generate(
+        prompt, attention_mask=mask, max_new_tokens=12, do_sample=False, eos_token_id=end,
+        pad_token_id=0,
+    )  # fmt: skip
+    found = Runtime(tmp_path / "m.onnx", model.config).generate(prompt, mask, 12, end)
+    steps = wanted.shape[1]
+    assert torch.equal(found[:, :steps], wanted)
+    assert not found[:, steps:].any()
 
 
 def test_names_and_axes_are_those_that_optimum_writes(tmp_path):
