@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -19,7 +20,7 @@ _KEPT_PART = 4
 
 # So much is emptied, in bytes, before the C library is asked to hand it to the operating system: it
 # would keep more than that at hand, and the next page may not fit between what is in use.
-_HANDED_BACK = 1 << 24
+_HANDED_BACK = 1 << 23
 
 # They return some of the numbers of their first operand: rows of a table are widened when picked.
 _PICKS = frozenset(
@@ -103,6 +104,8 @@ class Pages(OperatorMode):
             picked: torch.Tensor = func(pages[0].source, *args[1:], **kwargs)
             return picked.to(pages[0].dtype)
         looks_only = _only_views(func) if pages else False
+        if pages and not looks_only:
+            self._make_room(pages)
         for page in pages:
             if looks_only:
                 page.allocate()
@@ -154,12 +157,15 @@ class Pages(OperatorMode):
         self._held += page.size
         page.fill()
 
-    def _make_room(self) -> None:
-        most = max(self._bytes // _KEPT_PART, self._kept)
+    def _make_room(self, coming: Sequence[_Page] = ()) -> None:
+        """Empty pages until those that are about to be read fit beside what is filled."""
+        needed = {page.key for page in coming}
+        new = sum(page.size for page in coming if page.key not in self._filled)
+        most = max(self._bytes // _KEPT_PART, self._kept) - new
         if self._held <= most:
             return
         for page in list(self._filled.values()):
-            if self._held > most and not page.stays:
+            if self._held > most and not page.stays and page.key not in needed:
                 self._forget(page)
                 self._emptied += page.size
         if self._emptied >= _HANDED_BACK:
