@@ -15,7 +15,7 @@ import fxrebasin
 from fxrebasin.alignment import Alignment
 from fxrebasin.errors import InputError
 from fxrebasin.kinds import GroupKind
-from fxrebasin.passes.match import group_learned
+from fxrebasin.passes.match import group_activation, group_learned
 from fxrebasin.passes.match.concluding import polar
 from tests.support.elements import elements_of
 from tests.support.interrupting import Interrupting
@@ -239,6 +239,26 @@ def test_factors_of_units_are_taken_only_where_they_help(normalised: bool) -> No
         assert larger <= plain * (1 + 1e-9)
         better += larger < plain * 0.99
     assert better  # it is not always the permutation
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_matrices_are_taken_only_where_they_help(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks that were never trained have little in common, and often are best left alone."""
+    nets = [drawn(FORMS[name], seed) for seed in range(1, 7)]
+    inputs, said = torch.cat([batch for batch, _ in batches(nets[0])]), 0
+    for other in nets[1:]:
+        given: dict[str, Any] = {"method": "activation", "loader": batches(nets[0])}
+        chosen = transformed(other, nets[0], **given)
+        with monkeypatch.context() as patch:
+            patch.setattr(group_activation, "no_worse", lambda _, __, element, ___: (element, ()))
+            always = transformed(other, nets[0], **given)
+        left = [midway(nets[0], result, inputs) for result in (chosen, always)]
+        note = any("left as they are" in note for note in chosen.meta["fxrebasin"].notes)
+        assert left[0] < left[1] if note else left[0] == left[1]
+        said += note
+    assert 0 < said < len(nets) - 1
 
 
 def test_signs_that_a_norm_does_not_show_are_found() -> None:

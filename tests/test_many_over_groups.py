@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxrebasin
-from fxrebasin.alignment import Alignment
+from fxrebasin.alignment import Alignment, Certificate
 from fxrebasin.errors import InputError
 from tests.support.elements import elements_of
 from tests.support.interrupting import Interrupting
@@ -45,14 +46,14 @@ def moved(net: nn.Module, inputs: Tensor, seed: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", FORMS)
-@pytest.mark.parametrize("method", ["merge_many", "learned"])
+@pytest.mark.parametrize("method", ["merge_many", "activation", "learned"])
 def test_one_model_in_many_bases_is_merged_to_itself(name: str, method: str) -> None:
     net = drawn(FORMS[name], 1)
     inputs = net.batch(2, 0)
     models = [net, moved(net, inputs, 3), moved(net, inputs, 4)]
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if method == "merge_many" else {"loader": batches(net)}
     if method == "learned":
-        options = {"loader": batches(net), "loss": loss, "steps": 2}
+        options |= {"loss": loss, "steps": 2}
     merged = fxrebasin.merge_many(models, method, example_inputs=inputs, symmetry="all", **options)
     for key, value in net.state_dict().items():
         assert float((merged.state_dict()[key] - value).norm()) <= 1e-9 * float(value.norm()), key
@@ -80,6 +81,70 @@ def test_learning_lowers_the_loss_of_the_mean_of_three(name: str) -> None:
     assert losses[1] < losses[0]
     for net, state in zip(nets, before, strict=True):
         assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+
+
+def apart(nets: Sequence[nn.Module], alignments: Sequence[Certificate], inputs: Tensor) -> float:
+    """How far what the mean of aligned models computes is from the mean of what they compute."""
+    states = [one.apply(net.state_dict()) for one, net in zip(alignments, nets, strict=True)]
+    mean = copy.deepcopy(nets[0])
+    mean.load_state_dict({k: torch.stack([s[k] for s in states]).mean(0) for k in states[0]})
+    with torch.no_grad():
+        expected = torch.stack([net(inputs) for net in nets]).mean(0)
+        return float((mean(inputs) - expected).norm() / expected.norm())
+
+
+def mlp(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def many(name: str) -> tuple[list[nn.Module], list[Any]]:
+    """Three networks that are not alike, and batches."""
+    nets: list[nn.Module] = []
+    if name == "MLP":
+        generator = torch.Generator().manual_seed(0)
+        nets += [mlp(seed).double() for seed in (1, 2, 3)]
+        return nets, [torch.randn(16, 4, generator=generator).double() for _ in range(4)]
+    forms = [drawn(FORMS[name], seed) for seed in (1, 2, 3)]
+    nets += forms
+    return nets, [forms[0].batch(16, seed) for seed in range(10, 14)]
+
+
+@pytest.mark.parametrize("name", [*FORMS, "MLP"])
+def test_data_of_many_bring_their_mean_to_what_all_compute(name: str) -> None:
+    """Closer than aligning each with the first does, and than the models as they are."""
+    nets, loader = many(name)
+    given: dict[str, Any] = {"example_inputs": loader[0][:2], "symmetry": "all", "loader": loader}
+    first, second = (fxrebasin.align_many(nets, "activation", **given) for _ in range(2))
+    alone = [fxrebasin.match(net, nets[0], method="activation", **given) for net in nets]
+    seen = torch.cat(loader)
+    still = fxrebasin.align_many([nets[0]] * 3, "activation", **given)
+    assert apart(nets, first, seen) < min(apart(nets, some, seen) for some in (alone, still))
+    assert first[0].is_identity
+    for one, two, net in zip(first, second, nets, strict=True):
+        repeated = two.apply(net.state_dict())
+        assert all(torch.equal(v, repeated[k]) for k, v in one.apply(net.state_dict()).items())
+
+
+def test_data_count_models_by_their_weights() -> None:
+    nets, loader = many("GPT")
+    given: dict[str, Any] = {"example_inputs": loader[0][:2], "symmetry": "all", "loader": loader}
+    alike, other = (
+        fxrebasin.align_many(nets, "activation", weights=weights, max_batches=2, **given)
+        for weights in ([1, 1, 1], [1, 1, 50])
+    )
+    states = [one[1].apply(nets[1].state_dict()) for one in (alike, other)]
+    assert any(not torch.equal(v, states[1][k]) for k, v in states[0].items())
+
+
+@pytest.mark.parametrize(("at", "is_known"), [(1, False), (24, True)])
+def test_ctrl_c_gives_the_best_that_data_of_many_showed(at: int, is_known: bool) -> None:
+    """While data of the second model are seen, and during the rounds."""
+    nets, loader = many("GPT")
+    given: dict[str, Any] = {"example_inputs": loader[0][:2], "symmetry": "all"}
+    with pytest.warns(UserWarning, match="aligning was interrupted"):
+        found = fxrebasin.align_many(nets, "activation", loader=Interrupting(loader, at), **given)
+    assert [bool(one.elements) for one in found] == [False, is_known, is_known]
 
 
 def test_what_is_learned_for_many_repeats_keeps_functions_and_counts_weights() -> None:
@@ -152,7 +217,9 @@ def test_two_models_start_from_weights_too() -> None:
         ("learned", {"states": 3}, "has no option 'states'"),
         ("learned", {"loader": [], "loss": loss, "start": "luck"}, "no start 'luck'"),
         ("merge_many", {"init": "growing"}, "has no option 'init'; its options are: none"),
-        ("cycle_consistent", {}, "is for the methods 'learned', 'merge_many'"),
+        ("activation", {}, "needs loader"),
+        ("activation", {"loader": [], "loss": loss}, "has no option 'loss'"),
+        ("cycle_consistent", {}, "is for the methods 'activation', 'learned', 'merge_many'"),
     ],
 )
 def test_options_are_checked_first(method: str, options: dict[str, Any], message: str) -> None:

@@ -100,7 +100,7 @@ def run(
         for seeds in _pairs(settings):
             rows += _rows((name, seeds), trained, others, settings, kept)
         if known[name].has_matrices and settings.seeds != 1:
-            rows += joint_rows(name, trained, settings.pick((300, 1000), (30,)), kept)
+            rows += joint_rows(name, trained, settings.pick((300, 1000), (30,)), _SEEN, kept)
     _check(rows, settings)
     return _write(settings, rows)
 

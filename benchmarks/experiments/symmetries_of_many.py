@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fxrebasin
+from benchmarks.experiments.data.source import Batches
 from benchmarks.experiments.lines import mean_of
 from benchmarks.experiments.measure import example_of, permuted, score, walk
 from benchmarks.experiments.symmetry_rows import UNTOUCHED, Kept, Row
@@ -21,29 +22,34 @@ from fxrebasin.alignment import applied
 
 _SEEDS = (0, 1, 2)
 _POINTS = 11
+_UNALIGNED = ""
 
 
-def joint_rows(network: str, trained: Trained, steps: Sequence[int], kept: Kept) -> Iterator[Row]:
+def joint_rows(
+    network: str, trained: Trained, steps: Sequence[int], seen: int, kept: Kept
+) -> Iterator[Row]:
     """The mean of three networks, and their lines, after each way of aligning them.
 
     Args:
         network: in words.
         trained: its networks.
         steps: of what learns.
+        seen: items that methods which look at data see, but for those that learn.
         kept: where rows are.
     """
-    learned = [(f"learned, {count} steps (all)", count) for count in steps]
-    for way, count in [(UNTOUCHED, -1), ("merge_many (all)", 0), *learned]:
+    learned = [(f"learned, {count} steps (all)", "learned", count) for count in steps]
+    closed = [(f"{method} (all)", method, 0) for method in ("merge_many", "activation")]
+    for way, method, count in [(UNTOUCHED, _UNALIGNED, 0), *closed, *learned]:
         names = network, "-".join(map(str, _SEEDS)), way
-        row = kept.row(names, partial(_row, names, trained, count))
+        row = kept.row(names, partial(_row, names, trained, (method, count, seen)))
         if row is not None:
             yield row
 
 
-def _row(names: tuple[str, str, str], trained: Trained, steps: int) -> Row:
+def _row(names: tuple[str, str, str], trained: Trained, way: tuple[str, int, int]) -> Row:
     models = [trained.model(seed) for seed in _SEEDS]
     start = time.process_time()
-    aligned = models if steps < 0 else _aligned(models, trained, steps)
+    aligned = _aligned(models, trained, *way) if way[0] else models
     seconds = time.process_time() - start
     states = [dict(model.state_dict()) for model in aligned]
     merged = permuted(models[0], _mean(states))
@@ -58,15 +64,19 @@ def _row(names: tuple[str, str, str], trained: Trained, steps: int) -> Row:
     return Row(*names, max(barrier, 0.0), loss, accuracy, seconds, note=note)
 
 
-def _aligned(models: Sequence[nn.Module], trained: Trained, steps: int) -> list[nn.Module]:
+def _aligned(
+    models: Sequence[nn.Module], trained: Trained, method: str, steps: int, seen: int
+) -> list[nn.Module]:
     study, data = trained.study, trained.data
     options: dict[str, Any] = {}
+    if method == "activation":
+        options = {"loader": Batches(data.train, study.batch, seen // study.batch)}
     if steps:
         loader = study.batches(data.train, steps + 8)
         options = {"loader": loader, "loss": loss_of, "steps": steps, "rate": study.rate}
     found = fxrebasin.align_many(
         models,
-        "learned" if steps else "merge_many",
+        method,
         example_inputs=example_of(data),
         symmetry="all",
         **options,

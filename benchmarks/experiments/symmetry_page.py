@@ -12,7 +12,7 @@ from benchmarks.experiments.lines import grouped, mean_of
 from benchmarks.experiments.symmetry_rows import Row
 from fxrebasin.errors import InputError
 
-_SHOWN = ("untouched", "weight", "activation", "straight_through", "learned")
+_SHOWN = ("untouched", "weight", "merge_many", "activation", "straight_through", "learned")
 _PAIRS, _WIDTH = 3, 108
 _MARK = re.compile(r"(<!-- figures -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 

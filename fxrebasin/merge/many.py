@@ -124,15 +124,17 @@ def align_many(
             these inputs; a class that only such tensors have stays as it is.
         symmetry: `"permutation"`; `"signed"` or `"all"` (see `analyze`) for alignments of all
             models with the first, by method `"merge_many"`: each is aligned with the first, then,
-            round by round, with the mean of the others (generalised Procrustes analysis); or by
-            `"learned"`, which descends from there on the loss of the mean of all and of pairs.
+            round by round, with the mean of the others (generalised Procrustes analysis); by
+            `"activation"`, which does the same with what they make of data; or by `"learned"`,
+            which starts from data and descends on the loss of the mean of all and of pairs.
         group: processes that share the work, a group of torch.distributed that was initialised
             (such as `torch.distributed.group.WORLD`), for the method `"rounds"`. All of them make
             the same call and get the same result, whatever their number: models are dealt in the
             order of the list, and each process reads its own files and the first one.
         **options: of the method: `init` ("growing" or "identity") of `"merge_many"` for
-            permutations, `max_steps` and `restarts` of `"cycle_consistent"`; `loader`, `loss`,
-            `steps`, `rate`, `spread`, `start` and `max_batches` of `"learned"`, as for `match`.
+            permutations, `max_steps` and `restarts` of `"cycle_consistent"`; `loader` and
+            `max_batches` of `"activation"`; these and `loss`, `steps`, `rate`, `spread` and
+            `start` of `"learned"`, as for `match`.
 
     Raises:
         ArchitectureMismatchError: the models differ in names, shapes or ties of their tensors, or

@@ -85,6 +85,15 @@ class Balanced:
         there = replace(problem, state_a=a, state_b=problem.moved(to_b))
         return cls(there, to_a, to_b)
 
+    @classmethod
+    def already(cls, problem: GroupProblem) -> Balanced:
+        """What is balanced as it is.
+
+        Args:
+            problem: between balanced states.
+        """
+        return cls(problem, problem.identity(), problem.identity())
+
     def back(self, element: Element) -> Element:
         """What an element between balanced states is between the states as they were.
 

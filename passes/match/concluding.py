@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxrebasin.indexing import Arrays
 from fxrebasin.kinds import GroupKind
+from fxrebasin.passes.match import correlating
 from fxrebasin.passes.match.evidence import Evidence
 from fxrebasin.passes.match.group_problem import Element, GroupProblem
 from fxrebasin.passes.match.middle import distances_midway
@@ -30,7 +31,8 @@ def concluded(evidence: Evidence, running: Runner, report: LateBar) -> Element:
     less than what one way of pairing units may lose against another. There, of several elements
     the best is taken: that by weights from what data show, that by data alone, and the permutation
     that is found without looking at groups. What the first two leave midway has to be closer to
-    what both models compute than what the permutation leaves.
+    what both models compute than what the permutation leaves. That is for a reference of its own:
+    the mean of many is no model, and whoever takes it compares what comes of it.
 
     Args:
         evidence: of all batches.
@@ -44,13 +46,47 @@ def concluded(evidence: Evidence, running: Runner, report: LateBar) -> Element:
     heads = evidence.heads()
     refining = [[*rest, *scaled], *([rest] if evidence.only_units and scaled else [])]
     elements = [refined(evidence.balanced, found, names, shown=heads) for names in refining]
-    if not evidence.only_units or not evidence.first:
+    if len(evidence.references) > 1 or not evidence.only_units or not evidence.first:
         return elements[0]
     written = evidence.pairs_written().assembled()
     arrays = solve_from_evidence(written.problem, problem.seed, report).arrays
     missing = [c.name for c in problem.classes if c.name not in written.found and problem.free(c)]
     plain = _plain(evidence.problem, arrays, missing, report)
     return _chosen(evidence, running, [plain, *elements])
+
+
+def no_worse(
+    evidence: Evidence, running: Runner, element: Element, report: LateBar
+) -> tuple[Element, tuple[str, ...]]:
+    """An element where matrices act, unless units do better that are only permuted, or left alone.
+
+    Where models have little in common, as early in training, matrices that agree by chance keep
+    weights large midway that would cancel out, and what they compute there is wrong.
+
+    Args:
+        evidence: of all batches, the first of which decide.
+        running: of the model.
+        element: that `concluded` found.
+        report: shows how far this is.
+
+    Returns:
+        The element, and what a user should know, in words.
+    """
+    problem = evidence.problem
+    if evidence.only_units or not evidence.first:
+        return element, ()
+    collector = correlating.Collector(problem.plain)
+    collector.see(running, evidence.first, len(evidence.first), report)
+    plain = correlating.concluded(problem.plain, collector, True, report).permutation
+    found = _chosen(evidence, running, [Element(plain), problem.identity(), element])
+    return found, () if found is element else (_LEFT,)
+
+
+_LEFT = (
+    "Units are only permuted, or left as they are: a model midway then computes what is closer to "
+    "what both models do than after what larger groups allow. These models may have too little in "
+    "common to be aligned."
+)
 
 
 def _shown(evidence: Evidence, report: LateBar) -> tuple[Element, Collection[str]]:

@@ -73,27 +73,33 @@ class Collector:
         Raises:
             InputError: a model does not run on a batch.
         """
-        with reference_run(self._problem, running) as reference:
-            self._collect(running, reference, loader, most, report)
-
-    def _collect(
-        self,
-        running: Runner,
-        reference: ReferenceRun,
-        loader: Iterable[Any],
-        most: int | None,
-        report: Report,
-    ) -> None:
-        a = reference.runner.own(reference.state)
-        b = running.own(self._problem.state_b)
         total = most
         if isinstance(loader, Sized):
             total = min(len(loader), most or len(loader))
-        for batch in running.batches(loader, most):
-            if batch.number == 0:
-                self._prepare(running, reference, batch)
-            self._add((reference.runner, a), (running, b), batch)
-            report("activations", batch.number + 1, total)
+        self.see(running, running.batches(loader, most), total, report)
+
+    def see(
+        self, running: Runner, batches: Iterable[Batch], total: int | None, report: Report
+    ) -> None:
+        """Run both models on batches that a loader gave.
+
+        Args:
+            running: of the model.
+            batches: from `running.batches`.
+            total: how many there are, if that is known.
+            report: called with the stage, the number of batches that are done, and of all.
+
+        Raises:
+            InputError: a model does not run on a batch.
+        """
+        with reference_run(self._problem, running) as reference:
+            a = reference.runner.own(reference.state)
+            b = running.own(self._problem.state_b)
+            for batch in batches:
+                if batch.number == 0:
+                    self._prepare(running, reference, batch)
+                self._add((reference.runner, a), (running, b), batch)
+                report("activations", batch.number + 1, total)
 
     def _prepare(self, running: Runner, reference: ReferenceRun, batch: Batch) -> None:
         """Find out which modules to watch: those of both models that show units."""

@@ -78,6 +78,9 @@ class Evidence:
 
     Args:
         problem: what is matched.
+        references: several balanced models, with how much each counts, whose mean the model is
+            compared with; then the states of the problem are balanced already, and its reference
+            has the mean of their weights. The reference of the problem alone when left out.
 
     Attributes:
         balanced: the same between balanced states.
@@ -85,6 +88,7 @@ class Evidence:
     """
 
     problem: GroupProblem
+    references: Sequence[tuple[float, State]] = ()
     balanced: Balanced = field(init=False)
     _watched: list[_Watched] = field(init=False, default_factory=list)
     _correlations: list[tuple[bool, Correlation]] = field(init=False, default_factory=list)
@@ -92,7 +96,10 @@ class Evidence:
     first: list[Batch] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        self.balanced = Balanced.of(self.problem)
+        alone = not self.references
+        self.balanced = Balanced.of(self.problem) if alone else Balanced.already(self.problem)
+        if alone:
+            self.references = [(1.0, self.balanced.problem.state_a)]
 
     @property
     def rotated(self) -> list[PermutationClass]:
@@ -147,15 +154,16 @@ class Evidence:
         Raises:
             InputError: a model does not run on a batch.
         """
-        there = self.balanced.problem
-        a, b = (running.own(s) for s in (there.state_a, there.state_b))
+        references = [(share, running.own(state)) for share, state in self.references]
+        b = running.own(self.balanced.problem.state_b)
         total = min(len(loader), most or len(loader)) if isinstance(loader, Sized) else most
         for batch in running.batches(loader, most):
             if batch.number == 0:
                 self._prepare(running, b, batch)
-            if self.only_units and batch.number < _FIRST:
+            if batch.number < _FIRST:
                 self.first.append(batch)
-            self._add(self._seen(running, a, batch), self._seen(running, b, batch))
+            shown = ((share, self._seen(running, a, batch)) for share, a in references)
+            self._add(_mean(shown), self._seen(running, b, batch))
             report("activations", batch.number + 1, total)
 
     def matrices(self) -> dict[str, Tensor]:
@@ -338,6 +346,26 @@ class Evidence:
 
 
 _Seen: TypeAlias = dict[tuple[str, Side], list[Tensor]]
+
+
+def _mean(shown: Iterable[tuple[float, _Seen]]) -> _Seen:
+    """The mean of what several models show of one batch, where all show as much.
+
+    Args:
+        shown: by each model, with how much it counts.
+    """
+    weight, found = 0.0, dict[tuple[str, Side], list[Tensor]]()
+    for share, seen in shown:
+        weight += share
+        for key, values in seen.items():
+            own = found.setdefault(key, values)
+            pairs = zip(own, values, strict=False)
+            found[key] = [
+                x if x is y else torch.lerp(x, y, share / weight)
+                for x, y in pairs
+                if x.shape == y.shape
+            ]
+    return found
 
 
 @dataclass(frozen=True)

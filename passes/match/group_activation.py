@@ -8,7 +8,7 @@ from typing import Any
 
 from fxrebasin.interruption import interruptible
 from fxrebasin.options import check_count
-from fxrebasin.passes.match.concluding import concluded
+from fxrebasin.passes.match.concluding import concluded, no_worse
 from fxrebasin.passes.match.evidence import Evidence
 from fxrebasin.passes.match.group_problem import GroupProblem, GroupResult
 from fxrebasin.progress import LateBar
@@ -27,12 +27,12 @@ def match_activations_over_groups(
     are paired as `"activation"` pairs them, by what modules read of them if any does; the sign of a
     correlation is that of a unit where signs may be chosen. Heads are assigned, and matrices within
     them found, by the cross-moments of what all heads hold in balanced models, and as much by their
-    weights. What no module shows is matched by weights alone, with the rest held. Where nothing
-    mixes units, the permutation that `"activation"` finds without groups is returned unless signs
-    and factors bring what a model midway computes closer to what both models do, on the first few
-    batches. Only sums are kept: memory is for a few batches, for one of what modules read, and n²
-    numbers for n units. On Ctrl-C the
-    batches so far count, with a warning.
+    weights. What no module shows is matched by weights alone, with the rest held. The permutation
+    that `"activation"` finds without groups is returned unless what the groups allow brings what a
+    model midway computes closer to what both models do, on the first few batches, and so are units
+    as they are where that is better than either. Only sums are kept: memory is for a few batches,
+    for one of what modules read, and n² numbers for n units. On Ctrl-C the batches so far count,
+    with a warning.
 
     Args:
         problem: what to match; its seed decides the order of a shuffling loader.
@@ -49,4 +49,6 @@ def match_activations_over_groups(
     with closing(LateBar()) as report, runner(problem.plain.model, problem.seed) as running:
         with interruptible(_INTERRUPTED):
             evidence.collect(running, loader, max_batches, report)
-        return GroupResult(concluded(evidence, running, report), 1)
+        found = concluded(evidence, running, report)
+        found, notes = no_worse(evidence, running, found, report)
+        return GroupResult(found, 1, notes)

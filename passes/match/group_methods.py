@@ -24,6 +24,7 @@ from fxrebasin.passes.match.closeness import closeness
 from fxrebasin.passes.match.group_activation import match_activations_over_groups
 from fxrebasin.passes.match.group_learned import match_learned_over_groups
 from fxrebasin.passes.match.group_many import elements_to_first
+from fxrebasin.passes.match.group_many_activation import activations_to_first
 from fxrebasin.passes.match.group_many_learned import learned_to_first
 from fxrebasin.passes.match.group_problem import Element, GroupProblem, GroupResult
 from fxrebasin.passes.match.group_weight import match_weights_over_groups
@@ -46,6 +47,7 @@ GROUP_METHODS: Mapping[str, GroupMethodFunction] = {
 ManyMethodFunction: TypeAlias = Callable[..., list[Element]]
 
 MANY_METHODS: Mapping[str, ManyMethodFunction] = {
+    "activation": activations_to_first,
     "learned": learned_to_first,
     "merge_many": elements_to_first,
 }

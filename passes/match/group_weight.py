@@ -52,9 +52,10 @@ def match_weights_over_groups(
         max_sweeps: most sweeps over the classes, at least 1.
         init: `"evidence"` decides one class after another, the clearest first; `"identity"` starts
             from the units and axes as they are; `"both"` takes the better of the two; `"auto"` is
-            evidence, and where nothing mixes units also the best permutation, which is taken unless
-            signs and scales bring the models closer by a twentieth: what they gain by chance does
-            not lower barriers.
+            evidence, and a descent from the best permutation unless matrices mix more than the
+            dimensions of heads. Where nothing mixes units that permutation is taken unless signs
+            and scales bring the models closer by a twentieth: what they gain by chance does not
+            lower barriers.
         restarts: further descents, from the best element so far with a random share of the classes
             permuted and rotated at random. The best result is kept. 0 by default, or with a
             `budget` as many as there is time for.
@@ -151,12 +152,12 @@ class _Search:
 
 
 def _starts(problem: GroupProblem, init: str, report: Report) -> Iterator[_Start]:
-    """Where descents begin; the best permutation is one such place where nothing mixes units."""
+    """Where descents begin; the best permutation is one such place where it decides of most."""
     if init != "identity":
         yield _Start(problem.identity(), decides=True)
     if init in ("identity", "both"):
         yield _Start(problem.identity(), decides=False)
-    if init == "auto" and not _mixes(problem):
+    if init == "auto" and not _mixes(problem, alone=True):
         plain = problem.plain.weights
         names = [name for name in plain.names if name in problem.state_a]
         rest = replace(plain, state_a=problem.state_a, state_b=problem.state_b, names=names)
@@ -164,9 +165,15 @@ def _starts(problem: GroupProblem, init: str, report: Report) -> Iterator[_Start
         yield _Start(Element(problem.plain.permutation(arrays)), decides=False)
 
 
-def _mixes(problem: GroupProblem) -> bool:
-    """Whether matrices act on any class."""
-    return any(problem.groups.kinds[c.name].kind.has_matrices for c in problem.classes)
+def _mixes(problem: GroupProblem, *, alone: bool = False) -> bool:
+    """Whether matrices act on any class.
+
+    Args:
+        problem: of the classes.
+        alone: do not ask of classes inside the units of another one, such as heads.
+    """
+    classes = (c for c in problem.classes if not (alone and c.within))
+    return any(problem.groups.kinds[c.name].kind.has_matrices for c in classes)
 
 
 def _worth_it(problem: GroupProblem, element: Element, most: int, report: Report) -> Element:

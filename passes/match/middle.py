@@ -1,4 +1,4 @@
-"""How far a model between two is from what both compute."""
+"""How far a model between others is from what these compute."""
 
 from __future__ import annotations
 
@@ -42,6 +42,48 @@ def distances_midway(
             apart = (float((x - y).square().sum()) for x, y in zip(middle, mean, strict=True))
             squares[index] += sum(apart)
     return [(square / total) ** 0.5 if total else float("inf") for square in squares]
+
+
+def distance_of_mean(
+    running: Runner, states: Sequence[State], weights: Sequence[float], batches: Sequence[Batch]
+) -> float:
+    """The distance of what the mean of many models computes from the mean of what they do.
+
+    Args:
+        running: of the model, in eval mode, with the statistics that the states hold.
+        states: of all models.
+        weights: how much each counts.
+        batches: of data.
+
+    Returns:
+        The norm of the difference, relative to that of the mean of what they compute.
+    """
+    own = [running.own(state) for state in states]
+    middle = mean_of_states(own, weights)
+    apart, total = 0.0, 0.0
+    for batch in batches:
+        outputs = [_numbers(running, state, batch) for state in own]
+        for found, *each in zip(_numbers(running, middle, batch), *outputs, strict=True):
+            mean = sum(w * x for w, x in zip(weights, each, strict=True)) / sum(weights)
+            apart += float((found - mean).square().sum())
+            total += float(torch.as_tensor(mean).square().sum())
+    return float((apart / total) ** 0.5) if total else float("inf")
+
+
+def mean_of_states(states: Sequence[State], weights: Sequence[float]) -> dict[str, Tensor]:
+    """The mean of the floating numbers of states; all else as in the first.
+
+    Args:
+        states: by name.
+        weights: how much each counts.
+    """
+    found, weight = dict(states[0]), weights[0]
+    for state, own in zip(states[1:], weights[1:], strict=True):
+        weight += own
+        for name, mean in found.items():
+            if mean.is_floating_point():
+                found[name] = torch.lerp(mean, state[name], own / weight)
+    return found
 
 
 def _between(a: State, b: State) -> dict[str, Tensor]:
