@@ -13,8 +13,11 @@ from torch import Tensor, nn
 import fxrebasin
 from fxrebasin.alignment import Alignment, Certificate
 from fxrebasin.errors import InputError
+from fxrebasin.passes.match import group_many_activation
+from fxrebasin.passes.match.middle import distance_of_mean
 from tests.support.elements import elements_of
 from tests.support.interrupting import Interrupting
+from tests.support.randomise import randomise
 from tests.support.tiny_transformers import Form, Transformer, drawn
 
 FORMS = {
@@ -94,8 +97,8 @@ def apart(nets: Sequence[nn.Module], alignments: Sequence[Certificate], inputs: 
 
 
 def mlp(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 3))
+    layers = nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 6), nn.ReLU(), nn.Linear(6, 3)
+    return randomise(nn.Sequential(*layers), seed)
 
 
 def many(name: str) -> tuple[list[nn.Module], list[Any]]:
@@ -111,15 +114,25 @@ def many(name: str) -> tuple[list[nn.Module], list[Any]]:
 
 
 @pytest.mark.parametrize("name", [*FORMS, "MLP"])
-def test_data_of_many_bring_their_mean_to_what_all_compute(name: str) -> None:
-    """Closer than aligning each with the first does, and than the models as they are."""
+def test_data_of_many_bring_their_mean_to_what_all_compute(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds bring it closer than each with the first where matrices act; the best is taken."""
+    judged: list[float] = []
+
+    def distance(*given: Any) -> float:
+        judged.append(distance_of_mean(*given))
+        return judged[-1]
+
+    monkeypatch.setattr(group_many_activation, "distance_of_mean", distance)
     nets, loader = many(name)
     given: dict[str, Any] = {"example_inputs": loader[0][:2], "symmetry": "all", "loader": loader}
     first, second = (fxrebasin.align_many(nets, "activation", **given) for _ in range(2))
-    alone = [fxrebasin.match(net, nets[0], method="activation", **given) for net in nets]
-    seen = torch.cat(loader)
-    still = fxrebasin.align_many([nets[0]] * 3, "activation", **given)
-    assert apart(nets, first, seen) < min(apart(nets, some, seen) for some in (alone, still))
+    once = judged[: len(judged) // 2]
+    assert judged[len(once) :] == once
+    assert (min(once[3:]) < once[2]) is (name in FORMS)
+    if name != "GPT":  # its norms have shifts, which in the gauge of the first are left as they are
+        assert apart(nets, first, torch.cat(loader)) == pytest.approx(min(once), rel=1e-9)
     assert first[0].is_identity
     for one, two, net in zip(first, second, nets, strict=True):
         repeated = two.apply(net.state_dict())
