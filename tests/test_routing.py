@@ -221,17 +221,38 @@ def test_what_is_gone_before_a_look_keeps_its_freedom() -> None:
     assert "may meet state that was not read" in symmetry.pins["parts.1.weight", 0]
 
 
-@pytest.mark.parametrize("way", [by_argmax, by_one_hot, by_mask])
-def test_experts_that_were_not_reached_are_named_and_pin_what_they_meet(
-    way: Callable[[Routed, Tensor], Tensor],
-) -> None:
-    model = routed(way)
+def test_experts_that_were_not_reached_are_named_and_pin_what_they_meet() -> None:
+    model = routed(by_argmax)
     with torch.no_grad():
         model.gate.bias[3] = -1e9
     symmetry = fxrebasin.analyze(model, torch.randn(2, 4).double())
     assert any("parts.3.weight" in note and "not read" in note for note in symmetry.notes)
     assert "may meet state that was not read" in symmetry.pins["enter.weight", 0]
     assert symmetry.log10_order() == 0
+
+
+def given_every_row(model: Routed, expert: int) -> Routed:
+    """The model with a gate that chooses one expert for all rows."""
+    with torch.no_grad():
+        model.gate.bias.fill_(-1e9)
+        model.gate.bias[expert] = 0
+    return model
+
+
+@pytest.mark.parametrize(("way", "order"), [(by_one_hot, 8), (by_mask, 8), (where_masked, 1)])
+def test_masks_that_choose_nothing_are_turned_round(
+    way: Callable[[Routed, Tensor], Tensor], order: int, generator: torch.Generator
+) -> None:
+    """No input of the analysis gives a row to any expert but the first."""
+    symmetry = fxrebasin.analyze(given_every_row(routed(way), 0), torch.randn(2, 4).double())
+    assert symmetry.log10_order() == pytest.approx(log10_factorial(order))
+    assert not any("not read" in note for note in symmetry.notes)
+    other = given_every_row(routed(way), 2)
+    x = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    for seed in range(2):
+        moved = permuted(other, symmetry.random(seed))
+        with torch.no_grad():
+            torch.testing.assert_close(moved(x), other(x), rtol=1e-9, atol=1e-9)
 
 
 class Turning(nn.Module):

@@ -45,6 +45,21 @@ LOOKING = frozenset(
 )
 """Operators by which a model looks at data: what it does next may depend on the inputs."""
 
+TRUTHS = frozenset({torch.ops.aten.nonzero.default})
+"""Operators that tell where their operand is not zero."""
+
+CHOOSING = (
+    TRUTHS
+    | frozenset(
+        overload
+        for name in ("index", "index_put", "index_put_", "masked_select", "masked_scatter")
+        for packet in [getattr(torch.ops.aten, name)]
+        for overload in [getattr(packet, item) for item in packet.overloads()]
+    )
+    | {torch.ops.aten.masked_scatter_.default, torch.ops.aten._index_put_impl_.default}
+)
+"""Operators that choose elements by masks."""
+
 INDIFFERENT = frozenset(
     getattr(packet, item)
     for name in (

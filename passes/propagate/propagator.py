@@ -41,10 +41,12 @@ from fxrebasin.running.flex import sees_flex_attention
 from fxrebasin.running.messages import out_of_memory
 from fxrebasin.running.on_meta import on_meta
 from fxrebasin.running.operators import (
+    CHOOSING,
     INDIFFERENT,
     LOOKING,
     OVERWRITING,
     SHAPED_LIKE,
+    TRUTHS,
     UNIFORM,
     bind,
     name_of,
@@ -111,6 +113,9 @@ class Propagator(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         options = dict(kwargs or {})
+        if self.looks.masks_turned and func in CHOOSING:
+            with self:  # masks are made of others, and what makes them has a rule
+                args = tuple(map(_turned, args)) if func not in TRUTHS else (args[0] == 0,)
         if func in SHAPED_LIKE and not self.all_meta:
             result = func(_on_cpu(args[0]), *args[1:], **self._constant_options(options))
             self.memory.add_constants([result])
@@ -148,12 +153,14 @@ class Propagator(TorchDispatchMode):
 
         Where data have chosen rows it goes on with these; if they are none, some may be elsewhere.
         """
-        if func in LOOKING or not self.real or torch.Tag.dynamic_output_shape not in func.tags:
+        if not self.real or torch.Tag.dynamic_output_shape not in func.tags:
             return func in LOOKING
         if func is torch.ops.aten.index.Tensor and not any(map(_is_mask, args[1])):
             return False
         self.result.looked_at_data = True
-        return not any(tensor.numel() for tensor in tensors_in(found))
+        some = any(tensor.numel() for tensor in tensors_in(found))
+        self.looks.chose(self.result.ledger.origins[-1].source, some)
+        return func in LOOKING or not some
 
     def _look(self, found: Any) -> Any:
         """The model learns something about the data, and may do something else with other data."""
@@ -368,8 +375,15 @@ class Propagator(TorchDispatchMode):
             raise
 
 
-def _is_mask(index: Tensor | None) -> bool:
-    return index is not None and index.dtype in (torch.bool, torch.uint8)
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
+def _turned(argument: Any) -> Any:
+    """A mask of the rows that it leaves out; the same for those in lists, and all else as it is."""
+    if isinstance(argument, list | tuple):
+        return [_turned(item) for item in argument]
+    return argument.logical_not() if _is_mask(argument) else argument
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ everything that is alive at a look or made after it, unless all paths were taken
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from dis import opmap
@@ -55,6 +56,7 @@ class Looks:
     Attributes:
         sources: for each line that looked, whether it asked for yes or no.
         numbers: the lines that looked at numbers with a fraction.
+        masks_turned: whether masks choose the rows that they leave out.
     """
 
     def __init__(self) -> None:
@@ -64,6 +66,10 @@ class Looks:
         self._most = -1
         self._stage = -1
         self.numbers: dict[str, None] = {}
+        self.masks_turned = False
+        self._none: set[tuple[str, int]] = set()
+        self._some: set[tuple[str, int]] = set()
+        self._chosen: Counter[str] = Counter()
         self._turned: str | None = None
         self._far = 0
         self._left = 0
@@ -71,7 +77,11 @@ class Looks:
         self._answers: list[bool] = []
 
     def begin_run(
-        self, turned: str | None = None, answers: Sequence[bool] = (), far: int = 0
+        self,
+        turned: str | None = None,
+        answers: Sequence[bool] = (),
+        far: int = 0,
+        masks: bool = False,
     ) -> None:
         """Start a run in which some answers differ from what the data say.
 
@@ -80,10 +90,12 @@ class Looks:
                 read from a file.
             answers: to the first looks, which all ask for yes or no.
             far: 1 or -1 where the line gets larger numbers, or smaller ones, than the data have.
+            masks: whether masks choose the rows that they leave out.
         """
-        self._stage = -1
+        self._stage, self.masks_turned = -1, masks
         self._turned, self._far, self._left = turned, far, _TURNED_AT_MOST
         self._given, self._answers = tuple(answers), []
+        self._chosen.clear()
 
     def look(self, source: str, answer: Any, alive: Iterable[Value]) -> Any:
         """The answer to a look, or the opposite.
@@ -115,6 +127,16 @@ class Looks:
         if self._stage < _FOLLOWED:
             self._answers.append(answer)
         return answer
+
+    def chose(self, source: str, some: bool) -> None:
+        """Data chose rows at a line, or none; a line may be run several times, for each expert."""
+        self._chosen[source] += 1
+        (self._some if some else self._none).add((source, self._chosen[source]))
+
+    @property
+    def chose_nothing(self) -> bool:
+        """Whether there are times at a line at which data never chose any rows."""
+        return bool(self._none - self._some)
 
     def made(self, values: Iterable[Value | Track]) -> None:
         """Values that an operator made, or their tracks while they are not looked up."""

@@ -102,7 +102,12 @@ class _Runs:
         self._returned: set[str] = set()
 
     def run(
-        self, values: Any, turned: str | None = None, answers: Sequence[bool] = (), far: int = 0
+        self,
+        values: Any,
+        turned: str | None = None,
+        answers: Sequence[bool] = (),
+        far: int = 0,
+        masks: bool = False,
     ) -> None:
         """Run the model once.
 
@@ -111,12 +116,13 @@ class _Runs:
             turned: see `Looks.begin_run`, as of what follows.
             answers: to the first looks at data.
             far: whether a line gets other numbers than the data have.
+            masks: whether masks choose the rows that they leave out.
         """
         mode = self._mode
         inputs = remade(values, mode.tensors.add_input)
         before = Given(*inputs)
         mode.escapes.begin_run()
-        mode.looks.begin_run(turned, answers, far)
+        mode.looks.begin_run(turned, answers, far, masks)
         with mode.site.watch(), mode, FunctionWatch(self._told(values), mode.read):
             returned = functional_call(self._model, self._stand_ins, *inputs, tie_weights=False)
             returned = reduced(self._model, returned, self._wanted)
@@ -139,6 +145,8 @@ class _Runs:
         looks, once = self._mode.looks, self._mode.recorder.work
         paths, few = looks.other_paths(), looks.may_follow()
         self._run_on_other_inputs(given)
+        if looks.chose_nothing:
+            self._attempt(partial(self.run, given, masks=True))
         for marked in with_twos(given) if self._unread() else ():
             self._attempt(partial(self.run, marked))
         if few or self._unread():
