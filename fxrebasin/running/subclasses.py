@@ -22,7 +22,8 @@ def like(tensor: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     """
     if not isinstance(tensor, nn.Parameter):
         return data.detach()
-    result = torch.Tensor._make_subclass(type(tensor), data.detach(), tensor.requires_grad)
+    kind = type(tensor) if issubclass(type(tensor), nn.Parameter) else nn.Parameter
+    result = torch.Tensor._make_subclass(kind, data.detach(), tensor.requires_grad)
     vars(result).update(vars(tensor))
     return result
 
