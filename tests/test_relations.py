@@ -11,6 +11,7 @@ from fxrebasin.passes.fields.fields import Labels
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.reshaping import _tell_apart
 from fxrebasin.passes.fields.rows import determines, thinned
+from fxrebasin.passes.fields.together import _determines
 from fxrebasin.passes.group.relations import compact, with_blocks
 from fxrebasin.running.on_meta import on_meta
 
@@ -75,6 +76,15 @@ def test_positions_that_all_fields_repeat_go_before_anything_is_broadcast():
 def test_numbers_that_determine_others_are_told_from_those_that_do_not(pairs, scale):
     one, two = (np.array([pair[k] for pair in pairs], dtype=np.int64) for k in (0, 1))
     assert determines(one * scale, two) == (len(set(pairs)) == len({first for first, _ in pairs}))
+
+
+def test_large_labels_are_looked_at_as_a_whole_where_a_sample_shows_nothing():
+    labels = torch.arange(300_000).view(3, 100_000) % 100_000  # each three times
+    others = (labels * 7).clone()
+    assert _determines(labels, others)
+    others[2, 99_998] += 1  # between positions of the sample
+    assert not _determines(labels, others)
+    assert not _determines(labels, torch.arange(3).view(3, 1).expand(3, 100_000))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

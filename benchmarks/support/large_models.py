@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -19,11 +18,13 @@ from torch import nn
 
 import fxrebasin
 from benchmarks.support.meta import parameters_on_meta
+from benchmarks.support.peak_memory import own_peak
 from fxrebasin.models.torchvision_shim import ensure_torchvision
 from fxrebasin.passes import recognition
 
 _GIB = 2**30
-_KIB = 2**10
+_SHORT = 3.0
+_MORE = 3
 
 Subject = tuple[nn.Module, dict[str, Any]]
 
@@ -31,6 +32,8 @@ Subject = tuple[nn.Module, dict[str, Any]]
 @dataclass(frozen=True)
 class Stages:
     """One analysis in a process of its own: CPU seconds of one thread, GiB that it had at most.
+
+    Short ones are made four times, of which the quickest counts.
 
     Attributes:
         model: its name.
@@ -162,25 +165,22 @@ def measured(name: str) -> Stages:
     with parameters_on_meta():
         model, inputs = SUBJECTS[name]()
     model.eval()
-    before = _peak()
+    before = own_peak() / _GIB
+    best = _analysed(name, model, inputs, before)
+    for _ in range(_MORE if best.whole < _SHORT else 0):
+        again = _analysed(name, model, inputs, before)
+        best = again if again.whole < best.whole else best
+    return replace(best, peak=own_peak() / _GIB)
+
+
+def _analysed(name: str, model: nn.Module, inputs: Mapping[str, Any], before: float) -> Stages:
     began = time.process_time()
     with _stages_timed() as seconds:
         symmetry = fxrebasin.analyze(model, example_kwargs=inputs)
-    return Stages(
-        name,
-        sum(p.numel() for p in model.parameters()) / 1e9,
-        len(symmetry.classes),
-        symmetry.log10_order(),
-        seconds["propagate"],
-        seconds["group"],
-        time.process_time() - began,
-        before,
-        _peak(),
-    )
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB / _GIB
+    whole = time.process_time() - began
+    parameters = sum(p.numel() for p in model.parameters()) / 1e9
+    figures = seconds["propagate"], seconds["group"], whole, before, own_peak() / _GIB
+    return Stages(name, parameters, len(symmetry.classes), symmetry.log10_order(), *figures)
 
 
 def markdown(rows: Sequence[Stages]) -> str:
@@ -194,7 +194,8 @@ def markdown(rows: Sequence[Stages]) -> str:
         "",
         "CPU seconds of one thread, and GiB, each model in a process of its own and on the meta",
         f"device, torch {torch.__version__}; `python -m benchmarks.analysis --large`. `before`:",
-        "what the process had before the analysis, programs and libraries included.",
+        "what the process had before the analysis, programs and libraries included. The best of",
+        "four where one takes less than three seconds.",
         "",
         "| model | parameters | classes | log10 order | propagation | grouping | grouping / "
         "propagation | whole | before | peak |",

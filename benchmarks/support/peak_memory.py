@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from pathlib import Path
 
 _PAUSE = 0.02
+_KIB = 2**10
 
 
 def peaks_of(process: subprocess.Popen[bytes]) -> tuple[int, int]:
     """Bytes that a process has at most until it ends: all, and without files that are mapped.
 
+    What the system says of an ended process counts that which started it as well, whose memory it
+    has until it begins to run its program; so it is looked at while it runs.
+
     Args:
         process: that was started; it is waited for.
     """
-    place = Path(f"/proc/{process.pid}/status")
-    most = 0
-    while True:
-        found, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if found:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            return usage.ru_maxrss * 1024, most
-        lines = dict(line.split(":", 1) for line in place.read_text().splitlines())
-        if "RssAnon" in lines:  # it has memory until it ends
-            most = max(most, int(lines["RssAnon"].split()[0]) * 1024)
+    place, ours = Path(f"/proc/{process.pid}"), Path("/proc/self/cmdline").read_bytes()
+    most = without_files = 0
+    while process.poll() is None:
+        if (place / "cmdline").read_bytes() not in (b"", ours):
+            most = max(most, _bytes(place, "VmHWM"))
+            without_files = max(without_files, _bytes(place, "RssAnon"))
         time.sleep(_PAUSE)
+    return most, without_files
+
+
+def own_peak() -> int:
+    """Bytes that this process has had at most, since it began to run its program."""
+    return _bytes(Path("/proc/self"), "VmHWM")
+
+
+def _bytes(place: Path, key: str) -> int:
+    """A line of the status of a process; 0 where it has no memory any more."""
+    lines = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
+    return int(lines[key].split()[0]) * _KIB if key in lines else 0
