@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,6 +90,29 @@ def test_the_command_finds_what_the_call_finds(folder: Path) -> None:
     assert found == pytest.approx(own_length(merged.state_dict(), case), rel=2e-3)
     invoke(*merging("weight.safetensors", "--max-memory", "2GiB", method="weight"))
     assert found > 1.05 * own_length(load_file("weight.safetensors"), case)
+
+
+def test_a_run_that_was_interrupted_goes_on_with_the_matches_that_it_has(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_models(3.0)
+    matched: list[str] = []
+    found_in = large_alignment.found_in
+
+    def interrupted(*given: Any) -> Any:
+        if len(matched) == 9:  # four with the first, two turns, and one of the third
+            signal.raise_signal(signal.SIGINT)
+        matched.append("")
+        return found_in(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(large_alignment, "found_in", interrupted)
+        invoke(*merging("c.safetensors", "--no-report"), code=130)
+    assert not Path("c.safetensors").exists()
+    invoke(*merging("c.safetensors", "--no-report", "--resume"))
+    invoke(*merging("whole.safetensors", "--no-report"))
+    assert Path("c.safetensors").read_bytes() == Path("whole.safetensors").read_bytes()
+    assert not list(folder.rglob(".*unfinished"))
 
 
 def test_rounds_can_be_too_few(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
