@@ -94,7 +94,7 @@ COUNTED: dict[str, Callable[[], Counted]] = {
         ffn_hidden_size=5,
     ),
     "OPT": _text(t.OPTForCausalLM, t.OPTConfig, **_PLACED, ffn_dim=5, word_embed_proj_dim=8),
-    "BERT": _text(t.BertForSequenceClassification, t.BertConfig, **_LABELLED),
+    "BERT": _text(t.BertForSequenceClassification, t.BertConfig, **_LABELLED, type_vocab_size=1),
     "RoBERTa": _text(
         t.RobertaForSequenceClassification,
         t.RobertaConfig,
