@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxrebasin
 from fxrebasin.alignment import Alignment
@@ -17,6 +18,7 @@ from fxrebasin.passes.match.balance import Balanced
 from fxrebasin.passes.match.group_problem import GroupProblem
 from fxrebasin.passes.match.problem import MatchingProblem
 from fxrebasin.passes.match.shaking import shaken
+from tests.support.elements import elements_of
 from tests.support.randomise import randomise
 from tests.support.tiny_transformers import Form, Transformer, drawn
 
@@ -172,3 +174,38 @@ def test_scales_that_gain_next_to_nothing_are_left_alone() -> None:
     again = fxrebasin.match(other, net, inputs, symmetry="all").apply(other.state_dict())
     for key, value in net.state_dict().items():
         torch.testing.assert_close(again[key], value, rtol=1e-9, atol=1e-12)
+
+
+class Words(nn.Module):
+    """Fewer words than units, or fewer outputs, with nothing in between."""
+
+    def __init__(self, words: int, units: int, outputs: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(words, units)
+        self.heads = nn.ModuleList(nn.Linear(units, outputs, bias=False) for _ in "ab")
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = (head(self.words(x)) for head in self.heads)
+        return torch.cat([one.sin(), two.tanh()], -1)
+
+
+@pytest.mark.parametrize(("words", "outputs"), [(3, 5), (9, 2), (9, 5)])
+def test_matrices_are_found_where_vectors_are_fewer_than_units(words: int, outputs: int) -> None:
+    net = Words(words, 6, outputs).double()
+    gen = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=gen, dtype=torch.float64))
+    inputs = torch.arange(words)
+    symmetry = fxrebasin.analyze(net, inputs, symmetry="all")
+    assert symmetry.groups is not None
+    elements = {k: v for k, v in elements_of(symmetry).items() if k.startswith("words")}
+    state = {name: tensor.detach() for name, tensor in net.state_dict().items()}
+    moved = Alignment(symmetry.random(3), symmetry.groups, elements).apply(state)
+    assert (moved["words.weight"] - state["words.weight"]).norm() > 1
+    other = copy.deepcopy(net)
+    other.load_state_dict(moved)
+    found = fxrebasin.match(other, net, inputs, symmetry="all")
+    back = found.apply(moved)
+    for name, tensor in state.items():
+        torch.testing.assert_close(back[name], tensor, rtol=1e-9, atol=1e-9)

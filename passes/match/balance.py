@@ -152,14 +152,22 @@ def _products(seats: tuple[Seat, ...], state: Mapping[str, Tensor], side: int) -
 
 
 def _mean_root(p: Tensor, q: Tensor) -> Tensor:
-    """The positive matrix M with M P M = M⁻¹ Q M⁻¹; ones where a side has empty directions."""
-    full = (_is_full(p) & _is_full(q))[:, None, None]
-    one = torch.eye(p.shape[-1], dtype=p.dtype)
-    p, q = torch.where(full, p, one), torch.where(full, q, one)
-    root, inverse = _root(p)
-    inner, _ = _root(root @ q @ root)
+    """The positive matrix M with M P M = M⁻¹ Q M⁻¹.
+
+    Where one side has empty directions there is none: then M makes the other side a multiple of
+    ones, as large as the first. Where both have, it is one.
+    """
+    one = torch.eye(p.shape[-1], dtype=p.dtype).expand_as(p)
+    one_is, two_is = (_is_full(item)[:, None, None] for item in (p, q))
+    p_full, q_full = torch.where(one_is, p, one), torch.where(two_is, q, one)
+    root, inverse = _root(p_full)
+    inner, _ = _root(root @ q_full @ root)
     mean = inverse @ inner @ inverse
-    return _root((mean + mean.mT) / 2)[0]
+    found = torch.where(one_is & two_is, _root((mean + mean.mT) / 2)[0], one)
+    size = ((p * q).sum((1, 2), keepdim=True) / p.shape[-1]) ** 0.25
+    size = torch.where(size > 0, size, 1.0)
+    found = torch.where(one_is & ~two_is, inverse * size, found)
+    return torch.where(two_is & ~one_is, _root(q_full)[0] / size, found)
 
 
 def _is_full(p: Tensor) -> Tensor:
