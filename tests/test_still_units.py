@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import fxrebasin
+from fxrebasin.acting import acted
 from fxrebasin.alignment import Alignment
+from fxrebasin.kinds import GroupKind
 from fxrebasin.passes.kinds.regauge import centred, with_factors
-from tests.fuzz_kinds.attending import Attending
+from tests.fuzz_kinds.attending import Attending, turned
 from tests.fuzz_kinds.check import fill, outputs
+from tests.support.elements import elements_of
 
 FORMS = {
     "factors of all heads, neighbours": Attending(
@@ -56,3 +60,35 @@ def test_what_is_free_is_chosen_as_in_the_reference(name: str, tmp_path: Path) -
     there = again.inverse().apply(back)
     for key, value in moved.items():
         torch.testing.assert_close(there[key], value, rtol=1e-9, atol=1e-9)
+
+
+class FixedBias(nn.Module):
+    """Queries have a bias that is trained, keys one that is a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.value = nn.Linear(5, 8, bias=False), nn.Linear(5, 3)
+        self.bias = nn.Parameter(torch.zeros(4))
+        self.register_buffer("fixed", torch.linspace(-1, 1, 4).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.both(x) + torch.cat([self.bias, self.fixed])
+        q, k = (part[:, None] for part in made.chunk(2, -1))
+        at = torch.arange(x.shape[1])
+        q, k = turned(q, at, "halves"), turned(k, at, "halves")
+        return (q @ k.transpose(-1, -2)).softmax(-1).mean(1) @ self.value(x)
+
+
+def test_what_is_added_to_a_part_of_the_units_holds_them() -> None:
+    net = FixedBias().double().eval()
+    fixed = net.fixed.clone()
+    fill(net, 1)
+    net.fixed.copy_(fixed)
+    inputs = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    symmetry = fxrebasin.analyze(net, inputs, symmetry="all")
+    assert GroupKind.COMPLEX_PAIRS not in {c.kind for c in symmetry.classes}
+    assert symmetry.groups is not None
+    state = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+    moved = acted(state, symmetry.groups, symmetry.classes, elements_of(symmetry))
+    before, after = (outputs(net, item, [inputs]) for item in (state, moved))
+    assert (before - after).abs().max() <= 1e-12 * before.abs().max()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -29,12 +30,15 @@ class Known:
 
     graph: FunctionalGraph
     state: frozenset[str]
-    _values: dict[fx.Node, Tensor | None] = field(default_factory=dict)
+    _values: dict[fx.Node, Any] = field(default_factory=dict)
     _drawn: Mapping[fx.Node, Tensor] | None = None
     _narrow: bool = False
 
-    def value(self, node: fx.Node) -> Tensor | None:
-        """What a node makes, where inputs are drawn at random; None if that is not known."""
+    def value(self, node: fx.Node) -> Any:
+        """What a node makes, where inputs are drawn at random; None if that is not known.
+
+        It is a tensor, or several where an operator returns several.
+        """
         if node not in self._values:
             try:
                 self._values[node] = self._computed(node)
@@ -48,7 +52,7 @@ class Known:
             return self.value(node)
         return self._values[node]
 
-    def _computed(self, node: fx.Node) -> Tensor | None:
+    def _computed(self, node: fx.Node) -> Any:
         if node in self.graph.given:
             if self._drawn is None:
                 self._drawn = _drawn(self.graph.given, self._narrow)
@@ -60,7 +64,9 @@ class Known:
             return None
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self.value)
         result = node.target(*args, **kwargs)  # type: ignore[operator]
-        return result if isinstance(result, Tensor) and not result.is_meta else None
+        several = result if isinstance(result, tuple | list) else (result,)
+        known = all(isinstance(item, Tensor) and not item.is_meta for item in several)
+        return result if known else None
 
 
 def _drawn(given: Mapping[fx.Node, Tensor], narrow: bool) -> dict[fx.Node, Tensor]:

@@ -109,6 +109,8 @@ class Pairs(Analysis):
         """See `Analysis`: sums are kept as they are; a bias belongs to what it is added to."""
         if name not in ("add", "sub") or not one or not two:
             return None
+        if bool((_there(one) != _there(two)).any()):
+            raise self._limit()  # something else is added to a part of the units
         if name == "sub":
             return (*one, *(replace(m, form=self._term(m).times(_minus_one(m))) for m in two))
         if len(one) == len(two) == 1 and same_units(one[0].units, two[0].units):
@@ -202,6 +204,14 @@ class Pairs(Analysis):
 
     def _limit(self) -> LimitError:
         return LimitError(f"{self.at} does not turn units in pairs")
+
+
+def _there(value: Value) -> Tensor:
+    """Where on a tensor there are units, broadcast to it."""
+    found = value[0].units >= 0
+    for mark in value[1:]:
+        found = found | (mark.units >= 0)
+    return found
 
 
 def _minus_one(mark: Mark) -> Tensor:
