@@ -63,21 +63,45 @@ def test_factors_of_norms_move_into_what_reads_them(name: str, to_reference: boo
     assert same_function(net, moved)
 
 
-@pytest.mark.parametrize("name", ["GPT", "rotary with biases", "ViT"])
-@pytest.mark.parametrize("to_reference", [False, True])
-def test_biases_move_into_later_ones(name: str, to_reference: bool) -> None:
-    net, _, groups, graph, state, other = found(name)
-    moved = with_shifts(state, other if to_reference else None, graph=graph, groups=groups)
+BIASED = ["GPT", "rotary with biases", "ViT"]
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_biases_move_into_later_ones(name: str) -> None:
+    net, _, groups, graph, state, _ = found(name)
+    moved = with_shifts(state, None, graph=graph, groups=groups)
     free = [key for key in state if key.endswith(("value.bias", "before.bias", "between.bias"))]
     free += [] if FORMS[name].rotary else [key for key in state if key.endswith("key.bias")]
     if FORMS[name].rotary:
         free = [key for key in free if not key.endswith("before.bias")]
         assert any(key.endswith("key.bias") for key in state)
     for key in free:
-        wanted = other[key] if to_reference else torch.zeros_like(state[key])
-        assert torch.equal(moved[key], wanted)
-        assert not torch.allclose(state[key], wanted)
+        assert not moved[key].any()
+        assert state[key].any()
     assert same_function(net, moved)
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_midway_to_the_biases_of_a_reference_is_midway_without_biases(name: str) -> None:
+    net, _, groups, graph, state, other = found(name)
+    moved = with_shifts(state, other, graph=graph, groups=groups)
+    assert same_function(net, moved)
+    first = [key for key in state if key.endswith(("between.bias", "0.before.bias"))]
+    for key in first[FORMS[name].rotary :]:
+        torch.testing.assert_close(moved[key], other[key], rtol=1e-12, atol=1e-12)
+    ends = [with_shifts(end, None, graph=graph, groups=groups) for end in (other, moved)]
+    midway = {key: (other[key] + moved[key]) / 2 for key in state}
+    folded = with_shifts(midway, None, graph=graph, groups=groups)
+    for key in state:
+        between = (ends[0][key] + ends[1][key]) / 2
+        torch.testing.assert_close(folded[key], between, rtol=1e-12, atol=1e-12)
+
+
+def test_biases_of_a_reference_are_put_back_where_they_were() -> None:
+    _, _, groups, graph, state, _ = found("GPT")
+    back = with_shifts(state, state, graph=graph, groups=groups)
+    for key in state:
+        torch.testing.assert_close(back[key], state[key], rtol=1e-13, atol=1e-13)
 
 
 def test_biases_of_keys_behind_rotary_embeddings_stay() -> None:

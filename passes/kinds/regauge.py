@@ -49,29 +49,54 @@ def with_shifts(
     Of an embedding it is the mean of all rows, since the same may be added to each of them; so it
     is of whatever may be shifted by rows only.
 
+    Biases of a reference are those that it has once what comes before them is zero. A bias that
+    makes up for an earlier one is then one number less a weight times another, and not a product of
+    weights: what lies midway between the reference and the result is what lies midway between both
+    without biases.
+
     Args:
         state: of the model.
         reference: of another model of the same architecture; None for zeros.
         graph: of the model.
         groups: that act on it.
     """
+    order = _in_order(groups.shifts, graph)
+    found, _ = _without(state, order, graph)
+    if reference is None:
+        return found
+    _, values = _without(reference, order, graph)
+    for shift, value in reversed([*zip(order, values, strict=True)]):
+        found = _added(found, shift, value, graph)
+    return found
+
+
+def _without(
+    state: State, order: Sequence[Shift], graph: FunctionalGraph
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """The state with zeros for shifts, and what each was when those before it were zeros."""
+    found, values = dict(state), []
+    for shift in order:
+        values.append(_value(found[shift.parameter], shift))
+        found = _added(found, shift, -values[-1], graph)
+    return found, values
+
+
+def _value(own: Tensor, shift: Shift) -> Tensor:
+    """What of a tensor a shift is, of a shape that can be added to it."""
+    if shift.positions:
+        at = torch.tensor(shift.positions)
+        return torch.zeros_like(own).index_put((at,), own[at])
+    if shift.dimension != own.numel():
+        return own.mean(tuple(range(own.dim() - 1)), keepdim=True)
+    return own
+
+
+def _added(state: State, shift: Shift, value: Tensor, graph: FunctionalGraph) -> dict[str, Tensor]:
+    """The state with another value of a shift, and what makes up for it."""
     found = dict(state)
-    for shift in _in_order(groups.shifts, graph):
-        own = found[shift.parameter]
-        wanted = torch.zeros_like(own)
-        if reference is not None:
-            wanted = reference[shift.parameter].to(own)
-        if shift.positions:
-            at = torch.tensor(shift.positions)
-            wanted = own.index_put((at,), wanted[at])
-        added = wanted - own
-        if not shift.positions and shift.dimension != own.numel():
-            added = added.mean(tuple(range(own.dim() - 1)), keepdim=True)
-            wanted = own + added
-        taken = Shifts(graph, found).follow(changed(graph, shift.parameter, added))
-        found[shift.parameter] = wanted
-        for name, change in taken.items():
-            found[name] = found[name] + change
+    taken = Shifts(graph, found).follow(changed(graph, shift.parameter, value))
+    for name, change in ((shift.parameter, value), *taken.items()):
+        found[name] = found[name] + change
     return found
 
 
