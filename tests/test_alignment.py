@@ -17,6 +17,7 @@ import fxrebasin
 from fxrebasin.alignment import Alignment
 from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.kinds import GroupKind
+from fxrebasin.passes.match.canonical import canonical
 from fxrebasin.storage.alignment_file import FORMAT
 from fxrebasin.storage.certificate import naming, packed, unpacked
 from fxrebasin.symmetry import Symmetry
@@ -138,13 +139,30 @@ def test_the_result_is_in_the_gauge_of_the_reference() -> None:
     moved, wanted = certificate.apply(other.state_dict()), net.state_dict()
     for key in wanted:
         scale = key.endswith(("before.weight", "between.weight", "norm.weight"))
-        shift = key.endswith(("before.bias", "between.bias", "key.bias", "value.bias"))
+        shift = key.endswith(("before.bias", "between.bias"))
         if scale or shift:
             torch.testing.assert_close(moved[key], wanted[key], rtol=1e-13, atol=1e-14)
     means = ("blocks.0.out.weight", "blocks.1.down.weight")
     for key in means:
         torch.testing.assert_close(moved[key].mean(0), wanted[key].mean(0), rtol=0, atol=1e-13)
         assert not torch.allclose(moved[key], wanted[key])
+
+
+def test_midway_is_midway_between_canonical_forms() -> None:
+    """Biases of keys and values are those of the reference behind norms that add nothing."""
+    net, other, certificate = aligned("GPT")
+    a, moved = net.state_dict(), certificate.apply(other.state_dict())
+    midway = {key: (a[key] + moved[key]) / 2 for key in a}
+    symmetry = fxrebasin.analyze(net, net.batch(2, 0), symmetry="all")
+    assert symmetry.groups is not None
+    of_a, of_moved, found = (
+        canonical(state, symmetry.groups, symmetry.permuted).state for state in (a, moved, midway)
+    )
+    for key in a:
+        between = (of_a[key] + of_moved[key]) / 2
+        torch.testing.assert_close(found[key], between, rtol=1e-11, atol=1e-12)
+    key = "blocks.0.value.weight"
+    assert not torch.allclose(of_a[key], of_moved[key])
 
 
 def test_the_straight_line_is_that_between_canonical_forms() -> None:
@@ -358,7 +376,8 @@ def test_the_merge_of_a_model_with_itself_in_another_basis_is_that_model() -> No
     _, _, other = planted(net, inputs)
     merged = fxrebasin.merge_many([net, other], "merge_many", example_inputs=inputs, symmetry="all")
     assert apart(merged.state_dict(), net.state_dict()) <= 1e-9
-    with pytest.raises(InputError, match="is for the methods 'learned', 'merge_many'"):
+    others = "is for the methods 'activation', 'learned', 'merge_many'"
+    with pytest.raises(InputError, match=others):
         fxrebasin.merge_many(
             [net, other], "cycle_consistent", example_inputs=inputs, symmetry="all"
         )

@@ -14,7 +14,8 @@ aten = torch.ops.aten
 LENGTHS = torch.tensor([4, 2, 1])
 STEPS = {"*": "steps and sequences are pinned, also where they are alike"}
 PINNED = {"*": "rows and columns are pinned, also of functions of matrices that have no order"}
-POSITIVE = torch.eye(3, dtype=torch.float64) * 9
+POSITIVE = torch.diag(torch.tensor([7.0, 9.0, 12.0], dtype=torch.float64))
+"""What is added to matrices; with equal numbers, rounding would choose some eigenvectors."""
 
 _DISTANCES = [
     sample(aten._cdist_forward.default, p(3, 5), p(4, 5), 2.0, None),
