@@ -16,6 +16,7 @@ from fxrebasin.choices import FoundWith
 from fxrebasin.elements import Elements, after, carried, check_elements, undone
 from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.facts import Brief, counted
+from fxrebasin.gauge_values import check_marks, difference, equal, same, same_gauge
 from fxrebasin.groups import Groups
 from fxrebasin.kinds import GroupKind
 from fxrebasin.layout import PermutationClass
@@ -25,7 +26,6 @@ from fxrebasin.reliance import Relied
 from fxrebasin.storage import alignment_file, certificate
 from fxrebasin.storage.alignment_file import AlignmentContents, GaugeValues
 from fxrebasin.storage.files import publish
-from fxrebasin.wording import listed
 
 __all__ = [
     "Alignment",
@@ -34,14 +34,7 @@ __all__ = [
     "applied",
     "applied_exactly",
     "certificate_from",
-    "marks_of",
 ]
-
-_LISTED = 5
-_KNOWN = 1e-6
-"""A state may be stored in another precision than it was aligned in; this is that of float32."""
-_SAME = 1e-9
-"""Relative error up to which two gauges are one."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,7 +116,7 @@ class Alignment(Brief):
     def is_identity(self) -> bool:
         """Whether a state stays as it is, up to its gauge."""
         return self.permutation.is_identity and all(
-            _same(item, _identity_like(item)) for item in self.elements.values()
+            same(item, _identity_like(item)) for item in self.elements.values()
         )
 
     @property
@@ -240,7 +233,7 @@ class Alignment(Brief):
         names = self._touched()
         state = {n: held[n].detach().to(torch.float64) for n in sorted(names) if n in held}
         if self.source.added or self.target.added:
-            _check_marks(self.source, held)
+            check_marks(self.source, held)
         for name, item in self.source.added.items():
             state[name] = state[name] + item
         state = refactored(state, self.groups, self.permutation.classes, {})
@@ -283,11 +276,11 @@ class Alignment(Brief):
             raise InputError(
                 f"these alignments have other groups for the classes {', '.join(sorted(kinds))}"
             )
-        difference = _difference(self.source, other.target)
-        if difference:
+        unlike = difference(self.source, other.target)
+        if unlike:
             raise InputError(
                 "these alignments do not follow each other: the first one ends in another gauge "
-                f"than the second one starts from. {difference}"
+                f"than the second one starts from. {unlike}"
             )
         moved = carried(other.elements, self.permutation, self.classes)
         return replace(
@@ -344,9 +337,9 @@ class Alignment(Brief):
         return (
             self.permutation == other.permutation
             and self.groups.kinds == other.groups.kinds
-            and _equal(self.elements, other.elements)
-            and _same_gauge(self.source, other.source)
-            and _same_gauge(self.target, other.target)
+            and equal(self.elements, other.elements)
+            and same_gauge(self.source, other.source)
+            and same_gauge(self.target, other.target)
         )
 
     __hash__ = None  # type: ignore[assignment]  # equality is by value, and tensors have no hash
@@ -454,68 +447,7 @@ def applied_exactly(found: Certificate, state: Mapping[str, Tensor]) -> dict[str
     return permuted | {name: wide[own] for name, own in first.items() if own in wide}
 
 
-def marks_of(state: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
-    """Two numbers for each tensor, by which a state is known again after rounding.
-
-    Args:
-        state: by name.
-    """
-    found = {}
-    for name, tensor in state.items():
-        flat = tensor.detach().to(torch.float64).reshape(-1)
-        fixed = torch.arange(flat.numel(), dtype=torch.float64, device=flat.device).cos()
-        found[name] = (float(flat.norm()), float(flat @ fixed))
-    return found
-
-
-def _check_marks(gauge: GaugeValues, held: Mapping[str, Tensor]) -> None:
-    """Refuse a state for which the additions of a gauge were not worked out."""
-    other = sorted(gauge.marks.keys() - held.keys())
-    own = marks_of({name: held[name] for name in gauge.marks if name in held})
-    for name, found in own.items():
-        precision = max(torch.finfo(held[name].dtype).eps, _KNOWN)
-        room = precision * held[name].numel() ** 0.5 * max(gauge.marks[name][0], found[0])
-        if any(abs(a - b) > room for a, b in zip(found, gauge.marks[name], strict=True)):
-            other.append(name)
-    if other:
-        raise InputError(
-            "this alignment moves biases through the weights of the model that it was found on, "
-            f"and this is another state: {listed(other, _LISTED)} are others. Apply it to that "
-            "model, or align this one anew"
-        )
-
-
 def _identity_like(item: Tensor) -> Tensor:
     if item.dim() == 2:
         return torch.ones_like(item)
     return torch.eye(item.shape[-1], dtype=item.dtype).expand_as(item)
-
-
-def _same(one: Tensor, two: Tensor) -> bool:
-    return one.shape == two.shape and torch.allclose(one, two, rtol=_SAME, atol=_SAME)
-
-
-def _equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> bool:
-    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
-
-
-def _same_gauge(one: GaugeValues, two: GaugeValues) -> bool:
-    factors = one.factors.keys() == two.factors.keys() and all(
-        len(own) == len(two.factors[name]) and all(map(torch.equal, own, two.factors[name]))
-        for name, own in one.factors.items()
-    )
-    return factors and _equal(one.added, two.added) and one.marks == two.marks
-
-
-def _difference(one: GaugeValues, two: GaugeValues) -> str:
-    """How two gauges differ, in words; empty if they are the same up to rounding."""
-    for name in one.factors.keys() | two.factors.keys():
-        mine, theirs = one.factors.get(name, ()), two.factors.get(name, ())
-        if len(mine) != len(theirs) or not all(map(_same, mine, theirs)):
-            return f"The factors of class {name!r} differ."
-    for name in one.added.keys() | two.added.keys():
-        if name not in one.added or name not in two.added:
-            return f"Only one of them adds something to {name!r}."
-        if not _same(one.added[name], two.added[name]):
-            return f"They add other numbers to {name!r}."
-    return ""

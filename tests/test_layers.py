@@ -20,7 +20,7 @@ LAYERS = (
     ("acting", "charts", "choices", "ignoring", "models", "solvers"),
     ("action", "storage"),
     ("permutation",),
-    ("elements",),
+    ("elements", "gauge_values"),
     ("alignment",),
     ("symmetry", "reports"),
     ("passes.fields", "show"),

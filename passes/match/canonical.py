@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fxrebasin.acting import factors_of, refactored
-from fxrebasin.alignment import GaugeValues, marks_of
+from fxrebasin.gauge_values import marks_of
 from fxrebasin.groups import Groups
 from fxrebasin.layout import PermutationClass
 from fxrebasin.passes.kinds.regauge import centred
+from fxrebasin.storage.alignment_file import GaugeValues
 
 
 @dataclass(frozen=True, eq=False)
