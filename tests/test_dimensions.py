@@ -158,6 +158,20 @@ def test_parts_of_a_fused_bias_move() -> None:
         torch.testing.assert_close(folded[key], between, rtol=1e-12, atol=1e-12)
 
 
+def test_means_are_those_of_each_head_and_not_over_heads() -> None:
+    net, symmetry, _, state, other = analysed(Attending(grouped=2, inner_norm="layer"))
+    assert symmetry.groups is not None
+    moved = centred(state, symmetry.groups, symmetry.classes)
+    name = "blocks.0.attention.query.weight"
+    heads = moved[name].view(2, 3, -1)
+    assert heads.mean(1).abs().max() < 1e-14
+    assert state[name].view(2, 3, -1).mean(1).abs().max() > 1e-3
+    assert heads.mean(0).abs().max() > 1e-3
+    assert same(net, state, moved)
+    towards = centred(state, symmetry.groups, symmetry.classes, other)
+    assert same(net, state, towards)
+
+
 def test_means_are_taken_away_behind_the_scales_of_layers() -> None:
     net, symmetry, _, state, _ = analysed(Attending(layer_scale=True))
     assert symmetry.groups is not None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxrebasin.groups import Centring, Reading, Shift
 from fxrebasin.kinds import Place
@@ -141,8 +141,23 @@ def _hidden(walk: Walk, node: fx.Node, vector: bool, means: Means) -> bool:
     [axis] = axes
     if marks[0].units.numel() != shape_of(node)[axis]:
         return False
-    copies = marks[0].units.flatten() // means.size
-    return invisible_ones(walk.graph, node, axis, copies, vector)
+    return invisible_ones(walk.graph, node, axis, _means(marks[0].units, means.size), vector)
+
+
+def _means(units: Tensor, size: int) -> Tensor:
+    """By position along an axis, the mean that it is of.
+
+    Where units recur, there is one for each time: of the units of each head, or, of heads, one for
+    each of the units in them.
+
+    Args:
+        units: of a class, by position.
+        size: how many of them a copy of the class has.
+    """
+    ordered, places = units.flatten().sort(stable=True)
+    first = torch.searchsorted(ordered, ordered)
+    times = torch.empty_like(places).scatter_(0, places, torch.arange(places.numel()) - first)
+    return units.flatten() // size * (int(times.max()) + 1) + times
 
 
 def _marks(walk: Walk, node: fx.Node) -> Sequence[Mark]:
