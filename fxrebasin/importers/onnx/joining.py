@@ -21,7 +21,7 @@ from fxrebasin.exporters.verify.runs import Subject, Tensors, run_float64
 from fxrebasin.importers.onnx.finding import inputs_of_both
 from fxrebasin.importers.onnx.loading import OnnxSource
 from fxrebasin.importers.onnx.module import OnnxModule
-from fxrebasin.importers.onnx.outline import Anchor, Leaf
+from fxrebasin.importers.onnx.origins import Anchor, Leaf
 from fxrebasin.importers.onnx.outlined import compare_outlines
 from fxrebasin.importers.onnx.partner import Assembled, Correspondence, Partner
 from fxrebasin.importers.onnx.tails import Fold, without_tails

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from fxrebasin.errors import ArchitectureMismatchError
 from fxrebasin.importers.onnx.loading import OnnxSource
-from fxrebasin.importers.onnx.outline import (
+from fxrebasin.importers.onnx.origins import (
     LOOKUP,
     SCALE,
     Anchor,
@@ -18,8 +18,8 @@ from fxrebasin.importers.onnx.outline import (
     Leaf,
     Origin,
     keys_of,
-    outline_of,
 )
+from fxrebasin.importers.onnx.outline import outline_of
 
 
 class Meeting(Protocol):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fxrebasin.importers.onnx.outline import Leaf
+from fxrebasin.importers.onnx.origins import Leaf
 
 
 @dataclass(frozen=True)
