@@ -334,3 +334,98 @@ def test_how_angles_are_used_matters(before: str, after: str) -> None:
     other = with_angles(FORMS["given"].replace(before, after), 1)
     with pytest.raises(ArchitectureMismatchError):
         paired(with_angles(ROTARY, 0), other)
+
+
+IN_BODIES = """ g (float[n,4] x) => (float[n,3] y) {
+    sum = ReduceSum<keepdims = 0>(x)  c = Greater(sum, limit)
+    z = If(c) <then_branch = one () => (float[n,6] t)
+                 { p = MatMul(x, w1)  q = Add(p, b1)  t = LayerNormalization(q, gain, shift) },
+               else_branch = two () => (float[n,6] t)
+                 { p = MatMul(x, w2)  t = com.microsoft.BiasGelu(p, b2) }>
+    r = Loop(three, yes, z) <body = turn (int64 i, bool k, float[n,6] u) => (bool l, float[n,6] v)
+                 { l = Identity(k)  p = MatMul(u, w3)  q = Add(p, b3)  v = Tanh(q) }>
+    y = MatMul(r, w4) }"""
+SPELT_OUT = [
+    (
+        "t = LayerNormalization(q, gain, shift)",
+        "m = ReduceMean<axes = [-1]>(q)  d = Sub(q, m)  s = Mul(d, d)  va = ReduceMean<axes = [-1]>"
+        "(s)  e = Add(va, eps)  o = Sqrt(e)  n = Div(d, o)  h = Mul(n, gain)  t = Add(h, shift)",
+    ),
+    (
+        "t = com.microsoft.BiasGelu(p, b2)",
+        "q = Add(p, b2)  d = Div(q, root)  e = Erf(d)  f = Add(e, one)  h = Mul(q, f)"
+        "  t = Mul(h, half)",
+    ),
+    (
+        "p = MatMul(u, w3)  q = Add(p, b3)  v = Tanh(q)",
+        "tr = Transpose<perm = [1,0]>(u)  un = Unsqueeze(tr, first)  p = Conv(un, cw3, b3)"
+        "  sq = Squeeze(p, first)  q = Transpose<perm = [1,0]>(sq)  v = Tanh(q)",
+    ),
+]
+BODY_WEIGHTS = {
+    **{"w1": (4, 6), "b1": (6,), "gain": (6,), "shift": (6,), "w2": (4, 6), "b2": (6,)},
+    **{"w3": (6, 6), "b3": (6,), "w4": (6, 3)},
+}
+BODY_NUMBERS = {
+    **{"limit": np.float32(1e9), "three": np.int64(3), "yes": np.bool_(True)},
+    **{"eps": np.float32(1e-5), "root": np.float32(2**0.5), "one": np.float32(1)},
+    **{"half": np.float32(0.5), "first": np.array([0])},
+}
+
+
+def arrays_of(file: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {item.name: onnx.numpy_helper.to_array(item) for item in file.graph.initializer}
+
+
+def branching(
+    text: str, seed: int, weights: dict[str, np.ndarray] | None = None
+) -> onnx.ModelProto:
+    """A branch and a loop, with weights in the form that the text reads: some, or of a seed."""
+    arrays = arrays_of(model(IN_BODIES, {**BODY_WEIGHTS, **BODY_NUMBERS}, seed, checked=False))
+    arrays.update(weights or {})
+    if "cw3" in arrays:
+        arrays["w3"] = arrays["cw3"][..., 0].T.copy()
+    arrays["cw3"] = arrays["w3"].T[..., None].copy()
+    return model(text, {name: array for name, array in arrays.items() if name in text})
+
+
+def spelt_out(places: tuple[int, ...]) -> str:
+    text = IN_BODIES
+    for at in places:
+        assert SPELT_OUT[at][0] in text
+        text = text.replace(*SPELT_OUT[at])
+    return text
+
+
+@pytest.mark.parametrize("places", [(0,), (1,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_bodies_may_be_spelt_otherwise(
+    places: tuple[int, ...], turned: bool, tmp_path: Path
+) -> None:
+    texts = [IN_BODIES, spelt_out(places)][:: -1 if turned else 1]
+    b = tmp_path / "b.onnx"
+    onnx.save(branching(texts[0], 0), b)
+    found = planted(b, tmp_path / "a.onnx")
+    assert found.symmetry.log10_order() > 2
+    other = branching(texts[1], 0, arrays_of(onnx.load(tmp_path / "a.onnx")))
+    fxrebasin.onnx_transform(b, ref=other, out=tmp_path / "out.onnx")
+    mine, wanted = (arrays_of(onnx.load(tmp_path / name)) for name in ("out.onnx", "a.onnx"))
+    for name in mine:
+        assert np.array_equal(mine[name], wanted[name]), name
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("h = Mul(q, f)", "h = Mul(p, f)"),  # in the branch that is taken
+        ("h = Mul(n, gain)", "n2 = Abs(n)  h = Mul(n2, gain)"),  # in the one that is not
+        ("v = Tanh(q)", "v = Relu(q)"),
+        ("c = Greater(sum, limit)", "c = Less(sum, limit)"),
+        ("p = Conv(un, cw3, b3)", "p = Conv(un, cw3)"),
+    ],
+)
+def test_what_spelt_out_bodies_compute_matters(before: str, after: str) -> None:
+    text = spelt_out((0, 1, 2))
+    assert before in text
+    with pytest.raises(ArchitectureMismatchError, match=r"in the reference|something else"):
+        paired(branching(IN_BODIES, 0), branching(text.replace(before, after), 1))

@@ -7,7 +7,7 @@ and up to how exporters round their constants.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from fxrebasin.errors import ArchitectureMismatchError, InputError
-from fxrebasin.exporters.verify.input_sets import example_set
+from fxrebasin.exporters.verify.input_sets import InputSet, example_set
 from fxrebasin.exporters.verify.outputs import compare_tensors
 from fxrebasin.exporters.verify.runs import Subject, Tensors, run_float64
+from fxrebasin.importers.onnx.branches import taking, ways_of
 from fxrebasin.importers.onnx.finding import inputs_of_both
+from fxrebasin.importers.onnx.graph import Parsed
 from fxrebasin.importers.onnx.loading import OnnxSource
 from fxrebasin.importers.onnx.module import OnnxModule
 from fxrebasin.importers.onnx.origins import Anchor, Leaf
@@ -178,7 +180,8 @@ def _prove(
 ) -> None:
     """Run the graph of the file with the tensors of the reference beside the reference.
 
-    What is one with its layer in the reference only is one with it here, too.
+    What is one with its layer in the reference only is one with it here, too. Of branches that read
+    weights each is taken, whatever the inputs are.
 
     Raises:
         ArchitectureMismatchError: they do not compute the same.
@@ -188,8 +191,7 @@ def _prove(
         name: found[name].of(theirs).to(tensor.dtype) if name in found else tensor
         for name, tensor in source.parsed.tensors.items()
     }
-    folded = without_tails(replace(source.parsed, tensors=tensors), folds)
-    filled = replace(source, parsed=folded)
+    filled = without_tails(replace(source.parsed, tensors=tensors), folds)
     dtypes = {tensors[name].dtype for name in source.state}
     dtypes |= {theirs[name].dtype for name in reference.state}
     tolerance = max(_ROUNDED.get(dtype, _ROUNDED_FLOAT32) for dtype in dtypes)
@@ -201,11 +203,23 @@ def _prove(
         raise ArchitectureMismatchError(
             f"whether both graphs compute the same cannot be seen: {error}"
         ) from error
-    wanted, found_values = (
-        run_float64(Subject(_InOrder(item.module()), label=item.label), sets)
-        for item in (reference, filled)
+    both = [(reference, reference.parsed), (source, filled)]
+    _run_both(both, sets, tolerance)
+    for way in ways_of(filled, source.state):
+        taken = [(item, taking(parsed, item.state, way)) for item, parsed in both]
+        _run_both(taken, sets, tolerance)
+
+
+def _run_both(
+    models: Sequence[tuple[OnnxSource, Parsed]], sets: Sequence[InputSet], tolerance: float
+) -> None:
+    wanted, found = (
+        run_float64(
+            Subject(_InOrder(replace(item, parsed=parsed).module()), label=item.label), sets
+        )
+        for item, parsed in models
     )
-    for one, two in zip(wanted, found_values, strict=True):
+    for one, two in zip(wanted, found, strict=True):
         _compare(one, two, tolerance)
 
 

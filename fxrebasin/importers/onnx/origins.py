@@ -87,9 +87,13 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Entry:
-    """An input of the graph, by its place."""
+    """An input of the graph, or of a body that is in so many others, by its place."""
 
     place: int
+    depth: int = 0
+
+    def __str__(self) -> str:
+        return f"input {self.place}" + (f" of a body, {self.depth} deep" if self.depth else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +152,7 @@ def keys_of(origin: Origin, loose: bool = False) -> frozenset[str]:
     found: set[str] = set()
     for item in origin:
         if isinstance(item, Entry) and not loose:
-            found.add(f"input {item.place}")
+            found.add(str(item))
         elif isinstance(item, Anchor):
             found |= item.keys
     return frozenset(found)

@@ -9,13 +9,12 @@ two graphs have one outline says which of their tensors may go together, and no 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
-from fxrebasin.errors import ArchitectureMismatchError
-from fxrebasin.importers.onnx.graph import Parsed
+from fxrebasin.importers.onnx.graph import Graph, Parsed
 from fxrebasin.importers.onnx.loading import OnnxSource
 from fxrebasin.importers.onnx.origins import (
     BIASED,
@@ -41,36 +40,51 @@ def outline_of(source: OnnxSource, loose: bool = False) -> tuple[Origin, ...]:
         source: the model.
         loose: whether only layers and products tell where something comes from: not inputs, and
             not tables, which others may have computed in advance.
-
-    Raises:
-        ArchitectureMismatchError: it has branches or loops, of which there is no outline.
     """
-    parsed = source.parsed
-    weights = set(weights_of(parsed))
-    values: dict[str, Origin] = {"": ()}
-    for local, name in parsed.graph.tensors.items():
-        tensor = parsed.tensors[name]
-        if name in weights and tensor.numel() > 1 and not is_mask(tensor):
-            leaf = Leaf(name, tuple(tensor.shape), uniform=is_uniform(tensor))
-            values[local] = (leaf,)
-        else:
-            values[local] = ()
-    values.update((name, (Entry(at),)) for at, name in enumerate(parsed.graph.inputs))
-    folds = folds_of(parsed, set(source.state))
-    for step in parsed.graph.steps:
-        if step.graphs:
-            raise ArchitectureMismatchError(
-                f"{step.kind} {step.name!r} has bodies, which are compared node by node only"
-            )
-        reads = step.operator.reads if step.operator is not None else ()
-        given = [() if at in reads else values[name] for at, name in enumerate(step.inputs)]
-        made = origins_of(step, given, loose)
-        values.update(zip(step.outputs, made, strict=False))
-        values.update((name, made[-1]) for name in step.outputs[len(made) :])
-        fold = folds.get(step.outputs[0])
-        if fold is not None:
-            values[step.outputs[0]] = _with_fold(made[0], values[fold.layer], fold, parsed)
-    return tuple(values[name] for name in parsed.graph.outputs)
+    return _Walk(source, loose).through(source.parsed.graph)
+
+
+class _Walk:
+    """Goes through the graph of a model, and through bodies where their nodes are."""
+
+    def __init__(self, source: OnnxSource, loose: bool) -> None:
+        self._parsed, self._loose = source.parsed, loose
+        self._weights = set(weights_of(source.parsed))
+        self._folds = folds_of(source.parsed, set(source.state))
+
+    def through(
+        self, graph: Graph, around: Mapping[str, Origin] | None = None, depth: int = 0
+    ) -> tuple[Origin, ...]:
+        """Where each output of a graph comes from.
+
+        Args:
+            graph: the model's own, or a body.
+            around: where values come from that are made outside.
+            depth: in so many others the graph is.
+        """
+        values: dict[str, Origin] = {"": (), **(around or {})}
+        values.update((local, self._stored(name)) for local, name in graph.tensors.items())
+        values.update((name, (Entry(at, depth),)) for at, name in enumerate(graph.inputs))
+        for step in graph.steps:
+            reads = step.operator.reads if step.operator is not None else ()
+            given = [() if at in reads else values[name] for at, name in enumerate(step.inputs)]
+            bodies = [
+                self.through(step.graphs[name], values, depth + 1) for name in sorted(step.graphs)
+            ]
+            made = origins_of(step, given, bodies, self._loose)
+            values.update(zip(step.outputs, made, strict=False))
+            values.update((name, made[-1]) for name in step.outputs[len(made) :])
+            fold = None if depth else self._folds.get(step.outputs[0])
+            if fold is not None:
+                tail = _with_fold(made[0], values[fold.layer], fold, self._parsed)
+                values[step.outputs[0]] = tail
+        return tuple(values[name] for name in graph.outputs)
+
+    def _stored(self, name: str) -> Origin:
+        tensor = self._parsed.tensors[name]
+        if name not in self._weights or tensor.numel() <= 1 or is_mask(tensor):
+            return ()
+        return (Leaf(name, tuple(tensor.shape), uniform=is_uniform(tensor)),)
 
 
 def _with_fold(tail: Origin, layer: Origin, fold: Fold, parsed: Parsed) -> Origin:

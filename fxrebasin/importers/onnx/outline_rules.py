@@ -26,15 +26,21 @@ _RULES: dict[tuple[str, str], _Rule] = {}
 _MICROSOFT = "com.microsoft"
 
 
-def origins_of(step: Step, given: Sequence[Origin], loose: bool) -> Sequence[Origin]:
+def origins_of(
+    step: Step, given: Sequence[Origin], bodies: Sequence[Sequence[Origin]], loose: bool
+) -> Sequence[Origin]:
     """Where each value comes from that a node makes; the last stands for all that follow it.
 
     Args:
         step: the node.
         given: where each of its inputs comes from.
+        bodies: where what each of its bodies returns comes from.
         loose: see `fxrebasin.importers.onnx.outline.outline_of`.
     """
-    return _RULES.get((step.domain, step.kind), _between)(_Node(step, given, loose))
+    node = _Node(step, given, loose)
+    if bodies:
+        return _branches(node, bodies) if step.kind == "If" else _repeated(node, bodies)
+    return _RULES.get((step.domain, step.kind), _between)(node)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +87,22 @@ def _rule(*kinds: str, domain: str = "") -> Callable[[_Rule], _Rule]:
 def _between(node: _Node) -> Sequence[Origin]:
     """What only passes on, mixes or bends values."""
     return [together(*node.given)]
+
+
+def _branches(node: _Node, bodies: Sequence[Sequence[Origin]]) -> Sequence[Origin]:
+    """One of several; where all come from the same, others may do without the condition."""
+    return [
+        ways[0] if len(set(ways)) == 1 else node.anchor(f"If {at}", (), [*node.given, *ways])
+        for at, ways in enumerate(zip(*bodies, strict=True))
+    ]
+
+
+def _repeated(node: _Node, bodies: Sequence[Sequence[Origin]]) -> Sequence[Origin]:
+    """All that goes round in a loop may go into each of its results."""
+    below = [*node.given, *(origin for body in bodies for origin in body)]
+    return [
+        node.anchor(f"{node.step.kind} {at}", (), below) for at in range(len(node.step.outputs))
+    ]
 
 
 @_rule("Shape", "Size", "ConstantOfShape", "EyeLike")

@@ -184,4 +184,4 @@ def _spoken(item: Item | None) -> str:
         return "nothing"
     if isinstance(item, Leaf):
         return f"the weight {item.name!r}"
-    return f"input {item.place}" if isinstance(item, Entry) else item.label
+    return str(item) if isinstance(item, Entry) else item.label
