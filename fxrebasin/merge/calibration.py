@@ -2,8 +2,9 @@
 
 A correction changes what later layers see, so layers are taken in the order in which they run. All
 batches go through the model side by side: they stop at a layer until every one of them is there, it
-is corrected, and they go on. Batches for which there is no memory, and those of models that cannot
-wait there, run anew for each layer.
+is corrected, and they go on. What they hold meanwhile is in memory, and beyond that in a temporary
+file. Batches for which there is no room, and those of models that cannot wait there, run anew for
+each layer.
 """
 
 from __future__ import annotations
@@ -83,9 +84,13 @@ def correct_in_order(
     """
     tolerance = 64 * torch.finfo(_dtype(model)).eps
     known = known.along(sites)
+    told = False
     with closing(LateBar()) as report:
         for _ in range(_MOST_SWEEPS):
             sweep = Sweep(model, data, sites, known, correct, output)
+            if sweep.missing and not told:
+                told = True
+                _warn_of_room(stage, sweep.missing)
             try:
                 sweep.run(lambda done: report(stage, done, len(sites)))
             except NotAbreastError as error:
@@ -103,6 +108,16 @@ def _warn(stage: str, error: NotAbreastError) -> None:
     warnings.warn(
         f"{stage}: batches could not wait for each other inside of the model ({escaped(error, 200)}"
         "), so that they ran one after the other, once for every layer",
+        stacklevel=5,
+    )
+
+
+def _warn_of_room(stage: str, missing: int) -> None:
+    """Say why it will take more passes."""
+    warnings.warn(
+        f"{stage}: what batches hold while they wait for each other takes {missing / 2**30:.1f} GiB"
+        " of a temporary file, for which there is no room (the environment variable TMPDIR names "
+        "the folder); those that have none run anew for each layer",
         stacklevel=5,
     )
 

@@ -16,6 +16,7 @@ class HeldBytes(OperatorMode):
 
     Attributes:
         most: that was ever found, in bytes.
+        shared: something else, such as what another library made of it, was in the same memory.
 
     Example:
         >>> with HeldBytes() as memory:
@@ -28,8 +29,9 @@ class HeldBytes(OperatorMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.most = 0
-        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.most, self.shared = 0, False
+        self._made: dict[int, tuple[StorageWeakRef, int, int]] = {}
+        self._others: dict[int, StorageWeakRef] = {}
 
     def called(
         self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -41,15 +43,30 @@ class HeldBytes(OperatorMode):
             args: its positional arguments.
             kwargs: its keyword arguments.
         """
+        given = storages_in((args, kwargs))
+        for storage in given:
+            if storage._cdata not in self._made and storage._cdata not in self._others:
+                self._others[storage._cdata] = StorageWeakRef(storage)
+                self.shared |= self._holds(storage.data_ptr())
         result = func(*args, **kwargs)
-        for storage in _storages(result):
-            self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        theirs = {storage._cdata for storage in given}
+        for storage in storages_in(result):
+            if storage._cdata not in theirs:
+                made = (StorageWeakRef(storage), storage.nbytes(), storage.data_ptr())
+                self._made[storage._cdata] = made
         return result
 
     def look(self) -> None:
         """Add up what is held now."""
         self._made = {key: made for key, made in self._made.items() if not made[0].expired()}
-        self.most = max(self.most, sum(size for _, size in self._made.values()))
+        self.most = max(self.most, sum(size for _, size, _ in self._made.values()))
+
+    def _holds(self, address: int) -> bool:
+        """Whether an address is in what is held."""
+        return any(
+            start <= address < start + size and not made.expired()
+            for made, size, start in self._made.values()
+        )
 
 
 def bytes_of(value: Any) -> int:
@@ -58,9 +75,14 @@ def bytes_of(value: Any) -> int:
     Args:
         value: may hold them in containers.
     """
-    return sum({s._cdata: s.nbytes() for s in _storages(value)}.values())
+    return sum({s._cdata: s.nbytes() for s in storages_in(value)}.values())
 
 
-def _storages(value: Any) -> list[torch.UntypedStorage]:
+def storages_in(value: Any) -> list[torch.UntypedStorage]:
+    """The memory of the tensors in a nested value; those that are not strided have none here.
+
+    Args:
+        value: may hold them in containers.
+    """
     tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
     return [t.untyped_storage() for t in tensors if t.layout == torch.strided]

@@ -16,6 +16,7 @@ from torch import nn
 
 from fxrebasin.errors import FxRebasinError
 from fxrebasin.merge.moments import Moments
+from fxrebasin.merge.overflow import Belongings
 from fxrebasin.merge.sites import Site, hooked
 from fxrebasin.running.batches import Batch, Runner
 from fxrebasin.running.messages import attempt
@@ -94,6 +95,7 @@ class Lane:
         model: whose code is run, with the tensors of the very model.
         sites: where it stops.
         batch: the inputs.
+        belongings: what may go to a file wherever the batch stops; None if nobody's does.
 
     Attributes:
         site: where it stands; None when it is through.
@@ -105,12 +107,18 @@ class Lane:
     """
 
     def __init__(
-        self, running: Runner, model: nn.Module, sites: Sequence[Site], batch: Batch
+        self,
+        running: Runner,
+        model: nn.Module,
+        sites: Sequence[Site],
+        batch: Batch,
+        belongings: Belongings | None = None,
     ) -> None:
         self.site: Site | None = None
         self.moments: Moments | None = None
         self.by_itself = 0
-        self._running, self._batch, self._sites = running, batch, sites
+        self._running, self._sites, self._belongings = running, sites, belongings
+        self._batch = batch if belongings is None else belongings.taken(batch)
         self._events: SimpleQueue[_Operator | _Arrival | _End] = SimpleQueue()
         self._answers: SimpleQueue[_Answer] = SimpleQueue()
         self._model = own_structure(model)
@@ -131,12 +139,16 @@ class Lane:
             NotAbreastError: the model does not run on the batch, or not beside the others.
         """
         self.site = self.moments = None
+        self._move(Belongings.bring_back)
         answer = _Answer(change)
         while True:
             self._answers.put(answer)
             event = self._event()
             if isinstance(event, _Arrival):
                 self.site, self.moments = event.site, event.moments
+                if self._belongings is not None:
+                    self._belongings.leave_out([event.moments.mean, event.moments.squares])
+                    self._move(Belongings.put_away)
                 return
             if isinstance(event, _End):
                 self._thread.join()
@@ -153,9 +165,19 @@ class Lane:
         return not self._thread.is_alive()
 
     def go_alone(self) -> None:
-        """Run to the end in its own thread, past all sites, for the sake of what it holds."""
+        """Run to the end in its own thread, past all sites, for the sake of what it holds.
+
+        What it has in a file is brought back. If that fails, it stops where it is.
+        """
+        try:
+            self._move(Belongings.bring_back)
+        except NotAbreastError:
+            self.stop()
+            return
         self._alone = True
         self._answers.put(_ALONE)
+        if self._belongings is not None:
+            _wait([self])  # so that not all are in memory at a time
 
     def stop(self) -> None:
         """End at the next operator or site."""
@@ -170,14 +192,27 @@ class Lane:
                 f"a batch waited for {_PATIENCE:g} s, as it does for a lock that another one holds"
             ) from None
 
+    def _move(self, how: Callable[[Belongings], None]) -> None:
+        """Move what it holds to the file, or back."""
+        if self._belongings is not None:
+            try:
+                how(self._belongings)
+            except OSError as error:
+                raise NotAbreastError(f"a temporary file: {error}") from error
+
     def _computed(self, operator: _Operator) -> _Answer:
         found: list[Any] = []
+        operands = (operator.args, operator.kwargs)
+        if self._belongings is not None and self._belongings.reach_into_file(operands):
+            raise NotAbreastError("a batch reads what another one has made")
         with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_VIEWS):
             error = attempt(
                 lambda: found.append(
                     self._running.watched(operator.func, operator.args, operator.kwargs)
                 )
             )
+        if self._belongings is not None and error is None:
+            self._belongings.note(operands, found[0])
         return _Answer(error=error) if error is not None else _Answer(found[0])
 
     def _work(self) -> None:

@@ -36,10 +36,11 @@ def recalibrate(
     Sums are in float64.
 
     The loader is gone through twice. The second time all batches stop at each layer until the last
-    one is there, which takes memory for what a model holds between two layers, of all batches
-    together. Beyond 4 GiB, and where a model keeps something from one batch for the next, holds a
-    lock, or runs in the caller's thread only, batches run anew for each layer, as far as that
-    layer: the same result in more passes.
+    one is there. What a model holds between two layers, of all batches together, is kept in memory
+    up to 4 GiB, and beyond that in a temporary file, which is gone however the call ends (TMPDIR
+    names the folder). Where that has no room, where there are thousands of batches, and where a
+    model keeps something from one batch for the next, holds a lock, or runs in the caller's thread
+    only, batches run anew for each layer: the same result in more passes.
 
     Args:
         model: any module or GraphModule; without BatchNorm the result is a plain copy.

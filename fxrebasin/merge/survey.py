@@ -19,8 +19,11 @@ from fxrebasin.merge.held_bytes import HeldBytes, bytes_of
 from fxrebasin.merge.sites import Site
 from fxrebasin.running.preserve import Attributes, attributes_of, same_attributes
 
-_MOST_LANES = 512
-"""Batches that go side by side, each of which takes a thread."""
+_MOST_LANES = 4096
+"""Batches that go side by side, each of which takes a thread and a structure of the model."""
+_STRUCTURES = 2**30
+_OF_A_MODULE = 3 * 2**10
+"""Bytes for these structures in all, and about what a module of one takes."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,16 @@ class Survey:
         normalised: names of the sites whose output is what a BatchNorm gets.
         one_by_one: batches have to run one after the other: the model writes to its tensors, keeps
             something for the next batch, or waits for another one.
+        shared: other libraries work in the memory of what operators made.
+        modules: number of modules in the model.
     """
 
     paths: tuple[tuple[str, ...], ...]
     held: tuple[int, ...]
     normalised: frozenset[str]
     one_by_one: bool
+    shared: bool
+    modules: int
 
     @property
     def batches(self) -> int:
@@ -72,12 +79,20 @@ class Survey:
         """How many batches, from the first one, can go through the model side by side.
 
         Args:
-            most: memory for them, in bytes.
+            most: room for what they hold, in bytes.
         """
         if self.one_by_one:
             return 0
-        fitting = sum(total <= most for total in accumulate(self.held[:_MOST_LANES]))
+        fitting = min(self.fitting(most), _MOST_LANES, _STRUCTURES // (_OF_A_MODULE * self.modules))
         return fitting if self.alike or fitting == self.batches else 0
+
+    def fitting(self, most: int) -> int:
+        """Of how many batches, from the first one, what they hold has room.
+
+        Args:
+            most: room in bytes.
+        """
+        return sum(total <= most for total in accumulate(self.held))
 
 
 def survey(model: nn.Module, data: Data, sites: Sequence[Site]) -> Survey:
@@ -91,7 +106,7 @@ def survey(model: nn.Module, data: Data, sites: Sequence[Site]) -> Survey:
     Raises:
         InputError: the model does not run on the loader.
     """
-    paths, held, one_by_one = [], [], False
+    paths, held, one_by_one, shared = [], [], False, False
     normalised: set[str] = set()
     kept: Attributes | None = None
     with data.running(model) as (running, pending):
@@ -102,11 +117,19 @@ def survey(model: nn.Module, data: Data, sites: Sequence[Site]) -> Survey:
                 running.call({}, batch)
             paths.append(tuple(path))
             held.append(memory.most + bytes_of((batch.args, batch.kwargs)))
+            shared |= memory.shared
             before, kept = kept, attributes_of(model)
             one_by_one |= running.wrote or (
                 before is not None and not same_attributes(before, kept)
             )
-    return Survey(tuple(paths), tuple(held), frozenset(normalised), one_by_one)
+    return Survey(
+        tuple(paths),
+        tuple(held),
+        frozenset(normalised),
+        one_by_one,
+        shared,
+        sum(1 for _ in model.modules()),
+    )
 
 
 @contextmanager

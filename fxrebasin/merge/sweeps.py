@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
 from typing import TypeAlias
@@ -15,12 +15,13 @@ from torch import nn
 from fxrebasin.merge.data import Data
 from fxrebasin.merge.lanes import Change, Lane, NotAbreastError, end, release
 from fxrebasin.merge.moments import Moments
+from fxrebasin.merge.overflow import Belongings, Overflow, room_for_overflow
 from fxrebasin.merge.sites import Site, measuring
 from fxrebasin.merge.survey import Survey
 from fxrebasin.running.batches import Batch, Runner
 
 MOST_HELD = 4 * 2**30
-"""Memory for batches that go through a model side by side, in bytes."""
+"""Memory for batches that go through a model side by side, in bytes; the others' are in a file."""
 
 Correct: TypeAlias = Callable[[Site, Moments], float]
 """Corrects a layer and says by how much it was off, relative to its scale."""
@@ -41,6 +42,7 @@ class Sweep:
 
     Attributes:
         off: by how much a layer was off, at most.
+        missing: bytes of a temporary file without which batches run anew for each layer.
         exact: whether every site was measured once all before it had been corrected.
     """
 
@@ -55,7 +57,13 @@ class Sweep:
     ) -> None:
         self._model, self._data, self._sites, self._known = model, data, sites, known
         self._correct, self._output = correct, output
-        self._abreast = known.side_by_side(MOST_HELD)
+        self._in_memory = known.fitting(MOST_HELD)
+        room = 0 if known.shared else room_for_overflow()
+        self._abreast = known.side_by_side(MOST_HELD + room)
+        self.missing = 0
+        if not known.shared and self._abreast < known.side_by_side(sum(known.held)):
+            self.missing = sum(known.held) - MOST_HELD
+        self._overflow: Overflow | None = None
         self._left = Counter(name for path in known.paths[: self._abreast] for name in path)
         self._found: dict[str, Moments] = {}
         self._lanes: list[Lane] = []
@@ -79,10 +87,12 @@ class Sweep:
                 self._settle(site)
             return
         with self._data.running(self._model) as (running, batches), ExitStack() as stack:
+            if self._in_memory < self._abreast:
+                self._overflow = stack.enter_context(closing(Overflow()))
             stack.callback(end, self._lanes)
             try:
-                for batch in list(islice(batches, self._abreast)):
-                    self._lanes.append(Lane(running, self._model, self._sites, batch))
+                for batch in islice(batches, self._abreast):
+                    self._lanes.append(self._lane(running, self._sites, batch))
                     self._lanes[-1].go_on()
                 self._through(running, report)
             except NotAbreastError:
@@ -91,6 +101,15 @@ class Sweep:
         for site in self._sites:  # those that were called more or less often than before
             if self._left[site.name] and site.name in self._found:
                 self._settle(site)
+
+    def _lane(self, running: Runner, sites: Sequence[Site], batch: Batch) -> Lane:
+        """A batch on its way. What the first ones hold stays in memory, as much as fits there."""
+        belongings = None
+        if self._overflow is not None:
+            waits_in_file = self._in_memory <= batch.number < self._abreast
+            room = self._known.held[batch.number] if waits_in_file else None
+            belongings = Belongings(self._overflow, room)
+        return Lane(running, self._model, sites, batch, belongings)
 
     def _through(self, running: Runner, report: Callable[[int], None]) -> None:
         """Let batches go on from site to site until all are through."""
@@ -151,7 +170,7 @@ class Sweep:
             with measuring(self._model, [site], self._add):
                 running.call({}, batch)
             return
-        lane = Lane(running, self._model, [site], batch)
+        lane = self._lane(running, [site], batch)
         try:
             lane.go_on()
             while lane.site is not None:
