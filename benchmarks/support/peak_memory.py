@@ -34,6 +34,11 @@ def own_peak() -> int:
     return _bytes(Path("/proc/self"), "VmHWM")
 
 
+def own_without_files() -> int:
+    """Bytes that this process has now, without files that are mapped."""
+    return _bytes(Path("/proc/self"), "RssAnon")
+
+
 def _bytes(place: Path, key: str) -> int:
     """A line of the status of a process; 0 where it has no memory any more."""
     lines = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
