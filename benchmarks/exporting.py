@@ -6,9 +6,10 @@ Each run is a process of its own with one thread (threads that wait for each oth
 well), which exports something small first, so that imports and the code of libraries do not count.
 CPU seconds are those of the export of the model: by default, which finds and proves dynamic axes,
 and with the sizes of the example only. Plain exports have the sizes of the example, and nothing is
-proved. Memory is the peak above what the process had with the model in it, in units of the weights, or
-in MB where these are small ("large" has 2.3 GB and is only run when named). The second figure is without pages of mapped files, which the system takes back when it
-needs them: onnxruntime reads the weights from the file itself.
+proved. Memory is the peak above what the process had with the model in it, in units of the weights,
+or in MB where these are small ("large" has 2.3 GB and is only run when named). The figure in
+brackets is without pages of mapped files, which the system takes back when it needs them:
+onnxruntime reads the weights from the file itself.
 """
 
 from __future__ import annotations
