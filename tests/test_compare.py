@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import fx, nn
 
+import fxrebasin
 from fxrebasin.errors import InputError
 from fxrebasin.models.checks import (
     StateMismatchError,
@@ -101,6 +103,43 @@ def test_masks_may_hold_minus_infinity_and_weights_may_not() -> None:
     check_finite({}, {"mask": mask})
     with pytest.raises(InputError, match=r"mask\[0, 1\] = -inf"):
         check_finite({"mask": mask})
+
+
+def test_bounds_may_be_infinite_and_not_nan() -> None:
+    check_finite({}, {"low": torch.tensor(-math.inf), "high": torch.tensor([math.inf])})
+    with pytest.raises(InputError, match=r"high\[\] = nan"):
+        check_finite({}, {"high": torch.tensor(math.nan)})
+    with pytest.raises(InputError, match=r"high\[1\] = inf"):
+        check_finite({}, {"high": torch.tensor([0.0, math.inf])})
+    with pytest.raises(InputError, match=r"high\[\] = inf"):
+        check_finite({"high": torch.tensor(math.inf)})
+
+
+class Clamped(nn.Module):
+    """A layer whose outputs are clamped to bounds that may bound nothing, as after calibration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.register_buffer("low", torch.tensor(-math.inf))
+        self.register_buffer("high", torch.tensor(math.inf))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(x).clamp(self.low, self.high).tanh())
+
+
+def test_a_model_with_bounds_that_bound_nothing_is_transformed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    a, b, x = Clamped(), Clamped(), torch.randn(4, 3)
+    symmetry = fxrebasin.analyze(a, x)
+    assert symmetry.log10_order() == pytest.approx(math.log10(math.factorial(6)))
+    b.load_state_dict(symmetry.random(1).permute_state_dict(a.state_dict()))
+    result = fxrebasin.transform(b, ref=a, example_inputs=x)
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(result.state_dict()[name], tensor), name
+    fxrebasin.export_onnx(b, tmp_path / "b.onnx", x)
+    fxrebasin.export_onnx(a, tmp_path / "a.onnx", x)
+    fxrebasin.onnx_transform(tmp_path / "b.onnx", ref=tmp_path / "a.onnx", out=tmp_path / "c.onnx")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])

@@ -98,7 +98,8 @@ def check_finite(
 
     Args:
         parameters: tensors by name, all of whose values have to be finite.
-        buffers: tensors by name, where -inf is accepted too.
+        buffers: tensors by name, where -inf is accepted too (masks), and both where a tensor has
+            one element (bounds that bound nothing).
 
     Raises:
         InputError: naming every tensor at fault, with the index of the first such value.
@@ -108,7 +109,8 @@ def check_finite(
     """
     faults = [(name, _first_fault(tensor)) for name, tensor in parameters.items()]
     for name, tensor in (buffers or {}).items():
-        faults.append((name, _first_fault(tensor, allowed=-math.inf)))
+        allowed = (-math.inf, math.inf) if tensor.numel() == 1 else (-math.inf,)
+        faults.append((name, _first_fault(tensor, allowed)))
     found = [
         f"{name}{list(at)} = {value}" for name, fault in faults if fault for at, value in [fault]
     ]
@@ -121,9 +123,9 @@ def check_finite(
 
 
 def _first_fault(
-    tensor: torch.Tensor, allowed: float | None = None
+    tensor: torch.Tensor, allowed: tuple[float, ...] = ()
 ) -> tuple[tuple[int, ...], float] | None:
-    """Index and value of the first element that is not finite and not `allowed`."""
+    """Index and value of the first element that is not finite and not one of `allowed`."""
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
         return None
     if tensor.layout != torch.strided:
@@ -134,8 +136,8 @@ def _first_fault(
     if all(math.isfinite(bound) for bound in _bounds(values)):
         return None
     wrong = ~values.isfinite()
-    if allowed is not None:
-        wrong &= values != allowed
+    for value in allowed:
+        wrong &= values != value
     places = wrong.nonzero()
     if not len(places):
         return None
