@@ -50,6 +50,7 @@ from fxrebasin.exporters.verify.references import reference_runs
 from fxrebasin.exporters.verify.runs import Subject as Reference
 from fxrebasin.importers.onnx.loading import read
 from fxrebasin.importers.onnx.tensors import bytes_of
+from fxrebasin.running.freed import give_back_memory
 from fxrebasin.running.messages import attempt, first_lines
 from fxrebasin.terminal import output_console, progress_bar
 
@@ -185,6 +186,21 @@ def measure(name: str, settings: Settings, tell: Callable[[Row], None] | None = 
     return row if error is None else replace(row, reason=first_lines(error))
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What was found of a model.
+
+    Attributes:
+        log10_order: of its group.
+        tensors: names of those that move.
+        classes: names of its classes.
+    """
+
+    log10_order: float
+    tensors: frozenset[str]
+    classes: frozenset[str]
+
+
 class _Measurement:
     """Fills a row stage by stage, so that a failure keeps what came before it."""
 
@@ -199,6 +215,22 @@ class _Measurement:
         settings = self.settings
         with self._timed("build_seconds"):
             subject = build(self.row.model, settings.size, settings.seed)
+        permutation, known = self._check_graph(subject)
+        if settings.onnx:
+            with tempfile.TemporaryDirectory() as folder:
+                moved, source = Path(folder) / "permuted.onnx", Path(folder) / "original.onnx"
+                self._check_onnx(subject, permutation, moved)
+                with self._timed("file_seconds"):
+                    inputs = subject.args or None, subject.kwargs or None
+                    fxrebasin.export_onnx(subject.model, source, *inputs)
+                del subject, permutation  # of large models there is no room for all of this
+                gc.collect()
+                give_back_memory()
+                self._check_file(source, moved, known)
+        self._note(reason=self._objection())
+
+    def _check_graph(self, subject: Subject) -> tuple[fxrebasin.Permutation, _Known]:
+        """Analyse, permute, and compare in PyTorch."""
         model, inputs = subject.model, (subject.args or None, subject.kwargs or None)
         count = sum(parameter.numel() for parameter in model.parameters())
         self._note(size=subject.size, parameters=count)
@@ -210,7 +242,7 @@ class _Measurement:
             coverage=symmetry.coverage(),
             unknown_operators=" ".join(symmetry.unknown_operators),
         )
-        permutation = symmetry.random(settings.seed)
+        permutation = symmetry.random(self.settings.seed)
         with self._timed("apply_seconds"):
             permuted = fxrebasin.apply(model, permutation, *inputs)
         with self._timed("float64_seconds"):
@@ -218,12 +250,8 @@ class _Measurement:
             control = _error_of_faults(subject, permutation)
         self._note(float64_error=report.max_rel, control_error=control)
         report.raise_if_failed()
-        if settings.onnx:
-            with tempfile.TemporaryDirectory() as folder:
-                moved = Path(folder) / "permuted.onnx"
-                self._check_onnx(subject, permutation, moved)
-                self._check_file(subject, symmetry, moved)
-        self._note(reason=self._objection())
+        names = frozenset(item.name for item in symmetry.classes)
+        return permutation, _Known(symmetry.log10_order(), frozenset(symmetry.layout), names)
 
     def _check_onnx(self, subject: Subject, permutation: fxrebasin.Permutation, path: Path) -> None:
         """Export the permuted module, which unlike its graph is written as the original is."""
@@ -243,18 +271,16 @@ class _Measurement:
         )
         report.raise_if_failed()
 
-    def _check_file(self, subject: Subject, symmetry: fxrebasin.Symmetry, reference: Path) -> None:
-        source, out = reference.with_name("original.onnx"), reference.with_name("rebased.onnx")
+    def _check_file(self, source: Path, reference: Path, known: _Known) -> None:
+        out, exporting = source.with_name("rebased.onnx"), self.row.file_seconds or 0.0
         with self._timed("file_seconds"):
-            fxrebasin.export_onnx(
-                subject.model, source, subject.args or None, subject.kwargs or None
-            )
             found = fxrebasin.onnx_transform(source, ref=reference, out=out)
         self._note(
+            file_seconds=exporting + (self.row.file_seconds or 0.0),
             file_log10_order=found.log10_order,
             file_error=None if found.equivalence is None else found.equivalence.max_rel,
             file_recovered=_share_alike(out, reference),
-            file_larger=_only_in(found, symmetry),
+            file_larger=_only_in(found, known),
         )
 
     def _objection(self) -> str:
@@ -283,13 +309,13 @@ class _Measurement:
         self._note(**{column: time.perf_counter() - start})
 
 
-def _only_in(found: fxrebasin.RebasinReport, symmetry: fxrebasin.Symmetry) -> str:
+def _only_in(found: fxrebasin.RebasinReport, known: _Known) -> str:
     """Tensors that move in a file alone, then classes that it alone has, if its group is larger."""
-    if found.certificate is None or found.log10_order <= symmetry.log10_order() + _ORDER_TOLERANCE:
+    if found.certificate is None or found.log10_order <= known.log10_order + _ORDER_TOLERANCE:
         return ""
-    tensors = [name for name in found.certificate.layout if name not in symmetry.layout]
-    known = {item.name for item in symmetry.classes}
-    classes = [item.name for item in found.certificate.classes if item.name not in known]
+    tensors = [name for name in found.certificate.layout if name not in known.tensors]
+    named = [item.name for item in found.certificate.classes]
+    classes = [name for name in named if name not in known.classes]
     return " ".join([*tensors, *classes])
 
 
