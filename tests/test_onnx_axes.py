@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fxrebasin.errors import ExportError, InputError
+from fxrebasin.exporters.onnx import export
 from fxrebasin.exporters.onnx.axes import chosen_axes, found_axes, parse_dynamic
 from fxrebasin.exporters.onnx.export import export_onnx
 from fxrebasin.exporters.verify.input_sets import example_set
@@ -187,6 +188,72 @@ def test_sizes_that_the_model_refuses_need_no_proof(tmp_path):
     assert any("sequence of 8" in one for one in report.inputs)
     x = draw(3, 10, 8, seed=2)
     torch.testing.assert_close(run(tmp_path / "m.onnx", x), model(x), rtol=1e-4, atol=1e-5)
+
+
+class Windows(nn.Module):
+    """Layers in windows of images that are padded to whole ones, each of other windows."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.first = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in sizes)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = self.first(image).permute(0, 2, 3, 1)
+        for size, layer in zip(self.sizes, self.layers, strict=True):
+            rows, height, width, units = x.shape
+            x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
+            down, across = x.shape[1] // size, x.shape[2] // size
+            x = x.view(rows, down, size, across, size, units).transpose(2, 3)
+            x = layer(x).relu() - x.mean((3, 4), keepdim=True)
+            x = x.transpose(2, 3).reshape(rows, down * size, across * size, units)
+            x = x[:, ::2, ::2]
+        return x.mean((1, 2))
+
+
+def test_sizes_whose_formulas_grow_beyond_a_bound_are_fixed(tmp_path, monkeypatch):
+    model, image = unsettled(Windows(3, 5)), draw(2, 3, 20, 24)
+    few = export_onnx(model, tmp_path / "open.onnx", image)
+    assert few.notes == ()
+    assert shapes(tmp_path / "open.onnx") == {"image": ["batch", 3, "height", "width"]}
+    monkeypatch.setattr(export, "MOST_PARTS", 60)
+    for name in ("one.onnx", "two.onnx"):
+        report = export_onnx(model, tmp_path / name, image)
+        assert shapes(tmp_path / name) == {"image": ["batch", 3, 20, 24]}
+        assert len(report.notes) == 2
+        for note, fixed in zip(report.notes, ("height (axis 2", "width (axis 3"), strict=True):
+            assert note.startswith(f"{fixed} of image) is fixed at ")
+            assert "formulas of sizes grow beyond 60 parts" in note
+            assert f"{__file__}:" in note
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+    export_onnx(model, tmp_path / "asked.onnx", image, dynamic={"image": {0: "n", 2: "h", 3: "w"}})
+    other = draw(3, 3, 31, 17)
+    found = run(tmp_path / "asked.onnx", other)
+    torch.testing.assert_close(found, model(other), rtol=1e-4, atol=1e-5)
+
+
+def test_many_windows_of_images_are_exported_in_time(tmp_path):
+    """With open sizes PyTorch has taken more than half an hour for this network."""
+    model, image = unsettled(Windows(3, 5, 4, 7, 3, 5, 4, 7)), draw(2, 3, 64, 64)
+    report = export_onnx(model, tmp_path / "m.onnx", image)
+    assert shapes(tmp_path / "m.onnx") == {"image": ["batch", 3, 64, 64]}
+    assert any("formulas of sizes grow beyond 1250 parts" in note for note in report.notes)
+
+
+def test_a_model_that_catches_all_faults_gets_no_file_of_its_second_way(tmp_path, monkeypatch):
+    class Careful(Windows):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            try:
+                return super().forward(image)
+            except Exception:  # noqa: BLE001
+                return image.mean((1, 2, 3), keepdim=True)[:, 0, 0].expand(-1, 4)
+
+    monkeypatch.setattr(export, "MOST_PARTS", 60)
+    model, image = unsettled(Careful(3, 5)), draw(2, 3, 20, 24)
+    export_onnx(model, tmp_path / "m.onnx", image)
+    assert shapes(tmp_path / "m.onnx") == {"image": ["batch", 3, 20, 24]}
+    torch.testing.assert_close(run(tmp_path / "m.onnx", image), model(image), rtol=1e-4, atol=1e-5)
 
 
 def test_lengths_of_two_inputs_are_told_apart():

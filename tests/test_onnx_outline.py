@@ -429,3 +429,53 @@ def test_what_spelt_out_bodies_compute_matters(before: str, after: str) -> None:
     assert before in text
     with pytest.raises(ArchitectureMismatchError, match=r"in the reference|something else"):
         paired(branching(IN_BODIES, 0), branching(text.replace(before, after), 1))
+
+
+REMEMBERING = """ g (int64[n,s] ids, int64[n,t] mask, POSITIONS float[n,p,6] past)
+                    => (float[n,s,3] y, float[n,u,6] now) {
+    COMPUTED  e = Gather(table, ids)  a = Gather(places, pos)  h = Add(e, a)  q = MatMul(h, w1)
+    now = Concat<axis = 1>(past, q)  m = ReduceMean<axes = [1], keepdims = 1>(now)
+    d = Add(q, m)  r = Relu(d)  y = MatMul(r, w2) }"""
+GIVEN_POSITIONS = ("int64[n,s] pos,", "")
+COUNTED_POSITIONS = (
+    "",
+    "c = CumSum(mask, last)  o = Sub(c, last)  sh = Shape(ids)  k = Gather(sh, lasts)"
+    "  st = Neg(k)  pos = Slice(o, st, end, lasts)",
+)
+NO_POSITIONS = ("", "pos = Mul(ids, zero)")
+MEMORY_WEIGHTS = {"table": (9, 8), "places": (40, 8), "w1": (8, 6), "w2": (6, 3)}
+MEMORY_NUMBERS = {
+    **{"last": np.int64(1), "lasts": np.array([1]), "end": np.array([2**31]), "zero": np.int64(0)},
+}
+
+
+def remembering(form: tuple[str, str], seed: int, ids: str = "ids") -> onnx.ModelProto:
+    """A decoder with what it has seen before, whose positions are given or computed."""
+    text = REMEMBERING.replace("POSITIONS", form[0]).replace("COMPUTED", form[1])
+    text = text.replace(" ids", f" {ids}").replace("(ids", f"({ids}")
+    found = model(text, {**MEMORY_WEIGHTS, **MEMORY_NUMBERS}, seed)
+    mask = next(item for item in found.graph.input if item.name == "mask")
+    mask.type.tensor_type.shape.dim[1].dim_param = "p + s"
+    return found
+
+
+@pytest.mark.parametrize("other", [COUNTED_POSITIONS, NO_POSITIONS])
+@pytest.mark.parametrize("turned", [False, True])
+def test_positions_may_be_an_input_or_computed(
+    other: tuple[str, str], turned: bool, tmp_path: Path
+) -> None:
+    one, two = (other, GIVEN_POSITIONS) if turned else (GIVEN_POSITIONS, other)
+    b, a, alike = remembering(one, 0), remembering(two, 1), remembering(one, 1)
+    report = fxrebasin.onnx_transform(b, ref=a, out=tmp_path / "out.onnx")
+    plain = fxrebasin.onnx_transform(b, ref=alike, out=tmp_path / "plain.onnx")
+    assert report.distance_after == plain.distance_after < report.distance_before
+    assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "plain.onnx").read_bytes()
+
+
+def test_inputs_that_only_one_file_has_are_refused_unless_known() -> None:
+    wrong = COUNTED_POSITIONS[0], COUNTED_POSITIONS[1].replace("Sub(c, last)", "Add(c, last)")
+    with pytest.raises(ArchitectureMismatchError):
+        paired(remembering(GIVEN_POSITIONS, 0), remembering(wrong, 1))
+    renamed = remembering(COUNTED_POSITIONS, 1, "tokens")
+    with pytest.raises(ArchitectureMismatchError, match="alone has the inputs ids, pos, and"):
+        paired(remembering(GIVEN_POSITIONS, 0), renamed)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fxrebasin.errors import ExportError
 from fxrebasin.exporters.onnx.experts import choose_exportable_experts
+from fxrebasin.exporters.onnx.formulas import LargeFormulaError, bounded_formulas
 from fxrebasin.exporters.onnx.quiet import quiet
 from fxrebasin.exporters.onnx.recurrent import whole_recurrent_layers
 from fxrebasin.exporters.verify.input_names import named_inputs
@@ -88,7 +89,12 @@ class Captured:
 
 
 def capture(
-    model: nn.Module, inputs: InputSet, axes: Axes | None = None, wanted: Wanted = None
+    model: nn.Module,
+    inputs: InputSet,
+    axes: Axes | None = None,
+    wanted: Wanted = None,
+    *,
+    most_parts: int | None = None,
 ) -> Captured:
     """Trace a model with torch.export; print nothing.
 
@@ -97,12 +103,14 @@ def capture(
         inputs: the call to trace.
         axes: those to be left open. Sizes with one label are taken for equal.
         wanted: which outputs count; see `fxrebasin.running.outputs`.
+        most_parts: of a formula of sizes; see `fxrebasin.exporters.onnx.formulas`.
 
     Raises:
-        ExportError: torch.export cannot trace it, or it returns no tensor.
+        ExportError: torch.export cannot trace it, formulas of sizes are larger than that, or it
+            returns no tensor.
     """
     names = tuple(named_inputs(model, inputs.args, inputs.kwargs))
-    trace = _Trace([(axes or {}).get(name, {}) for name in names])
+    trace = _Trace([(axes or {}).get(name, {}) for name in names], most_parts)
     flat = _Flat(model, inputs, wanted, trace)
     tensors = flat.tensors()
     shapes = tuple(dict.fromkeys(places, torch.export.Dim.AUTO) for places in trace.axes)
@@ -111,8 +119,14 @@ def capture(
         with quiet(), preserve(model), modes_off(), trusted_distributions():
             untie(model)
             choose_exportable_experts(model)
-            program = _exported(flat, tensors, shapes if any(shapes) else None)
+            program = _exported(flat, tensors, shapes if any(shapes) else None, trace)
+        if trace.too_large is not None:
+            raise trace.too_large
+    except LargeFormulaError as error:
+        raise ExportError(str(error)) from error
     except Exception as error:
+        if trace.too_large is not None:
+            raise ExportError(str(trace.too_large)) from error
         raise ExportError(
             f"torch.export cannot export {type(model).__name__}: {root_cause(error)}"
         ) from error
@@ -122,7 +136,7 @@ def capture(
 
 
 def _exported(
-    flat: nn.Module, tensors: tuple[torch.Tensor, ...], shapes: Any
+    flat: nn.Module, tensors: tuple[torch.Tensor, ...], shapes: Any, trace: _Trace
 ) -> torch.export.ExportedProgram:
     """The program; of the tracer that runs Python itself if that works, else of Dynamo."""
     dynamic = None if shapes is None else (shapes,)
@@ -134,7 +148,9 @@ def _exported(
 
     with _sizes_like_others(), whole_recurrent_layers():
         error = attempt(lambda: export(strict=False))
-        if error is not None and attempt(lambda: export(strict=True)) is not None:
+        if error is None:
+            return programs[0]
+        if trace.too_large is not None or attempt(lambda: export(strict=True)) is not None:
             raise error  # of the two, it is the one about the user's code
     return programs[0]
 
@@ -172,6 +188,8 @@ class _Trace:
     """What is noted while a model is traced."""
 
     axes: Sequence[Mapping[int, str]]
+    most_parts: int | None = None
+    too_large: LargeFormulaError | None = None
     outputs: list[str] = field(default_factory=list)
     sizes: list[tuple[str, torch.SymInt]] = field(default_factory=list)
 
@@ -188,6 +206,19 @@ class _Trace:
                 if isinstance(size, torch.SymInt):
                     self.sizes.append((label, size))
                     torch._check(size == first.setdefault(label, size))
+
+    @contextmanager
+    def formulas(self) -> Iterator[None]:
+        """Bound formulas of sizes, and keep the fault, which the model may catch."""
+        if self.most_parts is None or not self.sizes:
+            yield
+            return
+        try:
+            with bounded_formulas(self.sizes[0][1].node.shape_env, self.most_parts):
+                yield
+        except LargeFormulaError as error:
+            self.too_large = error
+            raise
 
     def findings(self) -> tuple[dict[sympy.Symbol, str], tuple[Guard, ...], dict[str, str]]:
         """Labels by symbol, guards, and why axes were closed."""
@@ -245,14 +276,20 @@ class _Flat(nn.Module):
         # from outside the module, since torch.export guards its state
         self._note_outputs: Callable[[Sequence[str]], None] = trace.note_outputs
         self._note_sizes: Callable[[Sequence[torch.Tensor]], None] = trace.note_sizes
+        self._formulas: Callable[[], AbstractContextManager[None]] = trace.formulas
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """The inputs; copies, since torch.export takes one tensor passed twice for one input."""
         return tuple(leaf.clone() for leaf in self._leaves if isinstance(leaf, torch.Tensor))
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if not torch.compiler.is_dynamo_compiling():  # Dynamo has no access to symbols
-            self._note_sizes(tensors)
+        if torch.compiler.is_dynamo_compiling():  # Dynamo has no access to symbols
+            return self._run(tensors)
+        self._note_sizes(tensors)
+        with self._formulas():
+            return self._run(tensors)
+
+    def _run(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         inputs = iter(tensors)
         leaves = [next(inputs) if isinstance(leaf, torch.Tensor) else leaf for leaf in self._leaves]
         args, kwargs = tree_unflatten(leaves, self._spec)

@@ -27,6 +27,7 @@ from fxrebasin.exporters.onnx.axes import (
 )
 from fxrebasin.exporters.onnx.capture import Axes, Captured, capture
 from fxrebasin.exporters.onnx.decoder import with_state_of
+from fxrebasin.exporters.onnx.formulas import MOST_PARTS
 from fxrebasin.exporters.onnx.metadata import origin_of
 from fxrebasin.exporters.onnx.names import names_in_file
 from fxrebasin.exporters.onnx.past import FIRST, Past, with_cache
@@ -86,7 +87,9 @@ def export_onnx(
 
     Axes that may have another size are dynamic where PyTorch can prove it: the batch, the length of
     sequences and sounds, the size of images. Each is checked by running other sizes. Where an axis
-    is fixed although the model takes other sizes, `report.notes` says why in PyTorch's words.
+    is fixed although the model takes other sizes, `report.notes` says why in PyTorch's words. Sizes
+    of images are fixed where PyTorch's formulas of them grow beyond all bounds (images padded to
+    whole windows, stage after stage, may take it hours), unless `dynamic` asks for them.
 
     Args:
         model: any module or GraphModule; it is exported in eval mode and left as it was.
@@ -263,7 +266,7 @@ def _fixed(job: _Job, axes: Axes, label: str, reason: str) -> str:
 
 def _proved(job: _Job, axes: Axes, *, as_asked: bool = False) -> EquivalenceReport:
     """Export with open axes, check and compare; axes that PyTorch closes are so in the file."""
-    captured, closed = _captured(job, axes)
+    captured, closed = _captured(job, axes, None if as_asked else MOST_PARTS)
     notes = [_fixed(job, axes, label, reason) for label, reason in closed.items()]
     if notes and as_asked:
         raise ExportError(f"dynamic: {'; '.join(notes)}")
@@ -303,7 +306,7 @@ def _origin(job: _Job, axes: Axes) -> dict[str, str]:
     return origin_of(job.model, options)
 
 
-def _captured(job: _Job, axes: Axes) -> tuple[Captured, dict[str, str]]:
+def _captured(job: _Job, axes: Axes, most_parts: int | None) -> tuple[Captured, dict[str, str]]:
     """The program, and labels of axes that PyTorch closed with its reasons.
 
     An axis of size 1 is traced with a larger size, unless PyTorch closes it then.
@@ -311,10 +314,10 @@ def _captured(job: _Job, axes: Axes) -> tuple[Captured, dict[str, str]]:
     sizes = {label: _traced_size(job, axes, label) for label in labels_of(axes)}
     changed = {label: size for label, size in sizes.items() if size != _size(job, axes, label)}
     inputs = with_sizes(job.example, job.model, axes, changed) if changed else job.example
-    captured = capture(job.model, inputs, axes, job.wanted)
+    captured = capture(job.model, inputs, axes, job.wanted, most_parts=most_parts)
     closed = dict(captured.closed)
     if closed.keys() & changed.keys():
-        captured, more = _captured(job, without(axes, closed))
+        captured, more = _captured(job, without(axes, closed), most_parts)
         closed.update(more)
     return captured, closed
 

@@ -171,13 +171,13 @@ def _analysed(
         except CannotRunError:
             raise
         except InputError:
-            fault = _fault(module, inputs)
+            fault = fault_of(module, inputs)
             if fault is None:
                 raise
             return fault
         return None
 
-    inputs = _drawn(source, fault)
+    inputs = drawn_twice(source, fault)
     return inputs, _common(source, module, inputs, choices, found)
 
 
@@ -312,38 +312,17 @@ def made_inputs(source: OnnxSource, module: OnnxModule, example: Any) -> list[di
     """
     if example is not None:
         return [given_inputs(source.parsed, example)]
-    return _drawn(source, lambda inputs: _fault(module, inputs))
+    return drawn_twice(source, lambda inputs: fault_of(module, inputs))
 
 
-def inputs_of_both(one: OnnxSource, two: OnnxSource) -> list[dict[str, Tensor]]:
-    """Inputs that two graphs take, by their places: what one of them says of its own may be enough.
-
-    Args:
-        one: a model.
-        two: another one.
-
-    Raises:
-        InputError: none that could be made up are taken by both.
-    """
-    modules = [one.module(), two.module()]
-
-    def fault(inputs: Mapping[str, Tensor]) -> str | None:
-        return next((found for m in modules if (found := _fault(m, inputs)) is not None), None)
-
-    try:
-        return _drawn(one, fault)
-    except InputError:
-        return _drawn(two, fault)
-
-
-def _drawn(
-    source: OnnxSource, fault_of: Callable[[Mapping[str, Tensor]], str | None]
+def drawn_twice(
+    source: OnnxSource, fault: Callable[[Mapping[str, Tensor]], str | None]
 ) -> list[dict[str, Tensor]]:
     """Inputs in which no fault is found, in two sizes if there are.
 
     Args:
         source: the model.
-        fault_of: why a graph does not take inputs; None if it does.
+        fault: why a graph does not take inputs; None if it does.
 
     Raises:
         InputError: it takes none.
@@ -352,11 +331,11 @@ def _drawn(
     found: list[dict[str, Tensor]] = []
     for attempt in range(attempts(source.parsed)):
         inputs = drawn_inputs(source.parsed, attempt)
-        fault = fault_of(inputs)
-        if fault is None:
+        reason = fault(inputs)
+        if reason is None:
             found.append(inputs)
         else:
-            faults.append(fault)
+            faults.append(reason)
         if len(found) == 2:
             break
     if not found:
@@ -368,8 +347,13 @@ def _drawn(
     return found
 
 
-def _fault(module: OnnxModule, inputs: Mapping[str, Tensor]) -> str | None:
-    """Why a graph does not run; None if it does."""
+def fault_of(module: OnnxModule, inputs: Mapping[str, Tensor]) -> str | None:
+    """Why a graph does not run; None if it does.
+
+    Args:
+        module: the graph.
+        inputs: in the order of the file.
+    """
     try:
         with torch.no_grad():
             module(*(value.clone() for value in inputs.values()))

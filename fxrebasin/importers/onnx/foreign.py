@@ -288,7 +288,8 @@ def _computed(inputs: Sequence[Tensor | None], node: str, shapes: str) -> list[T
                 found = _run(node, feeds, constant)
             except _NoNumbersError as error:
                 raise CannotRunError(
-                    f"{spec['label']} makes text, a mapping or a sequence, which cannot be compared"
+                    f"{spec['label']} makes text, a mapping or a sequence, which cannot be "
+                    "compared; export the model without it (zipmap=False in skl2onnx)"
                 ) from error
             except ONNXRUNTIME_ERRORS as error:
                 faults.append(first_lines(error, 1))

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 from fxrebasin.errors import ArchitectureMismatchError, InputError
-from fxrebasin.exporters.verify.input_sets import InputSet, example_set
+from fxrebasin.exporters.verify.input_sets import example_set
 from fxrebasin.exporters.verify.outputs import compare_tensors
 from fxrebasin.exporters.verify.runs import Subject, Tensors, run_float64
 from fxrebasin.importers.onnx.branches import taking, ways_of
-from fxrebasin.importers.onnx.finding import inputs_of_both
 from fxrebasin.importers.onnx.graph import Parsed
+from fxrebasin.importers.onnx.inputs_of_both import Inputs, inputs_of_both
 from fxrebasin.importers.onnx.loading import OnnxSource
 from fxrebasin.importers.onnx.module import OnnxModule
 from fxrebasin.importers.onnx.origins import Anchor, Leaf
@@ -34,6 +34,10 @@ _ROUNDED = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 _ROUNDED_FLOAT32 = 1e-5
 _LISTED = 4
+
+
+class _OtherInputsError(ArchitectureMismatchError):
+    """Two graphs that may correspond take no inputs in common."""
 
 
 def joined(source: OnnxSource, reference: OnnxSource, ignored: Collection[str]) -> Correspondence:
@@ -52,6 +56,8 @@ def joined(source: OnnxSource, reference: OnnxSource, ignored: Collection[str]) 
     except ArchitectureMismatchError as error:
         try:
             return _joined(source, reference, ignored, loose=True)
+        except _OtherInputsError as other:
+            raise other from error
         except ArchitectureMismatchError:
             raise error from None
 
@@ -195,29 +201,41 @@ def _prove(
     dtypes = {tensors[name].dtype for name in source.state}
     dtypes |= {theirs[name].dtype for name in reference.state}
     tolerance = max(_ROUNDED.get(dtype, _ROUNDED_FLOAT32) for dtype in dtypes)
+    both = [(source, filled), (reference, reference.parsed)]
+    faults: list[ArchitectureMismatchError] = []
     try:
-        sets = [
-            example_set(tuple(inputs.values()), {}) for inputs in inputs_of_both(source, reference)
-        ]
+        for sets in inputs_of_both(source, reference):
+            try:
+                _run_both(both, sets, tolerance)
+            except ArchitectureMismatchError as error:
+                faults.append(error)
+                continue
+            for way in ways_of(filled, source.state):
+                taken = [(item, taking(parsed, item.state, way)) for item, parsed in both]
+                _run_both(taken, sets, tolerance)
+            return
     except InputError as error:
-        raise ArchitectureMismatchError(
+        raise _OtherInputsError(
             f"whether both graphs compute the same cannot be seen: {error}"
         ) from error
-    both = [(reference, reference.parsed), (source, filled)]
-    _run_both(both, sets, tolerance)
-    for way in ways_of(filled, source.state):
-        taken = [(item, taking(parsed, item.state, way)) for item, parsed in both]
-        _run_both(taken, sets, tolerance)
+    if faults:
+        raise faults[0]
+    raise ArchitectureMismatchError(
+        "whether both graphs compute the same cannot be seen: no inputs are taken by both"
+    )
 
 
 def _run_both(
-    models: Sequence[tuple[OnnxSource, Parsed]], sets: Sequence[InputSet], tolerance: float
+    models: Sequence[tuple[OnnxSource, Parsed]],
+    sets: Sequence[tuple[Inputs, Inputs]],
+    tolerance: float,
 ) -> None:
-    wanted, found = (
+    found, wanted = (
         run_float64(
-            Subject(_InOrder(replace(item, parsed=parsed).module()), label=item.label), sets
+            Subject(_InOrder(replace(item, parsed=parsed).module()), label=item.label),
+            [example_set(tuple(pair[at].values()), {}) for pair in sets],
         )
-        for item, parsed in models
+        for at, (item, parsed) in enumerate(models)
     )
     for one, two in zip(wanted, found, strict=True):
         _compare(one, two, tolerance)
