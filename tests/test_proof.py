@@ -20,7 +20,7 @@ from fxrebasin.exporters.verify.bits import compare_bits, same_bits
 from fxrebasin.exporters.verify.outputs import compare_tensors
 from fxrebasin.exporters.verify.pages import Pages
 from fxrebasin.exporters.verify.runs import Float64Run
-from fxrebasin.proof import prove_bits
+from fxrebasin.proof import prove_bits, prove_state
 from fxrebasin.running.operators import viewed_by
 from fxrebasin.running.watching import OperatorMode
 from tests.support.small_nets import draw, unsettled
@@ -62,9 +62,39 @@ def test_a_large_batch_is_proved_on_a_few_of_its_rows(rows):
     g = fxrebasin.transform(b, ref=a, example_inputs=draw(64, 6))
     report = g.meta["fxrebasin"].equivalence
     assert report.passed
-    assert report.inputs == ("first 2 rows of example", "redrawn batch of 3")
-    assert report.rows == 5
-    assert rows == [2, 3] * 2
+    assert report.inputs == ("first row of example", "redrawn batch of 3")
+    assert report.rows == 4
+    assert rows == [1, 3] * 2
+
+
+class Pairs(Net):
+    def forward(self, x):
+        if len(x) == 1:
+            raise ValueError("two rows at least")
+        return super().forward(x)
+
+
+def test_a_model_that_refuses_one_row_is_proved_on_two(rows):
+    model = unsettled(Pairs(), 1)
+    order = fxrebasin.analyze(model, draw(8, 6)).random(seed=0)
+    report = prove_state(model, model.state_dict(), order, ((draw(8, 6),), {}))
+    assert report.passed
+    assert rows == [1, 2, 3, 2, 3]
+
+
+class Masked(Net):
+    def forward(self, x, shared):
+        if len(shared) != 1:
+            raise ValueError("one for all rows")
+        return super().forward(x + shared)
+
+
+def test_what_all_rows_share_is_not_taken_for_a_row(rows):
+    model = unsettled(Masked(), 1)
+    inputs = (draw(8, 6), draw(1, 6))
+    order = fxrebasin.analyze(model, inputs).random(seed=0)
+    assert prove_state(model, model.state_dict(), order, (inputs, {})).passed
+    assert rows == [1, 3] * 2
 
 
 def test_a_model_of_one_batch_size_is_proved_on_that():

@@ -493,3 +493,24 @@ def test_exported_language_models_are_not_run(name: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(place, lambda *args: compared.append(args))
     result = trace(language_models()[name].eval(), (torch.randint(0, 50, (2, 6)),))
     assert (result.tracer, result.any_batch, compared) == ("export", True, [])
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        kept = h * 2
+        h += kept
+        h *= self.first.bias
+        return self.last(torch.relu_(h))
+
+
+def test_sums_in_place_are_known_to_be_those_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[object] = []
+    place = "fxrebasin.passes.trace.trace._numeric_difference"
+    monkeypatch.setattr(place, lambda *args: compared.append(args))
+    assert trace(InPlace(), (torch.randn(2, 4),)).tracer == "fx"
+    assert compared == []

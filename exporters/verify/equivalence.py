@@ -134,7 +134,7 @@ def compare_float64(
     *,
     any_batch: bool = True,
     rows: int = 0,
-    few: bool = False,
+    few: int = 0,
 ) -> EquivalenceReport:
     """Compare two modules on copies that work in float64 throughout, casts inside included.
 
@@ -151,7 +151,7 @@ def compare_float64(
         wanted: which outputs count; see `fxrebasin.running.outputs`.
         any_batch: False if the other model is known to take the batch size of the inputs only.
         rows: how many rows are to be compared in all; see `reference_runs`.
-        few: two rows of the example will do; see `reference_runs`.
+        few: so many rows of the example will do, or all if 0; see `reference_runs`.
 
     Raises:
         InputError: a model does not run in float64 on these inputs.
@@ -181,7 +181,7 @@ def compare_states(
     wanted: Wanted = None,
     *,
     label: str,
-    few: bool = False,
+    few: int = 0,
 ) -> EquivalenceReport:
     """Compare what a module computes with one state and with another; as `compare_float64` does.
 
@@ -195,7 +195,7 @@ def compare_states(
         kwargs: keyword inputs.
         wanted: which outputs count; see `fxrebasin.running.outputs`.
         label: what messages call the model with this state.
-        few: two rows of the example will do; see `reference_runs`.
+        few: so many rows of the example will do, or all if 0; see `reference_runs`.
 
     Raises:
         InputError: the model does not run in float64 on these inputs.

@@ -34,7 +34,7 @@ _MOST_WIDE = 4  # sets for a model that may take one of several paths
 _ROWS = 16  # of such a set
 _ROWS_TO_FIND_WAYS = 64  # if the model is known to choose
 _MANNERS = (Manner.BEYOND, Manner.FAR, Manner.WIDE, Manner.FREE)  # of many rows
-_FEW = 2  # rows of an example, and the next set has one more
+_FEW = 2  # rows of an example, at most; the next set has three
 _SHOWN = 5  # names in a note
 
 
@@ -64,7 +64,7 @@ def reference_runs(
     *,
     any_batch: bool = True,
     rows: int = 0,
-    few: bool = False,
+    few: int = 0,
     further: Sequence[InputSet] = (),
 ) -> References:
     """Run the reference of a comparison in float64 on the example and on other inputs.
@@ -82,8 +82,8 @@ def reference_runs(
         rows: how many rows there are to be in all, for two models whose relation is not known;
             fewer where a row takes long, and then there is a note. Units that none of them shows
             are noted, too.
-        few: two rows of the example will do, if the model takes them. For what is proved otherwise
-            as well.
+        few: so many rows of the example will do, one or two, if the model takes them; all if 0.
+            For what is proved otherwise as well.
         further: sets that have to be run as well.
 
     Raises:
@@ -92,7 +92,7 @@ def reference_runs(
     example = example_set(args, kwargs)
     with in_float64(subject) as run:
         explorer = _Explorer(subject, run, run.reads(), run.activity() if rows else None)
-        example = explorer.start(example, _FEW if few and any_batch else None)
+        example = explorer.start(example, few if any_batch else 0)
         other = explorer.first_taken(example, any_batch)
         explorer.extend(example, other, further, rows)
         return explorer.found()
@@ -166,12 +166,15 @@ class _Explorer:
         self.runs: list[Tensors] = []
         self.notes: list[str] = []
 
-    def start(self, example: InputSet, rows: int | None) -> InputSet:
-        """Keep the example, or some of its rows if the model takes these; what is kept."""
-        if rows is not None and (example.batch or 0) > rows:
-            cut = first_rows(example, rows)
-            if self._try(cut) is None:
-                return cut
+    def start(self, example: InputSet, few: int) -> InputSet:
+        """Keep the example, or as few of its rows as the model takes; what others are made of.
+
+        That has two rows, where the example has: of one row, tensors that have no batch axis, but a
+        first axis of size 1, could not be told from those that have one.
+        """
+        for rows in range(few, _FEW + 1) if few else ():
+            if (example.batch or 0) > rows and self._try(first_rows(example, rows)) is None:
+                return first_rows(example, _FEW)
         self.require(example)
         return example
 

@@ -32,7 +32,7 @@ _NO_OPS = (
     *(_ATEN._to_copy.default, _ATEN.lift_fresh_copy.default),
 )
 _VIEWS = (_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.expand.default)
-_BROADCASTING = (_ATEN.add.Tensor, _ATEN.mul.Tensor)
+_BROADCASTING = (_ATEN.add.Tensor, _ATEN.mul.Tensor, _ATEN.add_.Tensor, _ATEN.mul_.Tensor)
 _SAME_AS = {_ATEN._unsafe_view.default: _ATEN.view.default}
 
 
@@ -167,7 +167,7 @@ class _Recorder(OperatorMode):
             result = on_meta(func, args, kwargs) if unknown else func(*args, **kwargs)
             if _geometry(args[0]) == _geometry(result) and self._goes_by(args[0], result):
                 return result
-        keys = [self._least_key(x) for x in leaves] if func in _BROADCASTING else self.keys(leaves)
+        keys = self._least_keys(leaves) if func in _BROADCASTING else self.keys(leaves)
         self._draws += random
         drawn = (("draw", self._draws),) if random else ()
         how = (_name(func), *kwargs, *keys, *drawn)
@@ -255,14 +255,17 @@ class _Recorder(OperatorMode):
             if not isinstance(leaf, torch.device)
         )
 
+    def _least_keys(self, leaves: Sequence[Any]) -> _Key:
+        """The keys of arguments that are broadcast: constants without axes that only repeat them."""
+        return tuple(key for leaf in leaves for key in self._least_key(leaf))
+
     def _least_key(self, leaf: Any) -> _Key:
-        """The key of an argument that is broadcast: a constant without axes that only repeat it."""
         if not isinstance(leaf, torch.Tensor) or leaf.is_meta or self._has_key(leaf):
             return self.keys([leaf])
         with modes_off():
             while leaf.numel() and leaf.dim() and _repeats(leaf):
                 leaf = leaf[0]
-            return ("constant", _content(leaf), leaf.dtype, tuple(leaf.shape))
+            return (("constant", _content(leaf), leaf.dtype, tuple(leaf.shape)),)
 
     def _key(self, tensor: torch.Tensor) -> _Key:
         storage = _storage_id(tensor)
