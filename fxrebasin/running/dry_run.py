@@ -256,7 +256,7 @@ class _Recorder(OperatorMode):
         )
 
     def _least_keys(self, leaves: Sequence[Any]) -> _Key:
-        """The keys of arguments that are broadcast: constants without axes that only repeat them."""
+        """Keys of arguments that are broadcast: constants without axes that only repeat them."""
         return tuple(key for leaf in leaves for key in self._least_key(leaf))
 
     def _least_key(self, leaf: Any) -> _Key:
