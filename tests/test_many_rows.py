@@ -56,7 +56,7 @@ def test_the_verdict_says_on_how_many_rows() -> None:
         fxrebasin.transform(model, ref=perceptron(), example_inputs=X)
         .meta["fxrebasin"]
         .equivalence.rows
-        == 5
+        == 4
     )
 
 

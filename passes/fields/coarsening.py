@@ -128,9 +128,11 @@ def _sets(rows: Ints) -> tuple[Ints, Ints, Ints]:
         The rows, with one column for each run of equal ones; how long these runs are; and which
         of these rows each of the given ones is.
     """
-    columns, first = run_starts(rows, 1), run_starts(rows, 0)
+    first = run_starts(rows, 0)
+    few = rows[first]
+    columns = run_starts(few, 1)
     times = np.diff(columns, append=rows.shape[1])
-    sets = rows[np.ix_(first, columns)]
+    sets = few[:, columns]
     hashes = multiset_hashes(sets, times)
     _, found, set_of = np.unique(hashes, return_index=True, return_inverse=True)
     order = np.argsort(found)

@@ -21,7 +21,7 @@ from fxrebasin.passes.fields.fields import (
 from fxrebasin.passes.fields.joining import join
 from fxrebasin.passes.fields.labels import rigid_labels
 from fxrebasin.passes.fields.ledger import Ledger
-from fxrebasin.passes.fields.rows import Ints, determines, distinct, row_codes
+from fxrebasin.passes.fields.rows import Ints, determines, distinct, row_codes, thinned
 
 TUPLES_AT_MOST = 1 << 20
 """Positions whose tuples of labels may become units; beyond that, they are pinned."""
@@ -70,7 +70,7 @@ def _recurs(ledger: Ledger, item: Labels, kept: Collection[int]) -> bool:
     def look() -> bool:
         sizes = [s if axis in inside else 1 for axis, s in enumerate(item.values.shape)]
         places = torch.arange(math.prod(sizes)).view(sizes)
-        return not _determines(item.values, places.expand_as(item.values))
+        return not _determines(ledger, item.values, places)
 
     return ledger.once(("recurs", identity(item.values), inside), look, [item.values])
 
@@ -80,7 +80,7 @@ def _coarsen_tuples(
 ) -> Sequence[Labels]:
     shared = {axis for item in fields if isinstance(item, Labels) for axis in item.axes}
     parts = [part for item in fields for part in coarsen(ledger, item, shared)]
-    columns = _undetermined([label for part in parts for label in labelled(ledger, part)])
+    columns = _undetermined(ledger, [label for part in parts for label in labelled(ledger, part)])
     rigid = [item for item in columns if item.rigid]
     free = [item for item in columns if not item.rigid]
     places = _places_told_apart(rigid, kept) if free and rigid else []
@@ -130,31 +130,39 @@ def _sharing(fields: Sequence[Field], kept: Collection[int]) -> list[list[Field]
     return [found for _, found in groups]
 
 
-def _undetermined(fields: Sequence[Labels]) -> list[Labels]:
+def _undetermined(ledger: Ledger, fields: Sequence[Labels]) -> list[Labels]:
     """The fields without those that another one determines, along the same axes or more."""
     found: list[Labels] = []
     for item in sorted(fields, key=lambda item: (-len(item.axes), not item.injective)):
         above = [other for other in found if set(item.axes) <= set(other.axes)]
         if not any(
-            other.injective or _determines(other.values, item.values.expand_as(other.values))
-            for other in above
+            other.injective or _determines(ledger, other.values, item.values) for other in above
         ):
             found.append(item)
     return found
 
 
-def _determines(first: torch.Tensor, second: torch.Tensor) -> bool:
+def _determines(ledger: Ledger, first: torch.Tensor, second: torch.Tensor) -> bool:
     """Whether positions with one number in the first have one number in the second.
 
-    Where they do not, some of the positions usually show it, which takes no time on large tensors.
+    The second does not vary where it has size 1. Where the answer is no, some of the positions
+    usually show it. Otherwise what is alike in the first along such axes, as most tokens are,
+    counts once.
     """
     step = max(1, first.numel() // _SAMPLE) | 1
     if step > 1:
         places = np.unravel_index(np.arange(0, first.numel(), step), first.shape)
         some = tuple(torch.from_numpy(index) for index in places)
-        if not determines(first[some].numpy(), second[some].numpy()):
+        if not determines(first[some].numpy(), second.expand_as(first)[some].numpy()):
             return False
-    return determines(first.reshape(-1).numpy(), second.reshape(-1).numpy())
+        still = tuple(axis for axis, size in enumerate(second.shape) if size < first.shape[axis])
+        key = ("thinned", identity(first), still)
+        first = ledger.once(key, lambda: _thinned(first, still), [first])
+    return determines(first.reshape(-1).numpy(), second.expand_as(first).reshape(-1).numpy())
+
+
+def _thinned(values: torch.Tensor, axes: Collection[int]) -> torch.Tensor:
+    return torch.from_numpy(thinned([values.numpy()], axes)[0])
 
 
 def _places_told_apart(fields: Sequence[Labels], kept: Collection[int]) -> list[Labels]:

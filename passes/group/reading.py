@@ -23,14 +23,16 @@ def reduced_units(
         fields: the labels on state tensors.
         known: how many units propagation made; those that the derivation adds stand for others.
     """
-    used = np.zeros(roots.size, dtype=np.bool_)
-    used[roots[known:]] = True
+    read = np.zeros(roots.size, dtype=np.bool_)
     reduced = [values.numpy() for values in ledger.used]
     states = {item.state for item in ledger.used_parts}
     reduced += [item.values for state in sorted(states) for item in fields[state]]
     for values in reduced:
         labels = values.reshape(-1)
-        used[roots[labels[labels >= 0]]] = True
+        read[labels if labels.size and labels.min() >= 0 else labels[labels >= 0]] = True
+    used = np.zeros(roots.size, dtype=np.bool_)
+    used[roots[known:]] = True
+    used[roots[read]] = True
     return used
 
 

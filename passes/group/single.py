@@ -89,7 +89,9 @@ class _Renumbered:
         key = memory(labels)
         if key not in self._known:
             few = without_repeats(labels)
-            new = self._number[np.maximum(few, 0)]
-            new = new if few.size and few.min() >= 0 else np.where(few >= 0, new, few)
+            if few.size and few.min() >= 0:
+                new = self._number[few]
+            else:
+                new = np.where(few >= 0, self._number[np.maximum(few, 0)], few)
             self._known[key] = np.broadcast_to(new, labels.shape) if few is not labels else new
         return self._known[key]
