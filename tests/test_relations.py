@@ -3,6 +3,7 @@
 from itertools import permutations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,10 +82,24 @@ def test_numbers_that_determine_others_are_told_from_those_that_do_not(pairs, sc
 def test_large_labels_are_looked_at_as_a_whole_where_a_sample_shows_nothing():
     labels = torch.arange(300_000).view(3, 100_000) % 100_000  # each three times
     others = (labels * 7).clone()
-    assert _determines(labels, others)
+    ledger = Ledger()
+    assert _determines(ledger, labels, others)
     others[2, 99_998] += 1  # between positions of the sample
-    assert not _determines(labels, others)
-    assert not _determines(labels, torch.arange(3).view(3, 1).expand(3, 100_000))
+    assert not _determines(ledger, labels, others)
+    assert not _determines(ledger, labels, torch.arange(3).view(3, 1))
+    assert _determines(ledger, labels, torch.arange(100_000).view(1, -1) % 50_000)
+
+
+@pytest.mark.parametrize("place", [(49_998, 1), (99_998, 0), (3, 2)])
+def test_one_label_among_many_alike_shows_that_others_are_not_determined(place):
+    tokens = (torch.arange(100_000) % 2).view(-1, 1)
+    labels = 3 * tokens + torch.arange(3)
+    ledger = Ledger()
+    assert _determines(ledger, labels, torch.arange(3).view(1, 3))
+    assert _determines(ledger, labels, tokens)
+    odd = labels.clone()
+    odd[place] = odd[place[0], place[1] - 1]  # now one label is at two places
+    assert not _determines(ledger, odd, torch.arange(3).view(1, 3))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
