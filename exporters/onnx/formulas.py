@@ -15,7 +15,7 @@ MOST_PARTS = 1250
 """Of a formula that is decided.
 
 Where images are padded to whole windows, layer after layer, formulas double from one to the next,
-and what PyTorch takes for each grows faster. The four stages of Swin have up to 939 parts after some
+and what PyTorch takes for each grows faster. Four stages of Swin have up to 939 parts, after some
 fifteen seconds; networks that go beyond this bound may take an hour. It is not time that is
 bounded, since the same file has to come out on every machine.
 """
