@@ -238,7 +238,7 @@ def test_many_windows_of_images_are_exported_in_time(tmp_path):
     model, image = unsettled(Windows(3, 5, 4, 7, 3, 5, 4, 7)), draw(2, 3, 64, 64)
     report = export_onnx(model, tmp_path / "m.onnx", image)
     assert shapes(tmp_path / "m.onnx") == {"image": ["batch", 3, 64, 64]}
-    assert any("formulas of sizes grow beyond 1250 parts" in note for note in report.notes)
+    assert any("formulas of sizes grow beyond 1000 parts" in note for note in report.notes)
 
 
 def test_a_model_that_catches_all_faults_gets_no_file_of_its_second_way(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 
 import sympy
 
-MOST_PARTS = 1250
+MOST_PARTS = 1000
 """Of a formula that is decided.
 
 Where images are padded to whole windows, layer after layer, formulas double from one to the next,
