@@ -11,6 +11,7 @@ from torch import nn
 
 from fxrebasin.architecture import Architecture
 from fxrebasin.choices import Choices
+from fxrebasin.errors import InputError
 from fxrebasin.kinds import Kinds
 from fxrebasin.layout import PermutationClass, UnitClass
 from fxrebasin.models.example_inputs import wrong_inputs
@@ -99,11 +100,22 @@ def _with_groups(
     choices: Choices,
     kinds: Kinds,
 ) -> Symmetry:
-    """The symmetry, with the groups beyond permutations."""
+    """The symmetry, with the groups beyond permutations.
+
+    Raises:
+        InputError: state that has units is complex.
+    """
     from fxrebasin.passes.kinds.find import kinds_of
     from fxrebasin.passes.kinds.functional import functional_graph
     from fxrebasin.passes.kinds.regauge import with_shifts
 
+    held = (*model.named_parameters(), *model.named_buffers())
+    units = [name for name, item in held if item.is_complex() and name in symmetry.layout]
+    if units:
+        raise InputError(
+            f"symmetry={kinds.value!r} computes with real numbers, and units of this model have "
+            f"complex ones ({', '.join(units)}); pass symmetry='permutation', which moves them"
+        )
     with collector_paused():
         graph = functional_graph(model, *inputs, choices.outputs)
         if isinstance(graph, str):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fxrebasin
+from fxrebasin.errors import InputError
 from fxrebasin.kinds import GroupKind
 from tests.support.nullity import nullity
 from tests.support.tiny_transformers import Form, dimension_of, drawn
@@ -186,3 +187,36 @@ def test_meeting_groups() -> None:
             assert one.meet(two) is two.meet(one)
             assert one.meet(two) <= one
     assert np.all([kind <= kind for kind in GroupKind])
+
+
+def test_an_operator_that_makes_several_tensors_keeps_permutations() -> None:
+    """logsigmoid keeps something for its backward pass."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.LogSigmoid(), nn.Linear(6, 3)).double()
+    found = fxrebasin.analyze(net, symmetry="all")
+    assert [(c.size, c.kind) for c in found.classes] == [(6, GroupKind.PERMUTATION)]
+
+
+class Waves(nn.Module):
+    """Units of complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(4, 6, dtype=torch.cdouble))
+        self.b = nn.Linear(6, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.b((torch.complex(x, x.flip(1)) @ self.a).abs())
+        return out
+
+
+@pytest.mark.parametrize("symmetry", ["signed", "all"])
+def test_complex_units_are_only_permuted(symmetry: str) -> None:
+    x = torch.randn(3, 4, dtype=torch.float64)
+    for call in (
+        lambda: fxrebasin.analyze(Waves(), x, symmetry=symmetry),
+        lambda: fxrebasin.transform(Waves(), Waves(), x, symmetry=symmetry),
+    ):
+        with pytest.raises(InputError, match=r"complex ones \(a\); pass symmetry='permutation'"):
+            call()
+    net = Waves()
+    torch.testing.assert_close(fxrebasin.transform(net, Waves(), x)(x), net(x))

@@ -203,9 +203,15 @@ def test_the_operators_that_are_blocked() -> None:
         *("nonzero", "nonzero_static", "masked_select", "_unique2", "unique_consecutive"),
         *("bincount", "searchsorted", "bucketize", "where"),
         *("masked_scatter", "masked_scatter_", "put", "put_", "take"),
+        *("rand_like", "randn_like", "randint_like", "bernoulli", "bernoulli_", "multinomial"),
+        *("poisson", "binomial", "_standard_gamma", "_sample_dirichlet", "normal", "normal_"),
+        *("uniform", "uniform_", "exponential", "exponential_", "cauchy", "cauchy_", "geometric"),
+        *("geometric_", "log_normal", "log_normal_", "random", "random_"),
     }
     for overload, reason in BLOCKED.items():
-        assert "order" in reason, overload
+        drawn = torch.Tag.nondeterministic_seeded in overload.tags
+        assert (reason == "random numbers") is drawn, overload
+        assert drawn or "order" in reason, overload
         assert overload in RULES
 
 

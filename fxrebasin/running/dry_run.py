@@ -19,6 +19,7 @@ from fxrebasin.running.numberless import READS
 from fxrebasin.running.on_meta import on_meta
 from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve, written_tensors
+from fxrebasin.running.randomness import python_numbers
 from fxrebasin.running.watching import OperatorMode
 
 _Key: TypeAlias = tuple[Any, ...]
@@ -42,11 +43,14 @@ class DryRun:
 
     Two runs with equal programs apply the same operators to the same parameters, buffers,
     constants and intermediate values: they compute the same function of the state, as far as this
-    input shows. The order tells programs apart only if a tensor is written to.
+    input shows. The order tells programs apart only if a tensor is written to. Where random numbers
+    are drawn of Python or numpy, they may be in any constant.
     """
 
     output: Any
     program: tuple[_Key, ...] | frozenset[_Key]
+    draws: bool
+    draws_in_python: bool
     _given: Given = field(repr=False, compare=False)
     _keys: Callable[[Sequence[Any]], _Key] = field(repr=False, compare=False)
 
@@ -80,12 +84,14 @@ def dry_run(
         torch.Size([2, 4])
     """
     with preserve(model), torch.no_grad():
-        recorder = _Recorder(model)
+        recorder, numbers = _Recorder(model), python_numbers()
         with recorder, _Numberless(device_of(model, (args, kwargs))):
             meta_args, meta_kwargs = remade((tuple(args), dict(kwargs)), recorder.input)
             given = Given(meta_args, meta_kwargs)
             output = reduced(model, model(*meta_args, **meta_kwargs), wanted)
-    return DryRun(output, recorder.recorded(), given, recorder.keys)
+        in_python = python_numbers() != numbers
+    draws = recorder.draws > 0 or in_python
+    return DryRun(output, recorder.recorded(), draws, in_python, given, recorder.keys)
 
 
 class _NumbersAskedForError(FxRebasinError):
@@ -133,7 +139,7 @@ class _Recorder(OperatorMode):
         self._keys: dict[int, tuple[_Key, int]] = {}  # id of a tensor: its source, and as of when
         self._last_write: dict[int, int] = {}  # storage: when it was last written to
         self._inputs = 0
-        self._draws = 0
+        self.draws = 0
         self._alive: list[torch.Tensor] = []  # so that ids and storages stay theirs
 
     def input(self, value: torch.Tensor) -> Any:
@@ -168,8 +174,8 @@ class _Recorder(OperatorMode):
             if _geometry(args[0]) == _geometry(result) and self._goes_by(args[0], result):
                 return result
         keys = self._least_keys(leaves) if func in _BROADCASTING else self.keys(leaves)
-        self._draws += random
-        drawn = (("draw", self._draws),) if random else ()
+        self.draws += random
+        drawn = (("draw", self.draws),) if random else ()
         how = (_name(func), *kwargs, *keys, *drawn)
         self.program.append(how)
         written = list(written_tensors(func, args, kwargs))

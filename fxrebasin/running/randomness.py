@@ -5,9 +5,12 @@ Torch's default generator is one for all threads: who seeds it, or puts it back,
 
 from __future__ import annotations
 
+import pickle
+import random
 from functools import cache
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from fxrebasin.running.watching import OperatorMode
@@ -98,6 +101,21 @@ class DrawingFrom(OperatorMode):
         """
         func, kwargs = self._numbers.instead(func, args, kwargs)
         return func(*args, **kwargs)
+
+
+def python_numbers() -> object:
+    """The states of Python's and numpy's generators: equal while nobody draws from these."""
+    return random.getstate(), pickle.dumps(np.random.get_state(legacy=False))
+
+
+def seed_in_python(seed: int) -> None:
+    """Begin the generators of Python and numpy anew, inside of what puts them back.
+
+    Args:
+        seed: of both.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
 
 
 def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:

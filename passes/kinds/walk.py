@@ -58,10 +58,12 @@ def name_of(node: fx.Node) -> str:
 
 
 def shape_of(node: fx.Node) -> Shape:
-    """The shape of the tensor that a node makes."""
+    """The shape of the tensor that a node makes; of the first one if it makes several."""
     found: Shape | None = node.meta.get(_SHAPE)
     if found is None:
-        found = node.meta[_SHAPE] = tuple(int(size) for size in node.meta["val"].shape)
+        made = node.meta["val"]
+        made = made[0] if isinstance(made, list | tuple) else made
+        found = node.meta[_SHAPE] = tuple(int(size) for size in made.shape)
     return found
 
 

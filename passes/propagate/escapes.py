@@ -7,21 +7,20 @@ operator made, in memory of which nothing is known, came by a way that cannot be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fxrebasin.errors import InputError, TraceError
-from fxrebasin.passes.fields.fields import pinned_value
 from fxrebasin.passes.fields.joining import give_up
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.propagate.call_site import CallSite
 from fxrebasin.passes.propagate.memory import Memory
-from fxrebasin.passes.propagate.tracks import Track, refresh
+from fxrebasin.passes.propagate.tracks import refresh
 from fxrebasin.running.messages import describe
 
-_FROM_PYTHON = "computed in Python from values that left the operators"
+FROM_PYTHON = "computed in Python from values that left the operators"
 
 
 class NeedsDataError(InputError):
@@ -43,13 +42,22 @@ class Escapes:
         self.memory = Memory(lambda tensor: self._pin_memory(tensor, "another view of it"))
         self.happened = False
         self.refusal: Exception | None = None
+        self._draws = False
         self._ledger, self._notes, self._site = ledger, notes, site
         self._has_data = has_data
 
     def begin_run(self) -> None:
-        """Another run: nothing has left in it."""
-        self.happened = False
+        """Another run: nothing has left in it, but Python may draw numbers of its own."""
+        self.happened = self._draws
         self.refusal = None
+
+    def drawn_in_python(self) -> None:
+        """Python's generators were drawn from: from the next run on all its numbers are unknown."""
+        self._draws = True
+        self._notes.setdefault(
+            "the model draws random numbers in Python (random, numpy): tables that are made of "
+            "numbers pin what meets them, and what the model does for other draws was not seen"
+        )
 
     def read(self, tensor: Tensor, how: str) -> None:
         """Python reads the data of a tensor, or gets hold of its memory."""
@@ -89,7 +97,7 @@ class Escapes:
     def arrived(self, tensor: Tensor) -> None:
         """A tensor is met that is not a constant and that no operator made."""
         if self.happened:
-            self.memory.set(tensor, Track(pinned_value(tensor.shape, _FROM_PYTHON)))
+            self.memory.pin([tensor], FROM_PYTHON)
             return
         if tensor.is_meta and not self._has_data:
             self._need_data("a tensor that no operator made")
@@ -104,10 +112,13 @@ class Escapes:
             )
         )
 
-    def made(self, tensors: Sequence[Tensor]) -> None:
-        """A table was made of numbers, which may come from values that have left."""
-        for tensor in tensors:
-            self.memory.set(tensor, Track(pinned_value(tensor.shape, _FROM_PYTHON)))
+    def given_by_python(self, func: Any, tensor: Tensor) -> bool:
+        """Whether a table was made of numbers that may be unknown; then it is pinned."""
+        literal = func is torch.ops.aten.lift_fresh.default
+        if not self.happened or not (literal or self.memory.is_exposed(tensor)):
+            return False
+        self.memory.pin([tensor], FROM_PYTHON)
+        return True
 
     def may_be_in(self, *arguments: Any) -> bool:
         """Whether numbers among the arguments of an operator may come from values that left."""

@@ -159,7 +159,7 @@ class KnownTensors:
         if self.memory.find(tensor) is not None:
             return True
         if not self._has_data and not tensor.is_meta:  # nothing with data depends on activations
-            return False
+            return self._escapes.given_by_python(func, tensor)
         if self._without_data is not None and not self.memory.is_constant(tensor):
             self.memory.add_constants(tensors_of(self._without_data))
             self._without_data = None

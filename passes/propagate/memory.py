@@ -104,6 +104,11 @@ class Memory:
         setattr(tensor, _NOTE, _Note(self._run, address, track))
         self._place_at(address, tensor, track)
 
+    def pin(self, tensors: Iterable[Tensor], reason: str) -> None:
+        """Tensors whose numbers are others in another run: tables of unknown or random numbers."""
+        for tensor in tensors:
+            self.set(tensor, Track(pinned_value(tensor.shape, reason)))
+
     def alias(self, tensor: Tensor, track: Track) -> None:
         """Attach what is known to the memory of a tensor, and leave the object as it is."""
         self._place_at(address_of(tensor), tensor, track)

@@ -14,7 +14,7 @@ import fxrebasin.passes.rules  # noqa: F401  (importing it fills the registry)
 from fxrebasin.errors import TraceError
 from fxrebasin.passes.fields.fields import Value, pinned_value
 from fxrebasin.passes.propagate.call_site import CallSite
-from fxrebasin.passes.propagate.escapes import Escapes
+from fxrebasin.passes.propagate.escapes import FROM_PYTHON, Escapes
 from fxrebasin.passes.propagate.known_tensors import KnownTensors, spread_of_operand
 from fxrebasin.passes.propagate.outcomes import Outcomes
 from fxrebasin.passes.propagate.propagation import Propagation
@@ -33,6 +33,7 @@ from fxrebasin.passes.propagate.tracks import (
     sliced,
 )
 from fxrebasin.passes.rules.call import Call
+from fxrebasin.passes.rules.drawing import RANDOM, draws
 from fxrebasin.passes.rules.numbers import LOOKING_UP
 from fxrebasin.passes.rules.pointwise import pointwise, uniform
 from fxrebasin.passes.rules.registry import RULES, Rule, pin_everything
@@ -126,7 +127,8 @@ class Propagator(TorchDispatchMode):
         # all of them have to be known
         tracked = [self.tensors.is_tracked(func, tensor) for tensor in tensors]
         if not any(tracked) and not self.tensors.recognise_any(tensors):
-            if not (tensors and self.escapes.may_be_in(args, options)):
+            unknown = draws(func) or self.escapes.may_be_in(args, options)
+            if not (tensors and unknown):
                 return self._untracked(func, args, options)
             for tensor in tensors:
                 self.memory.begin(tensor)
@@ -202,8 +204,11 @@ class Propagator(TorchDispatchMode):
         result = func(*args, **self._constant_options(options))
         made = tensors_in(result)
         relied.hand_on(func, operands, made)
+        if draws(func):
+            self.memory.pin(made, f"{RANDOM} of {name_of(func)}")
+            return result
         if self.escapes.may_be_in(args, options) and func not in UNIFORM:
-            self.escapes.made(made)
+            self.memory.pin(made, FROM_PYTHON)
             return result
         self.memory.add_constants(made if self.real else [item for item in made if item.is_meta])
         argument = viewed_by(func)

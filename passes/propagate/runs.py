@@ -32,6 +32,7 @@ from fxrebasin.running.given import Given, remade
 from fxrebasin.running.messages import attempt
 from fxrebasin.running.outputs import counted, reduced
 from fxrebasin.running.preserve import preserve
+from fxrebasin.running.randomness import python_numbers
 
 _MORE_RUNS = 6
 """The most runs on other inputs, where a model looks at data."""
@@ -77,8 +78,12 @@ def run_model(
     runs = _Runs(mode, model, stand_ins, choices)
     with preserve(model):
         given = (tuple(args), dict(kwargs))
+        numbers = python_numbers()
         runs.run(given)
-        if mode.result.looked_at_data:
+        if python_numbers() != numbers:
+            mode.escapes.drawn_in_python()
+            runs.run_otherwise(given)
+        elif mode.result.looked_at_data:
             runs.run_otherwise(given)
         pin_outputs(mode.result, mode.recorder, runs.outputs)
     return mode.finish()

@@ -22,7 +22,7 @@ from fxrebasin.running.graph_outputs import for_graph
 from fxrebasin.running.messages import attempt, describe, describe_call, first_lines, module_path
 from fxrebasin.running.outputs import REDUCED_KEY, Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
-from fxrebasin.running.randomness import OwnNumbers
+from fxrebasin.running.randomness import OwnNumbers, seed_in_python
 from fxrebasin.running.subclasses import like
 from fxrebasin.running.switches import no_warnings
 from fxrebasin.wording import spoken
@@ -119,6 +119,9 @@ _TRACERS: tuple[tuple[str, Literal["fx", "export"], _Trace], ...] = (
 )
 
 
+_DRAWS = 8
+"""How often a model that draws random numbers is compared with a graph: masks may be alike once."""
+
 _FIXED = "the graph is for the batch size of the example inputs only"
 
 
@@ -190,22 +193,36 @@ def _difference(call: _Call, graph_module: fx.GraphModule, expected: DryRun | No
     error = attempt(
         lambda: found.append(dry_run(graph_module, call.args, call.kwargs, call.wanted))
     )
-    if expected is not None and found and found[0].program == expected.program:
+    in_python = expected is None or expected.draws_in_python
+    if expected is not None and not in_python and found and found[0].program == expected.program:
         outputs = found[0].outputs(call.wanted, strict=False)
         if list(outputs.items()) == list(expected.outputs(call.wanted).items()):
             return None
     if any(parameter.is_meta for parameter in call.model.parameters()):
         return None if error is None else first_lines(error)
-    return _numeric_difference(call, graph_module)
+    seeds = range(1, 1 + (_DRAWS if expected is not None and expected.draws else 1))
+    differences = (_numeric_difference(call, graph_module, seed, in_python) for seed in seeds)
+    return next((found for found in differences if found is not None), None)
 
 
-def _numeric_difference(call: _Call, graph_module: fx.GraphModule) -> str | None:
+def _numeric_difference(
+    call: _Call, graph_module: fx.GraphModule, seed: int, in_python: bool
+) -> str | None:
+    """What tells the graph from the model with other weights.
+
+    Args:
+        call: of the model.
+        graph_module: of it.
+        seed: of random numbers: another one than that of which a graph was made, since it may have
+            folded what was drawn.
+        in_python: whether numbers of Python and numpy are among these.
+    """
     outputs: list[dict[str, torch.Tensor]] = []
     for module in (call.model, graph_module):
 
         def run(module: nn.Module = module) -> None:
             state = _disturbed(named_state(call.model))  # of its own, to which it may write
-            outputs.append(_outputs(module, state, call))
+            outputs.append(_outputs(module, state, call, seed, in_python))
 
         error = attempt(run)
         if isinstance(error, InputError):  # the outputs are refused, or there are none of the names
@@ -224,12 +241,13 @@ def _numeric_difference(call: _Call, graph_module: fx.GraphModule) -> str | None
 
 
 def _outputs(
-    module: nn.Module, state: dict[str, torch.Tensor], call: _Call
+    module: nn.Module, state: dict[str, torch.Tensor], call: _Call, seed: int, in_python: bool
 ) -> dict[str, torch.Tensor]:
     args, kwargs = call.own_inputs()
     given = Given(args, kwargs, values=True)
-    numbers = OwnNumbers(1)  # and not those of which a graph may have folded a random draw
-    with preserve(module, numbers):
+    with preserve(module, OwnNumbers(seed)):
+        if in_python:
+            seed_in_python(seed)
         returned = torch.func.functional_call(module, state, args, kwargs)
         returned = reduced(module, returned, call.wanted)
         return counted(returned, call.wanted, given, strict=module is call.model)
