@@ -241,11 +241,7 @@ class Permutation(Brief):
                 all of them are listed; or its constants differ from those that the symmetry relies
                 on.
         """
-        self._check_state(state_dict)
-        constants = {n: whole(state_dict[n]) for n in self.relies_on if n in state_dict}
-        faults = contradictions(self.relies_on, constants) if check_constants else []
-        if faults:
-            raise refusal(faults, "this one's")
+        self.check_fits(state_dict, check_constants=check_constants)
         copies: dict[tuple[object, ...], tuple[list[IntArray], torch.Tensor]] = {}
         # Of the type that `torch.load` takes with `_metadata` and without running code.
         result: OrderedDict[str, torch.Tensor] = OrderedDict()
@@ -265,6 +261,24 @@ class Permutation(Brief):
                 copies[key] = earlier
             result[name] = earlier[1]
         return result
+
+    def check_fits(
+        self, state_dict: Mapping[str, torch.Tensor], *, check_constants: bool = True
+    ) -> None:
+        """Refuse a state that this does not act on.
+
+        Args:
+            state_dict: by name.
+            check_constants: see `permute_state_dict`.
+
+        Raises:
+            ArchitectureMismatchError: see `permute_state_dict`.
+        """
+        self._check_state(state_dict)
+        constants = {n: whole(state_dict[n]) for n in self.relies_on if n in state_dict}
+        faults = contradictions(self.relies_on, constants) if check_constants else []
+        if faults:
+            raise refusal(faults, "this one's")
 
     def permute_tensor(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A permuted copy of one state tensor; the tensor itself if the layout does not name it.

@@ -15,6 +15,7 @@ from fxrebasin.alignment import Alignment, Certificate, applied_exactly
 from fxrebasin.errors import EquivalenceError, InputError
 from fxrebasin.exporters.verify.bits import compare_bits
 from fxrebasin.exporters.verify.equivalence import compare_float64, compare_states
+from fxrebasin.exporters.verify.runs import MadeWhenAsked
 from fxrebasin.gather import storage_identity
 from fxrebasin.passes.trace.graph_state import copy_with_state, named_state
 from fxrebasin.passes.trace.trace import TraceResult
@@ -126,7 +127,7 @@ def prove_state(
     """Compare in float64 what a module computes with a state, and with that state permuted.
 
     Takes two forward passes of one row of the example and two of three other rows, and memory for
-    a float64 copy of the module and a permuted copy of the state. Nothing is traced.
+    parts of a float64 copy of the module. Nothing is traced.
 
     Args:
         model: of the architecture.
@@ -150,9 +151,14 @@ def prove_state(
         >>> prove_state(net, net.state_dict(), order, ((torch.ones(1, 2),), {})).passed
         True
     """
-    if isinstance(permutation, Permutation) and permutation.is_identity:
+    moved: Mapping[str, torch.Tensor]
+    if not isinstance(permutation, Permutation):
+        moved = applied_exactly(permutation, state)
+    elif permutation.is_identity:
         return None
-    moved = applied_exactly(permutation, state)
+    else:
+        permutation.check_fits(state)
+        moved = MadeWhenAsked(state, permutation.permute_tensor)
     report = compare_states(model, state, moved, *inputs, wanted, label=label, few=1)
     if not report.passed:
         raise EquivalenceError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 
 import numpy as np
@@ -10,12 +11,15 @@ import pytest
 import torch
 from torch import nn
 
+import fxrebasin
 from fxrebasin.exporters.verify import pages as pages_module
 from fxrebasin.exporters.verify import runs as runs_module
 from fxrebasin.exporters.verify.equivalence import compare_float64
 from fxrebasin.exporters.verify.input_sets import example_set
 from fxrebasin.exporters.verify.pages import Pages
-from fxrebasin.exporters.verify.runs import Subject, in_float64
+from fxrebasin.exporters.verify.runs import MadeWhenAsked, Subject, in_float64, run_float64
+from fxrebasin.passes.trace.graph_state import named_state
+from fxrebasin.proof import prove_state
 from fxrebasin.running.watching import OperatorMode
 from tests.support.small_nets import draw, unsettled
 
@@ -208,3 +212,35 @@ def test_rows_of_a_table_are_widened_when_they_are_picked(pick):
         wide.mul_(3)
         assert torch.equal(pick(wide, ids), 3 * pick(source.double(), ids))
     assert torch.equal(source, draw(50, 8, seed=0))
+
+
+class NotCopyable(nn.Module):
+    """Holds a lock, so that its own parameters are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.inner = nn.Embedding(7, 5), nn.Linear(5, 9)
+        self.last = nn.Linear(9, 3)
+        self.lock = threading.Lock()
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.last(self.inner(self.table(ids)).relu())
+
+
+@pytest.mark.parametrize("copyable", [True, False])
+def test_a_state_that_is_made_when_it_is_read_is_that_made_before(copyable: bool) -> None:
+    model = unsettled(NotCopyable(), 1)
+    if copyable:
+        del model.lock
+    ids = torch.randint(0, 7, (3, 4))
+    order = fxrebasin.analyze(model, ids).random(seed=0)
+    state = named_state(model)
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    moved = order.permute_state_dict(state)
+    made = MadeWhenAsked(state, order.permute_tensor)
+    sets = [example_set((ids,), {})]
+    found = [run_float64(Subject(model, own), sets, little_memory=True) for own in (moved, made)]
+    assert found[0][0].keys() == found[1][0].keys()
+    assert all(torch.equal(a, found[1][0][name]) for name, a in found[0][0].items())
+    assert prove_state(model, state, order, ((ids,), {})).passed
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

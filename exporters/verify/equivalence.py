@@ -185,7 +185,8 @@ def compare_states(
 ) -> EquivalenceReport:
     """Compare what a module computes with one state and with another; as `compare_float64` does.
 
-    Nothing is traced and no model is made, so this is the cheapest proof of a permutation.
+    Nothing is traced and no model is made, so this is the cheapest proof of a permutation. Of a
+    float64 copy only some parts are in memory at a time.
 
     Args:
         model: of the architecture; its own weights count where a state lacks them.
@@ -207,7 +208,8 @@ def compare_states(
         >>> compare_states(net, own, swapped, (torch.ones(4, 3),), {}, label="net").passed
         False
     """
-    references = reference_runs(Subject(model, state, label, wanted), args, kwargs, few=few)
+    subject = Subject(model, state, label, wanted)
+    references = reference_runs(subject, args, kwargs, few=few, little_memory=True)
     return compare_moved(references, moved)
 
 
@@ -229,7 +231,8 @@ def compare_moved(references: References, moved: Mapping[str, torch.Tensor]) -> 
     """
     own = references.subject
     candidate = Subject(own.model, moved, f"{own.label}, permuted,", own.wanted)
-    return _float64_report(references, candidate, run_float64(candidate, references.sets))
+    runs = run_float64(candidate, references.sets, little_memory=True)
+    return _float64_report(references, candidate, runs)
 
 
 def rounding_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -82,16 +82,25 @@ class Pages(OperatorMode):
         self._bytes += page.size
         return wide
 
-    def replace(self, wide: torch.Tensor, source: torch.Tensor) -> bool:
+    def replace(
+        self,
+        wide: torch.Tensor,
+        source: torch.Tensor,
+        make: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> bool:
         """Let a stand-in have other numbers from now on; False if it is none.
 
-        The source may be a stand-in itself: a model that cannot be copied has them in its own
-        parameters.
+        Args:
+            wide: the stand-in.
+            source: may be a stand-in itself: a model that cannot be copied has them in its own
+                parameters.
+            make: the numbers of the source, each time that they are read; these themselves if None.
         """
         page, other = (self._pages.get(_key(tensor)) for tensor in (wide, source))
         if page is None:
             return False
         page.source = source.detach() if other is None else other.source
+        page.make = make
         self._forget(page)
         return True
 
@@ -101,7 +110,7 @@ class Pages(OperatorMode):
         """Run an operator on tensors that have their numbers."""
         pages = self._among(tensors_in((list(args), kwargs)))
         if len(pages) == 1 and func in _PICKS and pages[0].is_whole(args[0]):
-            picked: torch.Tensor = func(pages[0].source, *args[1:], **kwargs)
+            picked: torch.Tensor = func(pages[0].numbers(), *args[1:], **kwargs)
             return picked.to(pages[0].dtype)
         looks_only = _only_views(func) if pages else False
         if pages and not looks_only:
@@ -189,6 +198,11 @@ class _Page:
         self._storage = wide.untyped_storage()
         self.key, self.size = self._storage._cdata, self._storage.nbytes()
         self._has_numbers = self.stays = False
+        self.make: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def numbers(self) -> torch.Tensor:
+        """The numbers, in the dtype that they come in."""
+        return self.source if self.make is None else self.make(self.source)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -213,7 +227,7 @@ class _Page:
         self.allocate()
         if not self._has_numbers:
             with modes_off(), torch.no_grad():
-                self._wide.copy_(self.source)
+                self._wide.copy_(self.numbers())
         self._has_numbers = True
 
     def empty(self) -> None:

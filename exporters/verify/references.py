@@ -66,6 +66,7 @@ def reference_runs(
     rows: int = 0,
     few: int = 0,
     further: Sequence[InputSet] = (),
+    little_memory: bool = False,
 ) -> References:
     """Run the reference of a comparison in float64 on the example and on other inputs.
 
@@ -85,12 +86,13 @@ def reference_runs(
         few: so many rows of the example will do, one or two, if the model takes them; all if 0.
             For what is proved otherwise as well.
         further: sets that have to be run as well.
+        little_memory: see `in_float64`.
 
     Raises:
         InputError: the reference does not run on the example, or on one of the further sets.
     """
     example = example_set(args, kwargs)
-    with in_float64(subject) as run:
+    with in_float64(subject, little_memory=little_memory) as run:
         explorer = _Explorer(subject, run, run.reads(), run.activity() if rows else None)
         example = explorer.start(example, few if any_batch else 0)
         other = explorer.first_taken(example, any_batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -30,6 +31,31 @@ _KEPT_BYTES = 1 << 30
 _LITTLE_BYTES = 1 << 24
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
+
+
+class MadeWhenAsked(Mapping[str, torch.Tensor]):
+    """A state of which each tensor is made when it is asked for, so that few exist at a time.
+
+    Args:
+        given: what they are made of, by name.
+        make: from a name and a tensor to a tensor of the same shape; the same each time.
+    """
+
+    def __init__(
+        self,
+        given: Mapping[str, torch.Tensor],
+        make: Callable[[str, torch.Tensor], torch.Tensor],
+    ) -> None:
+        self.given, self.make = given, make
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.make(name, self.given[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.given)
+
+    def __len__(self) -> int:
+        return len(self.given)
 
 
 @dataclass(frozen=True)
@@ -129,9 +155,10 @@ def in_float64(subject: Subject, *, little_memory: bool = False) -> Iterator[Flo
         twin = float64_copy(subject.model, pages)
         if subject.state is not None:
             for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
-                own = subject.state.get(name)
-                if own is not None and not pages.replace(tensor, own):
-                    tensor.data = widened(own).to(tensor)
+                if name in subject.state:
+                    _replace(tensor, subject.state, name, pages)
+        if little_memory:
+            give_back_memory()
         try:
             yield Float64Run(subject, twin, pages)
         finally:
@@ -140,9 +167,29 @@ def in_float64(subject: Subject, *, little_memory: bool = False) -> Iterator[Flo
                 give_back_memory()
 
 
-def run_float64(subject: Subject, sets: Sequence[InputSet]) -> list[Tensors | Exception]:
-    """The outputs on each set in float64 throughout, or what was raised. Nothing is modified."""
-    with in_float64(subject) as run:
+def _replace(
+    tensor: torch.Tensor, state: Mapping[str, torch.Tensor], name: str, pages: Pages
+) -> None:
+    """Give a tensor of a copy the numbers of a state."""
+    if isinstance(state, MadeWhenAsked):
+        replaced = pages.replace(tensor, state.given[name], partial(state.make, name))
+    else:
+        replaced = pages.replace(tensor, state[name])
+    if not replaced:
+        tensor.data = widened(state[name]).to(tensor)
+
+
+def run_float64(
+    subject: Subject, sets: Sequence[InputSet], *, little_memory: bool = False
+) -> list[Tensors | Exception]:
+    """The outputs on each set in float64 throughout, or what was raised. Nothing is modified.
+
+    Args:
+        subject: what is run.
+        sets: inputs of each run.
+        little_memory: see `in_float64`.
+    """
+    with in_float64(subject, little_memory=little_memory) as run:
         return [run(one) for one in sets]
 
 
