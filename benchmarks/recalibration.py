@@ -1,11 +1,12 @@
-"""`recalibrate` and `repair` with batches side by side, and with a pass of its own for each layer.
+"""`recalibrate` and `repair` with batches side by side, in memory and in a file, or layer by layer.
 
     python -m benchmarks.recalibration [MODEL ...]
 
-Each runs over four batches of eight images, with memory for all of them and with none, and is given
-in forward passes over the same batches, measured in the same process. Passes over the loader are
-counted. Each call is written to `benchmarks/results/recalibration/results.json` when it was
-measured; what was measured before stays there.
+Each runs over four batches of eight images, with memory for all of them, with room for them in a
+temporary file, and with neither, and is given in forward passes over the same batches, measured in
+the same process. Passes over the loader are counted. Each call is written to
+`benchmarks/results/recalibration/results.json` when it was measured; what was measured before stays
+there.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.table import Table
@@ -29,6 +33,7 @@ from fxrebasin.terminal import output_console
 RESULT = Path(__file__).parent / "results" / "recalibration" / "results.json"
 MODELS = ("resnet18", "resnet50", "mobilenet_v2")
 _SIZE = 32
+WAYS = ("side by side", "in a file", "layer by layer")
 
 
 class Loader:
@@ -51,25 +56,35 @@ def _spent(work: Callable[[], object]) -> float:
 
 
 def _measured(call: Callable[[Loader], nn.Module]) -> dict[str, Any]:
-    """CPU seconds and passes with memory for all batches and with none, and what differs."""
+    """CPU seconds and passes in each way, and by how much results differ at most."""
     found: dict[str, Any] = {}
     states = []
-    for name, most in (("side by side", sweeps.MOST_HELD), ("layer by layer", 0)):
-        loader, before = Loader(), sweeps.MOST_HELD
-        sweeps.MOST_HELD = most
-        made: list[nn.Module] = []
-        try:
+    for way in WAYS:
+        loader, made = Loader(), list[nn.Module]()
+        with _with_room(way):
             seconds = _spent(lambda made=made, loader=loader: made.append(call(loader)))
-        finally:
-            sweeps.MOST_HELD = before
-        found[name] = {"seconds": seconds, "passes": loader.passes}
+        found[way] = {"seconds": seconds, "passes": loader.passes}
         states.append(made[0].state_dict())
     differences = [
         float((left - right).abs().max() / right.abs().max().clamp_min(1e-30))
-        for left, right in zip(states[0].values(), states[1].values(), strict=True)
+        for other in states[1:]
+        for left, right in zip(states[0].values(), other.values(), strict=True)
         if left.is_floating_point()
     ]
     return {**found, "difference": max(differences)}
+
+
+@contextmanager
+def _with_room(way: str) -> Iterator[None]:
+    """Room in memory, in a file only, or nowhere."""
+    with ExitStack() as stack:
+        if way != WAYS[0]:
+            stack.enter_context(patch.object(sweeps, "MOST_HELD", 0))
+        if way == WAYS[2]:
+            stack.enter_context(patch.object(sweeps, "room_for_overflow", lambda: 0))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # that there is none
+        yield
 
 
 def measure(name: str) -> Iterator[dict[str, Any]]:
@@ -112,14 +127,14 @@ def main() -> None:
             results[name] = result
             RESULT.write_text(json.dumps([*results.values()], indent=2) + "\n", "utf-8")
     table = Table(title="forward passes over four batches (passes over the loader)")
-    for heading in ("model", "call", "side by side", "layer by layer", "difference"):
+    for heading in ("model", "call", *WAYS, "difference"):
         table.add_column(heading)
     for result in results.values():
         for call in ("recalibrate", "repair"):
             found = result[call]
             shown = [
                 f"{found[way]['seconds'] / result['forward']:.1f} ({found[way]['passes']})"
-                for way in ("side by side", "layer by layer")
+                for way in WAYS
             ]
             table.add_row(result["model"], call, *shown, f"{found['difference']:.1e}")
     output_console().print(table)
