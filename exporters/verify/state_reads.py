@@ -72,8 +72,8 @@ class StateReads(OperatorMode):
                 setattr(tensor, _COMPUTED, True)
         if not viewed_by(func) and (not results or any(tensor.numel() for tensor in results)):
             for operand in own:
-                place = (operand.storage_offset(), tuple(operand.shape), operand.stride())
-                self._seen.setdefault(operand.untyped_storage()._cdata, set()).add(place)
+                seen = self._seen.setdefault(operand.untyped_storage()._cdata, set())
+                seen.add(_elements(operand))
         return result
 
     def _is_own(self, tensor: torch.Tensor) -> bool:
@@ -83,7 +83,7 @@ class StateReads(OperatorMode):
         places = self._seen.get(tensor.untyped_storage()._cdata)
         if not places:
             return tensor.numel()
-        own = (tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+        own = _elements(tensor)
         if own in places:
             return 0
         marks = torch.zeros(max(map(_end, (own, *places))), dtype=torch.bool)
@@ -96,6 +96,13 @@ def forget_computed(tensors: Iterable[torch.Tensor]) -> None:
     """Take away the marks of a run, from tensors that were there before it."""
     for tensor in tensors:
         vars(tensor).pop(_COMPUTED, None)
+
+
+def _elements(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Which elements of its storage a tensor shows: those that its transpose shows, too."""
+    axes = zip(tensor.stride(), tensor.shape, strict=True)
+    moving = sorted((step, size) for step, size in axes if size != 1)
+    return tensor.storage_offset(), tuple(n for _, n in moving), tuple(n for n, _ in moving)
 
 
 def _end(place: tuple[Any, ...]) -> int:
