@@ -17,7 +17,17 @@ from tests.support.nullity import nullity
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 QUICK = ("Gemma", "GPT-NeoX", "Falcon")
-EXACT = (*QUICK, "BERT", "Falcon, many heads", "Gemma 2", "Phi", "Phi 3", "Qwen 2", "Qwen 3")
+EXACT = (
+    *QUICK,
+    "BERT",
+    "Falcon, many heads",
+    "Gemma 2",
+    "Gemma 3",
+    "Phi",
+    "Phi 3",
+    "Qwen 2",
+    "Qwen 3",
+)
 """Models of which all is found; docs/symmetries.md says what is not of others."""
 
 

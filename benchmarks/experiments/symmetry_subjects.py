@@ -144,7 +144,7 @@ def studies(settings: Settings) -> dict[str, Study]:
     if not settings.quick:
         few = replace(found["GPT"], data=lambda: load_text(None, _LENGTH, (_FEW_PIECES, _HELD_OUT)))
         wide = _gpt(256, 2).with_training(learning_rate=1.5e-3, warm_up=1 / 6)
-        found["GPT, width 256"] = replace(few, subject=wide, rate=1e-2)
+        found["GPT of width 256"] = replace(few, subject=wide, rate=1e-2)
     return found
 
 

@@ -20,24 +20,26 @@ def _softmax(step: Step) -> list[Value]:
 def _add(step: Step) -> list[Value]:
     analysis = step.analysis
     one, two = step.args["self"], step.args["other"]
-    offset = _with_offset(step)
-    if offset is not None:
-        return [(offset,)]
+    added_to = _with_offset(step)
+    if added_to:
+        return [added_to]
     beside = analysis.centred if _is_mean_of(two, one, step) else analysis.beside
     return [step.meet(one, two, analysis.joined, beside)]
 
 
-def _with_offset(step: Step) -> Mark | None:
-    """A part of a parameter to which a number is added; None if it is something else."""
+def _with_offset(step: Step) -> Value:
+    """Parts of parameters to which a number is added; none if it is something else."""
     number, value = step.args["other"], step.value(step.args["self"])
-    if isinstance(number, fx.Node) or step.args.get("alpha", 1) != 1 or len(value) != 1:
-        return None
-    [mark] = value
-    trained = mark.source is not None and mark.source.state in step.walk.graph.parameters
-    if not trained or not step.analysis.offset(mark):
-        return None  # a running variance stays positive on its own
+    if isinstance(number, fx.Node) or step.args.get("alpha", 1) != 1:
+        return ()
+    if not all(_is_trained(mark, step) and step.analysis.offset(mark) for mark in value):
+        return ()  # a running variance stays positive on its own
     sign = -1 if name_of(step.node) == "sub" else 1
-    return replace(mark, offset=mark.offset + sign * float(number))
+    return tuple(replace(mark, offset=mark.offset + sign * float(number)) for mark in value)
+
+
+def _is_trained(mark: Mark, step: Step) -> bool:
+    return mark.source is not None and mark.source.state in step.walk.graph.parameters
 
 
 def _is_mean_of(item: Any, value: Any, step: Step) -> bool:

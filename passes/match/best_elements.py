@@ -100,6 +100,20 @@ def _rotated(agreement: Tensor, fixes_ones: bool) -> Best:
 
 def _turned(agreement: Tensor, partner: Sequence[int]) -> Best:
     """The best rotation of each pair: the polar form of a complex number."""
+    length, found = pairs_of(agreement, partner)
+    return Best(length.sum(-1) / 2, None, found)
+
+
+def pairs_of(agreement: Tensor, partner: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The polar form of what pairs of units agree, as that of a complex number.
+
+    Args:
+        agreement: of shape (..., units, units).
+        partner: the other unit of each pair.
+
+    Returns:
+        How much it is, by the unit, and the rotation.
+    """
     size = len(partner)
     units, other = torch.arange(size), torch.tensor(partner)
     straight = agreement[..., units, units] + agreement[..., other, other]
@@ -110,4 +124,4 @@ def _turned(agreement: Tensor, partner: Sequence[int]) -> Best:
     found = torch.zeros_like(agreement)
     found[..., units, units] = torch.where(known, straight / safe, 1.0)
     found[..., units, other] = torch.where(known, crossed / safe, 0.0)
-    return Best(length.sum(-1) / 2, None, found)
+    return length, found

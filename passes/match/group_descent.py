@@ -184,12 +184,12 @@ class GroupDescent:
             if not seats or keys & counted:
                 continue  # follows its units; decided on its own afterwards
             counted |= keys
-            found[c.name] = best(self._kind(c), self._all(seats, c, head.size, unit))
+            found[c.name] = self._best(c, self._all(seats, c, head.size, unit))
             gains = gains + found[c.name].gain.reshape(gains.shape)
         seats = [seat for seat in self._usable(head, decided) if _key(seat) not in counted]
         own = self._all(seats, head, 1, unit)
         if not family.inner:
-            return self._element({head: _first(best(self._kind(head), own))})
+            return self._element({head: _first(self._best(head, own))})
         gains = gains + own.even.reshape(gains.shape) + own.odd.reshape(gains.shape)
         order = torch.from_numpy(np.asarray(assign_batch(gains.numpy()), np.int64))
         chosen = {c: _chosen(found[c.name], order) for c in family.inner if c.name in found}
@@ -197,6 +197,18 @@ class GroupDescent:
 
     def _kind(self, c: PermutationClass) -> ClassKind:
         return self.problem.groups.kinds[c.name]
+
+    def _best(self, c: PermutationClass, agreement: Agreement) -> Best:
+        return best(self._kind(c), agreement)
+
+    def _shape(self, c: PermutationClass) -> tuple[int, ...]:
+        """Of what acts on a class."""
+        wide = (c.size,) if self._kind(c).kind.has_matrices else ()
+        return (c.count, c.size, *wide)
+
+    def _rows(self, seat: Seat) -> tuple[Tensor, Tensor]:
+        """What units hold in the reference and in the model."""
+        return seat.rows(self.a), seat.rows(self.current)
 
     def _usable(self, c: PermutationClass, decided: set[str] | None) -> list[Seat]:
         return [s for s in self.seats[c.name] if decided is None or s.others <= decided]
@@ -218,7 +230,7 @@ class GroupDescent:
         shape = (c.count // among, among, among, c.size, c.size)
         sums = {odd: torch.zeros(shape, dtype=torch.float64) for odd in (False, True)}
         for seat in seats:
-            a, b = (seat.rows(state) for state in (self.a, self.current))
+            a, b = self._rows(seat)
             if unit:
                 norm = float(a.norm() * b.norm())
                 b = b / norm if norm else b
@@ -245,8 +257,7 @@ class GroupDescent:
             if item.order is not None:
                 arrays[c.name] = item.order.numpy().reshape(arrays[c.name].shape)
             if item.element is not None:
-                wide = (c.size,) if self._kind(c).kind.has_matrices else ()
-                elements[c.name] = item.element.reshape(c.count, c.size, *wide)
+                elements[c.name] = item.element.reshape(self._shape(c))
         return Element(self.problem.plain.permutation(arrays), elements)
 
 

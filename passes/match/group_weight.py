@@ -11,6 +11,7 @@ import numpy as np
 
 from fxrebasin.interruption import interruptible
 from fxrebasin.options import check_count
+from fxrebasin.passes.match.annealing import annealed
 from fxrebasin.passes.match.balance import Balanced
 from fxrebasin.passes.match.effort import Effort
 from fxrebasin.passes.match.group_descent import GroupDescent
@@ -51,11 +52,13 @@ def match_weights_over_groups(
         problem: what to match.
         max_sweeps: most sweeps over the classes, at least 1.
         init: `"evidence"` decides one class after another, the clearest first; `"identity"` starts
-            from the units and axes as they are; `"both"` takes the better of the two; `"auto"` is
-            evidence, and a descent from the best permutation unless matrices mix more than the
-            dimensions of heads. Where nothing mixes units that permutation is taken unless signs
-            and scales bring the models closer by a twentieth: what they gain by chance does not
-            lower barriers.
+            from the units and axes as they are; `"both"` takes the better of the two; `"auto"`,
+            where matrices mix more than the dimensions of heads, sets out from what is expected of
+            all elements at a falling temperature (`fxrebasin.passes.match.annealing`), unless that
+            would take more than 2**24 numbers; else it is evidence, and where matrices mix no more
+            than heads a descent from the best permutation. Where nothing mixes units that
+            permutation is taken unless signs and scales bring the models closer by a twentieth:
+            what they gain by chance does not lower barriers.
         restarts: further descents, from the best element so far with a random share of the classes
             permuted and rotated at random. The best result is kept. 0 by default, or with a
             `budget` as many as there is time for.
@@ -77,7 +80,7 @@ def match_weights_over_groups(
     balanced = Balanced.of(problem.counted())
     search = _Search(balanced.problem, seats_of(problem), max_sweeps)
     with closing(LateBar()) as report, interruptible():
-        for start in _starts(balanced.problem, init, report):
+        for start in _starts(balanced.problem, search.seats, init, report):
             search.descend(start, report)
         search.restart(effort, report)
     found = balanced.back(search.best.element)
@@ -110,7 +113,7 @@ class _Search:
     """
 
     def __init__(self, problem: GroupProblem, seats: Seats, most: int) -> None:
-        self._problem, self._seats, self._most = problem, seats, most
+        self._problem, self.seats, self._most = problem, seats, most
         self._running = self._best = self._begun(problem.identity())
 
     @property
@@ -148,16 +151,20 @@ class _Search:
     def _begun(self, element: Element) -> GroupDescent:
         problem = self._problem
         current = {**problem.state_b, **problem.moved(element)}
-        return GroupDescent(problem, self._seats, problem.state_a, current, element)
+        return GroupDescent(problem, self.seats, problem.state_a, current, element)
 
 
-def _starts(problem: GroupProblem, init: str, report: Report) -> Iterator[_Start]:
+def _starts(problem: GroupProblem, seats: Seats, init: str, report: Report) -> Iterator[_Start]:
     """Where descents begin; the best permutation is one such place where it decides of most."""
-    if init != "identity":
+    streams = init == "auto" and _mixes(problem, alone=True)
+    known = annealed(problem, seats, report) if streams else None
+    if known is not None:
+        yield _Start(known, decides=False)
+    elif init != "identity":
         yield _Start(problem.identity(), decides=True)
     if init in ("identity", "both"):
         yield _Start(problem.identity(), decides=False)
-    if init == "auto" and not _mixes(problem, alone=True):
+    if init == "auto" and not streams:
         plain = problem.plain.weights
         names = [name for name in plain.names if name in problem.state_a]
         rest = replace(plain, state_a=problem.state_a, state_b=problem.state_b, names=names)
