@@ -58,7 +58,7 @@ _SAID = (
     ("GPT", "activation (permutation)", "1.86"),
     ("GPT", "straight_through (permutation)", "1.27"),
     ("GPT", "learned, 1000 steps (all)", "0.25"),
-    ("GPT, width 256", "learned, 1000 steps (all)", "0.03"),
+    ("GPT of width 256", "learned, 1000 steps (all)", "0.03"),
 )
 
 

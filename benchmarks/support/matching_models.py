@@ -8,7 +8,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from benchmarks.support.randomise import randomise
 from fxrebasin.models.torchvision_shim import ensure_torchvision
 
 _VGG = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
@@ -107,5 +106,8 @@ def draw(model: nn.Module, images: Tensor, seed: int) -> dict[str, Tensor]:
         images: to run it on.
         seed: of the state.
     """
+    # Not above: other tools are run with this file, in environments without our passes.
+    from benchmarks.support.randomise import randomise
+
     randomise(model, (images,), seed)
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
