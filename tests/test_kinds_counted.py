@@ -16,7 +16,7 @@ from tests.support.elements import elements_of
 from tests.support.nullity import nullity
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-QUICK = ("Gemma", "GPT-NeoX", "Falcon")
+QUICK = ("Gemma", "GPT-NeoX", "Falcon", "MPT")
 EXACT = (
     *QUICK,
     "BERT",

@@ -41,9 +41,19 @@ class Mark:
         return [axis for axis, size in enumerate(self.units.shape) if size > 1]
 
     def inner_axes(self, size: int) -> list[int]:
-        """The axes along which units of one copy differ."""
+        """The axes along which units of one copy differ.
+
+        Along others there are either all units of a place, each where it is, or none: those of one
+        head among others, say.
+        """
         index = torch.where(self.units >= 0, self.units % size, -1)
-        return [axis for axis in self.axes() if bool((index != index.narrow(axis, 0, 1)).any())]
+        found = []
+        for axis in self.axes():
+            rows = index.movedim(axis, 0).flatten(1)
+            whole = rows.amax(0)
+            if not bool(((rows == whole).all(1) | (rows < 0).all(1)).all()):
+                found.append(axis)
+        return found
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Mark | None:
         """The same units elsewhere; None if there are none left.

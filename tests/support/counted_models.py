@@ -101,6 +101,16 @@ COUNTED: dict[str, Callable[[], Counted]] = {
         bias=True,
         ffn_hidden_size=5,
     ),
+    "MPT": _text(
+        t.MptForCausalLM,
+        t.MptConfig,
+        d_model=8,
+        n_heads=2,
+        n_layers=1,
+        expansion_ratio=1,
+        max_seq_len=8,
+        tie_word_embeddings=False,
+    ),
     "OPT": _text(t.OPTForCausalLM, t.OPTConfig, **_PLACED, ffn_dim=5, word_embed_proj_dim=8),
     "BERT": _text(t.BertForSequenceClassification, t.BertConfig, **_LABELLED, type_vocab_size=1),
     "RoBERTa": _text(
