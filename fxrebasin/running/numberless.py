@@ -10,7 +10,7 @@ READS = {
     for name in (
         *("numpy", "__array__", "tolist", "data_ptr", "untyped_storage", "storage"),
         *("_typed_storage", "__dlpack__", "__reduce_ex__", "apply_", "map_", "map2_"),
-        *("share_memory_", "is_set_to"),
+        *("share_memory_", "is_set_to", "__repr__", "__format__"),
     )
 }
 """Methods that hand out data or memory of a tensor without an operator."""

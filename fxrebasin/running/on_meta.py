@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 
 from fxrebasin.errors import FxRebasinError
+from fxrebasin.running.index_bounds import check_indices
 
 _Form: TypeAlias = Any
 """What an argument is, without data: hashable. A `_Tensor`, a tuple of forms, or a value."""
@@ -41,6 +42,7 @@ def on_meta(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[st
     """
     if func in _IN_PLACE_ACTIVATIONS and args[0].is_floating_point():
         return _as_meta(args[0])
+    check_indices(func, args, kwargs)
     if _makes_new(func):
         try:
             forms = tuple(map(_form, args)), tuple((k, _form(v)) for k, v in kwargs.items())

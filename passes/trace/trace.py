@@ -22,7 +22,7 @@ from fxrebasin.running.graph_outputs import for_graph
 from fxrebasin.running.messages import attempt, describe, describe_call, first_lines, module_path
 from fxrebasin.running.outputs import REDUCED_KEY, Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
-from fxrebasin.running.randomness import OwnNumbers, seed_in_python
+from fxrebasin.running.randomness import OwnNumbers, python_numbers, seed_in_python
 from fxrebasin.running.subclasses import like
 from fxrebasin.running.switches import no_warnings
 from fxrebasin.wording import spoken
@@ -193,7 +193,7 @@ def _difference(call: _Call, graph_module: fx.GraphModule, expected: DryRun | No
     error = attempt(
         lambda: found.append(dry_run(graph_module, call.args, call.kwargs, call.wanted))
     )
-    in_python = expected is None or expected.draws_in_python
+    in_python = _draws_in_python(call) if expected is None else expected.draws_in_python
     if expected is not None and not in_python and found and found[0].program == expected.program:
         outputs = found[0].outputs(call.wanted, strict=False)
         if list(outputs.items()) == list(expected.outputs(call.wanted).items()):
@@ -203,6 +203,18 @@ def _difference(call: _Call, graph_module: fx.GraphModule, expected: DryRun | No
     seeds = range(1, 1 + (_DRAWS if expected is not None and expected.draws else 1))
     differences = (_numeric_difference(call, graph_module, seed, in_python) for seed in seeds)
     return next((found for found in differences if found is not None), None)
+
+
+def _draws_in_python(call: _Call) -> bool:
+    """Whether a model takes numbers from Python's generator or numpy's, which threads share.
+
+    They are begun anew for no other model.
+    """
+    args, kwargs = call.own_inputs()
+    with preserve(call.model), torch.no_grad():
+        numbers = python_numbers()
+        attempt(lambda: call.model(*args, **kwargs))
+        return python_numbers() != numbers
 
 
 def _numeric_difference(
