@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 import torch
+from torch import nn
 
 from fxrebasin.cli.documents import command_document
 from fxrebasin.cli.options import (
@@ -34,9 +35,11 @@ from fxrebasin.permutation import Permutation
 from fxrebasin.progress import LateBar, waiting
 from fxrebasin.ranks import ALONE, Ranks
 from fxrebasin.reports.rebasin import RebasinReport
+from fxrebasin.storage.digests import joint_digest
 from fxrebasin.streaming.aligning import Plan, match_files, plan_match, shapes_of
 from fxrebasin.streaming.archive import WholeOnlyError
-from fxrebasin.streaming.digests import opened_digest
+from fxrebasin.streaming.dealing import spread
+from fxrebasin.streaming.digests import tensor_digests
 from fxrebasin.streaming.fetching import Within
 from fxrebasin.streaming.joining import joined
 from fxrebasin.streaming.memory import available_memory
@@ -44,6 +47,9 @@ from fxrebasin.streaming.opening import Opened, open_checkpoint
 from fxrebasin.streaming.outcome import Outcome, plan_outcome
 from fxrebasin.streaming.started import are_several
 from fxrebasin.streaming.unfinished import Unfinished
+
+_Work: TypeAlias = tuple[Opened, nn.Module | None]
+"""A checkpoint, and the model in whose dtypes it is read."""
 
 METHOD = "weight"
 PROOF = "every tensor that was written was read again and is, bit for bit, what it should be"
@@ -99,7 +105,7 @@ class Room:
 def with_digests(room: Room, permutation: Permutation) -> Permutation:
     """The permutation of the second checkpoint towards the first, which knows both.
 
-    Each of them is read once more, by different processes if there are several. What a checkpoint
+    Each of them is read once more; several processes read different tensors. What a checkpoint
     lacks, because it is ignored, is what the model happens to hold: then nothing is known of it.
 
     Args:
@@ -110,15 +116,29 @@ def with_digests(room: Room, permutation: Permutation) -> Permutation:
     module, ranks = room.bench.module, room.ranks
     if any(opened.stored.keys() != module.state_dict().keys() for opened in room.opened):
         return permutation
-    works: dict[str, Callable[[], str]] = {
-        "model": lambda: opened_digest(moving, module),
-        "reference": lambda: opened_digest(reference),
-    }
     with waiting("fingerprints"):
-        mine = {n: w() for k, (n, w) in enumerate(works.items()) if k % ranks.count == ranks.number}
-    states = {name: digest for found in ranks.every(mine) for name, digest in found.items()}
+        states = _digests({"model": (moving, module), "reference": (reference, None)}, ranks)
     made_from = replace(permutation.found_with, states=states)
     return permutation.relying_on(permutation.relies_on, made_from)
+
+
+def _digests(works: Mapping[str, _Work], ranks: Ranks) -> dict[str, str]:
+    """The digests of checkpoints, of which each process reads a share."""
+    tensors = [
+        (what, name) for what, (opened, _) in works.items() for name in sorted(opened.stored)
+    ]
+    owners = spread([works[w][0].stored[name].bytes for w, name in tensors], ranks.count)
+    mine = [item for item, owner in zip(tensors, owners, strict=True) if owner == ranks.number]
+    own = {
+        what: tensor_digests(opened, [name for w, name in mine if w == what], like)
+        for what, (opened, like) in works.items()
+    }
+    every = ranks.every(own)
+    states = {}
+    for what in works:
+        found = {name: digest for one in every for name, digest in one[what].items()}
+        states[what] = joint_digest(found[name] for name in sorted(found))
+    return states
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,8 @@ def state_digest(state: Mapping[str, torch.Tensor]) -> str:
         >>> state_digest({"a": one}) == state_digest({"a": other})
         False
     """
-    return digest_of(
-        Described(name, state[name].dtype, tuple(state[name].shape), (state[name],))
+    return joint_digest(
+        tensor_digest(Described(name, state[name].dtype, tuple(state[name].shape), (state[name],)))
         for name in sorted(state)
     )
 
@@ -85,19 +85,26 @@ class Described:
     parts: Iterable[torch.Tensor]
 
 
-def digest_of(tensors: Iterable[Described]) -> str:
-    """The digest of a state that is looked at a part at a time.
+def tensor_digest(item: Described) -> str:
+    """The digest of a tensor that is looked at a part at a time.
 
     Args:
-        tensors: of the state, in the order of their names.
+        item: the tensor.
     """
-    found = hashlib.sha256()
-    for item in tensors:
-        found.update(f"{item.name}\0{item.dtype}\0{item.shape}\0".encode())
-        for part in item.parts:
-            if not part.is_meta:
-                found.update(_bytes_of(part.detach()))
+    found = hashlib.sha256(f"{item.name}\0{item.dtype}\0{item.shape}\0".encode())
+    for part in item.parts:
+        if not part.is_meta:
+            found.update(_bytes_of(part.detach()))
     return found.hexdigest()
+
+
+def joint_digest(digests: Iterable[str]) -> str:
+    """The digest of a state, from those of its tensors: several processes may look at these.
+
+    Args:
+        digests: in the order of the names.
+    """
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

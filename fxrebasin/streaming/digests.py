@@ -1,31 +1,36 @@
-"""The digest of an opened checkpoint: that of the state which it is read as, a tensor at a time."""
+"""Digests of the tensors of an opened checkpoint, as they are read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
 
-from fxrebasin.storage.digests import Described, digest_of
+from fxrebasin.storage.digests import Described, tensor_digest
 from fxrebasin.streaming.making import ranges
 from fxrebasin.streaming.opening import Opened
 
 
-def opened_digest(opened: Opened, like: nn.Module | None = None) -> str:
-    """What `fxrebasin.storage.digests.state_digest` gives for the tensors of a checkpoint.
+def tensor_digests(
+    opened: Opened, names: Iterable[str], like: nn.Module | None = None
+) -> dict[str, str]:
+    """What `fxrebasin.storage.digests.tensor_digest` gives for tensors of a checkpoint.
 
     Args:
         opened: the checkpoint.
+        names: of the tensors.
         like: whose dtypes they are read in; as they are stored when left out.
     """
     own = {} if like is None else {name: t.dtype for name, t in like.state_dict().items()}
 
-    def parts(name: str) -> Iterator[torch.Tensor]:
-        for rows in ranges(opened.stored[name]):
-            yield opened.read(name, rows).to(own.get(name, opened.stored[name].dtype))
+    def described(name: str) -> Described:
+        stored = opened.stored[name]
+        dtype = own.get(name, stored.dtype)
+        return Described(name, dtype, stored.shape, parts(name, dtype))
 
-    return digest_of(
-        Described(name, own.get(name, stored.dtype), stored.shape, parts(name))
-        for name, stored in sorted(opened.stored.items())
-    )
+    def parts(name: str, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+        for rows in ranges(opened.stored[name]):
+            yield opened.read(name, rows).to(dtype)
+
+    return {name: tensor_digest(described(name)) for name in names}
