@@ -304,7 +304,8 @@ def _say(report: Report, rows: Sequence[Row], settings: Settings) -> None:
             for way, of_way in grouped(same, lambda r: r.way).items()
             if all(row.barrier >= 0 for row in of_way)
         }
-        best = min(found, key=found.__getitem__)
+        exact = {row.way for row in same if row.error >= 0}  # others may have changed the function
+        best = min((way for way in found if way in exact), key=found.__getitem__)
         plain = {way: value for way, value in found.items() if way.endswith("(permutation)")}
         least = min(plain, key=plain.__getitem__, default=None)
         between = f"{plain[least]:.3f} with {least}, " if least else ""
