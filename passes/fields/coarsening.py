@@ -128,11 +128,17 @@ def _sets(rows: Ints) -> tuple[Ints, Ints, Ints]:
         The rows, with one column for each run of equal ones; how long these runs are; and which
         of these rows each of the given ones is.
     """
-    first = run_starts(rows, 0)
-    few = rows[first]
-    columns = run_starts(few, 1)
+    if rows.strides[0] < rows.strides[1]:  # what lies together in memory is compared first
+        columns = run_starts(rows, 1)
+        few = rows[:, columns]
+        first = run_starts(few, 0)
+        sets = few[first]
+    else:
+        first = run_starts(rows, 0)
+        few = rows[first]
+        columns = run_starts(few, 1)
+        sets = few[:, columns]
     times = np.diff(columns, append=rows.shape[1])
-    sets = few[:, columns]
     hashes = multiset_hashes(sets, times)
     _, found, set_of = np.unique(hashes, return_index=True, return_inverse=True)
     order = np.argsort(found)
