@@ -11,6 +11,8 @@ from typing import Any
 
 import sympy
 
+from fxrebasin.errors import FxRebasinError
+
 MOST_PARTS = 1000
 """Of a formula that is decided.
 
@@ -24,7 +26,7 @@ _NOT_THE_MODEL = frozenset({"torch", "sympy"})
 """Folders of the code that is between a model and its formulas."""
 
 
-class LargeFormulaError(Exception):
+class LargeFormulaError(FxRebasinError):
     """A formula of sizes has more parts than are allowed; the text says where."""
 
 

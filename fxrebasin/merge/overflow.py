@@ -13,6 +13,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree
 
+from fxrebasin.errors import CheckpointError
 from fxrebasin.merge.held_bytes import storages_in
 from fxrebasin.running.batches import Batch
 
@@ -75,6 +76,7 @@ class Overflow:
             place: in the file.
 
         Raises:
+            CheckpointError: the file ends before that.
             OSError: the file cannot be read.
         """
         staged = torch.empty(storage.nbytes(), dtype=torch.uint8)
@@ -82,7 +84,7 @@ class Overflow:
         while left:
             found = os.preadv(self._file.fileno(), [left], place)
             if not found:
-                raise OSError("a temporary file ends before what was written to it")
+                raise CheckpointError("a temporary file ends before what was written to it")
             left, place = left[found:], place + found
         _bytes_of(storage).copy_(staged)
 
