@@ -94,7 +94,11 @@ def trace(
     if isinstance(model, fx.GraphModule):
         return TraceResult(model, "given")
     put = expected.put(wanted) if expected is not None else ()
-    reasons: list[str] = []
+    if taken := _names_of_graph_modules(model):
+        names = ", ".join(taken)
+        reasons = [f"graphs have something else of this name, change it in the model: {names}"]
+        raise _untraceable(model, args, kwargs, reasons, looks_at_data=check and expected is None)
+    reasons = []
     for label, tracer, tracing in _TRACERS:
         if put and tracer == "export":
             reasons.append(f"{label} is of no use: {_unfilled(put)}")
@@ -131,6 +135,16 @@ def _unfilled(put: Sequence[str]) -> str:
         f"its graphs do not fill what is passed in ({', '.join(put)}); let forward return that, or "
         f"leave it out by saying with {spoken('outputs=', '--outputs')} which outputs count"
     )
+
+
+def _names_of_graph_modules(model: nn.Module) -> list[str]:
+    """What of the model a graph cannot hold under its name, since its class has that name.
+
+    It would be `code`, `graph`, `meta`, and what torch keeps for itself.
+    """
+    taken = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module()))
+    children = (name for name, child in model._modules.items() if child is not None)
+    return sorted(taken.intersection((*children, *named_state(model))))
 
 
 @dataclass(frozen=True)
