@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 import fxrebasin
 from fxrebasin.errors import TraceError
+from fxrebasin.running.preserve import preserve
+from fxrebasin.running.randomness import OwnNumbers
 from tests.support.randomise import log10_factorial, randomise
 
 SEEDS = range(4)
@@ -60,6 +62,9 @@ OF_TORCH: dict[str, Callable[[Tensor], Tensor]] = {
     "whole numbers": lambda h: h * torch.randint(0, 2, (8,)),
     "order": lambda h: h[:, torch.randperm(8)],
     "place": lambda h: h + h[:, torch.randint(0, 8, (1,))],
+    "native dropout of ones": lambda h: h * torch.native_dropout(torch.ones(8), 0.1, True)[0],
+    "slopes": lambda h: torch.rrelu(h - 1, training=True),
+    "slopes of signs": lambda h: h * torch.rrelu(-torch.ones(8), training=True).round(decimals=1),
     "waiting times": lambda h: h * (torch.empty(8).exponential_() > 2),
     "generator": lambda h: h * (torch.rand(8, generator=torch.Generator()) < 0.5),
 }
@@ -96,6 +101,17 @@ def test_no_seed_sees_a_random_element(name: str, symmetry: str, inputs: Tensor)
             torch.testing.assert_close(
                 run(moved, inputs, seed), run(model, inputs, seed), rtol=1e-9, atol=1e-9
             )
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_slopes_that_are_not_drawn_pin_nothing(inplace: bool, inputs: Tensor) -> None:
+    a, b = (drawing(nn.RReLU(inplace=inplace), seed) for seed in (1, 2))
+    symmetry = fxrebasin.analyze(b, (inputs,))
+    assert symmetry.log10_order() == pytest.approx(log10_factorial(8))
+    result = fxrebasin.transform(b, ref=a, example_inputs=(inputs,))
+    other = inputs.roll(1, 0)[:3] * 2
+    assert torch.allclose(result(other), b(other), rtol=1e-12, atol=1e-12)
+    assert not torch.equal(result.get_parameter("a.weight"), b.get_parameter("a.weight"))
 
 
 @pytest.mark.parametrize("name", [*OF_TORCH, *OF_PYTHON])
@@ -146,6 +162,28 @@ def test_numbers_of_python_that_nothing_reads_are_no_reason_to_refuse(inputs: Te
 
     graph = fxrebasin.transform(drawing(way), drawing(way, 1), inputs)
     assert graph.meta["fxrebasin"].equivalence.passed
+
+
+def test_only_what_draws_without_a_generator_begins_those_of_the_process_anew() -> None:
+    def attention(drop: float) -> Tensor:
+        q = torch.arange(24.0).reshape(1, 2, 3, 4)
+        return F.scaled_dot_product_attention(q, q, q, dropout_p=drop)
+
+    ones = torch.ones(8)
+    for draw, seeds in (
+        (lambda: attention(0.0), False),
+        (lambda: torch.native_dropout(ones, 0.5, False)[0], False),
+        (lambda: torch.native_dropout(ones, 0.5, True)[0], True),
+    ):
+        before, found = torch.get_rng_state(), []
+        for _ in range(2):
+            torch.rand(3)
+            numbers = OwnNumbers(5)
+            with preserve(nn.Identity(), numbers):
+                found.append(draw())
+        torch.set_rng_state(before)
+        assert torch.equal(*found)
+        assert numbers.drew_others is seeds
 
 
 @pytest.fixture

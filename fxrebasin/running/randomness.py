@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from fxrebasin.running.operators import bind
 from fxrebasin.running.watching import OperatorMode
 
 _Call: TypeAlias = tuple[torch._ops.OpOverload, dict[str, Any]]
@@ -33,6 +34,7 @@ class OwnNumbers:
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
         self.drew_others = False
+        self._seeded = False
 
     def seed(self, seed: int) -> None:
         """Begin anew.
@@ -40,7 +42,7 @@ class OwnNumbers:
         Args:
             seed: of all generators.
         """
-        self._seed = seed
+        self._seed, self._seeded = seed, False
         self._generators.clear()
 
     def instead(
@@ -55,13 +57,20 @@ class OwnNumbers:
         """
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func, kwargs
-        if kwargs.get("generator") is not None:
+        if kwargs.get("generator") is not None or _given_by_position(func, args):
             return func, kwargs
         drawing = _with_generator(func)
         if drawing is None:
-            self.drew_others = True
+            if _may_draw(func, args, kwargs):
+                self._seed_all()
             return func, kwargs
         return drawing, {**kwargs, "generator": self._generator(_device(args, kwargs))}
+
+    def _seed_all(self) -> None:
+        """Begin torch's own generators with the seed, for operators that take no others."""
+        if not self._seeded:
+            torch.manual_seed(self._seed)
+        self._seeded = self.drew_others = True
 
     def _generator(self, device: torch.device) -> torch.Generator | None:
         if device.type not in _DRAWN_ON:  # there are no numbers on the meta device
@@ -126,6 +135,20 @@ def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
         if isinstance(value, torch.Tensor):
             return value.device
     return torch.get_default_device()
+
+
+def _given_by_position(func: torch._ops.OpOverload, args: tuple[Any, ...]) -> bool:
+    """Whether a generator is among positional arguments, where some operators take it."""
+    names = [argument.name for argument in func._schema.arguments]
+    return "generator" in names and len(args) > names.index("generator")
+
+
+def _may_draw(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operator draws, as dropout and what holds it do when they are told to."""
+    bound = bind(func, args, kwargs)
+    if bound.get("train") is False or _device(args, kwargs).type not in _DRAWN_ON:
+        return False
+    return not any(bound.get(name) == 0 for name in ("p", "dropout", "dropout_p"))
 
 
 @cache

@@ -7,11 +7,9 @@ once are alike, as those of a mask are, does not say that they are the next time
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 
-from fxrebasin.passes.rules.registry import BLOCKED, block
+from fxrebasin.passes.rules.registry import block
 
 RANDOM = "random numbers"
 
@@ -24,9 +22,10 @@ block(
 )
 
 
-@cache
 def draws(op: torch._ops.OpOverload) -> bool:
-    """Whether an operator makes random numbers, also where all of its operands are constants.
+    """Whether an operator makes random numbers, or may do so when it is told to.
+
+    What it makes is no constant then, also where all of its operands are.
 
     Args:
         op: any operator.
@@ -35,7 +34,4 @@ def draws(op: torch._ops.OpOverload) -> bool:
         >>> draws(torch.ops.aten.rand.default), draws(torch.ops.aten.relu.default)
         (True, False)
     """
-    if torch.Tag.nondeterministic_seeded not in op.tags:
-        return False
-    read = [item for item in op._schema.arguments if "Tensor" in str(item.type) and not item.is_out]
-    return not read or BLOCKED.get(op) == RANDOM
+    return torch.Tag.nondeterministic_seeded in op.tags

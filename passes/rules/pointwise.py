@@ -75,3 +75,11 @@ def inactive_dropout(call: Call) -> Sequence[Value]:
     if call.args["train"] is not False:
         return pin_everything("random mask")(call)
     return [value, *(Value(tuple(out.shape)) for out in call.outputs[1:])]
+
+
+@rule("rrelu_with_noise", "rrelu_with_noise_")
+def leaky_without_noise(call: Call) -> Sequence[Value]:
+    """In eval mode the slope is the middle of its range; in training it is drawn."""
+    if call.args.get("training", False) is not False:
+        return pin_everything("random slopes")(call)
+    return [call.value("self")]

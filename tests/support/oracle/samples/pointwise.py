@@ -187,6 +187,8 @@ _UNIFORM = [
 
 _DROPOUT = [
     sample(aten.native_dropout.default, p(3, 4), 0.5, False),
+    sample(aten.rrelu_with_noise.default, p(3, 4), p(3, 4)),
+    sample(aten.rrelu_with_noise_.default, p(3, 4), p(3, 4)),
     sample(aten.native_dropout.default, p(3, 4), 0.0, True, missing={"*": "the mask is random"}),
 ]
 
