@@ -63,15 +63,8 @@ def read_shards(index: Path) -> Content:
     Raises:
         CheckpointError: the index or a shard is missing or damaged, or they do not fit.
     """
-    check_is_file(index)
-    try:
-        document = json.loads(index.read_text(encoding="utf-8"))
-        files = dict(document["weight_map"])
-        shards = sorted(set(files.values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{index} is not an index of a checkpoint in shards: expected JSON with a 'weight_map'."
-        ) from error
+    document, files = _parsed(index)
+    shards = sorted(set(files.values()))
     contents = {shard: _read_shard(index, shard) for shard in shards}
     missing = [name for name, shard in files.items() if name not in contents[shard].tree]
     if missing:
@@ -82,6 +75,32 @@ def read_shards(index: Path) -> Content:
     tree = {name: contents[shard].tree[name] for name, shard in files.items()}
     containers = {shard: content.container for shard, content in contents.items()}
     return Content(tree, Shards(index.name, document, files, containers))
+
+
+def named_shards(index: Path) -> set[Any]:
+    """What an index names, whether or not it is there; nothing if it is no index.
+
+    Args:
+        index: of a checkpoint in shards.
+    """
+    try:
+        return set(_parsed(index)[1].values())
+    except CheckpointError:
+        return set()
+
+
+def _parsed(index: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The index, and the shard of each tensor."""
+    check_is_file(index)
+    try:
+        document = json.loads(index.read_text(encoding="utf-8"))
+        files = dict(document["weight_map"])
+        sorted(set(files.values()))  # these are names
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{index} is not an index of a checkpoint in shards: expected JSON with a 'weight_map'."
+        ) from error
+    return document, files
 
 
 def _read_shard(index: Path, shard: Any) -> Content:

@@ -12,7 +12,7 @@ from fxrebasin.errors import CheckpointError
 from fxrebasin.storage.containers import FILES, INDEX, Container, Content, read_file
 from fxrebasin.storage.distributed import is_distributed, read_distributed
 from fxrebasin.storage.reading import Kind
-from fxrebasin.storage.shards import Shards, read_shards
+from fxrebasin.storage.shards import Shards, named_shards, read_shards
 from fxrebasin.storage.tree import names_optimiser
 
 
@@ -55,12 +55,7 @@ def read_weights_folder(path: Path) -> Content:
     indices = {p.name: p for p in found if p.name.endswith(INDEX) and p.is_file()}
     for name, index in indices.items():
         _attempt(contents, faults, name, index)
-    shards = {
-        shard
-        for content in contents.values()
-        if isinstance(content.container, Shards)
-        for shard in content.container.containers
-    }
+    shards = set().union(*map(named_shards, indices.values()))
     for entry in found:
         weights = entry.is_file() and entry.suffix in FILES and entry.name not in shards
         if weights or is_distributed(entry):
