@@ -503,3 +503,24 @@ def test_widened_copies_and_keeps_what_is_no_tensor():
 
 def test_verify_is_public():
     assert fxrebasin.verify is comparing.verify
+
+
+class Squeezed(nn.Module):
+    """Its output for one row has no axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu()).squeeze()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_outputs_without_an_axis_for_one_row(rows: int) -> None:
+    model, other = Squeezed(), Squeezed()
+    inputs = torch.randn(rows, 4)
+    assert fxrebasin.verify(model, copy.deepcopy(model), inputs).passed
+    assert not fxrebasin.verify(model, other, inputs).passed
+    result = fxrebasin.transform(model, other, inputs)
+    assert torch.allclose(result(-inputs), model(-inputs), rtol=1e-5, atol=1e-6)

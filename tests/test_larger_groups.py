@@ -245,3 +245,78 @@ def test_a_copy_of_the_head_makes_a_tied_transformer_whole() -> None:
         assert float((moved - value).norm()) <= 1e-9 * float(value.norm()), key
     plain = fxrebasin.transform(copy.deepcopy(net), net, inputs, symmetry="all")
     assert any("with tensors tied (lm_head.weight to" in n for n in plain.meta["fxrebasin"].notes)
+
+
+class Shared(nn.Module):
+    """Two parameters over one memory, as a whole or in part, that no module ties."""
+
+    def __init__(self, part: int = 3) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.again = nn.Parameter(self.last.weight.data[:part])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        back = nn.functional.linear(self.last(h)[:, : len(self.again)].tanh(), self.again.t())
+        found: Tensor = self.last(h) + self.last(back)
+        return found
+
+
+@pytest.mark.parametrize("part", [3, 2])
+def test_parameters_over_one_memory_are_one(part: int) -> None:
+    a, b = Shared(part).double(), Shared(part).double()
+    for seed, model in enumerate((a, b)):
+        model.again = nn.Parameter(model.last.weight.data[:part])
+        randomise(model, seed)
+    inputs = torch.randn(4, 5, dtype=torch.float64)
+    data = [(torch.randn(8, 5).double(), torch.randn(8, 3).double()) for _ in range(4)]
+    options = {"loader": data, "loss": nn.functional.mse_loss, "steps": 20}
+    for method in ("weight", "learned"):
+        own = options if method == "learned" else {}
+        found = fxrebasin.transform(b, a, inputs, symmetry="all", method=method, **own)
+        loaded = Shared(part).double()
+        loaded.again = nn.Parameter(loaded.last.weight.data[:part])
+        loaded.load_state_dict(found.state_dict())
+        assert torch.allclose(loaded(-inputs), b(-inputs), rtol=0, atol=1e-10)
+    classes = fxrebasin.analyze(b, inputs, symmetry="all").classes
+    assert [c.kind for c in classes] == [GroupKind.PERMUTATION] * (part == 3)
+
+
+class Complex(nn.Module):
+    """Complex numbers that are of no class, beside units that are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 2)
+        self.fixed = nn.Parameter(torch.randn(5, 3, dtype=torch.complex128))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        turned = x.softmax(-1).to(torch.complex128) @ self.fixed
+        return torch.view_as_real(turned), self.last(self.first(x).tanh())
+
+
+@pytest.mark.parametrize("symmetry", ["signed", "all"])
+def test_complex_numbers_that_no_unit_has_stay(symmetry: str) -> None:
+    a, b = Complex().double(), Complex().double()
+    inputs = torch.randn(4, 5, dtype=torch.float64)
+    found = fxrebasin.transform(b, a, inputs, symmetry=symmetry)
+    assert torch.equal(found.get_parameter("fixed"), b.fixed)
+    assert not torch.equal(found.get_parameter("first.weight"), b.first.weight)
+    for own, other in zip(found(-inputs), b(-inputs), strict=True):
+        assert torch.allclose(own, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["activation", "learned"])
+def test_signs_within_heads_are_none_of_the_heads(method: str) -> None:
+    form = Form(layers=1, width=8, hidden=6, heads=2, centred=False, biases=True, rotary=False)
+    a, b = (drawn(form, seed) for seed in (3, 13))
+    inputs = torch.randint(0, form.inputs, (4, form.length))
+    data = [(inputs.roll(k, 0), inputs.roll(k, 0)) for k in range(4)]
+    options = {"loader": data}
+    if method == "learned":
+        options |= {"loss": lambda out, target: out.square().mean(), "steps": 2}
+    symmetry = fxrebasin.analyze(b, inputs, symmetry="signed")
+    assert {GroupKind.SIGNED, GroupKind.PERMUTATION} == {c.kind for c in symmetry.classes}
+    found = fxrebasin.transform(b, a, inputs, symmetry="signed", method=method, **options)
+    other = torch.randint(0, form.inputs, (3, 5))
+    assert torch.allclose(found(other), b(other), rtol=1e-4, atol=1e-5)

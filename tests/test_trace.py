@@ -325,6 +325,22 @@ def test_names_that_graphs_have_themselves_are_refused_with_what_to_do(
     assert "report a bug" not in text
 
 
+def test_names_that_python_cannot_have_are_refused_in_words() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.ModuleDict({"class": nn.Linear(4, 3), "is": nn.Linear(4, 2)})
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([head(x) for head in self.heads.values()], 1)
+
+    with pytest.raises(
+        TraceError, match=r"keywords for names: heads\.class, heads\.is\n"
+    ) as caught:
+        trace(Heads(), (torch.randn(3, 4),))
+    assert "permutation.permute_state_dict(model.state_dict" in str(caught.value)
+
+
 def test_inputs_that_the_model_refuses_are_no_fault_of_the_tracers() -> None:
     with pytest.raises(InputError, match="in 'first' RuntimeError: mat1 and mat2"):
         trace(Block(), (torch.randn(3, 5),))

@@ -414,6 +414,8 @@ def _weak_outputs(sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str
 def _same_first_row(left: torch.Tensor, right: torch.Tensor) -> bool:
     if left.shape == right.shape:
         return torch.equal(left, right)
+    if not (left.dim() and right.dim()):  # one row, squeezed
+        return torch.equal(left.reshape(-1)[:1], right.reshape(-1)[:1])
     return torch.equal(left[:1], right[:1])
 
 

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fxrebasin.errors import FxRebasinError
 from fxrebasin.passes.kinds.origins import CalledAt, Places
 from fxrebasin.passes.kinds.writing import Writer, looks_at_data
+from fxrebasin.passes.propagate.model_state import held_tensors
 from fxrebasin.running.messages import first_lines, out_of_memory
 from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
@@ -172,25 +173,28 @@ def _traced(
     Raises:
         FxRebasinError: something that depends on weights decided one.
     """
-    state = dict((*model.named_parameters(), *model.named_buffers()))
+    held = held_tensors(model)
+    if shared := next((item for item in held if item.overlaps), None):
+        raise FxRebasinError(f"{shared.name} and {shared.overlaps} share memory, in two views")
+    state = {item.name: item.tensor for item in held}
     leaves, form = tree_flatten((tuple(args), dict(kwargs)))
     places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     writer = Writer(_taken_apart(), with_data=with_data)
     places_of = Places(model, writer.graph)
 
-    def call(held: dict[str, Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+    def call(own_state: dict[str, Tensor], given: Sequence[Tensor]) -> list[Tensor]:
         own = list(leaves)
         for place, tensor in zip(places, given, strict=True):
             own[place] = tensor
         positional, named = tree_unflatten(own, form)
         with places_of.watch():
-            returned = functional_call(model, held, positional, named)
+            returned = functional_call(model, own_state, positional, named)
         return list(counted(reduced(model, returned, wanted), wanted).values())
 
-    held = {name: writer.input(tensor) for name, tensor in state.items()}
+    stand_ins = {name: writer.input(tensor) for name, tensor in state.items()}
     inputs = [writer.input(leaves[place]) for place in places]
     with writer.writing():
-        writer.end(call(held, inputs))
+        writer.end(call({n: stand_ins[item.name] for item in held for n in item.names}, inputs))
     if with_data:
         _refuse_choices_by_weights(writer.graph, len(state))
     writer.graph.eliminate_dead_code()
@@ -202,7 +206,7 @@ def _traced(
     values = {node: state[name].detach() for name, node in names.items()} | writer.constants
     examples = (leaves[place].detach() for place in places)
     own = dict(zip(given[len(state) :], examples, strict=True))
-    parameters = frozenset(name for name, _ in model.named_parameters())
+    parameters = frozenset(name for name, _ in model.named_parameters() if name in state)
     reached = _reached(nodes, list(own))
     taken = _behind(writer.statistics)
     return FunctionalGraph(

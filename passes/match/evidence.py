@@ -217,7 +217,9 @@ class Evidence:
     def _pairs(
         self, even: Mapping[tuple[Slot, ...], Tensor], odd: Mapping[tuple[Slot, ...], Tensor]
     ) -> Pairs:
-        return Pairs(self.problem.plain.symmetry.classes, [c.name for c in self.paired], even, odd)
+        classes = self.problem.plain.symmetry.classes
+        signed = frozenset(c.name for c in classes if self._signed(c.name))
+        return Pairs(classes, [c.name for c in self.paired], even, odd, signed)
 
     def _prepare(self, running: Runner, state: State, batch: Batch) -> None:
         """Find out which modules to watch: readers, and writers of what no module reads."""
@@ -404,12 +406,14 @@ class Pairs:
         free: names of those that may move.
         even: correlations where the sign of a unit does not show, by slots.
         odd: correlations where it does.
+        signed: names of the classes whose units may change their sign; heads around them do not.
     """
 
     classes: tuple[PermutationClass, ...]
     free: Sequence[str]
     even: Mapping[tuple[Slot, ...], Tensor]
     odd: Mapping[tuple[Slot, ...], Tensor]
+    signed: frozenset[str]
 
     def assembled(self) -> Assembled:
         """The matching problem whose objective is the sum of what paired units agree."""
@@ -434,7 +438,7 @@ class Pairs:
             source = gather_index(AxisGroup((0,), (piece,)), len(matrix), arrays)
             picked = matrix[torch.arange(len(matrix)), torch.from_numpy(source)].cpu()
             for at, slot in enumerate(slots):
-                if slot.class_name is None:
+                if slot.class_name not in self.signed:
                     continue
                 c = known[slot.class_name]
                 units = torch.from_numpy(units_of(piece, at, c, sizes).reshape(-1))

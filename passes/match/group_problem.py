@@ -73,9 +73,10 @@ class GroupProblem:
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """Names of the tensors of both states that are compared."""
+        """Names of the tensors of both states that are compared; complex ones hold no units."""
         names = dict.fromkeys(self.ties.get(name, name) for name in self.plain.compared)
-        return tuple(name for name in names if name in self.state_a and name in self.state_b)
+        states = (self.state_a, self.state_b)
+        return tuple(n for n in names if all(n in s and not s[n].is_complex() for s in states))
 
     def counted(self) -> GroupProblem:
         """The same, with zeros for what does not count when models are compared."""

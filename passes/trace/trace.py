@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from keyword import iskeyword
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -113,6 +114,10 @@ def trace(
                 return TraceResult(result, tracer, (*notes, *fixed), open_batch, tuple(reasons))
             result = f"made a wrong graph: {problem}"
         reasons.append(f"{label} {result}")
+    if keywords := _keywords(model):
+        names = ", ".join(keywords)
+        text = f"graphs are written in Python, and these have keywords for names: {names}"
+        reasons.insert(0, text)
     raise _untraceable(model, args, kwargs, reasons, looks_at_data=check and expected is None)
 
 
@@ -145,6 +150,12 @@ def _names_of_graph_modules(model: nn.Module) -> list[str]:
     taken = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module()))
     children = (name for name, child in model._modules.items() if child is not None)
     return sorted(taken.intersection((*children, *named_state(model))))
+
+
+def _keywords(model: nn.Module) -> list[str]:
+    """Paths of modules, parameters and buffers to which no Python code leads."""
+    paths = (*dict(model.named_modules()), *named_state(model))
+    return [path for path in paths if iskeyword(path.rpartition(".")[2])][:5]
 
 
 @dataclass(frozen=True)
