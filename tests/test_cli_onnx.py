@@ -85,6 +85,7 @@ def test_what_exists_and_what_is_read_stay(files):
         (("b.onnx", "--ref", "a.onnx", "--out", "out.pt"), "--out has to be an .onnx file"),
         (("b.onnx", "--ref", "a.onnx", "--out", "o.onnx", "--model-b", "a.onnx"), "--model-b"),
         (("b.onnx", "--ref", "a.onnx", "--out", "o.onnx", "--dtype", "float16"), "--dtype"),
+        (("b.onnx", "--ref", "a.onnx", "--out", "o.onnx", "--symmetry", "all"), "--symmetry all"),
         (("torch.nn:Identity", "--ref", "a.onnx", "--out", "o.onnx"), "see --onnx"),
     ],
 )
@@ -165,6 +166,7 @@ def test_several_files_become_one(files):
     [
         (("--out", "m.pt"), "found m.pt"),
         (("--combine", "slerp"), "--combine"),
+        (("--symmetry", "signed"), "--symmetry signed"),
         (("--method", "merge_many"), "merge_many"),
         (("--weights", "w1=0.5,0.5"), "patterns"),
         (("--weights", "0.5"), "numbers"),
@@ -176,6 +178,34 @@ def test_what_cannot_be_merged_is_refused(files, arguments, words):
     out = () if "--out" in arguments else ("--out", "m.onnx")
     assert words in invoke("merge", "a.onnx", "b.onnx", *arguments, *out, code=2).output
     assert not any(Path(name).exists() for name in ("m.onnx", "m.json", "m.md"))
+
+
+class Scaled(nn.Module):
+    """A layer and what scales it, which exporters may put into one."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv, self.norm = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)
+        self.last = nn.Linear(4, 3)
+        with torch.no_grad():
+            for tensor in (*self.norm.parameters(), *self.norm.buffers()):
+                tensor.copy_(torch.rand(tensor.shape) + 0.5)
+
+    def forward(self, x):
+        return self.last(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+def test_a_file_that_is_refused_goes_by_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example = torch.randn(2, 2, 5, 5)
+    fxrebasin.export_onnx(Scaled(0), "a.onnx", example)
+    fxrebasin.export_onnx(Scaled(1), "folded.onnx", example, optimize=True)
+    for command in ("merge", "interpolate"):
+        found = invoke(command, "a.onnx", "folded.onnx", "--out", "m.onnx", code=2)
+        assert "folded.onnx has in one what a.onnx has as a layer" in found.output
+    found = invoke("merge", "folded.onnx", "a.onnx", "--out", "m.onnx")
+    assert "not compared with the reference: norm.weight" in found.output
 
 
 def test_a_recipe_names_files(files):

@@ -56,6 +56,7 @@ def running_given(matching: HowToMatch, target: Target, talk: Talk) -> dict[str,
     return {
         "--data": matching.data,
         "--loss": matching.loss,
+        f"--symmetry {matching.symmetry}": matching.symmetry != "permutation",
         "--dtype": target.dtype,
         "--dry-run": talk.dry_run,
     }
@@ -227,10 +228,11 @@ def interpolate_files(
     Raises:
         UsageError: what is written, or one of two files, is no ONNX file.
     """
-    import fxrebasin
     from fxrebasin.cli.documents import command_document, matching_document
     from fxrebasin.cli.units import check_units_picture, draw_units_of_files
     from fxrebasin.cli.work import refuse_outputs
+    from fxrebasin.importers.onnx.loading import read
+    from fxrebasin.importers.onnx.merging import merge_sources
     from fxrebasin.progress import waiting
     from fxrebasin.show.views import report_facts
     from fxrebasin.storage.files import together
@@ -252,9 +254,9 @@ def interpolate_files(
             facts, document = report_facts(report), matching_document(report)
             certificate = report.certificate
         with together():
+            sources = [read(files[0]), read(second, str(files[1]))]
             for t, path in places.items():
-                shares = (1 - t, t)
-                fxrebasin.onnx_merge([files[0], second], path, shares, overwrite=target.overwrite)
+                merge_sources(sources, path, (1 - t, t), overwrite=target.overwrite)
             if certificate is not None:
                 draw_units_of_files(
                     picture, files[0], files[1], certificate, overwrite=target.overwrite

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import fxrebasin
 from fxrebasin.cli import numbers
 from fxrebasin.cli.documents import card, command_document, matching_document
 from fxrebasin.cli.merging import write_reports
@@ -20,6 +19,8 @@ from fxrebasin.cli.talking import say, show
 from fxrebasin.cli.units import check_units_picture, draw_units_of_files
 from fxrebasin.cli.work import refuse_target
 from fxrebasin.errors import InputError
+from fxrebasin.importers.onnx.loading import read
+from fxrebasin.importers.onnx.merging import merge_sources
 from fxrebasin.progress import waiting
 from fxrebasin.storage.files import together
 
@@ -118,7 +119,8 @@ def merge_files(
         facts = _facts(task.files, reports, shares)
         document = _document(task, places, target, matching, reports, shares)
         with together():
-            fxrebasin.onnx_merge(files, target.out, shares, overwrite=target.overwrite)
+            sources = [read(path, str(name)) for path, name in zip(files, task.files, strict=True)]
+            merge_sources(sources, target.out, shares, overwrite=target.overwrite)
             write_reports(reports_at, card(target.out.stem, facts, ["merge"]), document, target)
             for report in reports:
                 draw_units_of_files(

@@ -186,7 +186,7 @@ def notes_on_ignored(ignored: Collection[str], unseen: Collection[str]) -> tuple
     notes = []
     if ignored:
         names = listed(list(ignored), _LISTED)
-        notes.append(f"Tensors that were not compared with the reference, as asked: {names}.")
+        notes.append(f"Tensors that were not compared with the reference: {names}.")
     if unseen:
         names = listed(sorted(unseen), _LISTED)
         notes.append(f"Classes that only such tensors have, which were left as they are: {names}.")

@@ -66,12 +66,30 @@ def onnx_merge(
         >>> onnx.numpy_helper.to_array(onnx.load("mean.onnx").graph.initializer[0])
         array([1. , 3.5], dtype=float32)
     """
-    shares = _shares(len(sources), weights)
+    _shares(len(sources), weights)  # refused before anything is read
     place = Path(out)
     refuse_existing([place], overwrite=overwrite)
-    first, *others = [
-        read(item, f"file {at + 1}" * _unnamed(item)) for at, item in enumerate(sources)
-    ]
+    read_ones = [read(item, f"file {at + 1}" * _unnamed(item)) for at, item in enumerate(sources)]
+    return merge_sources(read_ones, place, weights, overwrite=overwrite)
+
+
+def merge_sources(
+    sources: Sequence[OnnxSource],
+    out: Path,
+    weights: Sequence[float] | None = None,
+    *,
+    overwrite: bool,
+) -> tuple[str, ...]:
+    """What `onnx_merge` does, of files that have been read, whatever messages call these.
+
+    Args:
+        sources: the files.
+        out: the path of the result.
+        weights: one for each, with the sum 1; equal ones when left out.
+        overwrite: replace a file that exists.
+    """
+    shares = _shares(len(sources), weights)
+    first, *others = sources
     pairs = [_tensors(first, other) for other in others]
     averaged = {}
     for name in weights_of(first.parsed):
@@ -82,7 +100,7 @@ def onnx_merge(
         averaged[name] = _mean(stacked, shares)
     new = changed(first.parsed, averaged)
     folder = None if first.path is None else first.path.parent
-    with draft(first.proto, first.parsed, new, place, folder, overwrite=overwrite) as written:
+    with draft(first.proto, first.parsed, new, out, folder, overwrite=overwrite) as written:
         OnnxModel(written, "the result")
     return tuple(new)
 
