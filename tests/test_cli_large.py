@@ -83,6 +83,18 @@ def test_a_folder_keeps_its_other_files(folder: Path, case: Case) -> None:
     assert (folder / "c" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16])
+def test_numbers_of_few_bits_become_the_same_bytes_as_in_memory(
+    dtype: torch.dtype, folder: Path, case: Case
+) -> None:
+    save_file({name: tensor.to(dtype) for name, tensor in case.b.items()}, "b.safetensors")
+    transform("b.safetensors", "c.safetensors", *SOME)
+    transform("b.safetensors", "d.safetensors")
+    assert Path("c.safetensors").read_bytes() == Path("d.safetensors").read_bytes()
+    found = load_file("c.safetensors")
+    assert all(torch.equal(t.float(), case.a[n].to(dtype).float()) for n, t in found.items())
+
+
 @pytest.mark.parametrize("kind", ["nested", "plain"])
 def test_a_pickle_becomes_a_pickle(kind: str, folder: Path, case: Case) -> None:
     state = dict(case.b)
@@ -199,7 +211,9 @@ def test_values_that_are_not_finite_leave_nothing(folder: Path, case: Case) -> N
     broken["down.1.weight"][2, 3] = float("nan")
     save_file(broken, "b.safetensors")
     result = transform("b.safetensors", "c.safetensors", *SOME, code=2)
-    assert "down.1.weight holds values that are not finite" in result.output
+    assert (
+        "down.1.weight holds values that are not finite (the model), or too large" in result.output
+    )
     assert sorted(p.name for p in folder.iterdir()) == ["a.safetensors", "b.safetensors", "shards"]
 
 

@@ -75,5 +75,8 @@ def closeness_of(name: str, a: torch.Tensor, b: torch.Tensor) -> tuple[float, fl
         difference = x - y
         square += inner(difference, difference)
     if not math.isfinite(product + square):
-        raise InputError(f"{name} holds values that are not finite, or too large to compare")
+        sides = {"the reference": one, "the model": two}
+        wrong = [label for label, side in sides.items() if not side.to(dtype).isfinite().all()]
+        where = f" ({' and '.join(wrong)})" if wrong else ""
+        raise InputError(f"{name} holds values that are not finite{where}, or too large to compare")
     return product, square
