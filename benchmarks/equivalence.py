@@ -247,6 +247,7 @@ class _Measurement:
             permuted = fxrebasin.apply(model, permutation, *inputs)
         with self._timed("float64_seconds"):
             report = compare_float64(model, permuted, subject.args, subject.kwargs)
+            del permuted  # of large models there is no room for it beside what follows
             control = _error_of_faults(subject, permutation)
         self._note(float64_error=report.max_rel, control_error=control)
         report.raise_if_failed()
@@ -256,10 +257,12 @@ class _Measurement:
     def _check_onnx(self, subject: Subject, permutation: fxrebasin.Permutation, path: Path) -> None:
         """Export the permuted module, which unlike its graph is written as the original is."""
         args, kwargs = subject.args, subject.kwargs
-        permuted = permutation.permute_state_dict(subject.model.state_dict())
-        moved = _with_weights(subject.model, permuted)
+        moved = _with_weights(
+            subject.model, permutation.permute_state_dict(subject.model.state_dict())
+        )
         with self._timed("onnx_seconds"):
             fxrebasin.export_onnx(moved, path, args or None, kwargs or None)
+            del moved
             session = OnnxModel(path)
             dynamic = session.batch_is_dynamic(subject.model, args, kwargs)
             references = reference_runs(Reference(subject.model), args, kwargs, any_batch=dynamic)

@@ -6,11 +6,10 @@ with its number and its length: a file can be written in pieces, and searched by
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
+from io import SEEK_END, BytesIO, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -162,6 +161,43 @@ def with_data_outside(path: Path, least: int) -> onnx.ModelProto:
     Raises:
         CheckpointError: the file is cut off, or is no ONNX model.
     """
+
+    def refer(tensor: onnx.TensorProto, place: Extent) -> bool:
+        if place.size >= least:
+            _refer(tensor, place)
+        return place.size >= least
+
+    return _read(path, refer)
+
+
+def with_data_left(
+    path: Path, leave: Callable[[onnx.TensorProto, int], bool]
+) -> tuple[onnx.ModelProto, dict[str, Extent]]:
+    """The model of a file, and where in it those data are that were not read.
+
+    Args:
+        path: of the file.
+        leave: whether the data of an initializer stay where they are, by what the file says of it,
+            and by how many bytes it has; then the model has empty data for it, which `write_filled`
+            fills.
+
+    Raises:
+        CheckpointError: the file is cut off, or is no ONNX model.
+    """
+    places: dict[str, Extent] = {}
+
+    def left(tensor: onnx.TensorProto, place: Extent) -> bool:
+        if not tensor.name or tensor.name in places or not leave(tensor, place.size):
+            return False
+        places[tensor.name] = place
+        tensor.raw_data = b""
+        return True
+
+    return _read(path, left), places
+
+
+def _read(path: Path, left: Callable[[onnx.TensorProto, Extent], bool]) -> onnx.ModelProto:
+    """The model of a file, but for data that are said to be left where they are."""
     model = onnx.ModelProto()
     with _opened(path) as whole:
         for start, number, span in whole.pieces():
@@ -172,15 +208,56 @@ def with_data_outside(path: Path, least: int) -> onnx.ModelProto:
                 if kind != _INITIALIZER:
                     model.graph.MergeFromString(inner.view.part(begin, inner.stop))
                     continue
-                stored = _stored(inner, path)
+                header, raw = _apart(inner)
                 tensor = model.graph.initializer.add()
-                tensor.CopyFrom(stored.header)
-                if stored.place is not None and stored.place.size >= least:
-                    _refer(tensor, stored.place)
-                elif stored.place is not None:
-                    place = stored.place
-                    tensor.raw_data = inner.view.part(place.offset, place.offset + place.size)
+                tensor.CopyFrom(header)
+                if raw is not None and not left(tensor, Extent(path, raw.start, raw.size)):
+                    tensor.raw_data = raw.view.part(raw.start, raw.stop)
     return model
+
+
+def write_filled(model: onnx.ModelProto, weights: Mapping[str, Weight], path: Path) -> None:
+    """Write a model as protobuf does, with data that it has empty.
+
+    Args:
+        model: some of its initializers have empty data.
+        weights: these, by name.
+        path: of the file.
+    """
+    small = model.SerializeToString()
+    pieces: list[bytes | Weight] = []
+    for start, number, span in _Span(_View(BytesIO(small)), 0, len(small)).pieces():
+        if number == _GRAPH:
+            pieces += _field(_GRAPH, _filled_graph(span, weights))
+        else:
+            pieces.append(small[start : span.stop])
+    with path.open("wb") as file:
+        for piece in pieces:
+            file.write(piece.data() if isinstance(piece, Weight) else piece)
+
+
+def _filled_graph(graph: _Span, weights: Mapping[str, Weight]) -> Iterator[bytes | Weight]:
+    for start, number, span in graph.pieces():
+        name = _apart(span)[0].name if number == _INITIALIZER else ""
+        if name in weights:
+            yield from _field(_INITIALIZER, _filled(span, weights[name]))
+        else:
+            yield span.view.part(start, span.stop)
+
+
+def _filled(tensor: _Span, weight: Weight) -> Iterator[bytes | Weight]:
+    for start, number, span in tensor.pieces():
+        if number == _RAW:
+            yield from _field(_RAW, [weight])
+        else:
+            yield span.view.part(start, span.stop)
+
+
+def _field(number: int, content: Iterable[bytes | Weight]) -> list[bytes | Weight]:
+    """A field with its number and its length."""
+    pieces = list(content)
+    size = sum(piece.size if isinstance(piece, Weight) else len(piece) for piece in pieces)
+    return [_tag(number) + _varint(size), *pieces]
 
 
 def stored_initializers(path: Path) -> Iterator[Stored]:
@@ -213,16 +290,21 @@ def _opened(path: Path) -> Iterator[_Span]:
 
 
 def _stored(tensor: _Span, path: Path) -> Stored:
-    header = onnx.TensorProto()
-    place = None
+    header, raw = _apart(tensor)
+    if header.data_location == onnx.TensorProto.EXTERNAL:
+        return Stored(header, _external(header, path))
+    return Stored(header, None if raw is None else Extent(path, raw.start, raw.size))
+
+
+def _apart(tensor: _Span) -> tuple[onnx.TensorProto, _Span | None]:
+    """A tensor without its raw bytes, and these."""
+    header, raw = onnx.TensorProto(), None
     for start, number, span in tensor.pieces():
         if number == _RAW:
-            place = Extent(path, span.start, span.stop - span.start)
+            raw = span
         else:
             header.MergeFromString(tensor.view.part(start, span.stop))
-    if header.data_location == onnx.TensorProto.EXTERNAL:
-        place = _external(header, path)
-    return Stored(header, place)
+    return header, raw
 
 
 def _external(header: onnx.TensorProto, path: Path) -> Extent:
@@ -241,8 +323,8 @@ class _View:
         file: to be read.
     """
 
-    def __init__(self, file: FileIO) -> None:
-        self._file, self._size = file, os.fstat(file.fileno()).st_size
+    def __init__(self, file: BinaryIO | FileIO) -> None:
+        self._file, self._size = file, file.seek(0, SEEK_END)
         self._page, self._start = b"", 0
 
     def __len__(self) -> int:
@@ -290,6 +372,11 @@ class _Span:
     view: _View
     start: int
     stop: int
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return self.stop - self.start
 
     def fields(self) -> Iterator[tuple[int, _Span]]:
         """Number and content of each field."""

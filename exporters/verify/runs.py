@@ -51,6 +51,9 @@ class MadeWhenAsked(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.make(name, self.given[name])
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.given
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.given)
 

@@ -19,10 +19,11 @@ from onnx import (
 )
 
 from fxrebasin.errors import InputError
+from fxrebasin.exporters.onnx.wire import Extent
 from fxrebasin.importers.onnx.foreign import Alone
 from fxrebasin.importers.onnx.operators import OPERATORS
 from fxrebasin.importers.onnx.registry import Operator, Site
-from fxrebasin.importers.onnx.tensors import dense, to_torch
+from fxrebasin.importers.onnx.tensors import dense, is_left, to_torch
 
 _STANDARD = ("", "ai.onnx")
 _GRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
@@ -143,13 +144,21 @@ class Parsed:
     uses: Mapping[str, Use] = field(default_factory=dict)
 
 
-def parse(model: ModelProto, folder: Path | None = None, *, mapped: bool = False) -> Parsed:
+def parse(
+    model: ModelProto,
+    folder: Path | None = None,
+    *,
+    mapped: bool = False,
+    places: Mapping[str, Extent] | None = None,
+) -> Parsed:
     """Read a model.
 
     Args:
         model: as it is in the file.
         folder: where the file is, for tensors whose data are in files of their own.
         mapped: whether these are mapped into memory; see `fxrebasin.importers.onnx.tensors`.
+        places: of the data that are in the file and not in the model, by the name of an
+            initializer.
 
     Raises:
         InputError: the model has no graph, or tensors of types that cannot be computed.
@@ -158,7 +167,7 @@ def parse(model: ModelProto, folder: Path | None = None, *, mapped: bool = False
     own = {key for key, _ in stored_tensors(model.graph)}
     whole = inliner.inline_local_functions(model) if model.functions else model
     opsets = {_domain(item.domain): item.version for item in whole.opset_import}
-    reader = _Reader(opsets, folder, own, mapped)
+    reader = _Reader(opsets, folder, own, mapped, places or {})
     graph = reader.graph(whole.graph, "")
     known = {item.name for item in model.graph.initializer}
     known |= {item.values.name for item in model.graph.sparse_initializer}
@@ -269,12 +278,14 @@ class _Reader:
         folder: where the file is.
         own: keys of what the file itself stores; functions have constants as well.
         mapped: whether data in files of their own are mapped.
+        places: of data of initializers that are in the file only.
     """
 
     opsets: Mapping[str, int]
     folder: Path | None
     own: set[Key]
     mapped: bool
+    places: Mapping[str, Extent]
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     stored: dict[str, Key] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
@@ -288,9 +299,9 @@ class _Reader:
         """
         tensors: dict[str, str] = {}
         for item in graph.initializer:
-            tensors[item.name] = self._keep(
-                scope, item.name, to_torch(item, self.folder, mapped=self.mapped)
-            )
+            place = self.places.get(item.name) if is_left(item) and not scope else None
+            value = to_torch(item, self.folder, mapped=self.mapped, place=place)
+            tensors[item.name] = self._keep(scope, item.name, value)
         for sparse in graph.sparse_initializer:
             name = sparse.values.name
             tensors[name] = self._keep(scope, name, dense(sparse, self.folder, mapped=self.mapped))

@@ -11,14 +11,18 @@ from typing import TypeAlias
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
+from onnx.serialization import registry
 from torch import Tensor
 
 from fxrebasin.errors import CheckpointError, InputError
+from fxrebasin.exporters.onnx.wire import Extent, with_data_left
+from fxrebasin.importers.onnx.dtypes import DTYPES
 from fxrebasin.importers.onnx.foreign import Unknown, is_random
 from fxrebasin.importers.onnx.graph import Parsed, parse, stored_tensors
 from fxrebasin.importers.onnx.module import AtSeveralSizes, OnnxModule
 from fxrebasin.importers.onnx.roles import state_of, weights_of
 from fxrebasin.importers.onnx.sharing import split
+from fxrebasin.importers.onnx.tensors import is_external, size_of
 from fxrebasin.running.messages import first_lines
 from fxrebasin.wording import listed
 
@@ -26,6 +30,7 @@ Source: TypeAlias = str | PathLike[str] | ModelProto
 """The path of a file, or a model in memory."""
 
 OLDEST_OPSET = 7
+_LARGE = 1024  # bytes of an initializer
 _LISTED = 8
 
 _QUANTISED_KINDS = (
@@ -49,7 +54,8 @@ class OnnxSource:
     Args:
         label: what messages call it.
         path: of the file; None for a model in memory.
-        proto: as it is in the file; data that are in files of their own are not in it.
+        proto: as it is in the file; data that are in files of their own are not in it, nor are
+            those of large initializers, which have empty ones instead.
         parsed: its graph and tensors, of which each use has its own.
         state: names of the tensors that are weights.
     """
@@ -119,12 +125,13 @@ def read(source: Source, label: str = "", *, mapped: bool = False) -> OnnxSource
     """
     path = None if isinstance(source, ModelProto) else Path(source)
     label = label or (str(path) if path is not None else "the ONNX model")
-    proto = source if isinstance(source, ModelProto) else _load(Path(source))
+    proto, places = (source, {}) if isinstance(source, ModelProto) else _load(Path(source))
     if not proto.graph.node and not proto.graph.output:
         raise CheckpointError(f"{label} holds no graph; it is empty, or not an ONNX model")
     try:
         _refuse_kinds(proto, label)
-        parsed = parse(proto, None if path is None else path.parent, mapped=mapped)
+        folder = None if path is None else path.parent
+        parsed = parse(proto, folder, mapped=mapped, places=places)
         _refuse_random(parsed, label)
     except (TypeError, UnicodeError) as error:  # protobuf gives bytes where a text is none
         raise CheckpointError(
@@ -136,15 +143,31 @@ def read(source: Source, label: str = "", *, mapped: bool = False) -> OnnxSource
     return OnnxSource(label, path, proto, parsed, state_of(parsed))
 
 
-def _load(path: Path) -> ModelProto:
+def _load(path: Path) -> tuple[ModelProto, dict[str, Extent]]:
+    """A file, and where in it the data of large initializers are, which are not held twice so."""
     if not path.is_file():
         raise CheckpointError(f"there is no ONNX file at {path}")
     try:
-        return onnx.load(path, load_external_data=False)
+        if _is_text(path):
+            return onnx.load(path, load_external_data=False), {}
+        return with_data_left(path, _stays)
     except (DecodeError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{path} is not an ONNX model that can be read: {error}. It may be cut off."
         ) from error
+
+
+def _is_text(path: Path) -> bool:
+    """Whether onnx reads a file of this name as something else than bytes of protobuf."""
+    return registry.get_format_from_file_extension(path.suffix) not in (None, "protobuf")
+
+
+def _stays(tensor: TensorProto, size: int) -> bool:
+    """Whether an initializer is large, and has as many bytes as its shape needs."""
+    dtype = DTYPES.get(tensor.data_type)
+    if dtype is None or is_external(tensor) or size < _LARGE:
+        return False
+    return size == size_of(tensor) * dtype.itemsize
 
 
 def _refuse_kinds(proto: ModelProto, label: str) -> None:

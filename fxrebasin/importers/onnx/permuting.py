@@ -23,6 +23,7 @@ from fxrebasin.exporters.verify.equivalence import (
 )
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
 from fxrebasin.exporters.verify.references import References
+from fxrebasin.exporters.verify.runs import MadeWhenAsked
 from fxrebasin.facts import counted
 from fxrebasin.importers.onnx.finding import Runs, find, made_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
@@ -35,6 +36,7 @@ from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.permutation import Permutation
 from fxrebasin.reliance import contradictions, refusal
 from fxrebasin.reports.equivalence import EquivalenceReport
+from fxrebasin.running.freed import give_back_memory
 from fxrebasin.running.outputs import Outputs, Wanted
 from fxrebasin.running.surroundings import in_own_surroundings
 from fxrebasin.storage.files import refuse_existing
@@ -53,7 +55,8 @@ class Permuted:
         runs: its graph, and what that is run on.
         wanted: which outputs count.
         permutation: of its units.
-        tensors: the weights that this moves, in their new order, by name.
+        tensors: the weights that this moves, in their new order, by name; each is made when it is
+            asked for.
     """
 
     own: OnnxSource
@@ -131,6 +134,14 @@ class Permuted:
         Raises:
             EquivalenceError: it is not what it should be.
         """
+        report = self._prove_weights(written, references)
+        give_back_memory()
+        for optimized in (False, True):
+            session = OnnxModel(written, "the result", optimized=optimized)
+            compare_onnxruntime(session, references).raise_if_failed()
+        return replace(report, notes=(*report.notes, *self._about_sharing()))
+
+    def _prove_weights(self, written: Path, references: References) -> EquivalenceReport:
         again = read(written, "the result", mapped=True).parsed.tensors
         before = self.own.parsed.tensors
         if again.keys() != before.keys():
@@ -138,11 +149,7 @@ class Permuted:
         for name, tensor in again.items():
             if not same_bits(tensor, self.tensors.get(name, before[name])):
                 raise EquivalenceError(f"{name} was not written as it should be")
-        report = self.prove(references, again)
-        for optimized in (False, True):
-            session = OnnxModel(written, "the result", optimized=optimized)
-            compare_onnxruntime(session, references).raise_if_failed()
-        return replace(report, notes=(*report.notes, *self._about_sharing()))
+        return self.prove(references, again)
 
     def _about_sharing(self) -> tuple[str, ...]:
         names = parted(self.own.parsed, changed(self.own.parsed, self.tensors))
@@ -171,12 +178,18 @@ def permuted(
     return Permuted(own, runs, wanted, permutation, _moved(own, runs.module, permutation))
 
 
-def _moved(own: OnnxSource, module: OnnxModule, permutation: Permutation) -> dict[str, Tensor]:
-    names, layout = module.file_names, permutation.layout
-    given = {key: own.parsed.tensors[name] for key, name in names.items() if key in layout}
-    permuted_state = permutation.permute_state_dict(given)
-    moved = {names[key]: permuted_state[key] for key in given}
-    return {**moved, **unread_copies(own.parsed, moved)}
+def _moved(own: OnnxSource, module: OnnxModule, permutation: Permutation) -> Mapping[str, Tensor]:
+    before = own.parsed.tensors
+    keys = {name: key for key, name in module.file_names.items() if key in permutation.layout}
+    permutation.check_fits({key: before[name] for name, key in keys.items()})
+
+    def moved() -> Mapping[str, Tensor]:
+        given = {name: before[name] for name in keys}
+        return MadeWhenAsked(given, lambda name, old: permutation.permute_tensor(keys[name], old))
+
+    copies = unread_copies(own.parsed, moved())
+    keys.update({name: keys[other] for name, other in copies.items()})
+    return moved()
 
 
 @in_own_surroundings

@@ -65,8 +65,8 @@ def split(parsed: Parsed, names: Collection[str]) -> Parsed:
     return replace(parsed, graph=graph, tensors=tensors, stored=stored, uses=splitter.uses)
 
 
-def unread_copies(parsed: Parsed, moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """New content of tensors that no node reads, and that have all bits of one that moves.
+def unread_copies(parsed: Parsed, moved: Mapping[str, Tensor]) -> dict[str, str]:
+    """Tensors that no node reads, and that have all bits of one that moves, with the name of that.
 
     Exporters keep a tied weight under each of its names, where the graph reads it by some of them;
     whoever loads the weights by name would find the two apart.
@@ -75,11 +75,11 @@ def unread_copies(parsed: Parsed, moved: Mapping[str, Tensor]) -> dict[str, Tens
         parsed: the model.
         moved: new content, by name.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, str] = {}
     for name in sorted(parsed.stored.keys() - _read_somewhere(parsed.graph) - moved.keys()):
         own = parsed.tensors[name]
-        alike = [new for other, new in moved.items() if same_bits(parsed.tensors[other], own)]
-        if alike and all(same_bits(alike[0], new) for new in alike):
+        alike = [other for other in moved if same_bits(parsed.tensors[other], own)]
+        if alike and all(same_bits(moved[alike[0]], moved[other]) for other in alike):
             found[name] = alike[0]
     return found
 

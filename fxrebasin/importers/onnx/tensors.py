@@ -11,6 +11,7 @@ import torch
 from onnx import SparseTensorProto, TensorProto, numpy_helper
 
 from fxrebasin.errors import CheckpointError
+from fxrebasin.exporters.onnx.wire import Extent
 from fxrebasin.facts import bytes_text
 from fxrebasin.importers.onnx.dtypes import UnknownTypeError, dtype_of
 from fxrebasin.wording import escaped
@@ -26,12 +27,21 @@ def is_external(tensor: TensorProto) -> bool:
     return tensor.data_location == TensorProto.EXTERNAL
 
 
+def is_left(tensor: TensorProto) -> bool:
+    """Whether the data are in the file of the model only, and were not read with it."""
+    return tensor.HasField("raw_data") and not tensor.raw_data and size_of(tensor) > 0
+
+
 _MOST_DENSE = 2**31
 """Bytes that a sparse tensor may take with all its zeros; no message of protobuf takes more."""
 
 
 def to_torch(
-    tensor: TensorProto, folder: Path | None = None, *, mapped: bool = False
+    tensor: TensorProto,
+    folder: Path | None = None,
+    *,
+    mapped: bool = False,
+    place: Extent | None = None,
 ) -> torch.Tensor:
     """The data of a tensor.
 
@@ -40,6 +50,7 @@ def to_torch(
         folder: where that file is, for data that are in files of their own.
         mapped: whether these files are mapped into memory, which only those may be that nobody
             else knows of: to look at what was cut off meanwhile ends the process.
+        place: where in the file of the model the data are, if they were not read with it.
 
     Raises:
         UnknownTypeError: torch has no such type.
@@ -54,6 +65,8 @@ def to_torch(
         dtype = dtype_of(tensor.data_type)
     except UnknownTypeError as error:
         raise UnknownTypeError(f"the tensor {tensor.name!r} cannot be computed: {error}") from None
+    if place is not None:
+        return _read(tensor, dtype, place, mapped)
     if is_external(tensor):
         return _external(tensor, dtype, folder, mapped)
     try:
@@ -212,13 +225,18 @@ def _external(
         )
     if not count:
         return torch.zeros(tuple(tensor.dims), dtype=dtype)
+    return _read(tensor, dtype, Extent(path, offset, needed), mapped)
+
+
+def _read(tensor: TensorProto, dtype: torch.dtype, place: Extent, mapped: bool) -> torch.Tensor:
+    """Data that are at a place of a file."""
     data: npt.NDArray[np.uint8]
-    if mapped and not offset % dtype.itemsize:
-        data = np.memmap(path, np.uint8, "c", offset, (needed,))
+    if mapped and not place.offset % dtype.itemsize:
+        data = np.memmap(place.path, np.uint8, "c", place.offset, (place.size,))
     else:
-        data = np.fromfile(path, np.uint8, needed, offset=offset)
-    if len(data) != needed:
+        data = np.fromfile(place.path, np.uint8, place.size, offset=place.offset)
+    if len(data) != place.size:
         raise CheckpointError(
-            f"the data of {tensor.name!r} in {location!r} were cut off while they were read"
+            f"the data of {tensor.name!r} in {place.path} were cut off while they were read"
         )
     return torch.from_numpy(data).view(dtype).reshape(tuple(tensor.dims))

@@ -16,6 +16,7 @@ from fxrebasin.importers.onnx.permuting import permuted
 from fxrebasin.passes.match.methods import MatchResult, check_method
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.reports.rebasin import RebasinReport
+from fxrebasin.running.freed import give_back_memory
 from fxrebasin.running.outputs import Outputs
 from fxrebasin.running.surroundings import in_own_surroundings
 from fxrebasin.storage.files import refuse_existing
@@ -89,8 +90,11 @@ def onnx_transform(
         found = pair.find(example_inputs)
     with clock("match"):
         matched = pair.match(found, method, seed, options)
+    own, wanted, ignored = pair.own, pair.choices.outputs, pair.ignored
+    del pair  # with it the weights of the reference, which nothing needs any more
+    give_back_memory()
     with clock("rewrite"):
-        result = permuted(pair.own, found.runs, matched.permutation, pair.choices.outputs)
+        result = permuted(own, found.runs, matched.permutation, wanted)
     with clock("verify"):
         references = result.check_interpreter()
     with ExitStack() as stack:
@@ -98,7 +102,7 @@ def onnx_transform(
             written = stack.enter_context(result.drafted(place, overwrite=overwrite))
         with clock("verify"):
             report = result.prove_file(written, references)
-    return _report(matched, found, report, method, clock.seconds, pair.ignored)
+    return _report(matched, found, report, method, clock.seconds, ignored)
 
 
 def onnx_match(

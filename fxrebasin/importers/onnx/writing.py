@@ -13,9 +13,19 @@ from onnx import ModelProto, TensorProto
 from torch import Tensor
 
 from fxrebasin.errors import InputError
+from fxrebasin.exporters.onnx.wire import Weight, write_filled
+from fxrebasin.exporters.verify.runs import MadeWhenAsked
+from fxrebasin.facts import bytes_text
 from fxrebasin.importers.onnx.graph import Parsed, stored_tensors
 from fxrebasin.importers.onnx.sharing import parted, unshare
-from fxrebasin.importers.onnx.tensors import bits_of, bytes_of, external_path, is_external, place_of
+from fxrebasin.importers.onnx.tensors import (
+    bits_of,
+    bytes_of,
+    external_path,
+    is_external,
+    is_left,
+    place_of,
+)
 from fxrebasin.storage.content_names import named_by_content
 from fxrebasin.storage.files import refuse_existing, replacing
 
@@ -27,22 +37,24 @@ _FIELDS: Mapping[int, tuple[str, type[np.generic]]] = {
 }
 """Where numbers of each type are kept one by one, and as what."""
 
+_LARGEST = 2**31
 _ALIGNED = 4096
 """Bytes of which the offset of data that are added to a file is a multiple."""
 
 
-def changed(parsed: Parsed, moved: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of the tensors that hold other bits than in the file.
+def changed(parsed: Parsed, moved: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Those of the tensors that hold other bits than in the file; each is made when asked for.
 
     Args:
         parsed: the model.
         moved: tensors by name.
     """
-    return {
-        name: tensor
+    before = {
+        name: parsed.tensors[name]
         for name, tensor in moved.items()
         if not torch.equal(bits_of(tensor), bits_of(parsed.tensors[name]))
     }
+    return MadeWhenAsked(before, lambda name, _: moved[name])
 
 
 @contextmanager
@@ -82,18 +94,58 @@ def draft(
         with replacing(out, overwrite=overwrite) as path:
             data = _copies_of_data(_external(copied), path, folder)
             for name, own in own_tensors.items():
-                _put(own, tensors.get(name, parsed.tensors[name]), data, anew=True)
-            for name, tensor in tensors.items():
-                if name not in parsed.uses:
-                    _put(stored[parsed.stored[name]], tensor, data)
+                if not is_left(own):
+                    _put(own, tensors.get(name, parsed.tensors[name]), data, anew=True)
+            for name in tensors:
+                item = stored[parsed.stored[name]]
+                if name not in parsed.uses and not is_left(item):
+                    _put(item, tensors[name], data)
             names = {at: named_by_content(file, out.name).name for at, file in data.items()}
             for item in _external(copied):
                 for entry in item.external_data:
                     entry.value = names[entry.value] if entry.key == "location" else entry.value
-            path.write_bytes(copied.SerializeToString())
+            _write(copied, parsed, tensors, own_tensors, path)
             yield path
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error}") from error
+
+
+def _write(
+    proto: ModelProto,
+    parsed: Parsed,
+    tensors: Mapping[str, Tensor],
+    added: Mapping[str, TensorProto],
+    path: Path,
+) -> None:
+    """Write a model, with data that were left in the file that it was read from.
+
+    Args:
+        proto: the model.
+        parsed: as it was read.
+        tensors: new content, by name.
+        added: initializers that were added, by the names of what they hold.
+        path: of the file.
+    """
+    names = {
+        local: name
+        for name, (scope, local) in parsed.stored.items()
+        if not scope and name not in parsed.uses
+    }
+    names.update({own.name: name for name, own in added.items() if is_left(own)})
+
+    def weight(header: TensorProto) -> Weight:
+        name = names[header.name]
+        size = parsed.tensors[name].nbytes
+        return Weight(header, size, lambda: bytes_of(tensors.get(name, parsed.tensors[name])))
+
+    weights = {item.name: weight(item) for item in proto.graph.initializer if is_left(item)}
+    if sum(item.size for item in weights.values()) >= _LARGEST:
+        raise InputError(
+            f"{path.name} would take more than the {bytes_text(_LARGEST)} that an ONNX file may: "
+            "nodes that read one tensor need different orders of it. Keep the weights of the model "
+            "in a file of their own (onnx.save, save_as_external_data=True)"
+        )
+    write_filled(proto, weights, path)
 
 
 def _external(proto: ModelProto) -> list[TensorProto]:
