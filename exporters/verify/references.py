@@ -272,7 +272,10 @@ class _Explorer:
 
     def unseen(self) -> list[str]:
         """Notes about what no run has shown."""
-        return _unread_notes(self._reads) + (self._activity.notes() if self._activity else [])
+        notes = _unread_notes(self._reads)
+        if self._activity is None:
+            return notes
+        return [*notes, *_unlooked_notes(self._reads), *self._activity.notes()]
 
     def _rows(self) -> int:
         return sum(one.rows for one in self.sets)
@@ -328,6 +331,14 @@ def _unread_notes(reads: StateReads) -> list[str]:
     if partly:
         notes.append(f"no run read all of {_count(partly)}: nothing is known about the rest")
     return notes
+
+
+def _unlooked_notes(reads: StateReads) -> list[str]:
+    """Rows of tables that no input named, and parts that no input was long enough for."""
+    rows = [f"{count} of {name}" for name, count in reads.unlooked().items()]
+    if not rows:
+        return []
+    return [f"no input names all rows: nothing is known about {listed(rows, _SHOWN)}"]
 
 
 def _count(names: Sequence[str]) -> str:

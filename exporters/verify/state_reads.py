@@ -17,8 +17,8 @@ class StateReads(OperatorMode):
     """Dispatch mode that notes which elements of some tensors are operands of an operator.
 
     A view reads nothing; what is done with it does, and reads the elements that it shows, unless
-    that has no result (an expert on no rows). Whole tables count as read where rows are looked up
-    in them.
+    that has no result (an expert on no rows). Where rows of a table are looked up, the table counts
+    as read, and `unlooked` says which of its rows were not: other inputs will always find more.
 
     Args:
         tensors: by name, all strided.
@@ -37,6 +37,8 @@ class StateReads(OperatorMode):
         self._tensors = {name: tensor for name, tensor in tensors.items() if _is_plain(tensor)}
         self._storages = {t.untyped_storage()._cdata for t in self._tensors.values()}
         self._seen: dict[int, set[tuple[Any, ...]]] = {}
+        self._rows: dict[tuple[Any, ...], torch.Tensor] = {}  # of tables: those that were looked up
+        self._whole: set[tuple[Any, ...]] = set()  # what was read in other ways, too
         self.looked = False
         """Whether the values of what was computed from these tensors or from real inputs were
         asked for: the run may take another path for other inputs."""
@@ -51,6 +53,15 @@ class StateReads(OperatorMode):
         """How many elements of each tensor were not read; only tensors with some."""
         counts = {name: self._unread(tensor) for name, tensor in self._tensors.items()}
         return {name: count for name, count in counts.items() if count}
+
+    def unlooked(self) -> dict[str, int]:
+        """How many rows of each table, of which rows were looked up only, were not among these."""
+        found = {}
+        for name, tensor in self._tensors.items():
+            rows = None if (place := _place(tensor)) in self._whole else self._rows.get(place)
+            if rows is not None and not rows.all():
+                found[name] = int((~rows).sum())
+        return found
 
     def untouched(self) -> list[str]:
         """Names of the tensors of which no element was read."""
@@ -74,7 +85,15 @@ class StateReads(OperatorMode):
             for operand in own:
                 seen = self._seen.setdefault(operand.untyped_storage()._cdata, set())
                 seen.add(_elements(operand))
+            if own and func in _LOOKED_UP:
+                self._look_up(own[0], args[1])
+            else:
+                self._whole.update(map(_place, own))
         return result
+
+    def _look_up(self, table: torch.Tensor, rows: torch.Tensor) -> None:
+        known = self._rows.setdefault(_place(table), torch.zeros(len(table), dtype=torch.bool))
+        known[rows.reshape(-1).cpu().long()] = True
 
     def _is_own(self, tensor: torch.Tensor) -> bool:
         return _is_plain(tensor) and tensor.untyped_storage()._cdata in self._storages
@@ -110,6 +129,14 @@ def _end(place: tuple[Any, ...]) -> int:
     offset, shape, strides = place
     last = sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
     return int(offset + last + 1) if all(shape) else 0
+
+
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.untyped_storage()._cdata, *_elements(tensor)
+
+
+_LOOKED_UP = frozenset({torch.ops.aten.embedding.default, torch.ops.aten._embedding_bag.default})
+"""Operators that read rows of their first argument, which the second one names."""
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
