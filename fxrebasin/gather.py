@@ -22,6 +22,20 @@ def storage_identity(tensor: torch.Tensor) -> tuple[object, ...]:
     )
 
 
+def identity_of(tensor: torch.Tensor) -> object:
+    """Equal for tensors that are one tensor, or the same view of the same memory.
+
+    Args:
+        tensor: any, also of a layout without storage.
+    """
+    if tensor.layout is not torch.strided or tensor.numel() == 0:
+        return id(tensor)
+    try:
+        return storage_identity(tensor)
+    except (RuntimeError, NotImplementedError):  # a subclass that wraps others
+        return id(tensor)
+
+
 def permuted(
     tensor: torch.Tensor, groups: tuple[AxisGroup, ...], indices: list[IntArray]
 ) -> torch.Tensor:

@@ -18,10 +18,11 @@ from fxrebasin.errors import EquivalenceError, InputError
 from fxrebasin.exporters.verify.equivalence import compare_float64, verify
 from fxrebasin.exporters.verify.float64 import TrueFloat64, float64_copy, widened
 from fxrebasin.exporters.verify.input_sets import example_set, other_sets, with_batch
-from fxrebasin.exporters.verify.outputs import compare_tensors, relative_error
+from fxrebasin.exporters.verify.outputs import compare_tensors
 from fxrebasin.exporters.verify.runs import Subject, run_native
 from fxrebasin.importers.onnx import comparing
 from fxrebasin.reports.equivalence import EquivalenceReport
+from fxrebasin.running.apart import relative_error
 from fxrebasin.running.given import remade
 from fxrebasin.running.outputs import counted
 from tests.support.small_nets import (

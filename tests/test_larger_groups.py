@@ -320,3 +320,40 @@ def test_signs_within_heads_are_none_of_the_heads(method: str) -> None:
     found = fxrebasin.transform(b, a, inputs, symmetry="signed", method=method, **options)
     other = torch.randint(0, form.inputs, (3, 5))
     assert torch.allclose(found(other), b(other), rtol=1e-4, atol=1e-5)
+
+
+class Elsewhere(nn.Module):
+    """Reads a weight by another way than its name."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
+        weight = self.last.weight
+        self.way, self.kept = way, [self.first.weight]
+        self.read = lambda h: nn.functional.linear(h, weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "closure":
+            return self.read(self.first(x).relu())
+        return self.last(nn.functional.linear(x, self.kept[0], self.first.bias).relu())
+
+
+@pytest.mark.parametrize("way", ["closure", "list"])
+def test_weights_that_are_read_by_another_way_are_no_constants(way: str) -> None:
+    a, b = (randomise(Elsewhere(way).double(), seed) for seed in (1, 2))
+    inputs = torch.randn(4, 5, dtype=torch.float64)
+    symmetry = fxrebasin.analyze(b, inputs, symmetry="all")
+    assert [c.kind for c in symmetry.classes] == [GroupKind.PERMUTATION]
+    assert any("by another way than its name" in note for note in symmetry.notes)
+    found = fxrebasin.transform(b, a, inputs, symmetry="all")
+    assert torch.allclose(found(-inputs), b(-inputs), rtol=0, atol=1e-12)
+
+
+def test_units_are_summed_on_a_tensor_with_one_axis() -> None:
+    class Penalised(nn.Sequential):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return super().forward(x), self[0].bias.pow(2).sum()
+
+    model = randomise(Penalised(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)), 1)
+    [units] = fxrebasin.analyze(model, torch.randn(2, 5), symmetry="all").classes
+    assert units.kind is GroupKind.SIGNED

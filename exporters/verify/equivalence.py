@@ -14,7 +14,7 @@ from fxrebasin.choices import choices_for
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.verify.input_sets import InputSet, batch_size, same_start
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
-from fxrebasin.exporters.verify.outputs import compare_tensors, relative_error
+from fxrebasin.exporters.verify.outputs import compare_tensors
 from fxrebasin.exporters.verify.references import References, reference_runs
 from fxrebasin.exporters.verify.runs import (
     Subject,
@@ -28,6 +28,7 @@ from fxrebasin.exporters.verify.runs import (
 from fxrebasin.models.checks import check_usable, unwrap
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.reports.equivalence import EquivalenceReport, OutputFigures
+from fxrebasin.running.apart import relative_error
 from fxrebasin.running.outputs import Outputs, Wanted
 from fxrebasin.running.own_structure import own_structure
 from fxrebasin.running.surroundings import in_own_surroundings

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 
 from fxrebasin.reports.equivalence import OutputFigures
-
-_BLOCK = 1 << 17  # elements of a block, so that in float64 two of them fit into a cache
+from fxrebasin.running.apart import blocks, by_kinds, peak
 
 
 def compare_tensors(
@@ -27,7 +25,7 @@ def compare_tensors(
         name: name of the output, for the report.
         reference: what is right by definition.
         candidate: what is compared with it.
-        tolerance: largest accepted max |candidate - reference| / max |reference|, without unit.
+        tolerance: largest accepted relative error (`fxrebasin.running.apart`), without unit.
         noise_floor: carried into the result.
 
     Non-finite values are looked for first: a NaN, or an infinity that the two do not share, fails
@@ -54,42 +52,6 @@ def compare_tensors(
     if exact:
         return _with_exact_error(figures, reference, candidate)
     return _with_float_error(figures, reference, candidate)
-
-
-def relative_error(reference: torch.Tensor, candidate: torch.Tensor) -> float:
-    """max |candidate - reference| / max |reference| in float64, where both are finite.
-
-    0 if both tensors are zero or empty, inf if only the reference is zero. Any one shape.
-
-    Example:
-        >>> relative_error(torch.tensor([4.0, 0.0]), torch.tensor([4.0, 1.0]))
-        0.25
-    """
-    largest = error = 0.0
-    for left, right in _blocks(reference, candidate):
-        left, right = _shared(left, right)
-        largest, error = max(largest, _peak(left)), max(error, _peak(right - left))
-    return _ratio(error, largest)
-
-
-def _blocks(
-    reference: torch.Tensor, candidate: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Both in float64 on the CPU, some rows at a time: what a processor's cache holds."""
-    width = reference.shape[-1] if reference.dim() else 1
-    flat = reference.dim() < 2
-    if not reference.numel():
-        return
-    left, right = (x.detach().reshape(-1, 1 if flat else width) for x in (reference, candidate))
-    rows = max(_BLOCK // left.shape[1], 1)
-    for start in range(0, left.shape[0], rows):
-        yield _wide(left[start : start + rows]), _wide(right[start : start + rows])
-
-
-def _shared(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both with zeros where either is not finite."""
-    finite = torch.isfinite(left) & torch.isfinite(right)
-    return (left, right) if bool(finite.all()) else (left.where(finite, 0), right.where(finite, 0))
 
 
 def _kind_problems(reference: torch.Tensor, candidate: torch.Tensor) -> tuple[str, ...]:
@@ -127,8 +89,8 @@ def _with_float_error(
     figures: OutputFigures, left: torch.Tensor, right: torch.Tensor
 ) -> OutputFigures:
     sums = _Sums()
-    for blocks in _blocks(left, right):
-        sums.add(*blocks)
+    for both in blocks(left, right):
+        sums.add(*both)
     findings, fatal = sums.non_finite(left.numel())
     if fatal:
         return replace(figures, non_finite=findings, problems=findings)
@@ -136,7 +98,7 @@ def _with_float_error(
     return replace(
         figures,
         max_abs=sums.error,
-        max_rel=_ratio(sums.error, sums.left.peak),
+        max_rel=by_kinds(sums.error, sums.left.peak, lambda: blocks(left, right)),
         mean_abs=sums.errors / left.numel() if left.numel() else 0.0,
         cosine=sums.cosine(),
         top1=sums.same_first * left.shape[-1] / left.numel() if ranked else None,
@@ -194,10 +156,10 @@ class _Sums:
         shrunk = 1.0
         scaled = []
         for side, block in ((self.left, left), (self.right, right)):
-            peak = max(side.peak, _peak(block))
-            by = side.peak / peak if peak else 1.0
-            block = block / peak if peak else block
-            side.peak, side.squares = peak, side.squares * by * by + float(block.norm()) ** 2
+            most = max(side.peak, peak(block))
+            by = side.peak / most if most else 1.0
+            block = block / most if most else block
+            side.peak, side.squares = most, side.squares * by * by + float(block.norm()) ** 2
             shrunk *= by
             scaled.append(block)
         self._product = self._product * shrunk + float(torch.vdot(*scaled).real)
@@ -219,18 +181,3 @@ class _Sums:
         else:
             findings = (f"{words[0]} among {count} values, but {words[1]} in the candidate",)
         return findings, bool(self._unlike) or not self._finite
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    wide = torch.complex128 if tensor.is_complex() else torch.float64
-    return tensor.detach().to("cpu", wide)
-
-
-def _peak(tensor: torch.Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
-
-
-def _ratio(error: float, scale: float) -> float:
-    if error == 0:
-        return 0.0
-    return error / scale if scale else math.inf

@@ -25,6 +25,7 @@ from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
 from fxrebasin.running.switches import no_warnings
 from fxrebasin.running.watching import OperatorMode
+from fxrebasin.wording import spoken
 
 # Of float64 weights, which are kept from run to run where they take no more.
 _KEPT_BYTES = 1 << 30
@@ -257,10 +258,12 @@ def tensors_of(subject: Subject, inputs: InputSet, run: Tensors | Exception) -> 
         InputError: the subject raised.
     """
     if isinstance(run, Exception):
+        exact = spoken('verify="exact"', "--exact")
         raise InputError(
             f"{subject.label} does not run on the inputs ({inputs.label}): "
             f"{describe_call(subject.model, inputs.args, inputs.kwargs)} raised "
             f"{first_lines(run)}\n"
-            "Both models have to take the same inputs, in their own precision and in float64."
+            "Both models have to take the same inputs, in their own precision and in float64; "
+            f"where one computes in its own only, {exact} compares bits and runs nothing."
         ) from run
     return run

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from fxrebasin.gather import identity_of
+
 
 def ties_of(model: nn.Module) -> dict[str, str]:
     """Further names of tensors of a model, each with the first name of its tensor.
+
+    Tensors that are one view of one memory are one tensor.
 
     Args:
         model: any module.
@@ -20,11 +24,11 @@ def ties_of(model: nn.Module) -> dict[str, str]:
         >>> ties_of(net)
         {'1.weight': '0.weight'}
     """
-    first: dict[int, str] = {}
+    first: dict[object, str] = {}
     found = {}
     for name, tensor in held_by_name(model).items():
-        if first.setdefault(id(tensor), name) != name:
-            found[name] = first[id(tensor)]
+        if (known := first.setdefault(identity_of(tensor), name)) != name:
+            found[name] = known
     return found
 
 

@@ -21,9 +21,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fxrebasin.errors import FxRebasinError
+from fxrebasin.gather import identity_of
 from fxrebasin.passes.kinds.origins import CalledAt, Places
 from fxrebasin.passes.kinds.writing import Writer, looks_at_data
-from fxrebasin.passes.propagate.model_state import held_tensors
+from fxrebasin.passes.propagate.model_state import Held, held_tensors
 from fxrebasin.running.messages import first_lines, out_of_memory
 from fxrebasin.running.outputs import Wanted, counted, reduced
 from fxrebasin.running.preserve import preserve
@@ -195,6 +196,7 @@ def _traced(
     inputs = [writer.input(leaves[place]) for place in places]
     with writer.writing():
         writer.end(call({n: stand_ins[item.name] for item in held for n in item.names}, inputs))
+    _refuse_other_ways(writer.constants.values(), held)
     if with_data:
         _refuse_choices_by_weights(writer.graph, len(state))
     writer.graph.eliminate_dead_code()
@@ -220,6 +222,25 @@ def _traced(
         frozenset(name for name, node in names.items() if node in taken),
         places_of.found,
     )
+
+
+def _refuse_other_ways(constants: Iterable[Tensor], held: Sequence[Held]) -> None:
+    """What a model holds has to be read as that, and not through a list or a closure, too.
+
+    Args:
+        constants: tensors that no operator made.
+        held: the state.
+    """
+    names = {_memory(item.tensor): item.name for item in held}
+    for tensor in constants:
+        if name := names.get(_memory(tensor)):
+            raise FxRebasinError(f"the model reads {name} by another way than its name")
+
+
+def _memory(tensor: Tensor) -> object:
+    """Equal for tensors in one memory."""
+    identity = identity_of(tensor)
+    return identity[0] if isinstance(identity, tuple) else identity
 
 
 def _refuse_choices_by_weights(graph: fx.Graph, count: int) -> None:

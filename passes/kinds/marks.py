@@ -49,7 +49,7 @@ class Mark:
         index = torch.where(self.units >= 0, self.units % size, -1)
         found = []
         for axis in self.axes():
-            rows = index.movedim(axis, 0).flatten(1)
+            rows = index.movedim(axis, 0).reshape(index.shape[axis], -1)
             whole = rows.amax(0)
             if not bool(((rows == whole).all(1) | (rows < 0).all(1)).all()):
                 found.append(axis)

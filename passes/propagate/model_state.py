@@ -9,7 +9,7 @@ from enum import Enum, auto
 import torch
 from torch import Tensor, nn
 
-from fxrebasin.gather import storage_identity
+from fxrebasin.gather import identity_of
 
 
 class Role(Enum):
@@ -104,20 +104,6 @@ def _role(
         return Role.STATE
     number = tensor.is_floating_point() or tensor.is_complex()
     return Role.CANDIDATE if number and tensor.numel() > 1 else Role.STATISTICS
-
-
-def identity_of(tensor: Tensor) -> object:
-    """Equal for tensors that are one tensor, or the same view of the same memory.
-
-    Args:
-        tensor: any, also of a layout without storage.
-    """
-    if tensor.layout is not torch.strided or tensor.numel() == 0:
-        return id(tensor)
-    try:
-        return storage_identity(tensor)
-    except (RuntimeError, NotImplementedError):  # a subclass that wraps others
-        return id(tensor)
 
 
 def _overlapping(tensors: Sequence[Tensor]) -> Iterator[tuple[int, int]]:

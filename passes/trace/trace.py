@@ -17,6 +17,7 @@ from fxrebasin.models.example_inputs import check_inputs
 from fxrebasin.passes.trace.exported import exported_graph, has_open_axis
 from fxrebasin.passes.trace.graph_state import carry_state, named_state
 from fxrebasin.passes.trace.symbolic import symbolic_graph
+from fxrebasin.running.apart import relative_error
 from fxrebasin.running.dry_run import DryRun, dry_run
 from fxrebasin.running.given import Given, remade
 from fxrebasin.running.graph_outputs import for_graph
@@ -308,9 +309,12 @@ def _agree(left: torch.Tensor, right: torch.Tensor) -> bool:
         return False
     if not left.is_floating_point() or torch.equal(left, right):
         return torch.equal(left, right)
-    scale = left.abs().nan_to_num(0, 0, 0).max().item() if left.numel() else 0.0
-    slack = 16 * torch.finfo(left.dtype).eps * scale
-    return torch.allclose(left, right, rtol=0, atol=slack, equal_nan=True)
+    endless = ~left.isfinite()
+    if not torch.equal(endless, ~right.isfinite()):
+        return False
+    if not torch.allclose(left[endless], right[endless], equal_nan=True):
+        return False
+    return relative_error(left, right) <= 16 * torch.finfo(left.dtype).eps
 
 
 def _untraceable(
