@@ -209,3 +209,19 @@ def test_matrices_are_found_where_vectors_are_fewer_than_units(words: int, outpu
     back = found.apply(moved)
     for name, tensor in state.items():
         torch.testing.assert_close(back[name], tensor, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("scale", "grew"), [(30.0, True), (1.0, False)])
+def test_a_distance_that_grew_in_the_scales_of_the_reference_is_noted(
+    scale: float, grew: bool
+) -> None:
+    one, two = drawn(GPT, 1), drawn(GPT, 2)
+    with torch.no_grad():
+        for name, parameter in one.named_parameters():
+            if "query" in name:
+                parameter *= scale
+            elif "key" in name:
+                parameter /= scale
+    found = fxrebasin.transform(two, one, one.batch(2, 0), symmetry="all").meta["fxrebasin"]
+    assert (found.distance_after > found.distance_before) is grew
+    assert any("The distance grew" in note for note in found.notes) is grew

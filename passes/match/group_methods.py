@@ -63,6 +63,12 @@ class Permuted:
     layout: Layout
 
 
+_FARTHER = (
+    "The distance grew: units are matched where both models are balanced, and the reference has "
+    "other scales. For models midway between these two, compare what symmetry='permutation' gives."
+)
+
+
 def match_over_groups(
     symmetry: Symmetry,
     plain: MatchingProblem,
@@ -102,6 +108,7 @@ def match_over_groups(
     after = closeness(names, counted_state(a, layout), counted_state(moved, layout))
     faults = contradictions(symmetry.relies_on, plain.common_a)
     notes = [f"{OTHER_CONSTANTS} {'; '.join(faults)}."] if faults else []
+    notes += [_FARTHER] if after.distance > plain.before.distance else []
     return AlignmentResult(
         certificate,
         objective_before=plain.before.objective,
