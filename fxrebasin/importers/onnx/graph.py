@@ -72,6 +72,8 @@ class Step:
         graphs: by the names of their attributes; none if the table lacks the operator.
         alone: the node as something that onnxruntime computes.
         done: names that are read here for the last time.
+        rows: of inputs that are read as the rows that they are joined of, the names of these; see
+            `fxrebasin.importers.onnx.gates`.
     """
 
     kind: str
@@ -85,6 +87,7 @@ class Step:
     graphs: Mapping[str, Graph]
     alone: Alone
     done: tuple[str, ...] = ()
+    rows: Mapping[int, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
 
     def reading(self, inputs: tuple[str, ...], graphs: Mapping[str, Graph]) -> Step:
         """The same node with other names for what it reads.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from onnx import TypeProto
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fxrebasin.errors import InputError
 from fxrebasin.importers.onnx.foreign import Sizes, Unknown, full_name
+from fxrebasin.importers.onnx.gates import in_gates
 from fxrebasin.importers.onnx.graph import Graph, Parsed, Step
 from fxrebasin.importers.onnx.registry import UnsupportedError
 
@@ -67,7 +68,10 @@ class _Node(nn.Module):
                 name = full_name(step.domain, step.kind)
                 raise UnsupportedError(f"the operator {name} {step.name!r} is not known")
             return _alone(step, scope)
-        given = [scope[name] if name else None for name in step.inputs]
+        given: list[Any] = [
+            _rows(step.rows[at], scope) if at in step.rows else scope[name] if name else None
+            for at, name in enumerate(step.inputs)
+        ]
         options = dict(step.attributes)
         options.update({n: _Body(model, graph, scope) for n, graph in step.graphs.items()})
         if step.operator.asks:
@@ -82,6 +86,10 @@ class _Node(nn.Module):
         except _FAULTS as error:
             _say_where(error, step, given)
             raise
+
+
+def _rows(names: Sequence[Sequence[str]], scope: _Scope) -> list[list[Any]]:
+    return [[scope[name] for name in parts] for parts in names]
 
 
 def _alone(step: Step, scope: _Scope) -> tuple[Tensor | None, ...]:
@@ -134,13 +142,13 @@ class OnnxModule(_Holder):
         self._types = parsed.types
         self.unknown = unknown
         self.together = together or {}
-        self._graph = parsed.graph
+        self._graph = in_gates(parsed.graph, parsed.tensors)
         self._slots: dict[str, tuple[dict[str, Any], str]] = {}
         self.file_names: dict[str, str] = {}
         self._nodes: dict[str, str] = {}
         for name, tensor in parsed.tensors.items():
             self._hold(name, tensor, name in state)
-        for _, step in parsed.graph.all_steps():
+        for _, step in self._graph.all_steps():
             self._add_node(step)
         self.eval()
 

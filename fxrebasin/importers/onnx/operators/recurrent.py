@@ -14,6 +14,9 @@ from fxrebasin.importers.onnx.registry import UnsupportedError, operator
 
 _Activation: TypeAlias = Callable[[Tensor], Tensor]
 
+_Weights: TypeAlias = Tensor | Sequence[Sequence[Tensor]]
+"""`[directions, rows, columns]`, or for each direction what the rows consist of."""
+
 _PLAIN: Mapping[str, _Activation] = {
     "relu": torch.relu,
     "tanh": torch.tanh,
@@ -63,8 +66,8 @@ class _Cell:
     """The weights of one direction.
 
     Args:
-        inputs: weights of the inputs, `[gates * hidden, input]`.
-        hidden: weights of the state, `[gates * hidden, hidden]`.
+        inputs: weights of the inputs, `[gates * hidden, input]`, as parts of these rows.
+        hidden: weights of the state, `[gates * hidden, hidden]`, as parts of these rows.
         input_bias: `[gates * hidden]`.
         hidden_bias: `[gates * hidden]`.
         peepholes: `[3 * hidden]`, or none.
@@ -73,8 +76,8 @@ class _Cell:
         switch: `input_forget`, or `linear_before_reset`.
     """
 
-    inputs: Tensor
-    hidden: Tensor
+    inputs: Sequence[Tensor]
+    hidden: Sequence[Tensor]
     input_bias: Tensor | None
     hidden_bias: Tensor | None
     peepholes: Tensor | None
@@ -88,11 +91,18 @@ class _Cell:
 
     def of_input(self, value: Tensor) -> Tensor:
         """What the inputs contribute to all gates."""
-        return F.linear(value, self.inputs, self.input_bias)
+        return _linear(value, self.inputs, self.input_bias)
 
     def of_state(self, value: Tensor) -> Tensor:
         """What the state contributes."""
-        return F.linear(value, self.hidden, self.hidden_bias)
+        return _linear(value, self.hidden, self.hidden_bias)
+
+
+def _linear(value: Tensor, rows: Sequence[Tensor], bias: Tensor | None) -> Tensor:
+    if len(rows) == 1:
+        return F.linear(value, rows[0], bias)
+    found = torch.cat([F.linear(value, part) for part in rows], -1)
+    return found if bias is None else found + bias
 
 
 _Step: TypeAlias = Callable[[_Cell, Tensor, list[Tensor]], list[Tensor]]
@@ -111,14 +121,15 @@ def _gru_step(cell: _Cell, given: Tensor, state: list[Tensor]) -> list[Tensor]:
         of_z, of_r, of_h = cell.of_state(hidden).chunk(3, -1)
     else:
         gates = None if cell.hidden_bias is None else cell.hidden_bias.narrow(0, 0, 2 * size)
-        both = F.linear(hidden, cell.hidden.narrow(0, 0, 2 * size), gates)
+        weights = torch.cat(list(cell.hidden))
+        both = F.linear(hidden, weights.narrow(0, 0, 2 * size), gates)
         of_z, of_r = both.chunk(2, -1)
     update, reset = gate(cell.bound(z + of_z)), gate(cell.bound(r + of_r))
     if cell.switch:
         inner = reset * of_h
     else:
         bias = None if cell.hidden_bias is None else cell.hidden_bias.narrow(0, 2 * size, size)
-        inner = F.linear(reset * hidden, cell.hidden.narrow(0, 2 * size, size), bias)
+        inner = F.linear(reset * hidden, weights.narrow(0, 2 * size, size), bias)
     fresh = new(cell.bound(h + inner))
     return [(1 - update) * fresh + update * hidden]
 
@@ -199,8 +210,8 @@ _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False,
 class _Layer:
     """The tensors and attributes of a node."""
 
-    weights: Tensor
-    recurrence: Tensor
+    weights: _Weights
+    recurrence: _Weights
     bias: Tensor | None
     lengths: Tensor | None
     initial: Sequence[Tensor | None]
@@ -214,18 +225,23 @@ class _Layer:
     switch: bool
 
 
+def _rows_of(weights: _Weights, at: int) -> Sequence[Tensor]:
+    """The parts of the rows of one direction."""
+    return [weights[at]] if isinstance(weights, Tensor) else weights[at]
+
+
 def _layer(kind: _Kind, values: Tensor, layer: _Layer) -> tuple[Tensor, ...]:
     directions = _DIRECTIONS[layer.direction]
     names = layer.activations or list(kind.activations) * len(directions)
     functions = _activations(names, layer.alphas, layer.betas)
     values = values.transpose(0, 1) if layer.layout else values
-    size = layer.recurrence.shape[-1]
+    size = _rows_of(layer.recurrence, 0)[0].shape[-1]
     shown, last = [], []
     for at, backwards in enumerate(directions):
         of_input, of_state = (None, None) if layer.bias is None else layer.bias[at].chunk(2)
         cell = _Cell(
-            layer.weights[at],
-            layer.recurrence[at],
+            _rows_of(layer.weights, at),
+            _rows_of(layer.recurrence, at),
             of_input,
             of_state,
             None if layer.peepholes is None else layer.peepholes[at],
@@ -252,8 +268,8 @@ def _layer(kind: _Kind, values: Tensor, layer: _Layer) -> tuple[Tensor, ...]:
 @operator("RNN")
 def rnn(
     values: Tensor,
-    weights: Tensor,
-    recurrence: Tensor,
+    weights: _Weights,
+    recurrence: _Weights,
     bias: Tensor | None = None,
     lengths: Tensor | None = None,
     hidden: Tensor | None = None,
@@ -275,8 +291,8 @@ def rnn(
 @operator("GRU")
 def gru(
     values: Tensor,
-    weights: Tensor,
-    recurrence: Tensor,
+    weights: _Weights,
+    recurrence: _Weights,
     bias: Tensor | None = None,
     lengths: Tensor | None = None,
     hidden: Tensor | None = None,
@@ -299,8 +315,8 @@ def gru(
 @operator("LSTM")
 def lstm(
     values: Tensor,
-    weights: Tensor,
-    recurrence: Tensor,
+    weights: _Weights,
+    recurrence: _Weights,
     bias: Tensor | None = None,
     lengths: Tensor | None = None,
     hidden: Tensor | None = None,

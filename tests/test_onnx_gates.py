@@ -1,0 +1,109 @@
+"""Recurrent layers whose weights the graph joins of gates: followed without each element."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxrebasin
+from fxrebasin.importers.onnx.finding import find
+from fxrebasin.importers.onnx.loading import read
+from fxrebasin.passes.propagate.propagate import propagate
+from tests.support.onnx_graphs import model
+from tests.support.onnx_proofs import assert_a_file_is_recovered
+
+HIDDEN, STEPS, GATES = 24, 4, 4
+
+
+class Recurrent(nn.Module):
+    """A layer between two others."""
+
+    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 32)
+        self.layer = kind(32, HIDDEN, batch_first=True, **options)
+        self.last = nn.Linear(HIDDEN * (1 + self.layer.bidirectional), 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layer(self.first(x))[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (nn.LSTM, {"bidirectional": True}),
+        (nn.LSTM, {"num_layers": 2, "bias": False}),
+        (nn.GRU, {"bidirectional": True}),
+    ],
+)
+def test_files_have_the_group_of_the_model_and_no_unit_for_each_element(
+    kind: type[nn.RNNBase], options: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net, x = Recurrent(kind, **options).eval(), torch.randn(2, STEPS, 3)
+    fxrebasin.export_onnx(net, tmp_path / "b.onnx", x)
+    report = assert_a_file_is_recovered(tmp_path / "b.onnx")
+    assert report.log10_order == pytest.approx(fxrebasin.analyze(net, x).log10_order())
+    assert report.log10_order > math.log10(math.factorial(32))
+    source = read(tmp_path / "b.onnx")
+    rows = sum(len(tensor) for tensor in source.weights.values())
+    assert propagate(source.module(), (x,), {}).ledger.size < 4 * rows
+
+
+JOINED = """ g (float[steps,2,3] x) => (ys)
+    {{ f = MatMul(x, first)
+      w0 = Concat<axis = 0>(wi, wo, wf, wc)  w = Unsqueeze(w0, zero)
+      r0 = Concat<axis = 0>(ri, ro, rf, rc)  r = Unsqueeze(r0, zero)
+      h, _, _c = LSTM<hidden_size = 24 {options}>(f, w, r, b)
+      s = Squeeze(h, one)  y = MatMul(s, last) {more} }}"""
+
+
+def joined(options: str = "", more: str = "", outputs: str = "float[steps,2,2] y") -> Any:
+    """One direction whose weights are four tensors each."""
+    weights: dict[str, Any] = {"first": (3, 5), "b": (1, 2 * GATES * HIDDEN), "last": (HIDDEN, 2)}
+    weights.update({f"w{gate}": (HIDDEN, 5) for gate in "iofc"})
+    weights.update({f"r{gate}": (HIDDEN, HIDDEN) for gate in "iofc"})
+    weights.update({"zero": np.array([0]), "one": np.array([1])})
+    text = JOINED.replace("ys", outputs).format(options=options, more=more)
+    return model(text, weights, checked=False)
+
+
+FORMS = {
+    "read by the layer only": joined(),
+    "read by others": joined(
+        more="z = ReduceSum<keepdims = 0>(w)", outputs="float[s,2,2] y, float z"
+    ),
+    "functions of its own": joined(', activations = ["HardSigmoid", "Tanh", "Softsign"]'),
+    "numbers are bounded": joined(", clip = 0.5"),
+    "a gate that is not read": joined(", input_forget = 1"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_layers_of_joined_weights_compute_what_onnxruntime_does(form: str, tmp_path: Path) -> None:
+    onnx.save(FORMS[form], tmp_path / "b.onnx")
+    report = assert_a_file_is_recovered(tmp_path / "b.onnx")
+    sizes = (5, HIDDEN, *[HIDDEN] * (form == "a gate that is not read"))
+    moving = sum(math.log10(math.factorial(size)) for size in sizes)
+    assert report.log10_order == pytest.approx(moving)
+
+
+def test_a_weight_joined_otherwise_is_read_as_it_is(tmp_path: Path) -> None:
+    made = joined()
+    turn = next(node for node in made.graph.node if node.output[0] == "w0")
+    turn.attribute[0].i = 1  # along the other axis, of tensors that have other shapes
+    for name in ("wi", "wo", "wf", "wc"):
+        tensor = next(item for item in made.graph.initializer if item.name == name)
+        values = np.random.default_rng(0).standard_normal((4 * HIDDEN, 5 if name == "wi" else 0))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+    found = find(read(made))
+    assert found.symmetry.log10_order() == pytest.approx(
+        math.log10(math.factorial(5)) + math.log10(math.factorial(HIDDEN))
+    )
