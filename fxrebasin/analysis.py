@@ -38,6 +38,8 @@ def symmetry_of(
     kwargs: Mapping[str, Any],
     choices: Choices = _NO_CHOICES,
     kinds: Kinds = Kinds.PERMUTATION,
+    *,
+    values: bool = True,
 ) -> Symmetry:
     """The symmetry of one call of a model; see `fxrebasin.analyze`.
 
@@ -47,13 +49,15 @@ def symmetry_of(
         kwargs: keyword inputs.
         choices: of the user.
         kinds: which groups are looked for.
+        values: False if the model's parameters have values somewhere else, which can be had.
 
     Raises:
+        NeedsValuesError: the model has to be run with these values.
         InputError: the model does not run on the inputs, or has no such outputs.
     """
     with collector_paused():
         try:
-            found = recognised_state(model, args, kwargs, choices)
+            found = recognised_state(model, args, kwargs, choices, values=values)
         except Exception as error:
             if out_of_memory(error):
                 raise wrong_inputs(model, args, kwargs, error) from error

@@ -22,7 +22,7 @@ from fxrebasin.layout import AxisGroup
 from fxrebasin.passes.fields.fields import Elements
 from fxrebasin.passes.group.group import Grouping, group
 from fxrebasin.passes.propagate.model_state import Held, Role, held_tensors, with_constants
-from fxrebasin.passes.propagate.propagate import propagate
+from fxrebasin.passes.propagate.propagate import NeedsValuesError, propagate
 from fxrebasin.passes.propagate.propagation import Propagation
 from fxrebasin.symmetry import log10_order
 from fxrebasin.wording import listed, spoken
@@ -68,6 +68,8 @@ def recognised_state(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     choices: Choices,
+    *,
+    values: bool = True,
 ) -> Finding:
     """Analyse a model, with those buffers as state whose use shows that they are.
 
@@ -75,13 +77,16 @@ def recognised_state(
         args: positional inputs.
         kwargs: keyword inputs.
         choices: of the user: buffers that are state in any case, outputs that count.
+        values: see `propagate`.
 
     Raises:
+        NeedsValuesError: see `propagate`.
         InputError: the model does not run on these inputs.
     """
 
     def run(constants: Collection[str]) -> Finding:
-        propagation = propagate(model, args, kwargs, choices, with_constants(held, constants))
+        taken = with_constants(held, constants)
+        propagation = propagate(model, args, kwargs, choices, taken, values=values)
         grouping = group(propagation)
         return Finding(grouping.solved, grouping)
 
@@ -132,6 +137,8 @@ def _best_effort(run: Any, constants: Collection[str], every: Collection[str]) -
     """With candidates as state; as constants, if the model cannot be analysed like that."""
     try:
         found: Finding = run(constants)
+    except NeedsValuesError:
+        raise
     except FxRebasinError:
         if set(every) == set(constants):
             raise

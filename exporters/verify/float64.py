@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -126,7 +127,11 @@ def widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to(WIDENED.get(tensor.dtype, tensor.dtype), copy=True)
 
 
-def float64_copy(model: nn.Module, pages: Pages | None = None) -> nn.Module:
+def float64_copy(
+    model: nn.Module,
+    pages: Pages | None = None,
+    given: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> nn.Module:
     """A copy of `model` whose floating-point state is float64 (complex state: complex128).
 
     Parameters, buffers and tensors that are plain attributes are widened one by one while the
@@ -136,6 +141,7 @@ def float64_copy(model: nn.Module, pages: Pages | None = None) -> nn.Module:
     Args:
         model: left as it is.
         pages: if given, parameters take memory only while operators read them, inside this mode.
+        given: the numbers of parameters without values, by name; with `pages` only.
 
     Example:
         >>> float64_copy(nn.Linear(2, 1)).weight.dtype
@@ -148,7 +154,12 @@ def float64_copy(model: nn.Module, pages: Pages | None = None) -> nn.Module:
         for value in values.values()
         if isinstance(value, torch.Tensor)
     }
-    return restructured(model, {key: _widen_state(value, pages) for key, value in state.items()})
+    made = {key: _widen_state(value, pages) for key, value in state.items()}
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta and name in given and pages is not None:
+            dtype = WIDENED.get(parameter.dtype, parameter.dtype)
+            made[id(parameter)] = like(parameter, pages.stand_in(given[name], dtype, parameter))
+    return restructured(model, made)
 
 
 def _widen_state(tensor: torch.Tensor, pages: Pages | None) -> torch.Tensor:

@@ -15,7 +15,8 @@ from fxrebasin.running.modes import modes_off
 from fxrebasin.running.operators import tensors_in, touched_by, viewed_by, writes
 from fxrebasin.running.watching import OperatorMode
 
-# Of all weights this part is kept in any case: recurrent layers read the same ones at every step.
+# Of all weights up to this part is kept where a run comes back to some that were emptied: recurrent
+# layers read the same ones at every step.
 _KEPT_PART = 4
 
 # So much is emptied, in bytes, before the C library is asked to hand it to the operating system: it
@@ -66,16 +67,22 @@ class Pages(OperatorMode):
         self._filled: dict[int, _Page] = {}  # the one that was read last is the last
         self._bytes = self._held = 0  # of all pages, of those filled
         self._emptied = 0  # bytes, since memory was handed back
+        self._left: set[int] = set()  # what this run has emptied
+        self._missed = 0  # bytes that this run read again after that
         self._escapes: list[_Escapes] = []  # while inside: it knows this mode
 
-    def stand_in(self, source: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def stand_in(
+        self, source: torch.Tensor, dtype: torch.dtype, form: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """A tensor without memory that has the numbers of another one when it is read.
 
         Args:
             source: has to stay as it is; of any shape, with a layout of strides.
             dtype: of what is read.
+            form: has the strides of what is read; those of the source if None.
         """
-        wide = torch.empty_like(source, dtype=dtype, requires_grad=False)
+        form = source if form is None else form
+        wide = torch.empty_like(form, dtype=dtype, device=source.device, requires_grad=False)
         page = _Page(wide, source.detach())
         page.empty()
         self._pages[page.key] = page
@@ -139,6 +146,7 @@ class Pages(OperatorMode):
             self._unfilled(page)
 
     def __enter__(self) -> Pages:
+        self._left, self._missed = set(), 0
         super().__enter__()  # type: ignore[no-untyped-call]
         self._escapes.append(_Escapes(self))
         self._escapes[-1].__enter__()  # type: ignore[no-untyped-call]
@@ -161,6 +169,9 @@ class Pages(OperatorMode):
         return [self._pages[key] for key in found if key in self._pages]
 
     def _fill(self, page: _Page) -> None:
+        if page.key in self._left:
+            self._left.remove(page.key)
+            self._missed += page.size
         self._unfilled(page)
         self._filled[page.key] = page
         self._held += page.size
@@ -170,12 +181,13 @@ class Pages(OperatorMode):
         """Empty pages until those that are about to be read fit beside what is filled."""
         needed = {page.key for page in coming}
         new = sum(page.size for page in coming if page.key not in self._filled)
-        most = max(self._bytes // _KEPT_PART, self._kept) - new
+        most = max(min(self._bytes // _KEPT_PART, self._missed), self._kept) - new
         if self._held <= most:
             return
         for page in list(self._filled.values()):
             if self._held > most and not page.stays and page.key not in needed:
                 self._forget(page)
+                self._left.add(page.key)
                 self._emptied += page.size
         if self._emptied >= _HANDED_BACK:
             give_back_memory()

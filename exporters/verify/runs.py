@@ -156,7 +156,9 @@ def in_float64(subject: Subject, *, little_memory: bool = False) -> Iterator[Flo
     """
     pages = Pages(_LITTLE_BYTES if little_memory else _KEPT_BYTES)
     with preserve(subject.model):
-        twin = float64_copy(subject.model, pages)
+        state = subject.state or {}
+        numbers = state.given if isinstance(state, MadeWhenAsked) else state
+        twin = float64_copy(subject.model, pages, numbers)
         if subject.state is not None:
             for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
                 if name in subject.state:

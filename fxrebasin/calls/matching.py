@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxrebasin.alignment import Certificate
 from fxrebasin.calls.given import OnnxOrModule, Reference, is_onnx, refuse_buffers, refuse_kinds
@@ -14,11 +15,10 @@ from fxrebasin.calls.request import Request
 from fxrebasin.choices import kinds_named
 from fxrebasin.models.checks import unwrap
 from fxrebasin.options import check_count
-from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.permutation import Permutation
 from fxrebasin.proof import prove_state
 from fxrebasin.reports.rebasin import RebasinReport
-from fxrebasin.running.outputs import Outputs
+from fxrebasin.running.outputs import Outputs, Wanted
 from fxrebasin.running.surroundings import in_own_surroundings
 
 if TYPE_CHECKING:
@@ -207,10 +207,88 @@ def matched(
             ignore=ignore,
             **options,
         )
-    inputs = (example_inputs, example_kwargs)
-    choices = {"state_buffers": state_buffers, "outputs": outputs}
-    wanted = (method, options, kinds_named(symmetry))
-    request = Request(unwrap(model_b), cast(Reference, ref), inputs, wanted, choices, ignore)
+    found = unproved(
+        cast(nn.Module, model_b),  # whatever else it is, is refused
+        cast(Reference, ref),
+        (example_inputs, example_kwargs),
+        (method, options, symmetry),
+        {"state_buffers": state_buffers, "outputs": outputs},
+        seed,
+        ignore=ignore,
+        untie=untie,
+    )
+    return found.proved() if verify else found.report
+
+
+@dataclass(frozen=True)
+class Unproved:
+    """A permutation that was found, and what it is proved on; the reference is not among it.
+
+    Args:
+        report: of the match.
+        model: the module.
+        state: its weights by name.
+        inputs: positional and keyword inputs.
+        outputs: which outputs count.
+    """
+
+    report: RebasinReport
+    model: nn.Module
+    state: Mapping[str, Tensor]
+    inputs: tuple[tuple[Any, ...], Mapping[str, Any]]
+    outputs: Wanted
+
+    @in_own_surroundings
+    def proved(self) -> RebasinReport:
+        """The report, once the model was run with its units in both orders.
+
+        Raises:
+            EquivalenceError: it does not compute the same.
+        """
+        seconds = dict(self.report.seconds)
+        permutation = self.report.certificate
+        with timed(seconds, "verify"):
+            equivalence = prove_state(
+                self.model, self.state, permutation, self.inputs, self.outputs
+            )
+        return replace(self.report, seconds=seconds, equivalence=equivalence)
+
+
+@in_own_surroundings
+def unproved(
+    model_b: nn.Module,
+    ref: Reference,
+    inputs: tuple[Any, Mapping[str, Any] | None],
+    wanted: tuple[str, Mapping[str, Any], str],
+    choices: Mapping[str, Any],
+    seed: int = 0,
+    *,
+    ignore: Sequence[str] = (),
+    untie: bool = False,
+    stored: Mapping[str, Tensor] | None = None,
+) -> Unproved:
+    """The first part of `matched`: what comes behind it does without the reference.
+
+    Args:
+        model_b: see `match`.
+        ref: see `match`.
+        inputs: positional and keyword inputs, as they were passed.
+        wanted: the method, its options, and the symmetries.
+        choices: `state_buffers` and `outputs`, as they were passed.
+        seed: see `match`.
+        ignore: see `match`.
+        untie: see `match`.
+        stored: the weights by name of a model that has none itself, see
+            `fxrebasin.models.emptied`; they are not copied.
+
+    Raises:
+        ArchitectureMismatchError: model and reference differ in names or shapes.
+        InputError: model, reference, inputs, method or options cannot be used.
+        CheckpointError: the file of the reference cannot be read.
+    """
+    method, options, symmetry = wanted
+    how = (method, options, kinds_named(symmetry))
+    request = Request(unwrap(model_b), ref, inputs, how, choices, ignore, stored)
     if untie:
         request.untie()
     check_count("seed", seed, 0)
@@ -219,14 +297,6 @@ def matched(
         analysed = request.analyze()
     with timed(seconds, "match"):
         found = request.match(seed, analysed)
-    equivalence = None
-    if verify:
-        with timed(seconds, "verify"):
-            equivalence = prove_state(
-                request.model,
-                named_state(request.model),
-                found.certificate,
-                (request.args, request.kwargs),
-                request.choices.outputs,
-            )
-    return report_of(request, analysed, found, seconds, equivalence)
+    report = report_of(request, analysed, found, seconds, None)
+    given = (request.args, request.kwargs)
+    return Unproved(report, request.model, request.state(), given, request.choices.outputs)

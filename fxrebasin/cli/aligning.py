@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 import fxrebasin
 from fxrebasin.alignment import Alignment, Certificate, applied
-from fxrebasin.api import matched
+from fxrebasin.calls.matching import Unproved, unproved
 from fxrebasin.cli.options import AS_THEY_ARE, JOINT, HowToMatch, Inputs
 from fxrebasin.cli.user_objects import batches, function
 from fxrebasin.cli.work import Bench
@@ -20,6 +20,7 @@ from fxrebasin.ignoring import fits
 from fxrebasin.merge.many import ALIGNERS
 from fxrebasin.merge.own_tensors import by_shapes
 from fxrebasin.merge.states import own_state
+from fxrebasin.models.emptied import is_emptied
 from fxrebasin.passes.match.methods import METHODS
 from fxrebasin.permutation import Permutation
 from fxrebasin.reports.rebasin import RebasinReport
@@ -126,24 +127,69 @@ def align(
             **common,
         )
         return Aligned(method, tuple(found), (None,) * len(checkpoints))
-    reports = [
-        matched(
-            bench.lay(checkpoint),
-            dict(checkpoints[0].state),
-            bench.example.args,
-            bench.example.kwargs,
-            method,
-            verify=run,
-            **common,
-        )
-        for checkpoint in checkpoints[1:]
-    ]
-    reports = [
-        replace(report, certificate=_for_file(bench, checkpoint, report))
-        for checkpoint, report in zip(checkpoints[1:], reports, strict=True)
-    ]
+    reports = []
+    for checkpoint in checkpoints[1:]:
+        pair = (checkpoints[0], checkpoint)
+        match = _matched(bench, pair, method, options, matching, inputs)
+        report = match.proved() if run else match.report
+        reports.append(replace(report, certificate=_for_file(bench, checkpoint, report)))
     bench.lay(checkpoints[0])
     return Aligned(method, (None, *(r.certificate for r in reports)), (None, *reports))
+
+
+def align_pair(
+    bench: Bench,
+    pair: list[Checkpoint],
+    method: str,
+    matching: HowToMatch,
+    inputs: Inputs,
+    *,
+    run: bool = True,
+    keep: bool = False,
+) -> RebasinReport:
+    """Match the units of a checkpoint with those of a reference, which is let go when it was read.
+
+    Args:
+        bench: has the model, which may be emptied.
+        pair: the reference, in whose place one without weights is put, and the checkpoint.
+        method: of matching.
+        matching: its options.
+        inputs: which outputs and buffers count.
+        run: run the model in both orders.
+        keep: do not let go of the reference.
+
+    Raises:
+        FxRebasinError: what the methods raise.
+    """
+    options = method_options(bench, method, matching)
+    found = _matched(bench, (pair[0], pair[1]), method, options, matching, inputs)
+    if not keep:
+        pair[0] = replace(pair[0], state={}, source=None)
+    report = found.proved() if run else found.report
+    return replace(report, certificate=_for_file(bench, pair[1], report))
+
+
+def _matched(
+    bench: Bench,
+    pair: tuple[Checkpoint, Checkpoint],
+    method: str,
+    options: Mapping[str, Any],
+    matching: HowToMatch,
+    inputs: Inputs,
+) -> Unproved:
+    """What brings the second checkpoint into the order of the first."""
+    reference, checkpoint = pair
+    emptied = is_emptied(bench.module)
+    return unproved(
+        bench.lay_buffers(checkpoint) if emptied else bench.lay(checkpoint),
+        dict(reference.state),
+        (bench.example.args, bench.example.kwargs),
+        (method, options, matching.symmetry),
+        inputs.choices,
+        matching.seed,
+        ignore=bench.reading.ignore,
+        stored=bench.fitting(checkpoint) if emptied else None,
+    )
 
 
 def _for_file(bench: Bench, checkpoint: Checkpoint, report: RebasinReport) -> Certificate:

@@ -91,7 +91,7 @@ def transform(
     dtypes and everything else in it stay as they are. MODEL and --ref may be ONNX files, and
     --out is one then.
     """
-    from fxrebasin.cli.aligning import align, default_method, for_copies, moved
+    from fxrebasin.cli.aligning import align_pair, default_method, for_copies
     from fxrebasin.cli.documents import (
         card,
         checkpoint_document,
@@ -105,6 +105,8 @@ def transform(
     from fxrebasin.cli.units import draw_units
     from fxrebasin.cli.work import (
         open_bench,
+        open_emptied_bench,
+        read_all,
         read_for,
         refuse_target,
         weights_or_folder,
@@ -132,23 +134,17 @@ def transform(
     if room is not None:
         transform_large(room, how, certificate, target, limits, talk)
         return
-    bench = open_bench(model, inputs, reading)
     if talk.dry_run:
+        bench = open_bench(model, inputs, reading)
         show_plan(bench, [ref, path], inputs, talk, "transform", target.out)
         return
-    reference, checkpoint = bench.read(ref), bench.read(path)
-    aligned = align(
-        bench,
-        [reference, checkpoint],
-        matching.method or default_method(2),
-        matching,
-        inputs,
-        run=not exact,
+    bench, pair = read_all(open_emptied_bench(model, inputs, reading), (ref, path), inputs, reading)
+    method = matching.method or default_method(2)
+    report = align_pair(
+        bench, pair, method, matching, inputs, run=not exact, keep=picture is not None
     )
-    report = aligned.found[0]
-    permutation = report.certificate
-    state = moved(checkpoint, permutation)
-    bits = _bits(checkpoint, permutation, state)
+    (reference, checkpoint), permutation = pair, report.certificate
+    state, bits = _moved(checkpoint, permutation)
     report = replace(report, equivalence=bits) if exact else report
     files: list[Path] = []
     exported = None
@@ -174,8 +170,8 @@ def transform(
         if certificate is not None:
             permutation.save(certificate, overwrite=target.overwrite)
             files.append(certificate)
-        pair = (reference, checkpoint)
-        files += draw_units(picture, pair, permutation, overwrite=target.overwrite)
+        both = (reference, checkpoint)
+        files += draw_units(picture, both, permutation, overwrite=target.overwrite)
     show(
         talk,
         facts,
@@ -193,16 +189,20 @@ def transform(
         say(talk, f"wrote {file}")
 
 
-def _bits(
-    checkpoint: Checkpoint, permutation: Certificate, state: dict[str, Tensor]
-) -> EquivalenceReport | None:
-    """Compare the result with what the permutation makes of B; None where numbers are computed."""
+def _moved(
+    checkpoint: Checkpoint, permutation: Certificate
+) -> tuple[dict[str, Tensor], EquivalenceReport | None]:
+    """The result, and its comparison with B permuted; None for that where numbers are computed."""
+    from fxrebasin.cli.aligning import moved
     from fxrebasin.permutation import Permutation
     from fxrebasin.proof import prove_bits
+    from fxrebasin.running.freed import give_back_memory
 
+    state = moved(checkpoint, permutation)
+    give_back_memory()  # what tensors were gathered in, which lies between them
     if not isinstance(permutation, Permutation):
-        return None
-    return prove_bits(checkpoint.state, state, permutation)
+        return state, None
+    return state, prove_bits(checkpoint.state, state, permutation)
 
 
 def _check_choices(exact: bool, matching: HowToMatch, target: Target) -> None:
@@ -226,11 +226,11 @@ def _exported(
     import fxrebasin
     from fxrebasin.alignment import applied
 
-    bench.lay(checkpoint)
-    bench.module.load_state_dict(applied(permutation, bench.module.state_dict()))
+    module = bench.lay(checkpoint)
+    module.load_state_dict(applied(permutation, module.state_dict()))
     onnx.parent.mkdir(parents=True, exist_ok=True)
     return fxrebasin.export_onnx(
-        bench.module,
+        module,
         onnx,
         bench.example.args,
         bench.example.kwargs,

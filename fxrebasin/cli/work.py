@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -11,12 +11,15 @@ import torch
 from torch import nn
 
 from fxrebasin.cli.options import RECIPE, HowToRead, Inputs, Target
-from fxrebasin.errors import InputError
+from fxrebasin.errors import FxRebasinError, InputError
+from fxrebasin.ignoring import fits
 from fxrebasin.models.by_name import build_model
+from fxrebasin.models.emptied import Emptied, filled, is_emptied
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.models.folders import folder_of
 from fxrebasin.models.input_shapes import ExampleInputs, draw_inputs, parse_shape
-from fxrebasin.models.valueless import build_without_values
+from fxrebasin.models.untying import held_by_name
+from fxrebasin.models.valueless import ValuelessError, build_without_values
 from fxrebasin.progress import waiting
 from fxrebasin.storage.checkpoint import read_checkpoint, write_checkpoint
 from fxrebasin.storage.files import refuse_existing
@@ -53,19 +56,40 @@ class Bench:
         with waiting(f"reading {path}"):
             return read_checkpoint(path, self.module, self.reading)
 
-    def lay(self, checkpoint: Checkpoint) -> nn.Module:
-        """The module with these weights, in its own dtypes; what is ignored keeps others.
+    def fitting(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+        """The weights of a checkpoint that the module takes, as they are stored.
 
         Args:
             checkpoint: that was read for the model.
         """
         own = self.module.state_dict()
-        fitting = {
-            name: tensor
-            for name, tensor in checkpoint.state.items()
-            if tensor.shape == own[name].shape
-        }
+        state = checkpoint.state.items()
+        return {name: tensor for name, tensor in state if tensor.shape == own[name].shape}
+
+    def lay(self, checkpoint: Checkpoint) -> nn.Module:
+        """The module with these weights, in its own dtypes; what is ignored keeps others.
+
+        Of an emptied module it is a copy with memory of its own.
+
+        Args:
+            checkpoint: that was read for the model.
+        """
+        fitting = self.fitting(checkpoint)
+        if is_emptied(self.module):
+            return filled(self.module, fitting)
         self.module.load_state_dict(fitting, strict=False)
+        return self.module
+
+    def lay_buffers(self, checkpoint: Checkpoint) -> nn.Module:
+        """An emptied module with what of a checkpoint has values in it.
+
+        Args:
+            checkpoint: that was read for the model.
+        """
+        own = self.module.state_dict()
+        fitting = self.fitting(checkpoint).items()
+        valued = {name: tensor for name, tensor in fitting if not own[name].is_meta}
+        self.module.load_state_dict(valued, strict=False)
         return self.module
 
     def shapes(self) -> tuple[str, ...]:
@@ -95,6 +119,54 @@ def open_bench(
     how = how or _NOTHING
     reading = Reading(how.key, how.prefix, how.ignore_extra, how.ignore, inputs.trust_remote_code)
     return Bench(name, module, example, reading)
+
+
+def open_emptied_bench(name: str, inputs: Inputs, how: HowToRead) -> Bench:
+    """Build a model by its name whose weights need not be in memory beside those of checkpoints.
+
+    It has them all the same where it is not known that it does without.
+
+    Args:
+        name: of the model, or its folder.
+        inputs: what is put into it.
+        how: checkpoints are read.
+    """
+    bench = open_bench(name, inputs, how)
+    example = _example_of(bench)
+    if example is None:
+        return bench
+    kept = [name for name in held_by_name(bench.module) if fits(name, how.ignore)]
+    emptied = Emptied(bench.module, kept)
+    bench = replace(bench, module=emptied.model, example=example)
+    return bench if emptied.is_all_there_is() else open_bench(name, inputs, how)
+
+
+def _example_of(bench: Bench) -> ExampleInputs | None:
+    """The inputs, inferred if none were given; None where the model takes no such."""
+    example = bench.example
+    try:
+        args, kwargs = normalise_inputs(bench.module, example.args, example.kwargs, check=False)
+    except FxRebasinError:
+        return None
+    return ExampleInputs(args, dict(kwargs))
+
+
+def read_all(
+    bench: Bench, paths: Sequence[Path], inputs: Inputs, how: HowToRead
+) -> tuple[Bench, list[Checkpoint]]:
+    """Checkpoints, and the bench for them, which has values if they need those.
+
+    Args:
+        bench: emptied, or not.
+        paths: of the checkpoints.
+        inputs: what is put into the model.
+        how: checkpoints are read.
+    """
+    try:
+        return bench, [bench.read(path) for path in paths]
+    except ValuelessError:
+        bench = open_bench(bench.name, inputs, how)
+        return bench, [bench.read(path) for path in paths]
 
 
 def folder_of_weights(model: str) -> Path | None:

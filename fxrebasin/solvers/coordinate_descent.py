@@ -58,12 +58,13 @@ class CoordinateDescent:
         ]
         self._stale = set(range(len(families)))
         self._prices: dict[int, Prices] = {}
-        # Gains that are kept for the next visit take at most this multiple of the memory of one
-        # family's tensors; with what a step needs, that stays below twice as much plus a cost
-        # matrix.
+        # Gains are kept for the next visit where they take less memory than the tensors that they
+        # are of: the others are made of so few columns that to make them anew takes no longer than
+        # to solve for them. Together they take at most this multiple of one family's tensors.
         largest = max((sum(p.a.nbytes for p in f.pairs()) for f in families), default=0)
         self._budget = int(_KEPT * largest)
-        self._grams = [gram for family in families for gram in family.all_grams()]
+        grams = [gram for family in families for gram in family.all_grams()]
+        self._grams = [gram for gram in grams if gram.is_small]
         self._is_tight = sum(gram.full_bytes for gram in self._grams) > self._budget
 
     def decide(self) -> None:
@@ -121,8 +122,9 @@ class CoordinateDescent:
             changed = self._set_if_it_pays(family, news)
         else:
             changed = self.placement.set(news)
-        if self._is_tight and sum(gram.kept_bytes for gram in self._grams) > self._budget:
-            for gram in family.all_grams():
+        kept = sum(gram.kept_bytes for gram in self._grams) if self._is_tight else 0
+        for gram in family.all_grams():
+            if kept > self._budget or not gram.is_small:
                 gram.forget()
         self._note(changed)
         return changed

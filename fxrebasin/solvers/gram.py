@@ -194,6 +194,11 @@ class Gram:
         return self.rows**2 * self._dtype.itemsize
 
     @property
+    def is_small(self) -> bool:
+        """Whether that is less than the tensors take that are summed over."""
+        return self.full_bytes < sum(operand.pair.a.nbytes for operand in self.operands)
+
+    @property
     def kept_bytes(self) -> int:
         """Memory that is held for the next update."""
         return 0 if self._sum is None else self.full_bytes

@@ -63,8 +63,9 @@ def state_digest(state: Mapping[str, torch.Tensor]) -> str:
         False
     """
     return joint_digest(
-        tensor_digest(Described(name, state[name].dtype, tuple(state[name].shape), (state[name],)))
+        tensor_digest(Described(name, tensor.dtype, tuple(tensor.shape), (tensor,)))
         for name in sorted(state)
+        for tensor in [state[name]]
     )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from fxrebasin.errors import ArchitectureMismatchError, CheckpointError
 from fxrebasin.models.checks import Difference, Remedy, differences_of, ignoring, mismatch
+from fxrebasin.models.valueless import ValuelessError
 from fxrebasin.storage.copies import (
     Copy,
     Wanted,
@@ -111,7 +112,7 @@ def find(
         raise _unfit(candidates[0], everything, wanted, (model, reading, label))
     taken = decided(label, fitting)
     others = tuple(beside(taken, everything, wanted))
-    state, filled = _state(taken, sources, model, wanted)
+    state, filled = _state(taken, sources, model, wanted, values=values)
     inside, extra = _extra(taken, others, model, wanted)
     _check(state, inside, wanted, (model, reading, label))
     if values:
@@ -234,7 +235,7 @@ def _only_buffers_lack(copy: Copy, wanted: Wanted) -> bool:
 
 
 def _state(
-    taken: Copy, sources: Sequence[Copy], model: nn.Module, wanted: Wanted
+    taken: Copy, sources: Sequence[Copy], model: nn.Module, wanted: Wanted, *, values: bool
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors by name of the model; and for those not in the copy, where they come from."""
     own = model.state_dict()
@@ -253,6 +254,8 @@ def _state(
         else:
             filled[name] = "the model's own"
             value = own[name].detach()
+            if value.is_meta and values and name not in wanted.buffers:
+                raise ValuelessError(f"the model has no values for {name}, nor has the checkpoint")
             state[name] = torch.zeros_like(value, device="cpu") if value.is_meta else value
     return state, filled
 

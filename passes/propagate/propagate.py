@@ -31,12 +31,18 @@ from fxrebasin.running.switches import no_warnings, shared
 _NO_CHOICES = Choices()
 
 
+class NeedsValuesError(FxRebasinError):
+    """What is found without the values of parameters may not be what is found with them."""
+
+
 def propagate(
     model: nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     choices: Choices = _NO_CHOICES,
     held: Sequence[Held] | None = None,
+    *,
+    values: bool = True,
 ) -> Propagation:
     """Record the constraints of one forward pass of `model` in eval mode.
 
@@ -45,8 +51,10 @@ def propagate(
         kwargs: keyword inputs.
         choices: of the user: buffers that are state, outputs that count.
         held: the tensors of the model and what they are taken for, if that is known.
+        values: False if the model's parameters have values somewhere else, which can be had.
 
     Raises:
+        NeedsValuesError: the model has to be run with these values.
         InputError: the model does not run on these inputs, or it has no such outputs.
     """
     found: list[Propagation] = []
@@ -57,6 +65,8 @@ def propagate(
 
     error = attempt(lambda: run(RunOn.META))
     if error is not None and _may_run_otherwise(error):
+        if not values:
+            raise NeedsValuesError from error
         on_meta = any(tensor.is_meta for tensor in model.state_dict().values())
         with _without_mkldnn():
             again = attempt(lambda: run(RunOn.ALL_META if on_meta else RunOn.REAL))
