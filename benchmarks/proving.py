@@ -9,8 +9,9 @@ Two models with random weights are matched, so that every class has a permutatio
 are of a batch of 32.
 
 The command runs in a process of its own, on two files of weights in float32 and in bfloat16; what
-it has at most (without files that are mapped: libraries) is given in checkpoints, with what the
-same command takes for a small model taken off. Rows are added to `<out>/stages.csv` and
+it has at most is given in checkpoints, with what the same command takes for a small model taken
+off: without files that are mapped (libraries, and the checkpoints while they are read), and with
+them, which the system takes back when it needs them. Rows are added to `<out>/stages.csv` and
 `memory.csv`; `proving.md` is written anew from there.
 """
 
@@ -116,8 +117,8 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
 
 def _memory(name: str, dtype: torch.dtype) -> Row:
     """What the command has in memory at most, beside the size of a checkpoint."""
-    peak, size = _command(name, dtype)
-    small, _ = _command(SMALL, dtype)
+    whole, peak, size = _command(name, dtype)
+    small_whole, small, _ = _command(SMALL, dtype)
     return {
         "model": name,
         "dtype": str(dtype).removeprefix("torch."),
@@ -125,11 +126,12 @@ def _memory(name: str, dtype: torch.dtype) -> Row:
         "small model, MiB": f"{small / _MIB:.0f}",
         "peak, MiB": f"{peak / _MIB:.0f}",
         "checkpoints": f"{(peak - small) / size:.1f}",
+        "with mapped files": f"{(whole - small_whole) / size:.1f}",
     }
 
 
-def _command(name: str, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of the command at most, and of one checkpoint."""
+def _command(name: str, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Bytes of the command at most, with and without mapped files, and of one checkpoint."""
     models: Any = import_library("torchvision.models")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -141,10 +143,10 @@ def _command(name: str, dtype: torch.dtype) -> tuple[int, int]:
         given += ["--ref", str(folder / "a.safetensors"), "--out", str(folder / "o.safetensors")]
         command = [sys.executable, "-m", "fxrebasin", *given, "--input-shape", "1,3,224,224"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, peak = peaks_of(process)
+        whole, peak = peaks_of(process)
         if process.returncode:
             raise SystemExit(f"the command failed with {process.returncode}: {' '.join(given)}")
-        return peak, (folder / "a.safetensors").stat().st_size
+        return whole, peak, (folder / "a.safetensors").stat().st_size
 
 
 def _add(table: str, row: Row, keys: Sequence[str]) -> None:
