@@ -8,7 +8,7 @@ one tensor for all uses that still hold the same.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -38,9 +38,10 @@ _Place: TypeAlias = tuple[str, int]
 def split(parsed: Parsed, names: Collection[str]) -> Parsed:
     """The model, with a tensor of its own for each use of tensors.
 
-    Left as they are: embeddings, whose rows belong together wherever they are read; tensors that
-    the bodies of branches and loops read from outside, since these do the same at different times;
-    and those that are read by functions of the file, or by operators that are not known.
+    Left as they are: embeddings, whose rows belong together wherever they are read; tensors of
+    which each node slices another part, such as the gates of recurrent layers; tensors that the
+    bodies of branches and loops read from outside, since these do the same at different times; and
+    those that are read by functions of the file, or by operators that are not known.
 
     Args:
         parsed: the model.
@@ -100,11 +101,16 @@ class _Splitter:
 
     def __init__(self, parsed: Parsed, names: frozenset[str]) -> None:
         self._taken, self._names = set(parsed.tensors), names
+        self._tensors = parsed.tensors
         self._values = {name for _, step in parsed.graph.all_steps() for name in step.outputs}
         self.uses: dict[str, Use] = {}
 
     def graph(self, graph: Graph) -> Graph:
-        shared = _shared(graph, self._names)
+        shared = {
+            name: places
+            for name, places in _shared(graph, self._names).items()
+            if not _reads_parts(graph, places, self._tensors)
+        }
         tensors = dict(graph.tensors)
         steps = [self._step(step, tensors, shared) for step in graph.steps]
         return replace(graph, steps=tuple(steps), tensors=tensors)
@@ -144,6 +150,23 @@ def _shared(graph: Graph, names: frozenset[str]) -> dict[str, list[_Place]]:
     found = {name: places for name, places in found.items() if len(places) > 1}
     looked_up = set(_looked_up_later(graph)) if found else set()
     return {n: places for n, places in found.items() if n not in whole and n not in looked_up}
+
+
+def _reads_parts(graph: Graph, places: Sequence[_Place], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether nodes slice a tensor, each at another place: it is not several that were alike."""
+    steps = {step.name: step for step in graph.steps}
+    starts = [_start(graph, steps[name], tensors) for name, at in places if not at]
+    return len(starts) == len(places) == len(set(starts)) and None not in starts
+
+
+def _start(graph: Graph, step: Step, tensors: Mapping[str, Tensor]) -> tuple[int, ...] | None:
+    """Where a slice begins; None if it is none, or that is not known."""
+    if step.domain or step.kind != "Slice":
+        return None
+    if "starts" in step.attributes:
+        return tuple(step.attributes["starts"])
+    name = graph.tensors.get(step.inputs[1])
+    return None if name is None else tuple(tensors[name].reshape(-1).tolist())
 
 
 def read_inside(graph: Graph) -> Iterator[str]:
