@@ -15,12 +15,12 @@ import fxrebasin
 from fxrebasin.calls import transforming
 from fxrebasin.cli import main
 from fxrebasin.errors import EquivalenceError, InputError
-from fxrebasin.exporters.verify import outputs
 from fxrebasin.exporters.verify.bits import compare_bits, same_bits
 from fxrebasin.exporters.verify.outputs import compare_tensors
 from fxrebasin.exporters.verify.pages import Pages
 from fxrebasin.exporters.verify.runs import Float64Run
 from fxrebasin.proof import prove_bits, prove_state
+from fxrebasin.running import apart
 from fxrebasin.running.operators import viewed_by
 from fxrebasin.running.watching import OperatorMode
 from tests.support.small_nets import draw, unsettled
@@ -224,7 +224,7 @@ class Largest(OperatorMode):
 
 
 def test_a_large_output_is_seen_block_by_block(monkeypatch):
-    monkeypatch.setattr(outputs, "_BLOCK", 64)
+    monkeypatch.setattr(apart, "_BLOCK", 64)
     left = draw(40, 16, seed=1)
     left[3, 5] = left[20, 1] = -math.inf
     right = left + 1e-3 * draw(40, 16, seed=2)
@@ -241,15 +241,15 @@ def test_a_large_output_is_seen_block_by_block(monkeypatch):
     assert found.cosine == pytest.approx(float(cosine), abs=1e-12)
     ranked = [x.double().where(finite, 0).argmax(-1) for x in (left, right)]
     assert found.top1 == pytest.approx(float((ranked[0] == ranked[1]).double().mean()))
-    assert outputs.relative_error(left, right) == found.max_rel
+    assert apart.relative_error(left, right) == found.max_rel
     with Largest() as largest:
-        outputs.relative_error(left, right)
+        apart.relative_error(left, right)
     assert largest.elements <= 64
 
 
 @pytest.mark.parametrize("scale", [1e300, 1e-300])
 def test_magnitudes_that_grow_from_block_to_block_do_not_overflow(scale, monkeypatch):
-    monkeypatch.setattr(outputs, "_BLOCK", 4)
+    monkeypatch.setattr(apart, "_BLOCK", 4)
     left = (torch.arange(1, 13).double() * scale).reshape(6, 2)
     right = left.flip(1)
     found = compare_tensors("y", left, right, tolerance=1.0)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from fxrebasin.reports.equivalence import OutputFigures
-from fxrebasin.running.apart import blocks, by_kinds, peak
+from fxrebasin.running.apart import blocks, off_by_own, peak, ratio, unexplained
+
+_OF_ITSELF = 1e3  # times the tolerance: so much may be wrong of a number that is not the largest
+_MOST_OF_ITSELF = 0.05
+_MULTIPLE = 64  # of rounding errors that were measured
 
 
 def compare_tensors(
@@ -18,6 +23,7 @@ def compare_tensors(
     *,
     tolerance: float,
     noise_floor: float | None = None,
+    noise: Callable[[], torch.Tensor] | None = None,
 ) -> OutputFigures:
     """Compare two tensors of any shape; floating-point values in float64, integers exactly.
 
@@ -25,8 +31,11 @@ def compare_tensors(
         name: name of the output, for the report.
         reference: what is right by definition.
         candidate: what is compared with it.
-        tolerance: largest accepted relative error (`fxrebasin.running.apart`), without unit.
+        tolerance: largest accepted max |candidate - reference| / max |reference|, without unit.
         noise_floor: carried into the result.
+        noise: measures how large an error rounding makes at each place. Where it is given, numbers
+            that are off by more than a thousand times the tolerance of themselves have to be
+            explained by it: beside a mask of -1e9 any error is little.
 
     Non-finite values are looked for first: a NaN, or an infinity that the two do not share, fails
     whatever the tolerance; the finite rest is compared.
@@ -51,7 +60,30 @@ def compare_tensors(
         return figures
     if exact:
         return _with_exact_error(figures, reference, candidate)
-    return _with_float_error(figures, reference, candidate)
+    figures = _with_float_error(figures, reference, candidate)
+    if noise is None or not figures.passed:
+        return figures
+    return _with_places(figures, reference, candidate, noise)
+
+
+def _with_places(
+    figures: OutputFigures,
+    reference: torch.Tensor,
+    candidate: torch.Tensor,
+    noise: Callable[[], torch.Tensor],
+) -> OutputFigures:
+    """A problem more where single numbers are off by more than rounding explains."""
+    share = min(_OF_ITSELF * figures.tolerance, _MOST_OF_ITSELF)
+    if not any(off_by_own(*both, share) for both in blocks(reference, candidate)):
+        return figures
+    count = unexplained(reference, candidate, share, _MULTIPLE * noise())
+    if not count:
+        return figures
+    problem = (
+        f"{count} of {reference.numel()} values are off by more than {share:.2g} of themselves, "
+        "which rounding does not explain; larger ones beside them hide it"
+    )
+    return replace(figures, problems=(problem,))
 
 
 def _kind_problems(reference: torch.Tensor, candidate: torch.Tensor) -> tuple[str, ...]:
@@ -98,7 +130,7 @@ def _with_float_error(
     return replace(
         figures,
         max_abs=sums.error,
-        max_rel=by_kinds(sums.error, sums.left.peak, lambda: blocks(left, right)),
+        max_rel=ratio(sums.error, sums.left.peak),
         mean_abs=sums.errors / left.numel() if left.numel() else 0.0,
         cosine=sums.cosine(),
         top1=sums.same_first * left.shape[-1] / left.numel() if ranked else None,

@@ -1,66 +1,88 @@
-"""How far two tensors are apart, relative to numbers of the magnitude that is wrong.
+"""How far two tensors are apart: by the largest number among them, and place by place.
 
 A number that stands for "never" (a mask of -1e9, or the least of a dtype) is beside numbers of
-another kind. Divided by it, any error of theirs is nothing; so each kind has a scale of its own.
+another kind. Divided by it, any error of theirs is nothing. So a place may not be off by much of
+its own number either, unless rounding errors at that place are as large, as where terms cancel.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 
 _BLOCK = 1 << 17  # elements of a block, so that in float64 two of them fit into a cache
-_LARGE = 1e4
-"""Numbers from here on may be of a kind of their own."""
-_APART = 10
-"""Powers of two without a number between two kinds. Rounding errors of sums reach less far."""
-_LEAST, _MOST = -1074, 1024
-"""Exponents of numbers of float64, as `frexp` has them."""
-
-Blocks = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
 def relative_error(reference: torch.Tensor, candidate: torch.Tensor) -> float:
     """max |candidate - reference| / max |reference| in float64, where both are finite.
 
-    Where numbers from 1e4 on are a thousand times as large as all that follow, the two kinds are
-    looked at one by one, and the larger error counts. 0 if both tensors are zero or empty, inf if
-    only the reference is zero. Any one shape.
+    0 if both tensors are zero or empty, inf if only the reference is zero. Any one shape.
 
     Example:
         >>> relative_error(torch.tensor([4.0, 0.0]), torch.tensor([4.0, 1.0]))
-        0.25
-        >>> relative_error(torch.tensor([4.0, -1e9]), torch.tensor([5.0, -1e9]))
         0.25
     """
     largest = error = 0.0
     for left, right in blocks(reference, candidate):
         left, right = shared(left, right)
         largest, error = max(largest, peak(left)), max(error, peak(right - left))
-    return by_kinds(error, largest, lambda: blocks(reference, candidate))
+    return ratio(error, largest)
 
 
-def by_kinds(error: float, largest: float, again: Callable[[], Blocks]) -> float:
-    """The relative error, given what there is of all numbers together.
+def off_by_own(reference: torch.Tensor, candidate: torch.Tensor, share: float) -> bool:
+    """Whether a number is off by more than a share of itself, where both are finite.
 
     Args:
-        error: the largest difference.
-        largest: the largest magnitude of the reference.
-        again: blocks of both in float64, which are looked at once more if there may be two kinds.
+        reference: in float64 or complex128, of which the parts are numbers of their own.
+        candidate: the same.
+        share: of a number.
+
+    Example:
+        >>> one = torch.tensor([[2.0, -1e9]], dtype=torch.float64)
+        >>> off_by_own(one, one + 1e-3, 1e-4), off_by_own(one, one * (1 + 1e-6), 1e-4)
+        (True, False)
     """
-    if error == 0 or largest < _LARGE:
-        return _ratio(error, largest)
-    largest_of = torch.zeros(_MOST - _LEAST + 2, dtype=torch.float64)
-    error_of = torch.zeros_like(largest_of)
-    for left, right in again():
-        left, right = shared(left, right)
-        size = left.abs().flatten()
-        at = _bins(size)
-        largest_of.scatter_reduce_(0, at, size, "amax")
-        error_of.scatter_reduce_(0, at, (right - left).abs().flatten(), "amax")
-    return max(_ratio(wrong, scale) for wrong, scale in _kinds(largest_of, error_of))
+    left, right = shared(parts(reference), parts(candidate))
+    return bool(((right - left).abs() > share * left.abs()).any())
+
+
+def unexplained(
+    reference: torch.Tensor, candidate: torch.Tensor, share: float, noise: torch.Tensor
+) -> int:
+    """How many numbers are off by more than a share of themselves, and than rounding explains.
+
+    Rounding errors at one place may be small by luck; so what counts is the largest among numbers
+    that are at most twice as large. Larger ones, such as masks, have no say.
+
+    Args:
+        reference: of any shape and dtype.
+        candidate: of the same shape.
+        share: of a number.
+        noise: how large an error rounding may make, place by place, of the parts of `reference`.
+
+    Example:
+        >>> one = torch.tensor([1e-9, 3.0, 1e9], dtype=torch.float64)
+        >>> noise = torch.tensor([1e-9, 1e-15, 1.0], dtype=torch.float64)
+        >>> unexplained(one, one + torch.tensor([1e-9, 0.0, 1.0]), 1e-7, noise)
+        0
+        >>> unexplained(one, one + torch.tensor([0.0, 1e-3, 0.0]), 1e-7, noise)
+        1
+    """
+    left, right = (parts(item.detach().cpu()).double().flatten() for item in (reference, candidate))
+    left, right = shared(left, right)
+    size, error = left.abs(), (right - left).abs()
+    off = error > share * size
+    ordered, order = size.sort()
+    largest = noise.double().flatten()[order].cummax(0).values
+    last = torch.searchsorted(ordered, 2 * size[off], right=True) - 1
+    return int((error[off] > share * size[off] + largest[last]).sum())
+
+
+def parts(tensor: torch.Tensor) -> torch.Tensor:
+    """The real and imaginary parts of a complex tensor; any other as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def blocks(
@@ -88,37 +110,13 @@ def peak(tensor: torch.Tensor) -> float:
     return float(tensor.abs().max()) if tensor.numel() else 0.0
 
 
-def _kinds(largest: torch.Tensor, error: torch.Tensor) -> Iterator[tuple[float, float]]:
-    """The largest error of each kind of numbers, and its scale.
-
-    Args:
-        largest: magnitude of the reference among numbers of each power of two; 0 where are none.
-            The first is for zeros.
-        error: the largest among the same.
-    """
-    wrong = scale = 0.0
-    last = len(largest)
-    for at in reversed(largest[1:].nonzero().flatten().add(1).tolist()):
-        if scale >= _LARGE and last - at > _APART:
-            yield wrong, scale
-            wrong = scale = 0.0
-        wrong, scale, last = max(wrong, float(error[at])), max(scale, float(largest[at])), at
-    yield wrong, scale
-    yield float(error[0]), min(scale, _LARGE)  # zeros are of the last kind, or of none
-
-
-def _bins(size: torch.Tensor) -> torch.Tensor:
-    """By its power of two, where a magnitude is counted; 0 for zeros."""
-    exponent = torch.frexp(size).exponent.long() - _LEAST + 1
-    return exponent.where(size > 0, 0)
+def ratio(error: float, scale: float) -> float:
+    """An error by its scale; 0 if there is none, inf if there is no scale."""
+    if error == 0:
+        return 0.0
+    return error / scale if scale else math.inf
 
 
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     wide = torch.complex128 if tensor.is_complex() else torch.float64
     return tensor.detach().to("cpu", wide)
-
-
-def _ratio(error: float, scale: float) -> float:
-    if error == 0:
-        return 0.0
-    return error / scale if scale else math.inf
