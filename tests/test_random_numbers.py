@@ -186,6 +186,17 @@ def test_only_what_draws_without_a_generator_begins_those_of_the_process_anew() 
         assert numbers.drew_others is seeds
 
 
+def test_a_graph_that_holds_a_generator_is_none(inputs: Tensor) -> None:
+    def way(h: Tensor) -> Tensor:
+        if isinstance(h, torch.fx.Proxy):
+            raise TypeError("not for proxies")
+        drawn = torch.rand(1, generator=torch.Generator().manual_seed(0), dtype=h.dtype)
+        return h + torch.linalg.qr(drawn[None])[1]
+
+    with pytest.raises(TraceError, match=r"a graph that holds a .*, which changes from call to"):
+        fxrebasin.transform(drawing(way), drawing(way, 1), inputs)
+
+
 @pytest.fixture
 def inputs(generator: torch.Generator) -> Tensor:
     return torch.randn(3, 4, generator=generator, dtype=torch.float64)

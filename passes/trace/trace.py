@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from keyword import iskeyword
+from operator import attrgetter
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -210,7 +211,17 @@ def _try(
         return f"failed{f' in {path!r}' if path else ''}: {first_lines(error)}"
     if list(model.state_dict()) != list(made[0].state_dict()):
         return "made a graph whose state dict has other keys than the model's"
+    if held := _objects_of(made[0]):
+        return f"made a graph that holds {', '.join(held)}, which changes from call to call"
     return made[0]
+
+
+def _objects_of(graph_module: fx.GraphModule) -> list[str]:
+    """Kinds of what a graph reads besides modules and tensors: a random generator, say."""
+    reads = (node.target for node in graph_module.graph.nodes if node.op == "get_attr")
+    values = [attrgetter(str(target))(graph_module) for target in dict.fromkeys(reads)]
+    others = [value for value in values if not isinstance(value, torch.Tensor | nn.Module)]
+    return list(dict.fromkeys(f"a {type(value).__name__}" for value in others))
 
 
 def _difference(call: _Call, graph_module: fx.GraphModule, expected: DryRun | None) -> str | None:
