@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -28,6 +29,7 @@ from fxrebasin.exporters.onnx.axes import (
 from fxrebasin.exporters.onnx.capture import Axes, Captured, capture
 from fxrebasin.exporters.onnx.decoder import with_state_of
 from fxrebasin.exporters.onnx.formulas import MOST_PARTS
+from fxrebasin.exporters.onnx.handed import handed_on, has_open
 from fxrebasin.exporters.onnx.metadata import origin_of
 from fxrebasin.exporters.onnx.names import names_in_file
 from fxrebasin.exporters.onnx.past import FIRST, Past, with_cache
@@ -43,7 +45,7 @@ from fxrebasin.exporters.verify.runs import Subject
 from fxrebasin.models.checks import check_usable, unwrap
 from fxrebasin.models.example_inputs import check_outputs, normalise_inputs
 from fxrebasin.reports.equivalence import EquivalenceReport
-from fxrebasin.running.messages import describe_call, first_lines
+from fxrebasin.running.messages import attempt, describe_call, first_lines
 from fxrebasin.running.outputs import Outputs, Wanted
 from fxrebasin.running.own_structure import own_structure
 from fxrebasin.running.surroundings import in_own_surroundings
@@ -252,9 +254,14 @@ def _prove(job: _Job, dynamic: Dynamic | None, dynamic_batch: bool) -> Equivalen
 
 
 def _attempts(job: _Job) -> list[Axes]:
-    """Axes to be left open: all that a run shows, the batch, none."""
-    found = found_axes(job.model, job.example, job.tensors, job.wanted)
+    """Axes to be left open: all that a run shows, the batch, none.
+
+    A graph that was made with the batch open is for no other sizes of the rest.
+    """
     batch = batch_axes(job.example, job.tensors)
+    if has_open(job.model, job.example, batch):
+        return [batch, {}]
+    found = found_axes(job.model, job.example, job.tensors, job.wanted)
     return [found, *([batch] if batch != found else []), *([{}] if batch else [])]
 
 
@@ -265,8 +272,23 @@ def _fixed(job: _Job, axes: Axes, label: str, reason: str) -> str:
 
 
 def _proved(job: _Job, axes: Axes, *, as_asked: bool = False) -> EquivalenceReport:
-    """Export with open axes, check and compare; axes that PyTorch closes are so in the file."""
+    """Export with open axes, check and compare; axes that PyTorch closes are so in the file.
+
+    A graph that was made with just these axes open is not traced again, unless it does not hold.
+    """
+    handed: list[Captured | None] = []
+    attempt(lambda: handed.append(handed_on(job.model, job.example, axes, job.wanted)))
+    for program in filter(None, handed):
+        with suppress(EquivalenceError, ExportError, InputError):
+            return _proved_as(job, axes, program, {}, as_asked=as_asked)
     captured, closed = _captured(job, axes, None if as_asked else MOST_PARTS)
+    return _proved_as(job, axes, captured, closed, as_asked=as_asked)
+
+
+def _proved_as(
+    job: _Job, axes: Axes, captured: Captured, closed: Mapping[str, str], *, as_asked: bool
+) -> EquivalenceReport:
+    """The same, as a program; `closed` has the axes that PyTorch closed, with its reasons."""
     notes = [_fixed(job, axes, label, reason) for label, reason in closed.items()]
     if notes and as_asked:
         raise ExportError(f"dynamic: {'; '.join(notes)}")
