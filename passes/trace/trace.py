@@ -16,6 +16,7 @@ from fxrebasin.errors import InputError, TraceError
 from fxrebasin.models.checks import unwrap
 from fxrebasin.models.example_inputs import check_inputs
 from fxrebasin.passes.trace.exported import exported_graph, has_open_axis
+from fxrebasin.passes.trace.from_state import OtherWays, read_from_state
 from fxrebasin.passes.trace.graph_state import carry_state, named_state
 from fxrebasin.passes.trace.symbolic import symbolic_graph
 from fxrebasin.running.apart import relative_error
@@ -108,12 +109,15 @@ def trace(
             continue
         notes: dict[str, None] = {}
         result = _try(tracing, call, notes, objects=tracer == "fx")
-        if isinstance(result, fx.GraphModule):
-            problem = _difference(call, result, expected) if check else None
+        if not isinstance(result, str):
+            graph_module, read = result
+            problem = _difference(call, graph_module, expected, read) if check else None
             if problem is None:
-                open_batch = tracer == "fx" or has_open_axis(result)
+                open_batch = tracer == "fx" or has_open_axis(graph_module)
                 fixed = () if open_batch else (_FIXED,)
-                return TraceResult(result, tracer, (*notes, *fixed), open_batch, tuple(reasons))
+                return TraceResult(
+                    graph_module, tracer, (*notes, *fixed), open_batch, tuple(reasons)
+                )
             result = f"made a wrong graph: {problem}"
         reasons.append(f"{label} {result}")
     if keywords := _keywords(model):
@@ -178,8 +182,8 @@ class _Call:
 
 def _try(
     tracing: _Trace, call: _Call, notes: dict[str, None], *, objects: bool
-) -> fx.GraphModule | str:
-    """The graph, or why there is none.
+) -> tuple[fx.GraphModule, frozenset[str]] | str:
+    """The graph, with what it reads of the state by name and the model does not; or why not.
 
     Args:
         tracing: makes it.
@@ -190,6 +194,7 @@ def _try(
     model, wanted = call.model, call.wanted
     filled = {"wanted": wanted} if objects else {}
     made: list[fx.GraphModule] = []
+    ways: list[OtherWays] = []
 
     def finish(returned: Any) -> Any:
         result, found = for_graph(reduced(model, returned, wanted), wanted, objects=objects)
@@ -200,6 +205,7 @@ def _try(
         args, kwargs = call.own_inputs()  # a model that fills containers puts proxies there
         graph_module = tracing(model, args, kwargs, finish, **filled)
         carry_state(graph_module, model)
+        ways.append(read_from_state(graph_module, model))
         if callable(wanted):
             graph_module.meta[REDUCED_KEY] = True
         made.append(graph_module)
@@ -211,9 +217,11 @@ def _try(
         return f"failed{f' in {path!r}' if path else ''}: {first_lines(error)}"
     if list(model.state_dict()) != list(made[0].state_dict()):
         return "made a graph whose state dict has other keys than the model's"
+    if unknown := ways[0].unknown:
+        return f"made a graph that reads {', '.join(sorted(unknown))} by another way than the name"
     if held := _objects_of(made[0]):
         return f"made a graph that holds {', '.join(held)}, which changes from call to call"
-    return made[0]
+    return made[0], ways[0].read
 
 
 def _objects_of(graph_module: fx.GraphModule) -> list[str]:
@@ -224,8 +232,18 @@ def _objects_of(graph_module: fx.GraphModule) -> list[str]:
     return list(dict.fromkeys(f"a {type(value).__name__}" for value in others))
 
 
-def _difference(call: _Call, graph_module: fx.GraphModule, expected: DryRun | None) -> str | None:
-    """What tells the graph from the model; None if they compute the same."""
+def _difference(
+    call: _Call, graph_module: fx.GraphModule, expected: DryRun | None, still: frozenset[str]
+) -> str | None:
+    """What tells the graph from the model; None if they compute the same.
+
+    Args:
+        call: of the model.
+        graph_module: of it.
+        expected: the operators that the model applies, if these could be seen.
+        still: names of what only the graph reads by name, so that other numbers would reach it
+            alone.
+    """
     found: list[DryRun] = []
     error = attempt(
         lambda: found.append(dry_run(graph_module, call.args, call.kwargs, call.wanted))
@@ -238,7 +256,9 @@ def _difference(call: _Call, graph_module: fx.GraphModule, expected: DryRun | No
     if any(parameter.is_meta for parameter in call.model.parameters()):
         return None if error is None else first_lines(error)
     seeds = range(1, 1 + (_DRAWS if expected is not None and expected.draws else 1))
-    differences = (_numeric_difference(call, graph_module, seed, in_python) for seed in seeds)
+    differences = (
+        _numeric_difference(call, graph_module, seed, in_python, still) for seed in seeds
+    )
     return next((found for found in differences if found is not None), None)
 
 
@@ -255,7 +275,11 @@ def _draws_in_python(call: _Call) -> bool:
 
 
 def _numeric_difference(
-    call: _Call, graph_module: fx.GraphModule, seed: int, in_python: bool
+    call: _Call,
+    graph_module: fx.GraphModule,
+    seed: int,
+    in_python: bool,
+    still: frozenset[str] = frozenset(),
 ) -> str | None:
     """What tells the graph from the model with other weights.
 
@@ -265,12 +289,13 @@ def _numeric_difference(
         seed: of random numbers: another one than that of which a graph was made, since it may have
             folded what was drawn.
         in_python: whether numbers of Python and numpy are among these.
+        still: names of the weights that stay as they are.
     """
     outputs: list[dict[str, torch.Tensor]] = []
     for module in (call.model, graph_module):
 
         def run(module: nn.Module = module) -> None:
-            state = _disturbed(named_state(call.model))  # of its own, to which it may write
+            state = _disturbed(named_state(call.model), still)  # of its own, to which it may write
             outputs.append(_outputs(module, state, call, seed, in_python))
 
         error = attempt(run)
@@ -302,10 +327,10 @@ def _outputs(
         return counted(returned, call.wanted, given, strict=module is call.model)
 
 
-def _disturbed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _disturbed(state: Mapping[str, torch.Tensor], still: frozenset[str]) -> dict[str, torch.Tensor]:
     """Every floating-point tensor times factors from 0.75 to 1.25; tied tensors stay tied."""
     generator = torch.Generator().manual_seed(0)
-    made: dict[int, torch.Tensor] = {}
+    made = {id(state[name]): state[name].detach().clone() for name in still}
     for tensor in state.values():
         if id(tensor) not in made and tensor.is_floating_point() and tensor.dtype.itemsize > 1:
             drawn = torch.rand(tensor.shape, generator=generator, dtype=torch.float32)
