@@ -86,3 +86,26 @@ def test_units_without_anything_on_one_side_stay() -> None:
     found = joint_scales([c.name for c in problem.classes], seats, state)
     second = next(item for name, item in found.items() if name.startswith("2."))
     assert (second == 1).tolist() == [[False, True, True, False, False]]
+
+
+class Split(nn.Module):
+    """Units in heads, summed over the heads and spread to them: scales of both cancel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(2, 4, 8))
+        self.u = nn.Parameter(torch.randn(8, 8))
+        self.v = nn.Parameter(torch.randn(8, 2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.einsum("...i,hid->...hd", x, self.w).relu()
+        h = torch.einsum("...d,de->...e", h, self.u).relu()
+        return torch.einsum("...hd,dho->...o", h, self.v)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_way_along_which_nothing_changes_ends_a_step(seed: int) -> None:
+    torch.manual_seed(seed)
+    a, b, x = Split().double(), Split().double(), torch.randn(3, 6, 4).double()
+    result = fxrebasin.transform(b, a, x, symmetry="all")
+    torch.testing.assert_close(result(-x[:2]), b(-x[:2]), rtol=1e-9, atol=1e-9)

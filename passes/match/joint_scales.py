@@ -258,7 +258,10 @@ def _conjugate(
             break
         pushed = [term * item.factor(direction) for item, term in zip(sums, terms, strict=True)]
         image = _gathered(sums, pushed, len(right)) * is_open
-        far = size / float(direction @ image)
+        curve = float(direction @ image)
+        if curve <= 0:  # a way along which nothing changes: scales of two classes that cancel
+            break
+        far = size / curve
         found, rest = found + far * direction, rest - far * image
         ahead = inverse * rest
         last, size = size, float(rest @ ahead)
