@@ -56,6 +56,13 @@ class Several(Unbound):
         return {"out": out, "none": None, "both": (out, y.sum(1) + out[:, 0])} if flag else out
 
 
+class Apart(Unbound):
+    """With a second input whose batch nothing relates to that of the first."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        return super().forward(x), self.leave(y.unbind(1)[0])
+
+
 class Patches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -73,6 +80,7 @@ CASES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "buffers": (Unbound, {"x": draw(4, 3, 4)}),
     "tied": (Tied, {"x": draw(4, 3, 4)}),
     "several": (Several, {"x": draw(4, 3, 4), "y": draw(4, 2), "flag": True}),
+    "apart": (Apart, {"x": draw(4, 3, 4), "y": draw(4, 2, 6)}),
     "patches": (Patches, {"x": draw(2, 3, 8, 8)}),
 }
 

@@ -152,10 +152,11 @@ def _symbols(call: _Call, axes: Axes) -> Mapping[str, list[torch.SymInt]] | None
             return None
         for axis, label in places.items():
             found.setdefault(label, []).append(sizes[axis])
+    # Sizes with one label that nothing relates have a symbol each; those of two labels may differ.
     known = {label: {_now(size) for size in sizes} for label, sizes in found.items()}
     each = [symbol for symbols in known.values() for symbol in symbols]
     plain = all(isinstance(symbol, sympy.Symbol) for symbol in each)
-    return found if plain and len(each) == len(known) == len(set(each)) else None
+    return found if plain and len(each) == len(set(each)) else None
 
 
 def _now(size: torch.SymInt) -> sympy.Basic:
