@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ from rich.table import Table
 from torch import nn
 
 import fxrebasin
-from benchmarks.support.peak_memory import own_peak, own_without_files, peaks_of
+from benchmarks.support.peak_memory import growth_of, own_peak, own_without_files
 from fxrebasin.models.library_imports import import_library
 from fxrebasin.terminal import output_console
 
@@ -118,7 +117,7 @@ def main() -> None:
     columns = ("weights, MB", "CPU s: plain", "fixed", "of plain", "default", "of plain")
     table = Table("", *columns, "memory: plain", "fixed", "default")
     for name in arguments.models:
-        plain, fixed, default = (_in_a_process(name, kind) for kind in _EXPORTS)
+        plain, fixed, default = (growth_of(_command(name, kind)) for kind in _EXPORTS)
         cpu = [f"{plain['weights'] / 1e6:.3g}", f"{plain['cpu']:.1f}"]
         for ours in (fixed, default):
             cpu += [f"{ours['cpu']:.1f}", f"{ours['cpu'] / plain['cpu']:.2f}"]
@@ -133,16 +132,8 @@ def _memory(run: dict[str, float]) -> str:
     return f"{peak}{name} ({without_files})"
 
 
-def _in_a_process(name: str, kind: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.exporting", name, "--measure", kind]
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
-        peak, without_files = peaks_of(process)
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command)
-        said.seek(0)
-        before: dict[str, float] = json.loads(said.read().splitlines()[-1])
-    return {**before, "memory": peak - before["peak"], "own": without_files - before["own"]}
+def _command(name: str, kind: str) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.exporting", name, "--measure", kind]
 
 
 def _measure(name: str, kind: str) -> dict[str, float]:

@@ -26,7 +26,7 @@ import torch
 
 import fxrebasin
 from benchmarks.support.equivalence_models import build
-from benchmarks.support.peak_memory import own_peak, own_without_files, peaks_of
+from benchmarks.support.peak_memory import growth_of, own_peak, own_without_files
 from fxrebasin.running.freed import give_back_memory
 from fxrebasin.storage.files import publish
 
@@ -65,7 +65,7 @@ def measure(names: Sequence[str]) -> Iterator[dict[str, str]]:
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run(_command(name, "--write", folder), check=True, capture_output=True)
             for form in _FORMS:
-                found = _in_a_process(_command(name, "--rebase", str(Path(folder) / form)))
+                found = growth_of(_command(name, "--rebase", str(Path(folder) / form)))
                 weights = found["weights"]
                 yield {
                     "model": name,
@@ -89,17 +89,6 @@ def table(rows: Iterator[dict[str, str]]) -> str:
 
 def _command(name: str, what: str, place: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks.onnx_memory", name, what, place]
-
-
-def _in_a_process(command: list[str]) -> dict[str, float]:
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
-        peak, without_files = peaks_of(process)
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command)
-        said.seek(0)
-        before: dict[str, float] = json.loads(said.read().splitlines()[-1])
-    return {**before, "memory": peak - before["peak"], "own": without_files - before["own"]}
 
 
 def write(name: str, folder: Path) -> None:

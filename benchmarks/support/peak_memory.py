@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,6 +29,29 @@ def peaks_of(process: subprocess.Popen[bytes]) -> tuple[int, int]:
             without_files = max(without_files, _bytes(place, "RssAnon"))
         time.sleep(_PAUSE)
     return most, without_files
+
+
+def growth_of(command: list[str]) -> dict[str, float]:
+    """What a process prints last, with the memory that it took beyond what it had by then.
+
+    Args:
+        command: prints numbers by name as JSON, among them `peak` and `own`: what `own_peak` and
+            `own_without_files` said before what is to be measured.
+
+    Returns:
+        The same, with `memory` for all that was taken since, and `own` without mapped files.
+
+    Raises:
+        CalledProcessError: the command failed.
+    """
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL)
+        peak, without_files = peaks_of(process)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        said.seek(0)
+        before: dict[str, float] = json.loads(said.read().splitlines()[-1])
+    return {**before, "memory": peak - before["peak"], "own": without_files - before["own"]}
 
 
 def own_peak() -> int:
