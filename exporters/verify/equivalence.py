@@ -14,7 +14,6 @@ from torch import nn
 from fxrebasin.choices import choices_for
 from fxrebasin.errors import InputError
 from fxrebasin.exporters.verify.input_sets import InputSet, batch_size, same_start
-from fxrebasin.exporters.verify.noise import Noise
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
 from fxrebasin.exporters.verify.outputs import compare_tensors
 from fxrebasin.exporters.verify.references import References, reference_runs
@@ -308,7 +307,7 @@ def _float64_report(
 ) -> EquivalenceReport:
     sets = references.sets
     taken = [tensors_of(candidate, one, run) for one, run in zip(sets, runs, strict=True)]
-    outputs, structure = _judge(references.runs, taken, Noise(references.subject, sets))
+    outputs, structure = _judge(references, taken)
     return EquivalenceReport(
         backend="pytorch-float64",
         outputs=outputs,
@@ -348,9 +347,8 @@ def compare_onnxruntime(session: OnnxModel, references: References) -> Equivalen
         _renamed(run, like, some=subject.wanted is not None)
         for run, like in zip(candidates, natives, strict=True)
     ]
-    noise = Noise(subject, sets, natives)
     for floors in _noise_floors(own, wide):
-        outputs, structure = _judge(natives, renamed, noise, floors)
+        outputs, structure = _judge(own, renamed, floors)
         if structure or all(figures.passed for figures in outputs):
             break
     return EquivalenceReport(
@@ -378,7 +376,9 @@ def _in_both_precisions(references: References) -> tuple[References, Sequence[Te
             exact.append(wide)
         else:
             notes.append(f"inputs left out ({one.label}): {fault}")
-    own = References(references.subject, tuple(kept), tuple(natives), tuple(notes), native=True)
+    own = replace(
+        references, sets=tuple(kept), runs=tuple(natives), notes=tuple(notes), native=True
+    )
     return own, exact
 
 
@@ -428,15 +428,15 @@ def _same_first_row(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _judge(
-    references: Sequence[Tensors],
+    references: References,
     candidates: Sequence[Tensors],
-    noise: Noise,
     floors: Mapping[str, float] | None = None,
 ) -> tuple[tuple[OutputFigures, ...], tuple[str, ...]]:
     """Figures per output over all sets, and differences of structure."""
     worst: dict[str, OutputFigures] = {}
     structure: dict[str, None] = {}  # in the order found, each once
-    for number, (reference, candidate) in enumerate(zip(references, candidates, strict=True)):
+    for one, reference, candidate in zip(references.sets, references.runs, candidates, strict=True):
+        native = reference if references.native else None
         if reference.keys() != candidate.keys():
             structure[f"outputs {_listed(candidate)} instead of {_listed(reference)}"] = None
         for name in reference.keys() & candidate.keys():
@@ -448,10 +448,10 @@ def _judge(
                 candidate[name],
                 tolerance=tolerance,
                 noise_floor=floor,
-                noise=partial(noise.of, number, name),
+                noise=partial(references.noise.growing, one, name, native),
             )
             worst[name] = worst[name].worst_of(figures) if name in worst else figures
-    names = dict.fromkeys(name for reference in references for name in reference)
+    names = dict.fromkeys(name for reference in references.runs for name in reference)
     return tuple(worst[name] for name in names if name in worst), tuple(structure)
 
 

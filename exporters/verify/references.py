@@ -16,6 +16,7 @@ from fxrebasin.exporters.verify.input_sets import (
     other_sets,
     wide_sets,
 )
+from fxrebasin.exporters.verify.noise import Noise
 from fxrebasin.exporters.verify.runs import (
     Float64Run,
     NativeRun,
@@ -47,6 +48,7 @@ class References:
         sets: the example, and if the model takes others at least one more.
         runs: the tensors of each set by name, in float64 unless `native`.
         notes: sets that were left out and why, and what no run has read, in words.
+        noise: rounding errors of what was run, for all who compare with it.
         native: whether the runs are in the precision of the model.
     """
 
@@ -54,6 +56,7 @@ class References:
     sets: tuple[InputSet, ...]
     runs: tuple[Tensors, ...]
     notes: tuple[str, ...]
+    noise: Noise
     native: bool = False
 
 
@@ -229,9 +232,9 @@ class _Explorer:
     def found(self) -> References:
         """What was kept, and notes about what was not."""
         notes = (*self.notes, *self.unseen())
-        return References(
-            self._subject, tuple(self.sets), tuple(self.runs), notes, native=self._native
-        )
+        sets, runs = tuple(self.sets), tuple(self.runs)
+        noise = Noise(self._subject) if self._native else Noise(self._subject, sets, runs)
+        return References(self._subject, sets, runs, notes, noise, native=self._native)
 
     def explore(self, example: InputSet, like: InputSet) -> None:
         """Keep further sets, as long as they make the model read what it has not read."""
