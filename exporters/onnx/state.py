@@ -15,7 +15,7 @@ from fxrebasin.errors import ExportError
 from fxrebasin.exporters.onnx.wire import Extent, Stored, stored_initializers
 from fxrebasin.wording import listed
 
-_CHUNK = 1 << 24  # bytes that are compared at once
+_CHUNK = 1 << 20  # bytes that are compared at once: what a processor's cache holds
 _SHOWN = 3  # names in a note
 
 

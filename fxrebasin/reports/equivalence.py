@@ -32,7 +32,8 @@ class OutputFigures:
         differing: for integer and boolean outputs, which have to be equal, the number of elements
             that differ; None for floating-point outputs.
         noise_floor: relative error (defined as max_rel is) of the reference itself in its own
-            precision against itself in float64; None where it was not measured.
+            precision against itself in float64, or four units in the last place if that is more or
+            was enough; None where nothing has been compared in another precision.
         tolerance: the largest max_rel that passes; 0 for integer outputs.
         elements: number of elements that were compared, over all inputs.
         non_finite: NaN and infinite values found, in words. Infinities of equal sign at equal
