@@ -72,3 +72,9 @@ def test_another_graph_is_refused(tmp_path: Path) -> None:
             [mlp(), model(MLP.replace("Relu", "Tanh"), MLP_WEIGHTS)], tmp_path / "o"
         )
     assert not (tmp_path / "o").exists()
+
+
+def test_a_name_that_is_read_as_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="read as text"):
+        fxrebasin.onnx_merge([mlp(), mlp(1)], tmp_path / "mean.textproto")
+    assert not list(tmp_path.iterdir())

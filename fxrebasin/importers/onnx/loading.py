@@ -148,7 +148,7 @@ def _load(path: Path) -> tuple[ModelProto, dict[str, Extent]]:
     if not path.is_file():
         raise CheckpointError(f"there is no ONNX file at {path}")
     try:
-        if _is_text(path):
+        if is_text(path):
             return onnx.load(path, load_external_data=False), {}
         return with_data_left(path, _stays)
     except (DecodeError, ValueError, TypeError) as error:
@@ -157,8 +157,12 @@ def _load(path: Path) -> tuple[ModelProto, dict[str, Extent]]:
         ) from error
 
 
-def _is_text(path: Path) -> bool:
-    """Whether onnx reads a file of this name as something else than bytes of protobuf."""
+def is_text(path: Path) -> bool:
+    """Whether onnx reads a file of this name as something else than bytes of protobuf.
+
+    Args:
+        path: of a file, which need not exist.
+    """
     return registry.get_format_from_file_extension(path.suffix) not in (None, "protobuf")
 
 

@@ -17,6 +17,7 @@ from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.partner import Partner
 from fxrebasin.importers.onnx.roles import weights_of
 from fxrebasin.importers.onnx.writing import changed, draft
+from fxrebasin.importers.onnx.written import tensors_written
 from fxrebasin.running.surroundings import in_own_surroundings
 from fxrebasin.storage.files import refuse_existing
 
@@ -53,6 +54,7 @@ def onnx_merge(
         ArchitectureMismatchError: the graphs differ; the first difference is named.
         CheckpointError: a file is missing or cannot be read.
         ExportError: onnxruntime does not take the result; then nothing is written.
+        EquivalenceError: what was written is not the mean; then nothing is written.
 
     Example:
         >>> import onnx
@@ -101,6 +103,7 @@ def merge_sources(
     new = changed(first.parsed, averaged)
     folder = None if first.path is None else first.path.parent
     with draft(first.proto, first.parsed, new, out, folder, overwrite=overwrite) as written:
+        tensors_written(written, first.parsed, new)
         OnnxModel(written, "the result")
     return tuple(new)
 

@@ -30,8 +30,9 @@ from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.module import OnnxModule
 from fxrebasin.importers.onnx.running import check_interpreter
 from fxrebasin.importers.onnx.sharing import parted, unread_copies
-from fxrebasin.importers.onnx.tensors import bits_of, same_bits
+from fxrebasin.importers.onnx.tensors import bits_of
 from fxrebasin.importers.onnx.writing import changed, draft
+from fxrebasin.importers.onnx.written import tensors_written
 from fxrebasin.passes.trace.graph_state import named_state
 from fxrebasin.permutation import Permutation
 from fxrebasin.reliance import contradictions, refusal
@@ -134,22 +135,12 @@ class Permuted:
         Raises:
             EquivalenceError: it is not what it should be.
         """
-        report = self._prove_weights(written, references)
+        report = self.prove(references, tensors_written(written, self.own.parsed, self.tensors))
         give_back_memory()
         for optimized in (False, True):
             session = OnnxModel(written, "the result", optimized=optimized)
             compare_onnxruntime(session, references).raise_if_failed()
         return replace(report, notes=(*report.notes, *self._about_sharing()))
-
-    def _prove_weights(self, written: Path, references: References) -> EquivalenceReport:
-        again = read(written, "the result", mapped=True).parsed.tensors
-        before = self.own.parsed.tensors
-        if again.keys() != before.keys():
-            raise EquivalenceError("the result has other tensors than the model")
-        for name, tensor in again.items():
-            if not same_bits(tensor, self.tensors.get(name, before[name])):
-                raise EquivalenceError(f"{name} was not written as it should be")
-        return self.prove(references, again)
 
     def _about_sharing(self) -> tuple[str, ...]:
         names = parted(self.own.parsed, changed(self.own.parsed, self.tensors))

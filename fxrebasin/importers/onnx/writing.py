@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from fxrebasin.errors import InputError
 from fxrebasin.exporters.onnx.wire import Weight, write_filled
 from fxrebasin.exporters.verify.runs import MadeWhenAsked
 from fxrebasin.facts import bytes_text
-from fxrebasin.importers.onnx.graph import Parsed, stored_tensors
+from fxrebasin.importers.onnx.data_files import Outside, write_into
+from fxrebasin.importers.onnx.graph import Key, Parsed, stored_tensors
+from fxrebasin.importers.onnx.loading import is_text
 from fxrebasin.importers.onnx.sharing import parted, unshare
 from fxrebasin.importers.onnx.tensors import (
     bits_of,
@@ -38,8 +41,6 @@ _FIELDS: Mapping[int, tuple[str, type[np.generic]]] = {
 """Where numbers of each type are kept one by one, and as what."""
 
 _LARGEST = 2**31
-_ALIGNED = 4096
-"""Bytes of which the offset of data that are added to a file is a multiple."""
 
 
 def changed(parsed: Parsed, moved: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -84,24 +85,29 @@ def draft(
     Raises:
         InputError: a file exists, or cannot be written.
     """
+    if is_text(out):
+        raise InputError(
+            f"{out} cannot be written: by its name it is read as text, and ONNX files are written "
+            "in their binary form. Name it .onnx"
+        )
     copied = ModelProto()
     copied.CopyFrom(proto)
-    stored = dict(stored_tensors(copied.graph))
     own_tensors = unshare(copied, parsed, parted(parsed, tensors))
     refuse_existing([out], overwrite=overwrite)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out, overwrite=overwrite) as path:
-            data = _copies_of_data(_external(copied), path, folder)
-            for name, own in own_tensors.items():
-                if not is_left(own):
-                    _put(own, tensors.get(name, parsed.tensors[name]), data, anew=True)
-            for name in tensors:
-                item = stored[parsed.stored[name]]
-                if name not in parsed.uses and not is_left(item):
-                    _put(item, tensors[name], data)
+            external = _external(copied)
+            data = _copies_of_data(external, path, folder)
+            new = {parsed.stored[name]: name for name in tensors if name not in parsed.uses}
+            new.update({(parsed.stored[n][0], own.name): n for n, own in own_tensors.items()})
+            content = {key: partial(_content, parsed, tensors, name) for key, name in new.items()}
+            for key, item in stored_tensors(copied.graph):
+                if key in content and not is_external(item) and not is_left(item):
+                    _store(item, content[key]())
+            write_into(data, [Outside(item, content.get(key)) for key, item in external])
             names = {at: named_by_content(file, out.name).name for at, file in data.items()}
-            for item in _external(copied):
+            for _, item in external:
                 for entry in item.external_data:
                     entry.value = names[entry.value] if entry.key == "location" else entry.value
             _write(copied, parsed, tensors, own_tensors, path)
@@ -148,12 +154,16 @@ def _write(
     write_filled(proto, weights, path)
 
 
-def _external(proto: ModelProto) -> list[TensorProto]:
-    return [item for _, item in stored_tensors(proto.graph) if is_external(item)]
+def _content(parsed: Parsed, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    return tensors[name] if name in tensors else parsed.tensors[name]
+
+
+def _external(proto: ModelProto) -> list[tuple[Key, TensorProto]]:
+    return [(key, item) for key, item in stored_tensors(proto.graph) if is_external(item)]
 
 
 def _copies_of_data(
-    external: Sequence[TensorProto], path: Path, folder: Path | None
+    external: Sequence[tuple[Key, TensorProto]], path: Path, folder: Path | None
 ) -> dict[str, Path]:
     """Copies of the files of data, by where the model says that these are.
 
@@ -163,45 +173,12 @@ def _copies_of_data(
         folder: of the model.
     """
     found: dict[str, Path] = {}
-    for item in external:
+    for _, item in external:
         location = place_of(item)[0]
         if location not in found:
             found[location] = path.with_name(f"{path.name}.{len(found)}.data")
             shutil.copyfile(external_path(item, folder), found[location])
     return found
-
-
-def _put(
-    stored: TensorProto,
-    tensor: Tensor,
-    data: Mapping[str, Path],
-    *,
-    anew: bool = False,
-) -> None:
-    """Put numbers where they are kept.
-
-    Args:
-        stored: what the model says of the tensor.
-        tensor: its numbers.
-        data: the files of data, by where the model says that these are.
-        anew: whether data in a file need a place that is not used.
-    """
-    if not is_external(stored):
-        _store(stored, tensor)
-        return
-    file = data[place_of(stored)[0]]
-    if anew:
-        offset = -(-file.stat().st_size // _ALIGNED) * _ALIGNED
-        entries = {item.key: item for item in stored.external_data}
-        at = entries.get("offset") or stored.external_data.add(key="offset")
-        at.value = str(offset)
-    _write_at(stored, file, tensor)
-
-
-def _write_at(stored: TensorProto, path: Path, tensor: Tensor) -> None:
-    with path.open("r+b") as file:
-        file.seek(place_of(stored)[1])
-        file.write(bytes_of(tensor))
 
 
 def _store(stored: TensorProto, tensor: Tensor) -> None:
