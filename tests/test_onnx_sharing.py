@@ -264,3 +264,82 @@ def test_weights_that_no_node_reads_go_with_those_that_they_are_copies_of(tmp_pa
     fxrebasin.onnx_apply(moved, order.inverse(), back)
     restored = tensors_of(back)
     assert all(np.array_equal(restored[name], own) for name, own in tensors_of(b).items())
+
+
+def with_spare(seed: int, name: str, values: np.ndarray[Any, Any] | str, path: Path) -> Path:
+    """A file with a tensor that no node reads; the values of another one if that is named."""
+    made = model(LAYERS, WEIGHTS, seed)
+    if isinstance(values, str):
+        values = next(numpy_helper.to_array(t) for t in made.graph.initializer if t.name == values)
+    made.graph.initializer.append(numpy_helper.from_array(values, name))
+    onnx.save(made, path)
+    return path
+
+
+def test_copies_go_with_what_keeps_the_name_where_uses_part(tmp_path: Path) -> None:
+    b = with_spare(0, "tied", "v", tmp_path / "b.onnx")
+    order = fxrebasin.analyze(b).random(seed=1)
+    fxrebasin.onnx_apply(b, order, tmp_path / "moved.onnx")
+    found, before = tensors_of(tmp_path / "moved.onnx"), tensors_of(b)
+    assert not np.array_equal(found["v"], found["v@e"])
+    assert not np.array_equal(found["v"], before["v"])
+    assert np.array_equal(found["tied"], found["v"])
+    fxrebasin.onnx_apply(tmp_path / "moved.onnx", order.inverse(), tmp_path / "back.onnx")
+    restored = tensors_of(tmp_path / "back.onnx")
+    assert all(np.array_equal(restored[name], own) for name, own in before.items())
+
+
+def test_means_of_weights_that_no_node_reads(tmp_path: Path) -> None:
+    """Copies everywhere stay copies; else it is the mean of what goes by the name."""
+    spare = np.random.default_rng(7).standard_normal((6, 5)).astype(np.float32)
+    a = with_spare(0, "tied", "w3", tmp_path / "a.onnx")
+    copy = with_spare(1, "tied", "w3", tmp_path / "copy.onnx")
+    without = with_spare(1, "other", spare, tmp_path / "without.onnx")
+    apart = with_spare(1, "tied", spare, tmp_path / "apart.onnx")
+    misfit = with_spare(1, "tied", spare[:2], tmp_path / "misfit.onnx")
+    own, w3 = tensors_of(a)["tied"], tensors_of(copy)["w3"]
+    for other, theirs in ((copy, w3), (without, w3), (apart, spare), (misfit, own)):
+        out = tmp_path / f"mean-{other.name}"
+        fxrebasin.onnx_merge([a, other], out)
+        mean = (own.astype(np.float64) + theirs) / 2
+        found = tensors_of(out)
+        assert np.array_equal(found["tied"], mean.astype(np.float32)), other.name
+        assert np.array_equal(found["tied"], found["w3"]) == (theirs is w3)
+    fxrebasin.onnx_merge([apart, a], tmp_path / "third.onnx", weights=(0, 1))
+    assert np.array_equal(tensors_of(tmp_path / "third.onnx")["tied"], own)
+
+
+def test_a_copy_of_two_layers_goes_with_that_which_it_is_of_in_the_other_file(
+    tmp_path: Path,
+) -> None:
+    """In the first file, which was not trained yet, both are alike."""
+    start = np.random.default_rng(5).standard_normal((6, 6)).astype(np.float32)
+    weights = {**WEIGHTS, "w1": start, "w2": start}
+    text = LAYERS.replace("float[n,3] x", "float[n,6] x")
+    files = []
+    for at, start in enumerate((weights, {**WEIGHTS, "w1": (6, 6)})):
+        made = model(text, start, at)
+        values = next(numpy_helper.to_array(t) for t in made.graph.initializer if t.name == "w2")
+        made.graph.initializer.append(numpy_helper.from_array(values, "tied"))
+        files.append(tmp_path / f"{at}.onnx")
+        onnx.save(made, files[-1])
+    fxrebasin.onnx_merge(files, tmp_path / "mean.onnx")
+    found = tensors_of(tmp_path / "mean.onnx")
+    assert np.array_equal(found["tied"], found["w2"])
+    assert not np.array_equal(found["tied"], found["w1"])
+
+
+def test_our_own_file_read_by_name_is_no_mixture(tmp_path: Path) -> None:
+    x, files = torch.randn(2, 6), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        layer = nn.Linear(6, 6)
+        net = nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh(), nn.Linear(6, 2)).eval()
+        files.append(tmp_path / f"{seed}.onnx")
+        fxrebasin.export_onnx(net, files[-1], x)
+    fxrebasin.onnx_merge(files, tmp_path / "mean.onnx")
+    one, two, found = map(tensors_of, (*files, tmp_path / "mean.onnx"))
+    assert found.keys() == {"0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"}
+    for name, array in found.items():
+        mean = (one[name].astype(np.float64) + two[name]) / 2
+        assert np.array_equal(array, mean.astype(np.float32)), name

@@ -16,6 +16,7 @@ from fxrebasin.importers.onnx.correspondence import correspondence
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.partner import Partner
 from fxrebasin.importers.onnx.roles import weights_of
+from fxrebasin.importers.onnx.unread import counterpart, unread
 from fxrebasin.importers.onnx.writing import changed, draft
 from fxrebasin.importers.onnx.written import tensors_written
 from fxrebasin.running.surroundings import in_own_surroundings
@@ -93,12 +94,16 @@ def merge_sources(
     shares = _shares(len(sources), weights)
     first, *others = sources
     pairs = [_tensors(first, other) for other in others]
-    averaged = {}
+    averaged, unread_ones = {}, unread(first.parsed)
     for name in weights_of(first.parsed):
         mine = first.parsed.tensors[name]
         stacked = [mine]
         for other, pair in zip(others, pairs, strict=True):
-            stacked.append(_partner(other, pair.get(name), mine))
+            if name in unread_ones:
+                found = counterpart(name, unread_ones[name], other.parsed, pair, mine)
+            else:
+                found = _partner(other, pair.get(name), mine)
+            stacked.append(found)
         averaged[name] = _mean(stacked, shares)
     new = changed(first.parsed, averaged)
     folder = None if first.path is None else first.path.parent

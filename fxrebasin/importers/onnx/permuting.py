@@ -29,8 +29,9 @@ from fxrebasin.importers.onnx.finding import Runs, find, made_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.module import OnnxModule
 from fxrebasin.importers.onnx.running import check_interpreter
-from fxrebasin.importers.onnx.sharing import parted, unread_copies
+from fxrebasin.importers.onnx.sharing import parted
 from fxrebasin.importers.onnx.tensors import bits_of
+from fxrebasin.importers.onnx.unread import unread_copies
 from fxrebasin.importers.onnx.writing import changed, draft
 from fxrebasin.importers.onnx.written import tensors_written
 from fxrebasin.passes.trace.graph_state import named_state

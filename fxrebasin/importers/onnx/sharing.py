@@ -17,7 +17,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 from torch import Tensor
 
 from fxrebasin.importers.onnx.graph import Graph, Parsed, Step, Use, graphs_of
-from fxrebasin.importers.onnx.tensors import bits_of, same_bits
+from fxrebasin.importers.onnx.tensors import bits_of
 
 _LOOKED_UP = frozenset(
     {
@@ -64,32 +64,6 @@ def split(parsed: Parsed, names: Collection[str]) -> Parsed:
     for name, key in parsed.stored.items():
         stored.update(dict.fromkeys((name, *copies.get(name, ())), key))
     return replace(parsed, graph=graph, tensors=tensors, stored=stored, uses=splitter.uses)
-
-
-def unread_copies(parsed: Parsed, moved: Mapping[str, Tensor]) -> dict[str, str]:
-    """Tensors that no node reads, and that have all bits of one that moves, with the name of that.
-
-    Exporters keep a tied weight under each of its names, where the graph reads it by some of them;
-    whoever loads the weights by name would find the two apart.
-
-    Args:
-        parsed: the model.
-        moved: new content, by name.
-    """
-    found: dict[str, str] = {}
-    for name in sorted(parsed.stored.keys() - _read_somewhere(parsed.graph) - moved.keys()):
-        own = parsed.tensors[name]
-        alike = [other for other in moved if same_bits(parsed.tensors[other], own)]
-        if alike and all(same_bits(moved[alike[0]], moved[other]) for other in alike):
-            found[name] = alike[0]
-    return found
-
-
-def _read_somewhere(graph: Graph) -> set[str]:
-    """Names of stored tensors that a node, or the outside, may read by a name within its graph."""
-    graphs = [graph, *(body for _, step in graph.all_steps() for body in step.graphs.values())]
-    read = set(read_inside(graph))
-    return {name for one in graphs for local, name in one.tensors.items() if local in read}
 
 
 class _Splitter:
