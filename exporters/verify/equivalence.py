@@ -13,7 +13,7 @@ from torch import nn
 
 from fxrebasin.choices import choices_for
 from fxrebasin.errors import InputError
-from fxrebasin.exporters.verify.input_sets import InputSet, batch_size, same_start
+from fxrebasin.exporters.verify.input_sets import InputSet, batch_size
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
 from fxrebasin.exporters.verify.outputs import compare_tensors
 from fxrebasin.exporters.verify.references import References, reference_runs
@@ -26,6 +26,7 @@ from fxrebasin.exporters.verify.runs import (
     run_native,
     tensors_of,
 )
+from fxrebasin.exporters.verify.weak_outputs import weak_outputs
 from fxrebasin.models.checks import check_usable, unwrap
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.reports.equivalence import EquivalenceReport, OutputFigures
@@ -314,7 +315,7 @@ def _float64_report(
         inputs=_labels(sets),
         rows=sum(one.rows for one in sets),
         structure=structure,
-        notes=(*references.notes, *_weak_outputs(sets, references.runs)),
+        notes=(*references.notes, *weak_outputs(sets, references.runs)),
     )
 
 
@@ -358,7 +359,7 @@ def compare_onnxruntime(session: OnnxModel, references: References) -> Equivalen
         inputs=_labels(sets),
         rows=sum(one.rows for one in sets),
         structure=structure,
-        notes=(*own.notes, *_weak_outputs(sets, natives)),
+        notes=(*own.notes, *weak_outputs(sets, natives)),
         path=str(session.path),
     )
 
@@ -398,34 +399,6 @@ def _labels(sets: Sequence[InputSet]) -> tuple[str, ...]:
 
 def _is_float(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _weak_outputs(sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str]:
-    """Notes about outputs that show little: they are empty, or do not depend on the inputs."""
-    notes = [
-        f"{name} has no elements in any run, so that nothing about it was compared"
-        for name in runs[0]
-        if not any(run[name].numel() for run in runs if name in run)
-    ]
-    if len(sets) < 2 or same_start(sets[0], sets[1]):
-        return notes
-    return notes + [
-        f"{name} is the same for different inputs, so that it says nothing about the weights "
-        "before it; is the last layer zero?"
-        for name, tensor in runs[0].items()
-        if _is_float(tensor)
-        and tensor.numel()
-        and name in runs[1]
-        and _same_first_row(tensor, runs[1][name])
-    ]
-
-
-def _same_first_row(left: torch.Tensor, right: torch.Tensor) -> bool:
-    if left.shape == right.shape:
-        return torch.equal(left, right)
-    if not (left.dim() and right.dim()):  # one row, squeezed
-        return torch.equal(left.reshape(-1)[:1], right.reshape(-1)[:1])
-    return torch.equal(left[:1], right[:1])
 
 
 def _judge(

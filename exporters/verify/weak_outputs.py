@@ -1,0 +1,80 @@
+"""Outputs that show little of a model: of these, other weights may well give the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fxrebasin.exporters.verify.input_sets import InputSet, same_start
+from fxrebasin.exporters.verify.runs import Tensors
+
+
+def weak_outputs(sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str]:
+    """Notes about outputs that are empty, or do not depend on the inputs.
+
+    Whole numbers and booleans often rightly depend on nothing (masks, positions); these are noted
+    where no other output shows anything, as a class that always wins is.
+
+    Args:
+        sets: inputs.
+        runs: what a model returns for each.
+    """
+    notes = [
+        f"{name} has no elements in any run, so that nothing about it was compared"
+        for name in runs[0]
+        if not any(run[name].numel() for run in runs if name in run)
+    ]
+    shown = {name: tensor for name, tensor in runs[0].items() if tensor.numel()}
+    comparable = len(sets) > 1 and not same_start(sets[0], sets[1])
+    same = [
+        name
+        for name, tensor in shown.items()
+        if comparable
+        and _is_float(tensor)
+        and name in runs[1]
+        and _same_first_row(tensor, runs[1][name])
+    ]
+    notes += [
+        f"{name} is the same for different inputs, so that it says nothing about the weights "
+        "before it; is the last layer zero?"
+        for name in same
+    ]
+    whole = [name for name, tensor in shown.items() if not _is_float(tensor)]
+    constant = [name for name in whole if comparable and not _varies(name, sets, runs)]
+    if len(same) + len(constant) == len(shown):
+        notes += [
+            f"{name} is the same for all inputs, so that other weights may well give it, too"
+            for name in constant
+        ]
+    return notes
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _same_first_row(left: Tensor, right: Tensor) -> bool:
+    if left.shape == right.shape:
+        return torch.equal(left, right)
+    if not (left.dim() and right.dim()):  # one row, squeezed
+        return torch.equal(left.reshape(-1)[:1], right.reshape(-1)[:1])
+    return torch.equal(left[:1], right[:1])
+
+
+def _varies(name: str, sets: Sequence[InputSet], runs: Sequence[Tensors]) -> bool:
+    """Whether an output has two rows that differ, be it in their shapes."""
+    found = [
+        _rows(run[name], one)
+        for one, run in zip(sets, runs, strict=True)
+        if name in run and run[name].numel()
+    ]
+    first = found[0][0]
+    return any(rows.shape[1:] != first.shape or not (rows == first).all() for rows in found)
+
+
+def _rows(tensor: Tensor, inputs: InputSet) -> Tensor:
+    """A tensor with its rows along the first axis; all of it is one row if it has no batch axis."""
+    batched = tensor.dim() and tensor.shape[0] == inputs.batch
+    return tensor if batched else tensor.unsqueeze(0)
