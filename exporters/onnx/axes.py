@@ -54,6 +54,24 @@ def parse_dynamic(texts: Iterable[str]) -> dict[str, dict[int, str]]:
     return parsed
 
 
+def sizes_of(axes: Axes, tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """The sizes of axes, by their labels.
+
+    Args:
+        axes: labels of some axes.
+        tensors: the inputs by name.
+
+    Example:
+        >>> sizes_of({"x": {0: "batch", 1: "time"}}, {"x": torch.ones(2, 5, 3)})
+        {'batch': 2, 'time': 5}
+    """
+    return {
+        label: tensors[name].shape[axis]
+        for name, places in axes.items()
+        for axis, label in places.items()
+    }
+
+
 def chosen_axes(dynamic: Dynamic, tensors: Mapping[str, torch.Tensor]) -> Axes:
     """The axes that were asked for, checked against the inputs.
 

@@ -24,6 +24,7 @@ from fxrebasin.exporters.onnx.axes import (
     chosen_axes,
     found_axes,
     labels_of,
+    sizes_of,
     without,
 )
 from fxrebasin.exporters.onnx.capture import Axes, Captured, capture
@@ -293,19 +294,19 @@ def _proved_as(
     if notes and as_asked:
         raise ExportError(f"dynamic: {'; '.join(notes)}")
     open_axes = without(axes, closed)
+    sizes = Sizes(job.subject, job.example, open_axes, captured)
+    further = [replace(one, required=True) for one in job.further or sizes.sets()]
     write_onnx(
         job.model,
         job.draft,
         captured,
         opset=job.opset,
         optimize=job.optimize,
-        metadata=_origin(job, open_axes),
+        metadata=_origin(job, open_axes, further),
     )
     names = names_in_file(state_of(job.model), captured.inputs)
     if job.optimize:
         notes += folding_notes(job.draft, job.model, names)
-    sizes = Sizes(job.subject, job.example, open_axes, captured)
-    further = [replace(one, required=True) for one in job.further or sizes.sets()]
     references = native_runs(
         job.subject, job.args, job.kwargs, any_batch=sizes.any_batch, further=further
     )
@@ -316,7 +317,7 @@ def _proved_as(
     return replace(report, notes=(*report.notes, *notes))
 
 
-def _origin(job: _Job, axes: Axes) -> dict[str, str]:
+def _origin(job: _Job, axes: Axes, further: Sequence[InputSet]) -> dict[str, str]:
     chosen = "function" if callable(job.wanted) else job.wanted
     options = {
         "dynamic": {name: dict(places) for name, places in axes.items()},
@@ -325,7 +326,8 @@ def _origin(job: _Job, axes: Axes) -> dict[str, str]:
         "outputs": chosen,
         "with_past": bool(job.further),
     }
-    return origin_of(job.model, options)
+    inputs = [named_inputs(job.model, one.args, one.kwargs) for one in (job.example, *further)]
+    return origin_of(job.model, options, [sizes_of(axes, tensors) for tensors in inputs])
 
 
 def _captured(job: _Job, axes: Axes, most_parts: int | None) -> tuple[Captured, dict[str, str]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from fxrebasin.errors import InputError
-from fxrebasin.exporters.onnx.axes import labels_of
+from fxrebasin.exporters.onnx.axes import sizes_of
 from fxrebasin.exporters.onnx.capture import Axes, Captured
 from fxrebasin.exporters.verify.input_names import named_inputs
 from fxrebasin.exporters.verify.input_sets import InputSet, with_sizes
@@ -42,8 +42,7 @@ class Sizes:
         self.objections: list[str] = []
         self._subject, self._example, self._captured = subject, example, captured
         tensors = named_inputs(subject.model, example.args, example.kwargs)
-        places = {label: some[0] for label, some in labels_of(axes).items()}
-        self._known = {label: tensors[name].shape[axis] for label, (name, axis) in places.items()}
+        self._known = sizes_of(axes, tensors)
         first = next((name for name, tensor in tensors.items() if tensor.dim()), None)
         self._batch = None if first is None else axes.get(first, {}).get(0)
 

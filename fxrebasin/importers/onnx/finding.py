@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -163,11 +163,11 @@ def _analysed(
     if example is not None or _looks_up(source.parsed.graph):
         inputs = made_inputs(source, module, example)
         return inputs, _of_every_size(source, module, inputs, choices)
-    found: list[Symmetry] = []
+    found: dict[int, Symmetry] = {}
 
     def fault(inputs: Mapping[str, Tensor]) -> str | None:
         try:
-            found.append(symmetry_of(module, tuple(inputs.values()), {}, choices))
+            found[id(inputs)] = symmetry_of(module, tuple(inputs.values()), {}, choices)
         except CannotRunError:
             raise
         except InputError:
@@ -178,7 +178,8 @@ def _analysed(
         return None
 
     inputs = drawn_twice(source, fault)
-    return inputs, _common(source, module, inputs, choices, found)
+    of_each = [found[id(one)] for one in inputs]
+    return inputs, _common(source, module, inputs, choices, of_each)
 
 
 def _looks_up(graph: Graph) -> bool:
@@ -328,16 +329,23 @@ def drawn_twice(
         InputError: it takes none.
     """
     faults: list[str] = []
-    found: list[dict[str, Tensor]] = []
-    for attempt in range(attempts(source.parsed)):
-        inputs = drawn_inputs(source.parsed, attempt)
-        reason = fault(inputs)
-        if reason is None:
-            found.append(inputs)
-        else:
-            faults.append(reason)
-        if len(found) == 2:
-            break
+
+    def taken(numbers: Iterable[int], most: int) -> list[dict[str, Tensor]]:
+        found: list[dict[str, Tensor]] = []
+        for number in numbers if most else ():
+            inputs = drawn_inputs(source.parsed, number)
+            reason = fault(inputs)
+            found += [inputs] if reason is None else []
+            faults.extend([] if reason is None else [reason])
+            if len(found) == most:
+                break
+        return found
+
+    choices = attempts(source.parsed)
+    found = taken(choices.usual, 2)
+    if len(found) < 2:  # not any size will do, so that what runs need not be right
+        found = [*taken(choices.said, 2), *found][:2]
+    found += taken(choices.others, 2 - len(found))
     if not found:
         shown = ", ".join(f"{n} {tuple(v.shape)}" for n, v in drawn_inputs(source.parsed).items())
         raise InputError(

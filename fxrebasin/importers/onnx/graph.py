@@ -19,6 +19,7 @@ from onnx import (
 )
 
 from fxrebasin.errors import InputError
+from fxrebasin.exporters.onnx.metadata import proved_sizes
 from fxrebasin.exporters.onnx.wire import Extent
 from fxrebasin.importers.onnx.foreign import Alone
 from fxrebasin.importers.onnx.operators import OPERATORS
@@ -136,6 +137,8 @@ class Parsed:
         opsets: versions by domain.
         has_functions: whether the file defines operators, which are written out in the graph.
         uses: of tensors that the file has once, by the names that they have here.
+        proved: sizes, by their names, on which the file is said to be right; none where it does
+            not say so.
     """
 
     graph: Graph
@@ -145,6 +148,7 @@ class Parsed:
     opsets: Mapping[str, int]
     has_functions: bool = False
     uses: Mapping[str, Use] = field(default_factory=dict)
+    proved: tuple[Mapping[str, int], ...] = ()
 
 
 def parse(
@@ -176,7 +180,9 @@ def parse(
     known |= {item.values.name for item in model.graph.sparse_initializer}
     types = {item.name: item.type for item in model.graph.input if item.name not in known}
     functions = bool(model.functions)
-    return Parsed(graph, reader.tensors, reader.stored, types, opsets, functions)
+    return Parsed(
+        graph, reader.tensors, reader.stored, types, opsets, functions, proved=proved_sizes(model)
+    )
 
 
 def _domain(name: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,16 +18,39 @@ from fxrebasin.importers.onnx.dtypes import UnknownTypeError, dtype_of
 from fxrebasin.importers.onnx.graph import Graph, Parsed, Step
 from fxrebasin.importers.onnx.tensors import from_array
 
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Sizes of dimensions that have a name only.
+
+    Args:
+        any: of one of which nothing is known.
+        rows: of a batch.
+        image: of the sides of images.
+        sides: of those sides of which the file says for which sizes it is right, by their names.
+            Windows and patches have to fit a side; a graph may run where they do not, and mix what
+            it keeps apart elsewhere.
+    """
+
+    any: int
+    rows: int
+    image: int
+    sides: Mapping[str, int] = field(default_factory=dict)
+
+
 _SIZES = (
-    {"": 7, "rows": 2, "image": 64},
-    {"": 5, "rows": 3, "image": 96},
-    {"": 8, "rows": 4, "image": 224},
-    {"": 16, "rows": 1, "image": 128},
-    {"": 1, "rows": 1, "image": 32},
-    {"": 480, "rows": 2, "image": 384},
-    {"": 16000, "rows": 1, "image": 512},
+    _Sizes(7, 2, 64),
+    _Sizes(5, 3, 96),
+    _Sizes(8, 4, 224),
+    _Sizes(16, 1, 128),
+    _Sizes(1, 1, 32),
+    _Sizes(480, 2, 384),
+    _Sizes(16000, 1, 512),
 )
-"""Sizes of dimensions that have a name only, in the order in which they are tried."""
+"""In the order in which they are tried."""
+
+_USUAL = 2
+_LARGEST_SIDE = 4096
 
 _IMAGE_NDIM = 4
 _PARTS = re.compile(r"\s*([+*-])\s*")
@@ -150,17 +174,49 @@ def drawn_inputs(parsed: Parsed, attempt: int = 0) -> dict[str, Tensor]:
     return found
 
 
-def attempts(parsed: Parsed) -> int:
-    """How many choices of sizes there are; one if all are fixed."""
+@dataclass(frozen=True)
+class Attempts:
+    """Numbers of choices of sizes.
+
+    Args:
+        usual: small ones.
+        said: of which the file says that it is right for them.
+        others: the rest.
+    """
+
+    usual: Sequence[int]
+    said: Sequence[int]
+    others: Sequence[int]
+
+    def __iter__(self) -> Iterator[int]:
+        """All of them, in the order in which they are tried."""
+        return chain(self.usual, self.said, self.others)
+
+
+def attempts(parsed: Parsed) -> Attempts:
+    """Which choices of sizes there are; one if all are fixed."""
     ports = ports_of(parsed)
-    named = any(isinstance(dim, str) for port in ports for dim in port.dims)
-    return len(_sizes(parsed, ports)) if named else 1
+    if not any(isinstance(dim, str) for port in ports for dim in port.dims):
+        return Attempts(range(1), (), ())
+    rest = _USUAL + len(list(_proved(parsed, ports)))
+    return Attempts(range(_USUAL), range(_USUAL, rest), range(rest, len(_sizes(parsed, ports))))
 
 
-def _sizes(parsed: Parsed, ports: Sequence[Port]) -> list[Mapping[str, int]]:
+def _sizes(parsed: Parsed, ports: Sequence[Port]) -> list[_Sizes]:
     """Sizes of dimensions that have a name only, in the order in which they are tried."""
-    sides = dict.fromkeys(side for port in ports for side in _sides(parsed, port))
-    return [*_SIZES, *({"": 7, "rows": rows, "image": side} for side in sides for rows in (2, 3))]
+    lengths = dict.fromkeys(length for port in ports for length in _sides(parsed, port))
+    fitting = (_Sizes(7, rows, length) for length in lengths for rows in (2, 3))
+    return [*_SIZES[:_USUAL], *_proved(parsed, ports), *_SIZES[_USUAL:], *fitting]
+
+
+def _proved(parsed: Parsed, ports: Sequence[Port]) -> Iterator[_Sizes]:
+    """Those of which the file says for which sides of images it is right."""
+    places = _places(ports)
+    names = [name for name, met in places.items() if _is_side(name, met, _are_images(ports))]
+    said = [tuple(one[n] for n in names) for one in parsed.proved if one.keys() >= set(names)]
+    distinct = [one for one in dict.fromkeys(said) if one and max(one) <= _LARGEST_SIDE]
+    for usual, lengths in zip(_SIZES, distinct, strict=False):
+        yield replace(usual, sides=dict(zip(names, lengths, strict=True)))
 
 
 def _sides(parsed: Parsed, port: Port) -> Iterator[int]:
@@ -185,12 +241,12 @@ def _sides(parsed: Parsed, port: Port) -> Iterator[int]:
             )
 
 
-def _size(dim: int | str, at: int, named: Mapping[str, int], sizes: Mapping[str, int]) -> int:
+def _size(dim: int | str, at: int, named: Mapping[str, int], sizes: _Sizes) -> int:
     """The size of a dimension; of a sum of names, the sum of their sizes."""
     if isinstance(dim, int):
         return dim
     if not dim.strip():
-        return sizes["" if at else "rows"]
+        return sizes.any if at else sizes.rows
     first, *rest = _PARTS.split(dim.strip())
     total = _single(first, named)
     for sign, part in zip(rest[::2], rest[1::2], strict=False):
@@ -203,20 +259,31 @@ def _single(name: str, named: Mapping[str, int]) -> int:
     return int(name) if name.isdigit() else named[name]
 
 
-def _named_sizes(ports: Sequence[Port], sizes: Mapping[str, int]) -> dict[str, int]:
+_Places: TypeAlias = Sequence[tuple[Port, int]]
+
+
+def _named_sizes(ports: Sequence[Port], sizes: _Sizes) -> dict[str, int]:
     """A size for each name, which is the same wherever the name is met."""
+    images = _are_images(ports)
+    return {name: _size_of_name(name, met, images, sizes) for name, met in _places(ports).items()}
+
+
+def _places(ports: Sequence[Port]) -> dict[str, _Places]:
+    """Inputs, and at which of their axes they have a size, by its name."""
     places: dict[str, list[tuple[Port, int]]] = {}
     for port in ports:
         for at, dim in enumerate(port.dims):
             for part in _PARTS.split(dim.strip())[::2] if isinstance(dim, str) else ():
                 places.setdefault(part, []).append((port, at))
-    images = all(port.dtype.is_floating_point for port in ports)
-    return {name: _size_of_name(name, met, images, sizes) for name, met in places.items()}
+    return dict(places)
 
 
-def _size_of_name(
-    name: str, met: Sequence[tuple[Port, int]], images: bool, sizes: Mapping[str, int]
-) -> int:
+def _are_images(ports: Sequence[Port]) -> bool:
+    """Whether no input is one of tokens."""
+    return all(port.dtype.is_floating_point for port in ports)
+
+
+def _size_of_name(name: str, met: _Places, images: bool, sizes: _Sizes) -> int:
     """The size of one name.
 
     Args:
@@ -226,17 +293,29 @@ def _size_of_name(
         sizes: those that are tried.
     """
     lowered = name.lower()
-    first = all(at == 0 for _, at in met)
-    side = any(word in lowered for word in ("height", "width", "image")) or lowered in ("h", "w")
-    if "batch" in lowered or lowered in ("n", "bs"):
-        return sizes["rows"]
-    if side or (images and all(len(port.dims) == _IMAGE_NDIM and at >= 2 for port, at in met)):
-        return sizes["image"]
+    if _is_batch(lowered):
+        return sizes.rows
+    if _is_side(name, met, images):
+        return sizes.sides.get(name, sizes.image)
     if "past" in lowered or "cache" in lowered:
-        return max(sizes[""] - 4, 1)
+        return max(sizes.any - 4, 1)
     if "encoder" in lowered:
-        return max(sizes[""] - 2, 1)
-    return sizes["rows" if first else ""]
+        return max(sizes.any - 2, 1)
+    return sizes.rows if all(at == 0 for _, at in met) else sizes.any
+
+
+def _is_batch(name: str) -> bool:
+    return "batch" in name or name in ("n", "bs")
+
+
+def _is_side(name: str, met: _Places, images: bool) -> bool:
+    """Whether a size is that of a side of an image."""
+    lowered = name.lower()
+    if _is_batch(lowered):
+        return False
+    if any(word in lowered for word in ("height", "width", "image")) or lowered in ("h", "w"):
+        return True
+    return images and all(len(port.dims) == _IMAGE_NDIM and at >= 2 for port, at in met)
 
 
 def _readers(graph: Graph, name: str) -> Iterator[tuple[Graph, Step, int]]:

@@ -92,7 +92,7 @@ def _filled(
     """Inputs in one or two sizes that both graphs take."""
     modules = [more.module(), fewer.module()]
     found: list[tuple[Inputs, Inputs]] = []
-    for attempt in range(attempts(more.parsed)):
+    for attempt in attempts(more.parsed):
         drawn = drawn_inputs(more.parsed, attempt)
         own = {
             name: fillings[name](value, _before(name, drawn)) if name in fillings else value
