@@ -41,6 +41,8 @@ class Recurrent(nn.Module):
         (nn.LSTM, {"bidirectional": True}),
         (nn.LSTM, {"num_layers": 2, "bias": False}),
         (nn.GRU, {"bidirectional": True}),
+        (nn.RNN, {"num_layers": 2, "bidirectional": True, "nonlinearity": "relu"}),
+        (nn.RNN, {"num_layers": 2, "bias": False}),
     ],
 )
 def test_files_have_the_group_of_the_model_and_no_unit_for_each_element(
@@ -56,6 +58,23 @@ def test_files_have_the_group_of_the_model_and_no_unit_for_each_element(
     assert not source.parsed.uses  # a slice for each gate makes no tensor of each
     rows = sum(len(tensor) for tensor in source.weights.values())
     assert propagate(source.module(), (x,), {}).ledger.size < 4 * rows
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+def test_plain_recurrent_layers_take_any_number_of_steps(
+    nonlinearity: str, batch_first: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"num_layers": 2, "bidirectional": True, "nonlinearity": nonlinearity}
+    layer = nn.RNN(5, 6, batch_first=batch_first, **options).eval()
+    x = torch.randn(7, 3, 5)
+    report = fxrebasin.export_onnx(layer, tmp_path / "m.onnx", x)
+    file = onnx.load(tmp_path / "m.onnx")
+    sizes = [dim.dim_param for dim in file.graph.input[0].type.tensor_type.shape.dim]
+    assert (all(sizes[:2]), report.notes) == (True, ())
+    assert [node.op_type for node in file.graph.node].count("RNN") == 2
+    assert fxrebasin.verify(layer, tmp_path / "m.onnx", torch.randn(11, 13, 5)).passed
 
 
 def test_files_of_permuted_models_are_recovered(tmp_path: Path) -> None:

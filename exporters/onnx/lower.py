@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxrebasin.exporters.onnx.attention import attention_of_four, is_attention_of_other_rank
+from fxrebasin.exporters.onnx.recurrent import translations
 from fxrebasin.running.messages import attempt
 from fxrebasin.running.operators import viewed_by, writes
 
@@ -370,10 +371,10 @@ def lowered_first(program: ExportedProgram) -> ExportedProgram:
 
 
 def _translated_names() -> frozenset[str]:
-    """Operators that torch and onnxscript have translations for, in some opset."""
+    """Operators that torch, onnxscript or we have translations for, in some opset."""
     importlib.import_module("onnxscript.function_libs.torch_lib.ops")
     scripts: Any = importlib.import_module("onnxscript.function_libs.torch_lib.registration")
     own: Any = importlib.import_module("torch.onnx._internal.exporter._torchlib._torchlib_registry")
     names = {name.removesuffix(".default") for name, _ in scripts.default_registry.items()}
-    targets = [meta.fx_target for meta in own.get_torchlib_ops()]
+    targets = [*translations(), *(meta.fx_target for meta in own.get_torchlib_ops())]
     return frozenset(names) | {t.name() for t in targets if isinstance(t, torch._ops.OpOverload)}

@@ -17,6 +17,7 @@ from fxrebasin.importers.onnx.graph import Graph, Step
 from fxrebasin.importers.onnx.sharing import read_inside
 
 _LAYERS = frozenset({"LSTM", "GRU", "RNN"})
+_OF_RNN = frozenset({"Tanh", "Relu"})
 _WEIGHTS = (1, 2)  # inputs of a layer: `[directions, rows, columns]`
 
 Rows = tuple[tuple[str, ...], ...]
@@ -65,7 +66,7 @@ class _Joins:
         rows: dict[int, Rows] = {}
         for at in _WEIGHTS:
             parts = tuple(self._direction(name) for name in self._joined(step.inputs[at]))
-            if all(parts) and any(len(names) > 1 for names in parts):
+            if all(parts) and (len(parts) > 1 or len(parts[0]) > 1):
                 rows[at] = parts
         return replace(step, rows=rows) if rows else step
 
@@ -93,6 +94,8 @@ class _Joins:
 
 def _as_usual(step: Step) -> bool:
     """Whether a layer is computed here in any case, and reads all of its gates."""
+    if step.kind == "RNN":
+        return set(step.attributes.get("activations", ())) <= _OF_RNN
     return "activations" not in step.attributes and not step.attributes.get("input_forget")
 
 
