@@ -80,3 +80,21 @@ def test_files_get_the_note(name: str, tmp_path: Path) -> None:
     report = fxrebasin.verify(Net(SAME[name], seed=1), path, X)
     assert report.passed
     assert any(NOTE in note for note in report.notes)
+
+
+def test_outputs_that_depend_on_inputs_only_get_a_note() -> None:
+    def mask_and_winner(scores: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x > 0, winner(scores, x)
+
+    for last in (lambda scores, x: x * 2, mask_and_winner):
+        report = fxrebasin.verify(Net(last), Net(last, seed=1), X)
+        assert report.passed
+        assert ["no output depends on the parameters" in note for note in report.notes] == [True]
+
+
+@pytest.mark.parametrize("last", [*SHOWN.values(), lambda scores, x: (x * 2, scores)])
+def test_outputs_that_depend_on_the_parameters_get_none(
+    last: Callable[[Tensor, Tensor], Any],
+) -> None:
+    report = fxrebasin.verify(Net(last), Net(last), X)
+    assert not any("no output depends" in note for note in report.notes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fxrebasin.exporters.verify.activity import Activity
@@ -27,6 +27,7 @@ from fxrebasin.exporters.verify.runs import (
     tensors_of,
 )
 from fxrebasin.exporters.verify.state_reads import StateReads
+from fxrebasin.exporters.verify.weak_outputs import blind_outputs
 from fxrebasin.models.redraw import Manner
 from fxrebasin.running.freed import give_back_memory
 from fxrebasin.wording import listed
@@ -85,7 +86,7 @@ def reference_runs(
         any_batch: False if the candidate is known to take the batch size of the example only.
         rows: how many rows there are to be in all, for two models whose relation is not known;
             fewer where a row takes long, and then there is a note. Units that none of them shows
-            are noted, too.
+            are noted, too, and that no output depends on the parameters.
         few: so many rows of the example will do, one or two, if the model takes them; all if 0.
             For what is proved otherwise as well.
         further: sets that have to be run as well.
@@ -100,7 +101,9 @@ def reference_runs(
         example = explorer.start(example, few if any_batch else 0)
         other = explorer.first_taken(example, any_batch)
         explorer.extend(example, other, further, rows)
-        return explorer.found()
+        found = explorer.found()
+    blind = blind_outputs(subject, found.sets, found.runs) if rows else []
+    return replace(found, notes=(*found.notes, *blind))
 
 
 def native_runs(

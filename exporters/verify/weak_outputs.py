@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fxrebasin.exporters.verify.input_sets import InputSet, same_start
-from fxrebasin.exporters.verify.runs import Tensors
+from fxrebasin.exporters.verify.runs import MadeWhenAsked, Subject, Tensors, in_float64
 
 
 def weak_outputs(sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str]:
@@ -49,6 +51,45 @@ def weak_outputs(sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str]
             for name in constant
         ]
     return notes
+
+
+def blind_outputs(subject: Subject, sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str]:
+    """A note if no output depends on the parameters, as runs with others show.
+
+    Those that depend on nothing else either are for `weak_outputs`.
+
+    Args:
+        subject: what was run.
+        sets: inputs.
+        runs: what it returned for each in float64.
+    """
+    given = {
+        name: tensor.detach()
+        for name, tensor in subject.model.named_parameters()
+        if tensor.is_floating_point() and tensor.layout == torch.strided
+    }
+    if not given or weak_outputs(sets, runs):
+        return []
+    others = replace(subject, state=MadeWhenAsked(given, _drawn))
+    with in_float64(others, little_memory=True) as run:
+        for one, before in zip(sets, runs, strict=True):
+            after = run(one)
+            if isinstance(after, Exception) or not _equal(before, after):
+                return []
+    return ["no output depends on the parameters: with others, drawn at random, all were the same"]
+
+
+def _drawn(name: str, tensor: Tensor) -> Tensor:
+    """Other numbers of the same size; the same ones each time."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    noise = torch.randn(tensor.shape, generator=generator).to(tensor)
+    return tensor + noise * (tensor.abs().mean() + 0.1)
+
+
+def _equal(before: Tensors, after: Tensors) -> bool:
+    return before.keys() == after.keys() and all(
+        torch.equal(tensor, after[name]) for name, tensor in before.items()
+    )
 
 
 def _is_float(tensor: Tensor) -> bool:
