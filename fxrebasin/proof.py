@@ -15,7 +15,8 @@ from fxrebasin.alignment import Alignment, Certificate, applied_exactly
 from fxrebasin.errors import EquivalenceError, InputError
 from fxrebasin.exporters.verify.bits import compare_bits
 from fxrebasin.exporters.verify.equivalence import compare_float64, compare_states
-from fxrebasin.exporters.verify.runs import MadeWhenAsked
+from fxrebasin.exporters.verify.input_sets import example_set
+from fxrebasin.exporters.verify.runs import MadeWhenAsked, Subject, fault_of, run_float64
 from fxrebasin.gather import storage_identity
 from fxrebasin.passes.trace.graph_state import copy_with_state, named_state
 from fxrebasin.passes.trace.trace import TraceResult
@@ -160,12 +161,18 @@ def prove_state(
         permutation.check_fits(state)
         moved = MadeWhenAsked(state, permutation.permute_tensor)
     report = compare_states(model, state, moved, *inputs, wanted, label=label, few=1)
-    if not report.passed:
+    if report.passed:
+        return report
+    (own,) = run_float64(Subject(model, state, label, wanted), [example_set(*inputs)])
+    if not isinstance(own, Exception) and fault_of(own) is not None:
         raise EquivalenceError(
-            f"{label} does not compute the same with its units permuted: {report}\n"
-            f"{report.table()}\n{_what_now()}"
+            f"{label} computes NaN as it is, so that nothing shows whether it computes the same "
+            f"with its units permuted\n{report.table()}"
         )
-    return report
+    raise EquivalenceError(
+        f"{label} does not compute the same with its units permuted: {report}\n"
+        f"{report.table()}\n{_what_now()}"
+    )
 
 
 def prove_graph(

@@ -55,11 +55,19 @@ def test_models_between_two_checkpoints():
         (["--t", "0.2,0.4", "--out", "x.pt"], "write {t} where the position belongs"),
         (["--t", "2", "--out", "x.pt"], "positions go from 0"),
         (["--t", "half", "--out", "x.pt"], "are not numbers; write such as 0.25,0.5"),
+        (["--out", "x-{x}.pt"], "{x} stands for nothing; write {t} where the position belongs"),
+        (["--t", "0.2", "--out", ""], "it is empty; name a file, or a folder"),
         (["--t", "0.2,0.20", "--out", "a{t}.pt", "--method", "magic"], "no method 'magic'"),
     ],
 )
 def test_positions_that_cannot_be(arguments, message):
     assert message in " ".join(invoke("interpolate", *MODEL, *arguments, code=2).output.split())
+
+
+def test_positions_close_to_each_other_have_names_of_their_own():
+    invoke("interpolate", *MODEL, "--t", "0.25,0.25000001", "--out", "at-{t}.pt")
+    a, b = load("at-0.25.pt"), load("at-0.25000001.pt")
+    assert a.keys() == b.keys()
 
 
 def test_the_barrier_is_that_of_the_package():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fxrebasin
+from fxrebasin.errors import EquivalenceError
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 NOTE = "is the same for all inputs, so that other weights may well give it, too"
@@ -98,3 +99,18 @@ def test_outputs_that_depend_on_the_parameters_get_none(
 ) -> None:
     report = fxrebasin.verify(Net(last), Net(last), X)
     assert not any("no output depends" in note for note in report.notes)
+
+
+def test_a_model_that_computes_nan_by_itself_is_not_to_be_reported() -> None:
+    nets = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)
+        nets.append(nn.Sequential(*layers).eval())
+    nets[1][1].running_var[1] = -1
+    with pytest.raises(EquivalenceError, match="computes NaN as it is") as found:
+        fxrebasin.match(nets[1], nets[0], X)
+    assert "report" not in str(found.value)
+    for call in (fxrebasin.transform, fxrebasin.match):
+        with pytest.raises(EquivalenceError, match="negative running variance"):
+            call(nets[1], nets[0], X)

@@ -1,4 +1,4 @@
-"""Outputs that show little of a model: of these, other weights may well give the same."""
+"""Outputs that show little of a model: other weights give the same, or nothing is equal to them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxrebasin.exporters.verify.runs import MadeWhenAsked, Subject, Tensors, in_
 
 
 def weak_outputs(sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str]:
-    """Notes about outputs that are empty, or do not depend on the inputs.
+    """Notes about outputs that are empty or NaN, or do not depend on the inputs.
 
     Whole numbers and booleans often rightly depend on nothing (masks, positions); these are noted
     where no other output shows anything, as a class that always wins is.
@@ -27,6 +27,12 @@ def weak_outputs(sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str]
         f"{name} has no elements in any run, so that nothing about it was compared"
         for name in runs[0]
         if not any(run[name].numel() for run in runs if name in run)
+    ]
+    notes += [
+        f"{name} is NaN in the reference itself, and nothing is equal to that: look at its weights "
+        "(a negative running variance does that) and at the inputs"
+        for name in runs[0]
+        if any(run[name].isnan().any() for run in runs if name in run)
     ]
     shown = {name: tensor for name, tensor in runs[0].items() if tensor.numel()}
     comparable = len(sets) > 1 and not same_start(sets[0], sets[1])

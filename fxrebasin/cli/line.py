@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from fxrebasin.show.views import report_facts
 from fxrebasin.storage.files import together
 
 _PLACE = "{t}"
+_OTHER_PLACE = re.compile(r"\{\w*\}")
 
 How = tuple[HowToMatch, HowToRead, Inputs]
 
@@ -51,7 +53,7 @@ def read_positions(texts: Sequence[str], target: Target) -> dict[float, Path]:
         target: whose name has a place for the position, if there are several.
 
     Raises:
-        InputError: a text is no number from 0 to 1, or the name has no such place.
+        InputError: a text is no number from 0 to 1, or the name has no such place, or others.
     """
     try:
         numbers = [float(text) for text in texts]
@@ -66,7 +68,15 @@ def read_positions(texts: Sequence[str], target: Target) -> dict[float, Path]:
             f"--out {target.out} is one name for {len(numbers)} models; write {_PLACE} where the "
             "position belongs, such as between-{t}.safetensors"
         )
-    return {n: Path(str(target.out).replace(_PLACE, f"{n:g}")) for n in numbers}
+    if other := _OTHER_PLACE.search(target.out.name.replace(_PLACE, "")):
+        raise InputError(
+            f"--out {target.out}: {other.group()} stands for nothing; write {_PLACE} where the "
+            "position belongs"
+        )
+    short = {number: f"{number:g}" for number in numbers}
+    alike = len(set(short.values())) < len(short)
+    shown = {number: repr(number) if alike else text for number, text in short.items()}
+    return {n: Path(str(target.out).replace(_PLACE, shown[n])) for n in numbers}
 
 
 def run_interpolate(

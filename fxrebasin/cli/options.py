@@ -352,6 +352,22 @@ class _Method(click.ParamType[str]):
         return [CompletionItem(name) for name in self._methods if name.startswith(incomplete)]
 
 
+class _Place(click.Path):
+    """The path of what is written; an empty one would be the folder that this runs in."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path.
+
+        Args:
+            value: as it was given.
+            param: of which it is the value.
+            ctx: of the command.
+        """
+        if not str(value):
+            self.fail("it is empty; name a file, or a folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def target_options(what: str, also: tuple[str, ...] = ()) -> Decorator:
     """Where the result goes.
 
@@ -377,7 +393,7 @@ def target_options(what: str, also: tuple[str, ...] = ()) -> Decorator:
         Target,
         click.option(
             "--out",
-            type=click.Path(path_type=Path),
+            type=_Place(path_type=Path),
             required=True,
             callback=check,
             metavar="PATH",
