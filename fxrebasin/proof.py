@@ -15,10 +15,11 @@ from fxrebasin.alignment import Alignment, Certificate, applied_exactly
 from fxrebasin.errors import EquivalenceError, InputError
 from fxrebasin.exporters.verify.bits import compare_bits
 from fxrebasin.exporters.verify.equivalence import compare_float64, compare_states
-from fxrebasin.exporters.verify.input_sets import example_set
+from fxrebasin.exporters.verify.input_sets import InputSet, example_set, first_rows
 from fxrebasin.exporters.verify.runs import MadeWhenAsked, Subject, fault_of, run_float64
 from fxrebasin.gather import storage_identity
 from fxrebasin.passes.trace.graph_state import copy_with_state, named_state
+from fxrebasin.passes.trace.made_for import made_for, with_sizes
 from fxrebasin.passes.trace.trace import TraceResult
 from fxrebasin.permutation import Permutation
 from fxrebasin.reports.equivalence import EquivalenceReport
@@ -185,6 +186,9 @@ def prove_graph(
 ) -> EquivalenceReport:
     """Compare in float64 what a module computes, and what its permuted graph does.
 
+    A graph with open axes besides the batch is compared on other sizes of these as well: a
+    permutation that was found on a single word need not hold for several.
+
     A graph may be right for the batch size that it was traced with and for no other, which is not
     the permutation's fault. Then the permuted state is compared on other sizes instead, and the
     report has a note. That all tensors of the graph are the model's, permuted, is shown bit for bit
@@ -212,12 +216,32 @@ def prove_graph(
     few = 0
     if isinstance(permutation, Permutation):
         few = 1 if traced.tracer == "fx" else 2  # programs of torch.export may refuse a single row
-    report = compare_float64(model, result, *inputs, wanted, any_batch=traced.any_batch, few=few)
-    if not report.passed and traced.any_batch:
+    further = _of_other_sizes(traced.graph_module, *inputs)
+    report = compare_float64(
+        model, result, *inputs, wanted, any_batch=traced.any_batch, few=few, further=further
+    )
+    if not report.passed and (traced.any_batch or further):
         narrow = compare_float64(model, result, *inputs, wanted, any_batch=False)
         if narrow.passed:
             prove_state(model, named_state(model), permutation, inputs, wanted)
+            for one in further:
+                sizes = (one.args, one.kwargs)
+                prove_state(model, named_state(model), permutation, sizes, wanted, one.label)
             note = "the graph computes something else than the model for other batch sizes"
             report = replace(narrow, notes=(*narrow.notes, note))
     report.raise_if_failed()
     return report
+
+
+def _of_other_sizes(
+    graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[InputSet]:
+    """Two rows of other sizes of the axes that a graph has open besides the batch, if any."""
+    made = made_for(graph_module)
+    if made is None or not made.also:
+        return []
+    few = first_rows(example_set(args, kwargs), 2)
+    rows = {label for (_, axis), label in made.open.items() if not axis}
+    sizes = {label: size for label, size in made.also.items() if label not in rows}
+    args, kwargs = with_sizes(graph_module, few.args, few.kwargs, sizes)
+    return [InputSet("the model on inputs of other sizes", args, kwargs, False, few.batch)]

@@ -13,7 +13,7 @@ from torch import nn
 
 import fxrebasin
 from fxrebasin.exporters.verify.outputs import compare_tensors
-from fxrebasin.passes.trace.trace import _agree
+from fxrebasin.passes.trace.comparing import _agree
 from fxrebasin.running.apart import parts
 
 NEVER = (-1e4, -65504.0, -1e9, 1e12, -1e30, torch.finfo(torch.float32).min)

@@ -31,7 +31,7 @@ def test_programs_that_differ_in_what_does_nothing_are_not_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compared: list[object] = []
-    name = "fxrebasin.passes.trace.trace._numeric_difference"
+    name = "fxrebasin.passes.trace.comparing._numeric_difference"
     monkeypatch.setattr(name, lambda *args: compared.append(args))
     result = trace(Noisy(), (torch.randn(2, 5, 4),))
     assert result.tracer == "export"
@@ -161,7 +161,7 @@ def language_models() -> dict[str, nn.Module]:
 @pytest.mark.parametrize("name", ["Llama", "BERT"])
 def test_exported_language_models_are_not_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[object] = []
-    place = "fxrebasin.passes.trace.trace._numeric_difference"
+    place = "fxrebasin.passes.trace.comparing._numeric_difference"
     monkeypatch.setattr(place, lambda *args: compared.append(args))
     result = trace(language_models()[name].eval(), (torch.randint(0, 50, (2, 6)),))
     assert (result.tracer, result.any_batch, compared) == ("export", True, [])
@@ -182,7 +182,7 @@ class InPlace(nn.Module):
 
 def test_sums_in_place_are_known_to_be_those_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[object] = []
-    place = "fxrebasin.passes.trace.trace._numeric_difference"
+    place = "fxrebasin.passes.trace.comparing._numeric_difference"
     monkeypatch.setattr(place, lambda *args: compared.append(args))
     assert trace(InPlace(), (torch.randn(2, 4),)).tracer == "fx"
     assert compared == []

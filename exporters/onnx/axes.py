@@ -13,6 +13,7 @@ from fxrebasin.exporters.onnx.capture import Axes
 from fxrebasin.exporters.verify.input_sets import InputSet, is_batched, with_sizes
 from fxrebasin.exporters.verify.runs import Subject, fault_of, run_native
 from fxrebasin.models.redraw import Manner
+from fxrebasin.passes.trace.made_for import MadeFor
 from fxrebasin.running.dry_run import dry_run
 from fxrebasin.running.messages import attempt, describe
 from fxrebasin.running.outputs import Wanted
@@ -169,6 +170,45 @@ def found_axes(
     return axes
 
 
+def axes_of_graph(made: MadeFor, example: InputSet, tensors: Mapping[str, torch.Tensor]) -> Axes:
+    """The axes that a graph of torch.export was made with open.
+
+    Args:
+        made: what is known of the graph.
+        example: the inputs.
+        tensors: the same by name.
+    """
+    rows = {(name, 0) for name in batch_axes(example, tensors)}
+    all_open = rows <= made.open.keys()
+    labels = {made.open[place]: BATCH for place in rows} if all_open else {}
+    axes: dict[str, dict[int, str]] = {}
+    for (name, axis), size in made.open.items():
+        if name in tensors and (all_open or (name, axis) not in rows):
+            label = labels.setdefault(size, _label((name, axis), tensors[name], axes))
+            axes.setdefault(name, {})[axis] = label
+    return axes
+
+
+def joined(axes: Axes, tensors: Mapping[str, torch.Tensor]) -> Axes:
+    """Axes of which those of whole numbers that are equally long have one label.
+
+    A model may fill up a mask that is too short, or cut one that is too long, and then a graph
+    holds for one of these only.
+
+    Args:
+        axes: with labels of their own.
+        tensors: the inputs by name.
+    """
+    labels: dict[int, str] = {}
+    made: dict[str, dict[int, str]] = {}
+    for name, places in axes.items():
+        for axis, label in places.items():
+            whole = is_whole(tensors[name]) and label != BATCH
+            size = int(tensors[name].shape[axis])
+            made.setdefault(name, {})[axis] = labels.setdefault(size, label) if whole else label
+    return made
+
+
 def labels_of(axes: Axes) -> dict[str, list[tuple[str, int]]]:
     """The axes of each label.
 
@@ -232,13 +272,19 @@ def _label(place: _Place, tensor: torch.Tensor, axes: Mapping[str, Mapping[int, 
     """What people call such an axis, preceded by the input's name if another has that label."""
     name, axis = place
     used = {label for places in axes.values() for label in places.values()}
-    usual = _usual_label(axis, tensor)
+    usual = usual_label(axis, tensor)
     candidates = (usual, f"{name.replace('.', '_')}_{usual}", f"{name.replace('.', '_')}_{axis}")
     return next(label for label in candidates if label not in used)
 
 
-def _usual_label(axis: int, tensor: torch.Tensor) -> str:
-    if not tensor.is_floating_point() or (tensor.dim() == 3 and axis == 1):
+def is_whole(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds whole numbers, such as tokens, or is a mask."""
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def usual_label(axis: int, tensor: torch.Tensor) -> str:
+    """What people call an axis that is not the batch."""
+    if is_whole(tensor) or (tensor.dim() == 3 and axis == 1):
         return "sequence"
     if tensor.dim() < 4:
         return "length"

@@ -17,11 +17,12 @@ from fxrebasin.errors import ExportError
 from fxrebasin.exporters.onnx.experts import choose_exportable_experts
 from fxrebasin.exporters.onnx.formulas import LargeFormulaError, bounded_formulas
 from fxrebasin.exporters.onnx.quiet import quiet
-from fxrebasin.exporters.onnx.recurrent import whole_recurrent_layers
-from fxrebasin.exporters.verify.input_names import named_inputs
 from fxrebasin.exporters.verify.input_sets import InputSet
 from fxrebasin.exporters.verify.runs import call_quietly
+from fxrebasin.models.input_names import named_inputs
 from fxrebasin.passes.trace.exported import trusted_distributions
+from fxrebasin.passes.trace.guards import Guard, closing, guards_of, objection
+from fxrebasin.passes.trace.recurrent import whole_recurrent_layers
 from fxrebasin.running.given import Given
 from fxrebasin.running.messages import attempt, first_lines
 from fxrebasin.running.modes import modes_off
@@ -36,19 +37,6 @@ Axes with one label have one size.
 
 SCOPE = "model."
 """What the names of the state begin with in a captured program."""
-
-
-@dataclass(frozen=True)
-class Guard:
-    """Something that PyTorch relied on when it traced a model.
-
-    Attributes:
-        condition: of sizes of axes.
-        place: in whose code it was asked for.
-    """
-
-    condition: sympy.Basic
-    place: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,15 +65,7 @@ class Captured:
         Args:
             sizes: by label.
         """
-        values = {
-            symbol: sympy.Integer(sizes[label])
-            for symbol, label in self.labels.items()
-            if label in sizes
-        }
-        for guard in self.guards:
-            if guard.condition.xreplace(values) == sympy.false:
-                return _described(guard, self.labels)
-        return None
+        return objection(self.guards, self.labels, sizes)
 
 
 def capture(
@@ -226,38 +206,19 @@ class _Trace:
             return {}, (), {label: "" for places in self.axes for label in places.values()}
         own = {size.node._expr: label for label, size in self.sizes}
         environment = self.sizes[0][1].node.shape_env
-        guards = [Guard(guard.expr, str(guard.sloc).strip("()")) for guard in environment.guards]
+        guards = guards_of(environment)
         labels: dict[sympy.Symbol, str] = {}
         closed: dict[str, str] = {}
         for symbol, label in own.items():
             now = environment.replace(symbol)
             if now.is_number:
-                closed.setdefault(label, _closing(symbol, guards, own))
+                closed.setdefault(label, closing(symbol, guards, own))
             labels.setdefault(symbol, label)
             if now.is_Symbol:
                 labels.setdefault(now, label)
         known = set(labels)
         about = [guard for guard in guards if guard.condition.free_symbols <= known]
         return labels, tuple(about), closed
-
-
-def _closing(
-    symbol: sympy.Symbol, guards: Sequence[Guard], labels: Mapping[sympy.Symbol, str]
-) -> str:
-    """Why a size was fixed, in words: the guard that says so."""
-    fixing = [
-        guard
-        for guard in guards
-        if guard.condition.free_symbols == {symbol} and isinstance(guard.condition, sympy.Eq)
-    ]
-    about = fixing or [guard for guard in guards if symbol in guard.condition.free_symbols]
-    return _described(about[-1], labels) if about else "PyTorch fixes it"
-
-
-def _described(guard: Guard, labels: Mapping[sympy.Symbol, str]) -> str:
-    """A guard with labels in the places of symbols, as PyTorch writes it otherwise."""
-    named = {symbol: sympy.Symbol(label, integer=True) for symbol, label in labels.items()}
-    return f"PyTorch relies on {guard.condition.xreplace(named)} ({guard.place})"
 
 
 class _Flat(nn.Module):

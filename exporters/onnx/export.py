@@ -20,17 +20,21 @@ from fxrebasin.errors import CheckpointError, EquivalenceError, ExportError, Inp
 from fxrebasin.exporters.onnx.axes import (
     BATCH,
     Dynamic,
+    axes_of_graph,
     batch_axes,
     chosen_axes,
     found_axes,
+    is_whole,
+    joined,
     labels_of,
     sizes_of,
+    usual_label,
     without,
 )
 from fxrebasin.exporters.onnx.capture import Axes, Captured, capture
 from fxrebasin.exporters.onnx.decoder import with_state_of
 from fxrebasin.exporters.onnx.formulas import MOST_PARTS
-from fxrebasin.exporters.onnx.handed import handed_on, has_open
+from fxrebasin.exporters.onnx.handed import handed_on
 from fxrebasin.exporters.onnx.metadata import origin_of
 from fxrebasin.exporters.onnx.names import names_in_file
 from fxrebasin.exporters.onnx.past import FIRST, Past, with_cache
@@ -38,13 +42,14 @@ from fxrebasin.exporters.onnx.sizes import Sizes
 from fxrebasin.exporters.onnx.state import folding_notes, state_bytes, state_of
 from fxrebasin.exporters.onnx.write import twin_path, write_onnx
 from fxrebasin.exporters.verify.equivalence import compare_onnxruntime
-from fxrebasin.exporters.verify.input_names import named_inputs
 from fxrebasin.exporters.verify.input_sets import InputSet, example_set, with_sizes
 from fxrebasin.exporters.verify.onnx_session import OnnxModel, check_name
 from fxrebasin.exporters.verify.references import References, native_runs
 from fxrebasin.exporters.verify.runs import Subject
 from fxrebasin.models.checks import check_usable, unwrap
 from fxrebasin.models.example_inputs import check_outputs, normalise_inputs
+from fxrebasin.models.input_names import named_inputs
+from fxrebasin.passes.trace.made_for import made_for, note_sizes_of
 from fxrebasin.reports.equivalence import EquivalenceReport
 from fxrebasin.running.messages import attempt, describe_call, first_lines
 from fxrebasin.running.outputs import Outputs, Wanted
@@ -54,6 +59,7 @@ from fxrebasin.storage.files import replacing
 from fxrebasin.wording import spoken
 
 _OLDEST_OPSET = 18  # what torch's exporter writes natively
+_NOT_MADE_FOR = "the graph was made for this size; export the model that it was made of"
 _LEAST_TRACED = 2  # an axis of size 1 may be one along which values are repeated
 _LAID_OUT_BYTES = 1 << 24  # of weights, up to which it does not matter that onnxruntime copies them
 _CONSTANTS = (bool, int, float, complex, str, torch.dtype, torch.device, type(None))
@@ -130,7 +136,9 @@ def export_onnx(
         >>> export_onnx(nn.Linear(3, 2), "net.onnx", torch.randn(2, 3)).passed
         True
     """
-    model = own_structure(unwrap(model))
+    given = unwrap(model)
+    model = own_structure(given)
+    note_sizes_of(model, given)
     target = _destination(path, overwrite)
     _check_opset(opset)
     check_usable(model)
@@ -237,8 +245,10 @@ class _Job:
 def _prove(job: _Job, dynamic: Dynamic | None, dynamic_batch: bool) -> EquivalenceReport:
     """Export, check and compare, with as many dynamic axes as work or with those asked for."""
     if dynamic is not None:
-        return _proved(job, chosen_axes(dynamic, job.tensors), as_asked=True)
-    notes: list[str] = []
+        chosen = chosen_axes(dynamic, job.tensors)
+        _check_open(job, chosen)
+        return _proved(job, chosen, as_asked=True)
+    notes: list[str] = _closed(job) if dynamic_batch else []
     attempts = _attempts(job) if dynamic_batch else [{}]
     for axes, rest in zip(attempts, [*attempts[1:], None], strict=True):
         try:
@@ -246,7 +256,11 @@ def _prove(job: _Job, dynamic: Dynamic | None, dynamic_batch: bool) -> Equivalen
         except (EquivalenceError, ExportError, InputError) as error:
             if rest is None:
                 raise
-            lost = labels_of(axes).keys() - labels_of(rest).keys()
+            lost = {
+                label
+                for label, places in labels_of(axes).items()
+                if any(axis not in rest.get(name, {}) for name, axis in places)
+            }
             reason = str(error).splitlines()[0]
             notes += [_fixed(job, axes, label, reason) for label in sorted(lost)]
         else:
@@ -255,15 +269,60 @@ def _prove(job: _Job, dynamic: Dynamic | None, dynamic_batch: bool) -> Equivalen
 
 
 def _attempts(job: _Job) -> list[Axes]:
-    """Axes to be left open: all that a run shows, the batch, none.
+    """Axes to be left open: all that may be, with fewer labels, the batch, none.
 
-    A graph that was made with the batch open is for no other sizes of the rest.
+    Those of a graph of torch.export are open in it. It may run on other sizes of the rest, but
+    there it is not the model that it was made of.
     """
+    made = made_for(job.model)
+    if made is not None:
+        found = axes_of_graph(made, job.example, job.tensors)
+        batch = without(found, labels_of(found).keys() - {BATCH})
+    else:
+        found = found_axes(job.model, job.example, job.tensors, job.wanted)
+        batch = batch_axes(job.example, job.tensors)
+    attempts: list[Axes] = []
+    for axes in (found, joined(found, job.tensors), batch, {}):
+        if axes not in attempts:
+            attempts.append(axes)
+    return attempts
+
+
+def _closed(job: _Job) -> list[str]:
+    """Notes on the batch and on sequences of tokens that a graph of torch.export has not open."""
+    made = made_for(job.model)
+    if made is None:
+        return []
+    axes = axes_of_graph(made, job.example, job.tensors)
     batch = batch_axes(job.example, job.tensors)
-    if has_open(job.model, job.example, batch):
-        return [batch, {}]
-    found = found_axes(job.model, job.example, job.tensors, job.wanted)
-    return [found, *([batch] if batch != found else []), *([{}] if batch else [])]
+    notes = []
+    if BATCH in labels_of(batch) and BATCH not in labels_of(axes):
+        reasons = [made.closed[name, 0] for name in batch if (name, 0) in made.closed]
+        notes = [_fixed(job, batch, BATCH, (*reasons, _NOT_MADE_FOR)[0])]
+    for (name, axis), reason in made.closed.items():
+        tensor = job.tensors.get(name)
+        if tensor is not None and axis not in batch.get(name, {}) and is_whole(tensor):
+            label = usual_label(axis, tensor)
+            notes.append(_fixed(job, {name: {axis: label}}, label, reason))
+    return notes
+
+
+def _check_open(job: _Job, axes: Axes) -> None:
+    """Raise an `ExportError` if a graph of torch.export has not these axes open."""
+    made = made_for(job.model)
+    if made is None:
+        return
+    known: dict[str, str] = {}
+    for label, places in labels_of(axes).items():
+        for place in places:
+            if place not in made.open:
+                reason = made.closed.get(place, _NOT_MADE_FOR)
+                raise ExportError(f"dynamic: {_fixed(job, axes, label, reason)}")
+            other = known.setdefault(made.open[place], label)
+            if other != label:
+                raise ExportError(
+                    f"dynamic: {other} and {label} are one size in this graph: give them one label"
+                )
 
 
 def _fixed(job: _Job, axes: Axes, label: str, reason: str) -> str:

@@ -23,14 +23,18 @@ from torch.export.graph_signature import (
 )
 from torch.utils._pytree import tree_flatten, tree_leaves
 
-from fxrebasin.exporters.onnx.capture import SCOPE, Axes, Captured, Guard
+from fxrebasin.exporters.onnx.capture import SCOPE, Axes, Captured
 from fxrebasin.exporters.verify.input_sets import InputSet
+from fxrebasin.passes.trace.guards import Guard, guards_of, now
 from fxrebasin.running.given import Given
 from fxrebasin.running.operators import writes
 from fxrebasin.running.outputs import Wanted, counted, reduced
 
 _Call: TypeAlias = Mapping[str, tuple[fx.Node, Any]]
 _State: TypeAlias = Mapping[str, tuple[fx.Node, Tensor]]
+
+_LEAVES_NUMBERS = (torch.ops.aten.detach_.default,)
+"""Operators that write, but no numbers: tensors that are made in a forward have this one."""
 
 
 def handed_on(model: nn.Module, inputs: InputSet, axes: Axes, wanted: Wanted) -> Captured | None:
@@ -62,20 +66,6 @@ def handed_on(model: nn.Module, inputs: InputSet, axes: Axes, wanted: Wanted) ->
     return Captured(program, tuple(taken), tuple(results), labels, guards, {})
 
 
-def has_open(model: nn.Module, inputs: InputSet, axes: Axes) -> bool:
-    """Whether a model is a graph of torch.export in which these axes are open and no others.
-
-    It may run on other sizes of the others, but there it is not the model that it was made of.
-
-    Args:
-        model: any module.
-        inputs: a call of it.
-        axes: labels of axes.
-    """
-    call = _bound(model, inputs)
-    return call is not None and bool(axes) and _symbols(call, axes) is not None
-
-
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), FakeTensor)
 
@@ -88,7 +78,7 @@ def _is_known(node: fx.Node) -> bool:
         return False
     operator = isinstance(node.target, torch._ops.OpOverload)
     if node.op == "call_function" and isinstance(node.target, torch._ops.OperatorBase):
-        return operator and not writes(node.target)
+        return operator and (node.target in _LEAVES_NUMBERS or not writes(node.target))
     return True
 
 
@@ -153,16 +143,10 @@ def _symbols(call: _Call, axes: Axes) -> Mapping[str, list[torch.SymInt]] | None
         for axis, label in places.items():
             found.setdefault(label, []).append(sizes[axis])
     # Sizes with one label that nothing relates have a symbol each; those of two labels may differ.
-    known = {label: {_now(size) for size in sizes} for label, sizes in found.items()}
+    known = {label: {now(size) for size in sizes} for label, sizes in found.items()}
     each = [symbol for symbols in known.values() for symbol in symbols]
     plain = all(isinstance(symbol, sympy.Symbol) for symbol in each)
     return found if plain and len(each) == len(set(each)) else None
-
-
-def _now(size: torch.SymInt) -> sympy.Basic:
-    """What stands for a size, after all that was found out about it."""
-    found: sympy.Basic = size.node.shape_env.replace(size.node._expr)
-    return found
 
 
 def _results(model: fx.GraphModule, call: _Call, wanted: Wanted) -> Mapping[str, fx.Node]:
@@ -187,9 +171,8 @@ def _relied_on(
     guards: tuple[Guard, ...] = ()
     for label, sizes in symbols.items():
         for size in sizes:
-            labels.update(dict.fromkeys((size.node._expr, _now(size)), label))
-            made = size.node.shape_env.guards
-            guards = tuple(Guard(guard.expr, str(guard.sloc).strip("()")) for guard in made)
+            labels.update(dict.fromkeys((size.node._expr, now(size)), label))
+            guards = guards_of(size.node.shape_env)
     known = set(labels)
     return labels, tuple(g for g in guards if g.condition.free_symbols <= known)
 
@@ -282,5 +265,5 @@ def _ranges(taken: _Call) -> Iterator[tuple[sympy.Symbol, Any]]:
     for node, _ in taken.values():
         for size in node.meta["val"].shape:
             if isinstance(size, torch.SymInt):
-                symbol: Any = _now(size)
+                symbol: Any = now(size)
                 yield symbol, size.node.shape_env.var_to_range[symbol]

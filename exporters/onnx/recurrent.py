@@ -1,75 +1,24 @@
-"""Recurrent layers as one operator each, for any number of steps.
+"""`nn.RNN` as nodes of a file: PyTorch's exporter writes LSTM and GRU only.
 
-torch.export takes LSTM, GRU and RNN apart, step by step, to learn the shapes of what they return.
-That fixes the number of steps and takes long, and ONNX has operators for the whole layers. PyTorch
-writes those of LSTM and GRU; that of RNN, whose weights go into the file as they are, is written
-here.
+Weights go into the file as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from onnxscript import opset18
 from onnxscript.function_libs.torch_lib.tensor_typing import TFloat
-from torch._decomp import decomposition_table
 
-_KEY = torch._C.DispatchKey.CompositeImplicitAutograd
 _ACTIVATIONS = {torch.ops.aten.rnn_tanh.input: "Tanh", torch.ops.aten.rnn_relu.input: "Relu"}
 _op: Any = opset18
-
-
-@contextmanager
-def whole_recurrent_layers() -> Iterator[None]:
-    """Let tracers know the shapes of LSTM, GRU and RNN without taking them apart."""
-    with ExitStack() as stack:
-        stack.enter_context(_known(torch.ops.aten.lstm.input, _lstm))
-        for operator in (torch.ops.aten.gru.input, *_ACTIVATIONS):
-            stack.enter_context(_known(operator, _of_one_state))
-        yield
 
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """How operators are written that PyTorch's exporter does not know, by operator."""
     return {operator: _written_with(name) for operator, name in _ACTIVATIONS.items()}
-
-
-@contextmanager
-def _known(operator: Any, shapes: Callable[..., Any]) -> Iterator[None]:
-    """Let fake tensors go through `shapes` instead of the operator."""
-    kernels = [(decomposition_table, operator), (operator.py_kernels, _KEY)]
-    before = [table.get(key) for table, key in kernels]
-    for table, key in kernels:
-        table[key] = shapes
-    operator._dispatch_cache.clear()
-    try:
-        yield
-    finally:
-        for (table, key), kernel in zip(kernels, before, strict=True):
-            table.pop(key, None)
-            if kernel is not None:
-                table[key] = kernel
-        operator._dispatch_cache.clear()
-
-
-def _lstm(
-    x: torch.Tensor, hx: Sequence[torch.Tensor], *rest: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return _states(x, hx[0], rest), torch.empty_like(hx[0]), torch.empty_like(hx[1])
-
-
-def _of_one_state(
-    x: torch.Tensor, hx: torch.Tensor, *rest: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _states(x, hx, rest), torch.empty_like(hx)
-
-
-def _states(x: torch.Tensor, hx: torch.Tensor, rest: Sequence[Any]) -> torch.Tensor:
-    """As many numbers per step as a state has, twice if the layer is `rest[-2]`: bidirectional."""
-    return x.new_empty((*x.shape[:-1], hx.shape[-1] * (2 if rest[-2] else 1)))
 
 
 def _written_with(activation: str) -> Callable[..., Any]:

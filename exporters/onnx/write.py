@@ -20,7 +20,7 @@ from fxrebasin.exporters.onnx.capture import SCOPE, Captured, root_cause
 from fxrebasin.exporters.onnx.lower import lowered_first
 from fxrebasin.exporters.onnx.names import names_in_file, tidy
 from fxrebasin.exporters.onnx.quiet import quiet
-from fxrebasin.exporters.onnx.recurrent import translations, whole_recurrent_layers
+from fxrebasin.exporters.onnx.recurrent import translations
 from fxrebasin.exporters.onnx.state import add_unread, check_state, state_of
 from fxrebasin.exporters.onnx.wire import (
     Weight,
@@ -29,6 +29,7 @@ from fxrebasin.exporters.onnx.wire import (
     write_data,
     write_embedded,
 )
+from fxrebasin.passes.trace.recurrent import whole_recurrent_layers
 from fxrebasin.running.messages import first_lines
 from fxrebasin.storage.content_names import outdated
 

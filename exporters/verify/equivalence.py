@@ -142,6 +142,7 @@ def compare_float64(
     any_batch: bool = True,
     rows: int = 0,
     few: int = 0,
+    further: Sequence[InputSet] = (),
 ) -> EquivalenceReport:
     """Compare two modules on copies that work in float64 throughout, casts inside included.
 
@@ -159,6 +160,7 @@ def compare_float64(
         any_batch: False if the other model is known to take the batch size of the inputs only.
         rows: how many rows are to be compared in all; see `reference_runs`.
         few: so many rows of the example will do, or all if 0; see `reference_runs`.
+        further: sets of inputs that are compared as well.
 
     Raises:
         InputError: a model does not run in float64 on these inputs.
@@ -170,7 +172,9 @@ def compare_float64(
     """
     reference = Subject(model, wanted=wanted)
     candidate = Subject(other, label="the other model", wanted=wanted, strict=False)
-    references = reference_runs(reference, args, kwargs, any_batch=any_batch, rows=rows, few=few)
+    references = reference_runs(
+        reference, args, kwargs, any_batch=any_batch, rows=rows, few=few, further=further
+    )
     runs = run_float64(candidate, references.sets)
     refused = _refused_batch(references, candidate, runs, batch_size(args, kwargs))
     if refused is None:

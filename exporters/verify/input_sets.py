@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 
-from fxrebasin.exporters.verify.input_names import named_inputs
+from fxrebasin.models.input_names import named_inputs
 from fxrebasin.models.redraw import Manner, redrawn
+from fxrebasin.models.resizing import resized
 
 _MANY_ELEMENTS = 1 << 20  # of a set of many rows, unless two rows have more
 _SMALL_BATCH = 7
@@ -161,31 +162,18 @@ def with_sizes(
 
     Args:
         example: the inputs that were given.
-        model: names them; see `fxrebasin.exporters.verify.input_names`.
+        model: names them; see `fxrebasin.models.input_names`.
         axes: labels of axes, by the name of an input and the place of the axis.
         sizes: by label; others stay.
         manner: how far values may be from the given ones.
     """
-    names = list(named_inputs(model, example.args, example.kwargs))
-    leaves, structure = tree_flatten((example.args, dict(example.kwargs)))
-    places = iter([axes.get(name, {}) for name in names])
-    resized = [
-        _resized(x, next(places), sizes) if isinstance(x, torch.Tensor) else x for x in leaves
+    wanted = [
+        {axis: sizes[label] for axis, label in axes.get(name, {}).items() if label in sizes}
+        for name in named_inputs(model, example.args, example.kwargs)
     ]
-    args, kwargs = redrawn(tree_unflatten(resized, structure), 1, manner)
+    args, kwargs = redrawn(resized(example.args, example.kwargs, wanted), 1, manner)
     label = ", ".join(f"{name} of {size}" for name, size in sizes.items())
     return InputSet(label, args, kwargs, required=False, batch=batch_size(args, kwargs))
-
-
-def _resized(
-    tensor: torch.Tensor, places: Mapping[int, str], sizes: Mapping[str, int]
-) -> torch.Tensor:
-    for axis, label in places.items():
-        before, size = tensor.shape[axis], sizes.get(label, tensor.shape[axis])
-        if size != before:
-            picked = torch.arange(size, device=tensor.device) * before // size
-            tensor = tensor.index_select(axis, picked)
-    return tensor
 
 
 def batch_size(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:

@@ -15,8 +15,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 from torch import nn
 
 from fxrebasin.errors import CheckpointError, ExportError, InputError
-from fxrebasin.exporters.verify.input_names import named_inputs
 from fxrebasin.exporters.verify.input_sets import batch_size
+from fxrebasin.models.input_names import named_inputs
 from fxrebasin.running.freed import give_back_memory
 from fxrebasin.running.messages import attempt, describe, first_lines
 from fxrebasin.wording import escaped

@@ -89,7 +89,7 @@ def reference_runs(
             are noted, too, and that no output depends on the parameters.
         few: so many rows of the example will do, one or two, if the model takes them; all if 0.
             For what is proved otherwise as well.
-        further: sets that have to be run as well.
+        further: sets that are run as well; those that are required have to be taken.
         little_memory: see `in_float64`.
 
     Raises:
@@ -228,7 +228,10 @@ class _Explorer:
         if other is not None:
             self.explore(example, other)
         for one in further:
-            self.require(one)
+            if one.required:
+                self.require(one)
+            else:
+                self._try(one)
         if other is not None:
             self.fill(example, other, rows)
 

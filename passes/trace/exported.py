@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
 from torch.distributions import Distribution
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
+from fxrebasin.models.input_names import named_inputs
+from fxrebasin.models.resizing import resized
 from fxrebasin.passes.trace.graph_state import copy_graph
+from fxrebasin.passes.trace.made_for import note_sizes
+from fxrebasin.passes.trace.opening import Axes, Opened, batch_axes, tensors_among
+from fxrebasin.passes.trace.recurrent import whole_recurrent_layers
 from fxrebasin.running.switches import TRACING, shared
 
 
@@ -22,63 +27,76 @@ def exported_graph(
     kwargs: Mapping[str, Any],
     finish: Callable[[Any], Any] = lambda returned: returned,
     *,
-    dynamic_batch: bool = True,
+    axes: Callable[[Sequence[Any], Mapping[str, Any]], Axes] = batch_axes,
 ) -> fx.GraphModule:
     """Trace `model(*args, **kwargs)` with torch.export into a module that shares its state.
 
-    With `dynamic_batch`, axis 0 of every input that is as long as that of the first (and not 1)
-    is left open; torch.export closes those that the model fixes. The checks of the input's shape
-    that torch.export adds are left out: they are about sizes that were not tried. The graph
-    returns what `finish` makes of what the model returned.
+    The axes of inputs that `axes` names are left open; torch.export closes those that the model
+    fixes, and the graph's `meta` says which. One of size 1 is traced with 2, since values may be
+    repeated along it otherwise. The checks of the input's shape that torch.export adds are left
+    out: they are about sizes that were not tried. The graph returns what `finish` makes of what the
+    model returned.
 
     Whatever `torch.export` or the model raises is passed on.
     """
-    # torch.export treats a tensor that is passed twice as one input: each input gets its own
-    own_args, own_kwargs = tree_map_only(
-        torch.Tensor, lambda tensor: tensor.detach().clone(), (tuple(args), dict(kwargs))
-    )
-    shapes = _dynamic_shapes(own_args, own_kwargs) if dynamic_batch else None
-    with TRACING, _quiet(), trusted_distributions(), _returning(model, finish):
+    wanted = axes(args, kwargs)
+    own_args, own_kwargs = _at_least_two(args, kwargs, wanted)
+    shapes = torch.export.ShapesCollection()
+    for tensor, places in zip(tensors_among(own_args, own_kwargs), wanted, strict=True):
+        if places:
+            shapes[tensor] = dict.fromkeys(places, torch.export.Dim.AUTO)
+    opened = Opened(wanted)
+    with (
+        TRACING,
+        _quiet(),
+        trusted_distributions(),
+        whole_recurrent_layers(),
+        _watched(model, opened, finish),
+    ):
         program = torch.export.export(
-            model, own_args, own_kwargs, dynamic_shapes=shapes, strict=False
+            model,
+            own_args,
+            own_kwargs,
+            dynamic_shapes=cast(Any, shapes) if any(wanted) else None,  # takes it, says not
+            strict=False,
         )
         module = program.module(check_guards=False)
     # a plain GraphModule, without the hooks and the refusal of `eval` that module() adds
-    return fx.GraphModule(module, copy_graph(module.graph), type(model).__name__)
+    result = fx.GraphModule(module, copy_graph(module.graph), type(model).__name__)
+    names = list(named_inputs(result, own_args, own_kwargs))
+    rows = [number for number, places in enumerate(batch_axes(args, kwargs)) if places]
+    note_sizes(result, opened.made_for(names, rows))
+    return result
 
 
-def has_open_axis(graph_module: fx.GraphModule) -> bool:
-    """Whether the graph is for several sizes of an axis of an input.
-
-    torch.export closes an axis that it was told to leave open if the model asks for its size, and
-    the batch axis is never left open for one row.
-    """
-    values = [node.meta.get("val") for node in graph_module.graph.nodes if node.op == "placeholder"]
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
-    return any(isinstance(size, torch.SymInt) for value in tensors for size in value.shape)
-
-
-def _dynamic_shapes(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """A `torch.export.ShapesCollection` (which export takes and does not declare), or None."""
-    leaves = tree_leaves((tuple(args), dict(kwargs)))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.ndim > 0]
-    if not tensors or tensors[0].shape[0] < 2:
-        return None
-    shapes = torch.export.ShapesCollection()
-    for tensor in tensors:
-        if tensor.shape[0] == tensors[0].shape[0]:
-            shapes[tensor] = {0: torch.export.Dim.AUTO}
-    return shapes
+def _at_least_two(
+    args: Sequence[Any], kwargs: Mapping[str, Any], axes: Axes
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Copies of inputs: torch.export takes a tensor that is passed twice for one input."""
+    tensors = tensors_among(args, kwargs)
+    sizes = [
+        {axis: 2 for axis in places if tensor.shape[axis] == 1}
+        for tensor, places in zip(tensors, axes, strict=True)
+    ]
+    larger = resized(args, kwargs, sizes)
+    own_args, own_kwargs = tree_map_only(
+        torch.Tensor, lambda tensor: tensor.detach().clone(), larger
+    )
+    return own_args, own_kwargs
 
 
 @contextmanager
-def _returning(model: nn.Module, finish: Callable[[Any], Any]) -> Iterator[None]:
-    """Let a call of the model return what `finish` makes of it."""
-    hook = model.register_forward_hook(lambda module, args, returned: finish(returned))
+def _watched(model: nn.Module, opened: Opened, finish: Callable[[Any], Any]) -> Iterator[None]:
+    """Let a call of the model be noted, and return what `finish` makes of what it returned."""
+    noting = model.register_forward_pre_hook(
+        lambda module, args, kwargs: opened.note(args, kwargs), prepend=True, with_kwargs=True
+    )
+    finishing = model.register_forward_hook(lambda module, args, returned: finish(returned))
     try:
         yield
     finally:
-        hook.remove()
+        finishing.remove()
+        noting.remove()
 
 
 @contextmanager

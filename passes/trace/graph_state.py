@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fxrebasin.passes.trace.made_for import note_sizes_of
 from fxrebasin.running.preserve import tensors_of
 from fxrebasin.running.subclasses import like
 
@@ -117,6 +118,7 @@ def copy_with_state(
     result = fx.GraphModule(root, copy_graph(graph_module.graph), name)
     carry_state(result, root)
     result.meta = dict(graph_module.meta)
+    note_sizes_of(result, graph_module)
     return result
 
 
