@@ -18,8 +18,9 @@ from fxrebasin.exporters.verify.equivalence import compare_float64, compare_stat
 from fxrebasin.exporters.verify.input_sets import InputSet, example_set, first_rows
 from fxrebasin.exporters.verify.runs import MadeWhenAsked, Subject, fault_of, run_float64
 from fxrebasin.gather import storage_identity
+from fxrebasin.models.input_names import named_inputs
 from fxrebasin.passes.trace.graph_state import copy_with_state, named_state
-from fxrebasin.passes.trace.made_for import made_for, with_sizes
+from fxrebasin.passes.trace.made_for import MadeFor, made_for, note_sizes, with_sizes
 from fxrebasin.passes.trace.trace import TraceResult
 from fxrebasin.permutation import Permutation
 from fxrebasin.reports.equivalence import EquivalenceReport
@@ -190,10 +191,10 @@ def prove_graph(
     permutation that was found on a single word need not hold for several.
 
     A graph may be right for the batch size that it was traced with and for no other, which is not
-    the permutation's fault. Then the permuted state is compared on other sizes instead, and the
-    report has a note. That all tensors of the graph are the model's, permuted, is shown bit for bit
-    (`prove_bits`), so that a few rows are enough. What an alignment makes is compared before it is
-    rounded.
+    the permutation's fault. Then the permuted state is compared on other sizes instead, the report
+    has a note, and the graph is marked as one for the sizes of the example. That all tensors of the
+    graph are the model's, permuted, is shown bit for bit (`prove_bits`), so that a few rows are
+    enough. What an alignment makes is compared before it is rounded.
 
     Args:
         model: the module.
@@ -207,6 +208,7 @@ def prove_graph(
         EquivalenceError: the outputs differ.
         InputError: module or graph do not run in float64 on these inputs.
     """
+    graph = result
     if isinstance(permutation, Alignment) and not permutation.at_most_signed:
         exact = applied_exactly(permutation, named_state(traced.graph_module))
         result = copy_with_state(result, {**named_state(result), **exact})
@@ -227,10 +229,20 @@ def prove_graph(
             for one in further:
                 sizes = (one.args, one.kwargs)
                 prove_state(model, named_state(model), permutation, sizes, wanted, one.label)
-            note = "the graph computes something else than the model for other batch sizes"
-            report = replace(narrow, notes=(*narrow.notes, note))
+            note_sizes(graph, _closed(graph, *inputs))
+            report = replace(narrow, notes=(*narrow.notes, _ELSEWHERE))
     report.raise_if_failed()
     return report
+
+
+_ELSEWHERE = "the graph computes something else than the model for other batch sizes"
+
+
+def _closed(graph: fx.GraphModule, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MadeFor:
+    """That a graph is for the sizes of the example only."""
+    names = named_inputs(graph, args, kwargs)
+    places = [(name, axis) for name, tensor in names.items() for axis in range(tensor.dim())]
+    return MadeFor({}, dict.fromkeys(places, _ELSEWHERE))
 
 
 def _of_other_sizes(

@@ -19,8 +19,11 @@ import fxrebasin
 from fxrebasin.errors import EquivalenceError, ExportError
 from fxrebasin.exporters.onnx.axes import joined
 from fxrebasin.models.torchvision_shim import ensure_torchvision
+from fxrebasin.passes.rewrite import rewrite
+from fxrebasin.passes.trace.exported import exported_graph
 from fxrebasin.passes.trace.made_for import made_for
-from fxrebasin.passes.trace.trace import trace
+from fxrebasin.passes.trace.trace import TraceResult, trace
+from fxrebasin.proof import prove_graph
 from tests.support.small_nets import Attention, draw, unsettled
 
 ensure_torchvision()
@@ -334,6 +337,44 @@ def test_a_graph_is_compared_with_the_model_where_pytorch_relied_on_a_size(
     assert shapes(tmp_path / "m.onnx") == {"input_ids": ["batch", 6]}
     assert "sequence (axis 1 of input_ids) is fixed at 6" in report.notes[0]
     assert f"int64[2, {most + 1}]" in report.notes[0]
+
+
+class Crowded(nn.Module):
+    """Does something else with more than so many rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        return self.head(h.tanh() if x.shape[0] > 9 else h.relu())
+
+
+def test_the_batch_is_compared_where_pytorch_relied_on_a_size(tmp_path: Path) -> None:
+    model, graph = transformed(Crowded, x=draw(4, 4))
+    assert not torch.allclose(model(draw(10, 4)), graph(draw(10, 4)), atol=1e-2)
+    report = fxrebasin.export_onnx(graph, tmp_path / "m.onnx", draw(4, 4))
+    assert shapes(tmp_path / "m.onnx") == {"x": [4, 4]}
+    assert report.notes[0].startswith("the batch is fixed at 4: torch.export with an open batch")
+
+
+def test_a_graph_that_is_wrong_for_other_batches_is_for_the_one_of_the_example() -> None:
+    class Counting(Crowded):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + (x.shape[0] - 4)
+
+    model, x = unsettled(Crowded()), draw(4, 4)
+    order = fxrebasin.analyze(model, x).random(seed=0)
+    other = Counting()
+    other.load_state_dict(model.state_dict())
+    traced = TraceResult(exported_graph(other.eval(), (x,), {}), "export")
+    graph = rewrite(model, order, (x,), traced=traced)
+    assert made_for(graph) is not None
+    assert ("x", 0) in made_for(graph).open
+    assert prove_graph(model, traced, graph, order, ((x,), {})).passed
+    assert not made_for(graph).open
+    assert "for other batch sizes" in made_for(graph).closed["x", 0]
 
 
 @pytest.mark.parametrize("most", [6, 11, 100])

@@ -21,14 +21,15 @@ from fxrebasin.running.messages import attempt, describe_call, first_lines
 def difference_elsewhere(call: Call, graph_module: fx.GraphModule) -> str | None:
     """What tells the graph from the model on other sizes of axes that it has open.
 
-    Other batches, where just these are open, are left to who compares the two in numbers.
+    Where just the batch is open, only those are tried that PyTorch relied on not being there: a few
+    others are left to who compares the two in numbers.
 
     Args:
         call: of the model.
         graph_module: of it, by torch.export in this process; compared on the call itself.
     """
     made = made_for(graph_module)
-    if made is None or not any(axis for _, axis in made.open):
+    if made is None or not made.open:
         return None
 
     also: list[Mapping[str, int]] = []

@@ -154,12 +154,12 @@ def _tracers(
 ) -> Iterator[tuple[str, Literal["fx", "export"], _Trace]]:
     """What is tried, in order; of torch.export with fewer and fewer axes open."""
     yield "torch.fx", "fx", symbolic_graph
-    tried: list[Axes] = []
+    found: list[tuple[Axes, str, Callable[..., Axes]]] = []
     for label, choice in _OPENINGS:
         axes = choice(args, kwargs)
-        if axes not in tried:
-            tried.append(axes)
-            yield label, "export", partial(exported_graph, axes=choice)
+        found = [item for item in found if item[0] != axes] + [(axes, label, choice)]
+    for _, label, choice in found:
+        yield label, "export", partial(exported_graph, axes=choice)
 
 
 _OPENINGS: tuple[tuple[str, Callable[..., Axes]], ...] = (
@@ -167,7 +167,7 @@ _OPENINGS: tuple[tuple[str, Callable[..., Axes]], ...] = (
     ("torch.export with an open batch axis", batch_axes),
     ("torch.export", no_axes),
 )
-"""Of axes; the first label of those that open the same is that which people read."""
+"""Of axes, from most to none; of those that open the same the last label says it best."""
 
 
 _FIXED = "the graph is for the batch size of the example inputs only"
