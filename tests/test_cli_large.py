@@ -412,3 +412,12 @@ def test_a_certificate_knows_both_states_as_one_made_in_memory_does(
         for path, same in ((b, True), ("a.safetensors", False)):
             given = ("apply", STACK, "p.safetensors", "--weights", path, "--out", "e.safetensors")
             assert document(*given, "--overwrite")["made_from_these_weights"] is same
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_state_of_an_optimiser_is_named_as_in_memory(case: Case) -> None:
+    moments = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"params": [0]}]}
+    torch.save({"model": case.b, "optim": moments}, "b.pt")
+    for limit in (SOME, ()):
+        output = transform("b.pt", f"c{len(limit)}.pt", *limit).output
+        assert "The state of the optimiser (optim) is not written again" in " ".join(output.split())

@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("transformers")
 
 import transformers as t
+from safetensors.torch import save_file
 
 import fxrebasin
 from fxrebasin.cli import large
@@ -91,3 +92,19 @@ def test_what_the_library_converts_is_read_whole(
     invoke(*given)
     again = t.MixtralForCausalLM.from_pretrained("c").state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.usefixtures("llamas")
+def test_files_that_are_not_written_again_are_named_as_in_memory() -> None:
+    save_file({"extra": torch.ones(3)}, "b/model-00099-of-00099.safetensors")
+    texts = {
+        limit: document("transform", "b", "--ref", "a", "--out", f"c{len(limit)}", *limit)
+        for limit in (SOME, ())
+    }
+    for found in texts.values():
+        (note,) = found["model_b"]["left_out"]
+        assert note.startswith("model-00099-of-00099.safetensors is not written again")
+    names = [sorted(path.name for path in Path(f"c{count}").iterdir()) for count in (0, 2)]
+    assert names[0] == names[1]
+    assert "model-00099-of-00099.safetensors" not in names[0]
+    assert "not written again" in invoke("merge", "b", "a", "--out", "m", *SOME).output

@@ -389,7 +389,7 @@ def document_of(opened: Opened) -> dict[str, Any]:
         "path": str(opened.path),
         "kind": opened.kind.value,
         "notes": list(opened.notes),
-        "left_out": [],
+        "left_out": list(opened.left_out),
         "extra": list(opened.found.extra),
         "bytes_read": opened.reader.bytes_read,
     }

@@ -212,5 +212,6 @@ def _without_values(room: Room, index: int) -> Checkpoint:
         shapes_of(opened),
         opened.found.extra,
         opened.notes,
+        opened.left_out,
         stays_behind=behind,
     )

@@ -60,7 +60,7 @@ def _made(room: Room, plan: Plan, run: Unfinished, asked: tuple[int, Target, Pat
     if certificate is not None:
         report = replace(report, certificate=with_digests(room, report.permutation))
     permutation = report.permutation
-    notes = (*reference.notes, *moving.notes)
+    notes = (*reference.notes, *moving.notes, *moving.left_out)
     what = [("permuted", str(moving.path)), ("towards", str(reference.path))]
     facts = report_facts(report, notes, proof=PROOF)
     digest = digest_facts(moving.path, permutation)

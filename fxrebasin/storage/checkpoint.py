@@ -54,15 +54,12 @@ def read_checkpoint(
         found = find(content.tree, model, reading, str(path))
     except ArchitectureMismatchError as error:
         return read_renamed(path, model, reading, error)
-    left_out = tuple(
-        f"The state of the optimiser ({'.'.join(map(str, place))}) is not written again: it "
-        "belongs to the weights as they were."
-        for place in found.optimisers
-    )
     source = Source(content, found)
     kind = content.container.kind
     behind = _stays_behind(path, found)
-    return Checkpoint(path, kind, found.state, found.extra, found.notes, left_out, source, behind)
+    return Checkpoint(
+        path, kind, found.state, found.extra, found.notes, found.left_out, source, behind
+    )
 
 
 def _stays_behind(path: Path, found: Found) -> tuple[str, ...]:

@@ -76,6 +76,15 @@ class Found:
     extra: tuple[str, ...]
     notes: tuple[str, ...]
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What is not written with other weights, a sentence each."""
+        return tuple(
+            f"The state of the optimiser ({'.'.join(map(str, place))}) is not written again: it "
+            "belongs to the weights as they were."
+            for place in self.optimisers
+        )
+
 
 def find(
     tree: Any, model: nn.Module, reading: Reading, label: str, *, values: bool = True

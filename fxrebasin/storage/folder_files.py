@@ -97,6 +97,19 @@ def other_files(folder: Path, weights: Sequence[str]) -> tuple[list[Path], list[
     return kept, left
 
 
+def files_left_out(folder: Path, weights: Sequence[str]) -> tuple[str, ...]:
+    """A sentence for each file of a folder that is not written again.
+
+    Args:
+        folder: of the model.
+        weights: names of the files that its weights were read from.
+    """
+    return tuple(
+        f"{inside} is not written again: it holds weights that do not belong to the new ones."
+        for inside in other_files(folder, weights)[1]
+    )
+
+
 def _holds_weights(path: Path) -> bool:
     index = path.suffix == ".json" and ".index." in path.name
     return path.name not in _SETTINGS and (path.suffix in _WEIGHTS or index)

@@ -32,6 +32,7 @@ from fxrebasin.storage.cards import CARD, card_with
 from fxrebasin.storage.finding import find
 from fxrebasin.storage.folder_files import (
     drafted_folder,
+    files_left_out,
     other_files,
     refuse_folder,
     weights_of,
@@ -102,11 +103,7 @@ def read_folder(path: Path, model: nn.Module, reading: Reading) -> Checkpoint:
     dtypes = {name: tensor.dtype for name, tensor in content.tree.items()}
     weights = LibraryWeights(folder.library, file, content.container, dtypes, loaded)
     found = find(as_stored(weights), model, Reading(ignore=reading.ignore), str(path))
-    _, left = other_files(folder.path, weights.files())
-    left_out = tuple(
-        f"{inside} is not written again: it holds weights that do not belong to the new ones."
-        for inside in left
-    )
+    left_out = files_left_out(folder.path, weights.files())
     notes = (*found.notes, *notes_on(loaded, str(folder.path)))
     source = FolderSource(folder, weights, reading)
     return Checkpoint(path, Kind.MODEL_FOLDER, found.state, loaded.unused, notes, left_out, source)

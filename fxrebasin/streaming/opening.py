@@ -17,7 +17,7 @@ from fxrebasin.storage.containers import FILES, INDEX
 from fxrebasin.storage.copies import wanted_of
 from fxrebasin.storage.distributed import is_distributed
 from fxrebasin.storage.finding import Found, find
-from fxrebasin.storage.folder_files import weights_of
+from fxrebasin.storage.folder_files import files_left_out, weights_of
 from fxrebasin.storage.folder_weights import differences, kind_of_config
 from fxrebasin.storage.folders import is_model_folder
 from fxrebasin.storage.libraries import binding, of_a_library
@@ -46,6 +46,7 @@ class Opened:
         index: what an index says; nothing where there is none.
         folder: of the model, if it is one.
         notes: what was chosen and found, in sentences.
+        left_out: what is not written again, in sentences.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class Opened:
     index: Mapping[str, Any]
     folder: ModelFolder | None
     notes: tuple[str, ...]
+    left_out: tuple[str, ...]
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         """A tensor of the model, or some of its rows, in memory of its own.
@@ -152,7 +154,13 @@ def _opened(
             f"{path} holds quantised tensors, which cannot be permuted: {listed(small, _SHOWN)}"
         )
     every = (*found.notes, *notes)
-    return Opened(path, kind, reader, found, places, stored, weights, index, folder, every)
+    left_out = found.left_out
+    if folder is not None:
+        shards = [str(place[0]) for place in reader.files if place]
+        left_out += files_left_out(folder.path, [weights.name, *shards])
+    return Opened(
+        path, kind, reader, found, places, stored, weights, index, folder, every, left_out
+    )
 
 
 def _weights_in(path: Path) -> Path:
