@@ -58,3 +58,19 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("module", SMALLEST)
 def test_no_model_is_smaller(module: str) -> None:
     assert fewest_parameters(module) == SMALLEST[module][1]
+
+
+def test_heads_are_found_however_many_positions_attend() -> None:
+    layer = pytest.importorskip("timm.layers.halo_attn")
+    torch.manual_seed(0)
+    attention = layer.HaloAttn(32, 32, num_heads=8, dim_head=4, qk_ratio=1.0)
+    for table in (attention.pos_embed.height_rel, attention.pos_embed.width_rel):
+        torch.nn.init.normal_(table)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 32, 1), attention, torch.nn.Conv2d(32, 5, 1)
+    ).eval()
+    orders = [
+        fxrebasin.analyze(model, torch.randn(batch, 3, 16, 16)).log10_order() for batch in (2, 3)
+    ]
+    assert orders[0] == pytest.approx(orders[1])
+    assert orders[0] > 52

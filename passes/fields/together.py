@@ -23,7 +23,7 @@ from fxrebasin.passes.fields.labels import rigid_labels
 from fxrebasin.passes.fields.ledger import Ledger
 from fxrebasin.passes.fields.rows import Ints, determines, distinct, row_codes, thinned
 
-TUPLES_AT_MOST = 1 << 20
+TUPLES_AT_MOST = 1 << 23
 """Positions whose tuples of labels may become units; beyond that, they are pinned."""
 
 _SAMPLE = 1 << 15
