@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from fxrebasin.errors import CheckpointError
 from fxrebasin.storage.checkpoint import read_checkpoint
 from fxrebasin.storage.distributed import read_distributed
-from fxrebasin.streaming import bundles, distributed_parts, making
+from fxrebasin.streaming import bundles, distributed_parts, making, outcome
 from fxrebasin.streaming.archive import Lying
 from fxrebasin.streaming.distributed_folder import DistributedFolder
 from tests.support.commands import invoke
@@ -135,6 +135,40 @@ def test_an_interrupted_run_goes_on(
     assert bytes_in(folder / "c") == bytes_in(folder / "d")
     for name, at in done.items():
         assert (folder / "c" / name).stat().st_mtime_ns == at
+
+
+@pytest.mark.parametrize("at", ["between files", "behind the index"])
+@pytest.mark.parametrize("how", ["a bit", "cut short"])
+def test_a_finished_file_that_was_damaged_is_made_anew(
+    at: str, how: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transform("d")
+    write, left = distributed_parts.NewPart.write, [5]
+
+    def interrupted(self: Any, *given: Any) -> None:
+        if left[0] == 0:
+            signal.raise_signal(signal.SIGINT)
+        left[0] -= 1
+        write(self, *given)
+
+    def late(*given: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        if at == "between files":
+            patch.setattr(distributed_parts.NewPart, "write", interrupted)
+        else:
+            patch.setattr(outcome, "_write_beside", late)
+        transform("c", code=130)
+    file = folder / ".c.unfinished" / "result-0" / "__3_0.distcp"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data if how == "a bit" else data[:-9])
+    found = transform("c", "--resume")
+    assert "__3_0.distcp was not what the earlier run had written any more" in " ".join(
+        found.output.split()
+    )
+    assert bytes_in(folder / "c") == bytes_in(folder / "d")
 
 
 def test_what_was_written_wrongly_is_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,28 @@ def permute(path: Path, case: Case, out: Path, **more: Any) -> None:
     files = new_files(opened, more.get("single"), more.get("dtype"), others=True)
     out.mkdir()
     write_files(opened, files, Permuting(opened, case.planted), out)
+
+
+def test_files_are_on_the_disk_before_they_have_their_names(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, replace, synced, named = os.fsync, Path.replace, set(), set()
+
+    def syncing(number: int) -> None:
+        sync(number)
+        synced.add((os.fstat(number).st_ino, os.fstat(number).st_size))
+
+    def replacing(self: Path, target: Path) -> Path:
+        status = self.stat()
+        assert (status.st_ino, status.st_size) in synced
+        named.add(target.name)
+        return replace(self, target)
+
+    index = written("sharded", case, tmp_path)
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(Path, "replace", replacing)
+    permute(index, case, tmp_path / "out")
+    assert named >= {shard.name for shard in index.parent.glob("*.safetensors")}
 
 
 @pytest.mark.parametrize("block", [making.BLOCK, 700])

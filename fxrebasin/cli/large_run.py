@@ -93,8 +93,11 @@ def carry_out(task: Task, room: Room, how: How, limits: Limits, talk: Talk) -> N
     with unfinished_run(out, settings, resume=limits.resume, ranks=ranks) as run:
         made = task.make(run)
         began = time.perf_counter()
-        for k, (outcome, content) in enumerate(zip(task.outcomes, made.contents, strict=True)):
-            _write(room, outcome, content, run.result(k))
+        damaged = [
+            run.result(k) / name
+            for k, (outcome, content) in enumerate(zip(task.outcomes, made.contents, strict=True))
+            for name in _write(room, outcome, content, run.result(k))
+        ]
         seconds = time.perf_counter() - began
         room.unchanged(before)
         read = room.bytes_read()
@@ -104,6 +107,7 @@ def carry_out(task: Task, room: Room, how: How, limits: Limits, talk: Talk) -> N
             **made.document(seconds),
             "proof": made.proof,
             "bytes_read_by_process": read,
+            "made_anew": [path.name for path in damaged],
         }
         with together():
             files = [
@@ -114,12 +118,16 @@ def carry_out(task: Task, room: Room, how: How, limits: Limits, talk: Talk) -> N
             document["files"] = [str(file) for file in files]
             made.write_beside(document)
     show(talk, made.facts(seconds), document)
+    for path in damaged:
+        say(talk, f"{path} was not what the earlier run had written any more: it was made anew")
     for line in task.lines(files):
         say(talk, f"wrote {line}")
 
 
-def _write(room: Room, outcome: Outcome, content: tuple[Recipe, str], folder: Path) -> None:
+def _write(room: Room, outcome: Outcome, content: tuple[Recipe, str], folder: Path) -> list[str]:
     recipe, text = content
     bench = room.bench
     with writing(outcome) as wrote:
-        write_outcome(outcome, recipe, folder, bench.module, bench.reading, text, wrote, room.ranks)
+        return write_outcome(
+            outcome, recipe, folder, bench.module, bench.reading, text, wrote, room.ranks
+        )

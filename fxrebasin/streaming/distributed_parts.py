@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +19,12 @@ import torch
 from fxrebasin.errors import EquivalenceError
 from fxrebasin.running.freed import give_back_memory
 from fxrebasin.storage.distributed import METADATA
-from fxrebasin.storage.files import publish
 from fxrebasin.streaming.archive import WholeOnlyError
 from fxrebasin.streaming.bundles import bundles
 from fxrebasin.streaming.distributed_folder import DistributedFolder
 from fxrebasin.streaming.making import Item, Recipe, cast, items_of, pieces_of, ranges
 from fxrebasin.streaming.opening import Opened
+from fxrebasin.streaming.records import file_digest, keep_record, record_of
 from fxrebasin.streaming.safetensors_file import bytes_of
 from fxrebasin.streaming.stored import Stored
 
@@ -62,21 +61,18 @@ class NewPart:
         """Of the tensors."""
         return sum(stored.bytes for stored in self.tensors.values())
 
-    def record(self, folder: Path) -> Path:
-        """Says that it is complete, and what is where in it.
+    def is_complete(self, recipe: Recipe, folder: Path) -> bool:
+        """Whether it was written, and still is what was found right; all of it is read again.
 
         Args:
+            recipe: of the new tensors.
             folder: in which the result is put together.
         """
-        return folder / f".{self.name}.written"
-
-    def is_complete(self, folder: Path) -> bool:
-        """Whether it was written and found right.
-
-        Args:
-            folder: in which the result is put together.
-        """
-        return (folder / METADATA).exists() or self.record(folder).exists()
+        known = record_of(folder, self.name)
+        try:
+            return isinstance(known, dict) and file_digest(folder / self.name) == known["digest"]
+        except OSError:  # what cannot be read is made anew
+            return False
 
     def write(
         self, opened: Opened, recipe: Recipe, folder: Path, on_write: Callable[[int], None]
@@ -104,11 +100,11 @@ class NewPart:
         next(chunks, None)  # behind the last one is the digest of its tensor
         parts = [_Written.of(result) for result in results]
         self._check(recipe, folder, parts, digests, on_write)
-        publish(
-            self.record(folder),
-            json.dumps([[*vars(p).values()] for p in parts]).encode(),
-            overwrite=True,
-        )
+        known = {
+            "digest": file_digest(folder / self.name),
+            "parts": [[*vars(part).values()] for part in parts],
+        }
+        keep_record(folder, self.name, known)
 
     def _plan(self) -> list[WriteItem]:
         from torch.distributed.checkpoint.metadata import MetadataIndex
@@ -261,16 +257,13 @@ def write_index(parts: Sequence[NewPart], folder: Path) -> None:
         parts: that were written, by whatever process.
         folder: in which the result is put together.
     """
-    records = [part.record(folder) for part in parts]
-    if not (folder / METADATA).exists():
-        results = []
-        for part, record in zip(parts, records, strict=True):
-            every = json.loads(record.read_text(encoding="utf-8"))
-            results.append([_Written(*written).result(part.name) for written in every])
-        index = _index(parts, [result for of_part in results for result in of_part])
-        _writer(folder).finish(index, results)
-    for record in records:
-        record.unlink(missing_ok=True)
+    (folder / METADATA).unlink(missing_ok=True)  # an earlier run's, of files that it may have lost
+    results = [
+        [_Written(*written).result(part.name) for written in record_of(folder, part.name)["parts"]]
+        for part in parts
+    ]
+    index = _index(parts, [result for of_part in results for result in of_part])
+    _writer(folder).finish(index, results)
 
 
 def _source(like: DistributedFolder, name: str) -> Stored:
@@ -327,8 +320,7 @@ def _writer(folder: Path) -> Any:
             """Nothing that differs from run to run."""
             return StorageMeta()
 
-    # Files are put onto the disk when the result is put in its place.
-    return Writer(folder, sync_files=False, per_thread_copy_ahead=0)
+    return Writer(folder, sync_files=True, per_thread_copy_ahead=0)
 
 
 def _planner(like: DistributedFolder, chunks: Iterator[torch.Tensor]) -> Any:

@@ -11,12 +11,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import torch
 
-from fxrebasin.errors import EquivalenceError
+from fxrebasin.errors import CheckpointError, EquivalenceError
 from fxrebasin.permutation import Permutation
 from fxrebasin.running.freed import give_back_memory
 from fxrebasin.storage.copies import belongs_to
@@ -24,6 +25,7 @@ from fxrebasin.storage.tree import KeyPath
 from fxrebasin.streaming.archive import WholeOnlyError
 from fxrebasin.streaming.opening import Opened
 from fxrebasin.streaming.problem import may_be_cut
+from fxrebasin.streaming.records import keep_record, record_of
 from fxrebasin.streaming.safetensors_file import Layout as FileLayout
 from fxrebasin.streaming.safetensors_file import (
     SafetensorsFile,
@@ -137,13 +139,26 @@ class NewFile:
         """The size of the file."""
         return self.layout.bytes
 
-    def is_complete(self, folder: Path) -> bool:
-        """Whether it was written and found right.
+    def is_complete(self, recipe: Recipe, folder: Path) -> bool:
+        """Whether it was written, and still is what should be there; all of it is read again.
 
         Args:
+            recipe: of the new tensors.
             folder: that it is in.
         """
-        return (folder / self.name).exists()
+        path, digests = folder / self.name, record_of(folder, self.name)
+        if not isinstance(digests, Mapping) or not path.is_file():
+            return False
+        header = self.layout.header
+        try:
+            with path.open("rb", buffering=0) as file:
+                return (
+                    path.stat().st_size == self.bytes
+                    and file.read(len(header)) == header
+                    and _wrong(file, (self, recipe), digests) is None
+                )
+        except (OSError, CheckpointError):  # what cannot be read is made anew
+            return False
 
     def write(
         self, opened: Opened, recipe: Recipe, folder: Path, on_write: Callable[[int], None]
@@ -165,7 +180,14 @@ class NewFile:
                 for name in self.layout.tensors
             }
             opened_file.flush()
-            _check(opened_file, (self, recipe), digests, on_write)
+            with Path(opened_file.name).open("rb", buffering=0) as written:
+                wrong = _wrong(written, (self, recipe), digests, on_write)
+            if wrong is not None:
+                raise EquivalenceError(
+                    f"{self.name}: {wrong} is not, bit for bit, what was to be written there; the "
+                    "disk or the memory of this machine may be at fault"
+                )
+        keep_record(folder, self.name, digests)
 
 
 def new_files(
@@ -278,8 +300,8 @@ class New(Protocol):
     def bytes(self) -> int:
         """Of what is in it."""
 
-    def is_complete(self, folder: Path) -> bool:
-        """Whether it was written and found right."""
+    def is_complete(self, recipe: Recipe, folder: Path) -> bool:
+        """Whether it was written, and still is what should be there."""
 
     def write(
         self, opened: Opened, recipe: Recipe, folder: Path, on_write: Callable[[int], None]
@@ -293,24 +315,33 @@ def write_files(
     recipe: Recipe,
     folder: Path,
     on_write: Callable[[int], None] = lambda count: None,
-) -> None:
+) -> list[str]:
     """Write files, each of which counts when it was read again and found right.
 
     Args:
         opened: what tensors that are copied come from.
-        files: that are written; those that are complete already stay.
+        files: that are written; those of an earlier run stay if they are still right, for which
+            all of them is read again.
         recipe: of the new tensors.
         folder: that they are written to.
         on_write: called with the number of bytes that were written, or read again.
 
+    Returns:
+        Names of files that an earlier run had finished, and that were not right any more: they
+        were made anew.
+
     Raises:
         EquivalenceError: what was read again is something else.
     """
+    damaged = []
     for file in files:
-        if file.is_complete(folder):
+        if file.is_complete(recipe, folder):
             on_write(2 * file.bytes)
-        else:
-            file.write(opened, recipe, folder, on_write)
+            continue
+        if (folder / file.name).exists() and record_of(folder, file.name) is not None:
+            damaged.append(file.name)
+        file.write(opened, recipe, folder, on_write)
+    return damaged
 
 
 def pieces_of(opened: Opened, recipe: Recipe, item: Item, stored: Stored) -> Iterator[Piece]:
@@ -348,30 +379,27 @@ def _write(
     return found.hexdigest()
 
 
-def _check(
-    opened_file: BinaryIO,
+def _wrong(
+    file: FileIO,
     what: tuple[NewFile, Recipe],
     digests: Mapping[str, str],
-    on_write: Callable[[int], None],
-) -> None:
-    """Read all of a file again, and compare."""
+    on_read: Callable[[int], None] = lambda count: None,
+) -> str | None:
+    """Read all tensors of a file again; the name of the first that is something else."""
     new, recipe = what
-    with Path(opened_file.name).open("rb", buffering=0) as written:
-        for name, stored in new.layout.tensors.items():
-            item, start = new.items[name], new.layout.starts[name]
-            found = hashlib.sha256()
-            whole = item.name is not None and recipe.is_whole(item.name)
-            for rows in ranges(stored, cut=not whole):
-                tensor = read_rows(written, stored, start, rows)
-                on_write(tensor.nbytes)
-                if item.name is not None:
-                    tensor = recipe.undo(item.name, tensor)
-                found.update(bytes_of(tensor.contiguous()))
-            if found.hexdigest() != digests[name]:
-                raise EquivalenceError(
-                    f"{new.name}: {name} is not, bit for bit, what was to be written there; the "
-                    "disk or the memory of this machine may be at fault"
-                )
+    for name, stored in new.layout.tensors.items():
+        item, start = new.items[name], new.layout.starts[name]
+        found = hashlib.sha256()
+        whole = item.name is not None and recipe.is_whole(item.name)
+        for rows in ranges(stored, cut=not whole):
+            tensor = read_rows(file, stored, start, rows)
+            on_read(tensor.nbytes)
+            if item.name is not None:
+                tensor = recipe.undo(item.name, tensor)
+            found.update(bytes_of(tensor.contiguous()))
+        if found.hexdigest() != digests.get(name):
+            return name
+    return None
 
 
 def write_index(opened: Opened, files: Sequence[NewFile], folder: Path, name: str) -> None:

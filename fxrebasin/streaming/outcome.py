@@ -140,7 +140,7 @@ def write_outcome(
     card: str | None,
     on_write: Callable[[int], None] = lambda count: None,
     ranks: Ranks = ALONE,
-) -> None:
+) -> list[str]:
     """Put a result together, and look at all of it again.
 
     Processes that share the work write different files of it.
@@ -148,12 +148,16 @@ def write_outcome(
     Args:
         outcome: what is written.
         recipe: of the new tensors.
-        folder: where it is put together; files that are complete stay.
+        folder: where it is put together; files of an earlier run stay if they are still right.
         module: has the names and shapes.
         reading: how the checkpoint was read.
         card: text of README.md, in the folder of a model.
         on_write: called with the number of bytes that were written, or read again.
         ranks: the processes that share the work.
+
+    Returns:
+        Names of files that an earlier run had finished, and that were not right any more: they
+        were made anew. The first process tells those of all.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -164,10 +168,9 @@ def write_outcome(
     try:
         owners = spread([file.bytes for file in outcome.files], ranks.count)
         mine = [f for f, owner in zip(outcome.files, owners, strict=True) if owner == ranks.number]
-        write_files(like, mine, recipe, folder, on_write)
-        ranks.every(None)
+        damaged = ranks.every(write_files(like, mine, recipe, folder, on_write))
         if ranks.number:
-            return
+            return []
         if outcome.pickled:
             _write_pickle(outcome, folder, module, reading)
         elif outcome.is_folder:
@@ -177,6 +180,7 @@ def write_outcome(
                 parts = [file for file in outcome.files if isinstance(file, NewPart)]
                 write_distributed_index(parts, folder)
             _write_beside(outcome, folder, card)
+        return [name for names in damaged for name in names]
     except OSError as error:
         raise CheckpointError(f"{outcome.out} cannot be written: {error}") from error
 

@@ -8,6 +8,7 @@ known beforehand. Whether a file is intact is for the library to say, which look
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 @contextmanager
 def growing(path: Path, layout: Layout) -> Iterator[BinaryIO]:
-    """A file that appears at its place when all of it was written.
+    """A file that appears at its place when all of it was written, and is on the disk.
 
     Args:
         path: the place.
@@ -183,6 +184,8 @@ def growing(path: Path, layout: Layout) -> Iterator[BinaryIO]:
         file.write(layout.header)
         yield file
         file.truncate(layout.bytes)
+        file.flush()
+        os.fsync(file.fileno())
     draft.replace(path)
 
 
