@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -217,6 +217,24 @@ def covered(units: Tensor, others: Sequence[Tensor]) -> bool:
     for other in met[1:]:
         union = torch.maximum(union, other)
     return bool(torch.equal(union[units >= 0], units[units >= 0]))
+
+
+def distinct(marks: Iterable[Mark]) -> Value:
+    """Marks without those that say what another one says: where two meet, each meets each.
+
+    Args:
+        marks: on one tensor.
+    """
+    found: list[Mark] = []
+    for mark in marks:
+        if not any(_is_said_by(mark, other) for other in found):
+            found.append(mark)
+    return tuple(found)
+
+
+def _is_said_by(mark: Mark, other: Mark) -> bool:
+    same = (mark.source, mark.offset, mark.form) == (other.source, other.offset, other.form)
+    return same and same_units(mark.units, other.units)
 
 
 def same_units(one: Tensor, two: Tensor) -> bool:

@@ -18,6 +18,7 @@ from fxrebasin.passes.kinds.marks import (
     common,
     complete,
     covered,
+    distinct,
     overlap,
     raised,
     same_units,
@@ -246,7 +247,7 @@ class Step:
             for mark in marks:
                 if not any(overlap(mark.units, other.units) for other in others):
                     found += self._alone(mark, item, alone)
-        return tuple(found)
+        return distinct(found)
 
     def pairs(self, left: Value, right: Value) -> Iterator[tuple[Mark, Mark, Tensor]]:
         """Marks of two tensors that meet, and the units that both have; odd ones are given up."""
@@ -343,7 +344,7 @@ class Step:
                 if not any(overlap(mark.units, other.units) for other in others):
                     found += self._carried(mark, summed, across)
         order = [letters.index(letter) for letter in result]
-        return tuple(
+        return distinct(
             Mark(
                 mark.units.permute(*order, *summed).reshape([mark.units.shape[k] for k in order]),
                 mark.form,
