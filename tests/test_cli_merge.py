@@ -309,6 +309,8 @@ def test_the_first_may_be_read_with_another_head():
         (["--density", "0.5"], "no use for --density"),
         (["--t", "0.5", "--weights", "1,1"], "leave one out"),
         (["--combine", "slerp", "--weights", "1,1"], "slerp takes --t"),
+        (["--combine", "slerp", "--t", "1.5"], "t is 1.5; it has to be from 0"),
+        (["--combine", "slerp", "--t", "-0.1"], "t is -0.1; it has to be from 0"),
         (["--weights", "1,1,1"], "2 checkpoints need 2 numbers"),
         (["--weights", "one,two"], "no list of numbers"),
         (["--weights", "nowhere.*=1,1"], "no tensor fits 'nowhere.*'"),

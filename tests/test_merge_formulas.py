@@ -221,8 +221,39 @@ def test_a_view_permutes_what_is_looked_up():
         (Combination(Formula.DARE, density=ByPattern(0.0)), 2, True, "above 0"),
         (Combination(Formula.DARE, density=ByPattern(1.5)), 2, True, "at most 1"),
         (Combination(Formula.TIES, scale=math.inf), 2, True, "no usable number"),
+        (Combination(Formula.SLERP, t=ByPattern(1.5)), 2, False, "t is 1.5"),
+        (Combination(Formula.SLERP, t=ByPattern(-0.1)), 2, False, "t is -0.1"),
+        (Combination(Formula.SLERP, t=ByPattern(math.nan)), 2, False, "t is nan"),
+        (Combination(Formula.SLERP, t=ByPattern(0.5, (("w", 2.0),))), 2, False, "t is 2.0"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(how, count, base, message):
     with pytest.raises(InputError, match=message):
         how.check(count, base)
+
+
+def test_numbers_are_looked_at_wherever_states_are_combined():
+    with pytest.raises(InputError, match=r"t is 1\.5"):
+        combine(states(2), Combination(Formula.SLERP, t=ByPattern(1.5)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float8_e5m2])
+@pytest.mark.parametrize("formula", [Formula.TASK_ARITHMETIC, Formula.TIES, Formula.DARE])
+def test_numbers_that_get_too_large_for_their_dtype_are_refused(formula, dtype):
+    a, b = states(2, dtype)
+    usual = Combination(formula, ByPattern((2.0, 0.5)), density=ByPattern(0.5), scale=3.0)
+    found = combine([a, b], usual, {name: torch.zeros_like(tensor) for name, tensor in a.items()})
+    assert all(torch.isfinite(tensor.float()).all() for tensor in found.values())
+    large = Combination(formula, ByPattern((2.0, 0.5)), density=ByPattern(0.5), scale=1e39)
+    with pytest.raises(InputError, match=r"body\.weight would hold infinities or NaN"):
+        combine([a, b], large, {name: torch.zeros_like(tensor) for name, tensor in a.items()})
+
+
+@pytest.mark.parametrize("formula", [Formula.MEAN, Formula.SLERP])
+def test_numbers_that_one_model_alone_does_not_have_are_refused(formula):
+    a, b = states(2)
+    b["body.bias"][2] = math.nan
+    with pytest.raises(InputError, match=r"body\.bias would hold infinities or NaN"):
+        combine([a, b], Combination(formula))
+    a["body.bias"][2] = math.nan
+    assert combine([a, b], Combination(formula))["body.bias"].isnan().any()

@@ -7,6 +7,7 @@ import gc
 import itertools
 import random
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,6 +213,8 @@ def test_what_cannot_be_interpolated_is_refused_before_any_work(tmp_path) -> Non
             interpolate(a, b, steps=steps)
     with pytest.raises(InputError, match=r"positions hold 1\.5"):
         interpolate(a, b, positions=[0, 1.5])
+    with pytest.raises(InputError, match=r"positions are \['x'\]"):
+        interpolate(a, b, positions=["x"])
     with pytest.raises(InputError, match="positions are empty"):
         interpolate(a, b, positions=[])
     with pytest.raises(InputError, match="takes no loader"):
@@ -321,3 +324,19 @@ def test_ctrl_c_in_training_gives_the_curve_so_far(rings) -> None:
         )
     assert_same(models[0], a)
     assert not torch.equal(models[1][0].weight, list(interpolate(a, b, steps=3))[1][0].weight)
+
+
+@pytest.mark.parametrize("path", ["quadratic", "cubic", "spline"])
+def test_curves_on_which_variances_would_be_below_0_are_refused(path: str, tmp_path: Path) -> None:
+    models = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(4)]
+    for model, variance in zip(models, (0.01, 5.0, 0.01, 0.01), strict=True):
+        nn.init.constant_(model[1].running_var, variance)
+    given = {"path": path, "steps": 10, "save_dir": tmp_path / "way"}
+    with pytest.raises(InputError, match=r"1\.running_var would be below 0"):
+        list(interpolate(*models, **given))
+    assert not (tmp_path / "way").exists()
+    for model in interpolate(*models, path="linear", steps=10):
+        assert (model[1].running_var > 0).all()
+    for model, variance in zip(models, (1.0, 1.5, 2.0, 1.2), strict=True):
+        nn.init.constant_(model[1].running_var, variance)
+    assert len(list(interpolate(*models, **given))) == 10

@@ -456,6 +456,9 @@ def test_what_cannot_be_merged_is_refused_before_any_work(tmp_path: Path) -> Non
         merge_many(models[0])
     with pytest.raises(InputError, match="weights has 1 numbers for 2 models"):
         merge_many(models, weights=[1])
+    for weights in (["a", 1], [None, 1], 3):
+        with pytest.raises(InputError, match="pass one number for each model"):
+            merge_many(models, weights=weights)
     for weights in ([1, 0], [1, -1], [1, float("nan")]):
         with pytest.raises(InputError, match="they have to be numbers above 0"):
             merge_many(models, weights=weights)

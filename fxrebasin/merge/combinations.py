@@ -40,7 +40,8 @@ class Combination:
         formula: what is computed.
         weights: how much each model counts: shares for the mean, factors for the others. One for
             each model; all 1 when left out.
-        t: the position of SLERP.
+        t: the position of SLERP, from 0 to 1: beyond the two models, variances of their statistics
+            would fall below 0.
         density: the share of entries that TIES and DARE keep; those of the papers when left out.
         scale: of the sum of differences.
         seed: of DARE.
@@ -118,9 +119,14 @@ class Combination:
         for density in self.density.values() if self.density else ():
             if not 0 < density <= 1:
                 raise InputError(f"density is {density}; it has to be above 0, and at most 1")
-        for number in (self.scale, *self.t.values()):
-            if not math.isfinite(number):
-                raise InputError(f"{number} is no usable number")
+        if not math.isfinite(self.scale):
+            raise InputError(f"scale is {self.scale}, which is no usable number")
+        for t in self.t.values():
+            if not 0 <= t <= 1:
+                raise InputError(
+                    f"t is {t}; it has to be from 0 (the first model) to 1 (the second): beyond "
+                    "them, variances that BatchNorm divides by would fall below 0"
+                )
 
 
 def combine(
@@ -136,7 +142,7 @@ def combine(
 
     Args:
         states: of models whose units are aligned.
-        combination: what is computed; already checked.
+        combination: what is computed.
         base: what the differences are taken from.
         buffers: names of tensors that are no parameters. They describe activations (running
             statistics), and are averaged whatever the formula: a sum of differences would leave
@@ -144,11 +150,15 @@ def combine(
         kept: names of tensors that are those of the first state, because others have none like it.
         ties: names that are one tensor; it is computed once.
 
+    Raises:
+        InputError: numbers do not fit, or are too large for the dtype of a tensor.
+
     Example:
         >>> states = [{"w": torch.tensor([0.0])}, {"w": torch.tensor([4.0])}]
         >>> combine(states, Combination())["w"]
         tensor([2.])
     """
+    combination.check(len(states), combination.formula.needs_base)
     again = {name: first for first, *others in ties for name in others}
     own = [name for name in states[0] if name not in again]
     found = {name: states[0][name].detach().clone() for name in own if name in kept}

@@ -86,7 +86,10 @@ def check_positions(steps: object, positions: Sequence[float] | None) -> tuple[f
         if type(steps) is not int or steps < 2:
             raise InputError(f"steps is {steps!r}; it has to be a whole number of at least 2")
         return tuple(k / (steps - 1) for k in range(steps))
-    wrong = [t for t in positions if isinstance(t, bool) or not 0 <= t <= 1]
+    try:
+        wrong = [t for t in positions if isinstance(t, bool) or not 0 <= t <= 1]
+    except TypeError as error:
+        raise InputError(f"positions are {positions!r}; pass a list of numbers") from error
     if wrong or not len(positions):
         raise InputError(
             f"positions {'hold ' + repr(wrong[0]) if wrong else 'are empty'}; "

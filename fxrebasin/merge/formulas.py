@@ -1,8 +1,9 @@
 """Formulas that make the weights of one model out of those of several, on state dicts.
 
 All compute every tensor by itself, half precision in float32, and round once, to the dtype of the
-first state. Tensors that hold no floating or complex numbers are those of the first state, and so
-are infinities (in masks) that all states have. Nothing is modified.
+first state; infinities or NaN that come of that are refused. Tensors that hold no floating or
+complex numbers are those of the first state, and so are infinities (in masks) that all states have.
+Nothing is modified.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TypeAlias
 
 import torch
 
+from fxrebasin.errors import InputError
 from fxrebasin.merge.by_pattern import ByPattern
 from fxrebasin.merge.states import is_number, weighted_mean, wide_dtype
 from fxrebasin.running.batches import State
@@ -49,15 +51,19 @@ def mean_of(weights: Weights, name: str, tensors: Sequence[torch.Tensor]) -> tor
         name: of the tensor.
         tensors: of one shape and dtype.
 
+    Raises:
+        InputError: it holds infinities or NaN that come of the mean.
+
     Example:
         >>> float(mean_of([1, 3], "w", [torch.tensor(0.0), torch.tensor(4.0)]))
         3.0
     """
     own = _weights(weights, name)
     total = sum(own)
-    return _but_infinite(
-        weighted_mean(tensors, [weight / total for weight in own], tensors[0]), tensors
-    )
+    shares = [weight / total for weight in own]
+    made = _but_infinite(weighted_mean(tensors, shares, tensors[0]), tensors)
+    _refuse_too_large(name, made, tensors)
+    return made
 
 
 def slerp(a: State, b: State, t: float | ByPattern[float]) -> dict[str, torch.Tensor]:
@@ -215,6 +221,7 @@ def _each(
         else:
             made = formula(name, tensors)
         found[name] = _but_infinite(made, tensors).to(first.dtype, copy=True)
+        _refuse_too_large(name, found[name], tensors)
     return found
 
 
@@ -227,6 +234,22 @@ def _but_infinite(made: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.
     for tensor in tensors:
         found &= tensor == first
     return torch.where(found, first, made)
+
+
+def _refuse_too_large(name: str, made: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
+    """Refuse infinities made of finite numbers, and NaN that not all tensors have."""
+    made = made.to(wide_dtype(made.dtype))  # few bits have no such questions
+    if torch.isfinite(made).all():
+        return
+    finite, none = ~torch.isnan(made), torch.isnan(made)
+    for tensor in tensors:
+        finite &= torch.isfinite(tensor)
+        none &= torch.isnan(tensor)
+    if (torch.isnan(made) & ~none | torch.isinf(made) & finite).any():
+        raise InputError(
+            f"{name} would hold infinities or NaN that not all models have there: weights or scale "
+            "are too large for its dtype, or a model holds such numbers itself"
+        )
 
 
 def _tasks(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:

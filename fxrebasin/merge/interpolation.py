@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from fxrebasin.errors import InputError
 from fxrebasin.merge.bezier import Bends, check_bends, train_bends
@@ -20,7 +21,7 @@ from fxrebasin.merge.curves import (
     spline_weights,
 )
 from fxrebasin.merge.heads import IgnoredFrom, giver_of
-from fxrebasin.merge.states import mixture, own_state, states_of, usable
+from fxrebasin.merge.states import mixture, own_state, states_of, usable, weighted_mean
 from fxrebasin.running.batches import State
 from fxrebasin.running.surroundings import in_own_surroundings
 from fxrebasin.storage.checkpoint import save_state_dict
@@ -110,9 +111,32 @@ def interpolate(
     states = [{**state, **heads} for state in states]
     if loader is None or loss is None:
         weights = spline_weights(path, len(states))
+        _refuse_negative_variances(model, states, weights, at)
         return _models(model, states, weights, at, files, overwrite)
     curve = train_bends(model, (states[0], states[1]), training, loader, loss, ignored)
     return _models(model, curve, bezier_weights(len(curve)), at, files, overwrite)
+
+
+def _refuse_negative_variances(
+    model: nn.Module, states: Sequence[State], weights: Weights, positions: Sequence[float]
+) -> None:
+    """Splines have weights below 0, with which running variances may get below 0, too."""
+    variances = [
+        f"{prefix}.running_var" if prefix else "running_var"
+        for prefix, layer in model.named_modules()
+        if isinstance(layer, _NormBase)
+    ]
+    for t in positions:
+        shares = weights(t)
+        for name in variances if min(shares) < 0 else ():
+            tensors = [state[name] for state in states if name in state]
+            if len(tensors) < len(states) or any((tensor < 0).any() for tensor in tensors):
+                continue
+            if (weighted_mean(tensors, shares, tensors[0]) < 0).any():
+                raise InputError(
+                    f"at position {t:g} {name} would be below 0, and the model give NaN: a curve "
+                    "goes beyond the models on it. Pass path='linear', or other positions"
+                )
 
 
 def _models(

@@ -221,7 +221,10 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     """Weights whose sum is 1."""
     if weights is None:
         return [1 / count] * count
-    given = [float(weight) for weight in weights]
+    try:
+        given = [float(weight) for weight in weights]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"weights are {weights!r}; pass one number for each model") from error
     if len(given) != count:
         raise InputError(f"weights has {len(given)} numbers for {count} models")
     if not all(math.isfinite(weight) and weight > 0 for weight in given):
