@@ -21,6 +21,7 @@ from fxrebasin.streaming.aligning import lay_buffers
 from fxrebasin.streaming.archive import WholeOnlyError
 from fxrebasin.streaming.making import Permuting, new_files, write_files
 from fxrebasin.streaming.opening import open_checkpoint
+from fxrebasin.streaming.reader import open_reader
 from fxrebasin.streaming.safetensors_file import layout_of, new_layout
 from fxrebasin.streaming.stored import Stored
 from tests.support.streamed import IDS, Case, Remembering, Stack, save_shards
@@ -164,6 +165,22 @@ def permute(path: Path, case: Case, out: Path, **more: Any) -> None:
     files = new_files(opened, more.get("single"), more.get("dtype"), others=True)
     out.mkdir()
     write_files(opened, files, Permuting(opened, case.planted), out)
+
+
+@pytest.mark.parametrize("share", [(0, 0.01), (0.99, 1), (0.4, 0.6)])
+def test_exchanged_numbers_are_seen_under_the_old_time(
+    share: tuple[float, float], tmp_path: Path
+) -> None:
+    path = tmp_path / "w.safetensors"
+    state = {"w": torch.randn(600_000)}
+    save_file(state, path)
+    status, before = path.stat(), open_reader(path)[0].fingerprint()
+    assert open_reader(path)[0].fingerprint() == before
+    first, last = (int(at * 600_000) for at in share)
+    state["w"][first:last] += 1
+    save_file(state, path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert open_reader(path)[0].fingerprint() != before
 
 
 def test_files_are_on_the_disk_before_they_have_their_names(
