@@ -18,10 +18,10 @@ from fxrebasin.cli import large
 from fxrebasin.permutation import Permutation
 from fxrebasin.streaming import making
 from tests.support.commands import document, invoke
-from tests.support.streamed import IDS, STACK, Case, Stack, save_shards
+from tests.support.streamed import IDS, STACK, Case, Stack
+from tests.support.streamed_command import SOME, is_a, of, save_case, transform
 
 ROOT = Path(__file__).parent.parent
-SOME = ("--max-memory", "2GiB")
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +33,8 @@ def case() -> Case:
 def folder(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """a and b as files of safetensors, and in shards."""
     monkeypatch.chdir(tmp_path)
-    save_file(case.a, "a.safetensors", {"format": "pt"})
-    save_file(case.b, "b.safetensors", {"format": "pt"})
-    save_shards(tmp_path / "shards", case.b, 4)
+    save_case(tmp_path, case)
     return tmp_path
-
-
-def transform(b: str, out: str, *more: object, code: int = 0) -> Any:
-    given = ("transform", STACK, "--model-b", b, "--ref", "a.safetensors", "--out", out)
-    return invoke(*given, *more, code=code)
-
-
-def of(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder."""
-    return {n: t for file in folder.glob("*.safetensors") for n, t in load_file(file).items()}
-
-
-def is_a(found: dict[str, torch.Tensor], case: Case) -> bool:
-    same = (torch.equal(found[n], t) for n, t in case.a.items())
-    return found.keys() == case.a.keys() and all(same)
 
 
 def test_a_file_becomes_a_file(folder: Path, case: Case) -> None:

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fxrebasin.cli import large_run
 from fxrebasin.streaming import making, outcome
 from tests.support.commands import invoke
-from tests.support.streamed import IDS, STACK, Case, Stack, save_shards
-
-SOME = ("--max-memory", "2GiB")
+from tests.support.streamed import IDS, STACK, Case, Stack
+from tests.support.streamed_command import SOME, interrupt_after, is_a, of, save_case, transform
 
 
 @pytest.fixture(scope="module")
@@ -26,44 +25,16 @@ def case() -> Case:
 @pytest.fixture
 def folder(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    save_file(case.a, "a.safetensors", {"format": "pt"})
-    save_file(case.b, "b.safetensors", {"format": "pt"})
-    save_shards(tmp_path / "shards", case.b, 4)
+    save_case(tmp_path, case)
     return tmp_path
-
-
-def transform(b: str, out: str, *more: object, code: int = 0) -> Any:
-    given = ("transform", STACK, "--model-b", b, "--ref", "a.safetensors", "--out", out)
-    return invoke(*given, *more, code=code)
 
 
 def merge(*arguments: object, code: int = 0) -> Any:
     return invoke("merge", STACK, *arguments, code=code)
 
 
-def is_a(found: dict[str, torch.Tensor], case: Case) -> bool:
-    same = (torch.equal(found[n], t) for n, t in case.a.items())
-    return found.keys() == case.a.keys() and all(same)
-
-
-def of(folder: Path) -> dict[str, torch.Tensor]:
-    return {n: t for file in folder.glob("*.safetensors") for n, t in load_file(file).items()}
-
-
 def interrupt(*given: Any, **more: Any) -> None:
     signal.raise_signal(signal.SIGINT)
-
-
-def interrupt_after(patch: pytest.MonkeyPatch, files: int) -> None:
-    write, left = making.NewFile.write, [files]
-
-    def interrupted(self: making.NewFile, *given: Any) -> None:
-        if left[0] == 0:
-            interrupt()
-        left[0] -= 1
-        write(self, *given)
-
-    patch.setattr(making.NewFile, "write", interrupted)
 
 
 def damage(path: Path, how: str) -> None:
@@ -87,7 +58,7 @@ def damage(path: Path, how: str) -> None:
 def test_a_finished_file_that_was_damaged_is_made_anew(how: str, folder: Path, case: Case) -> None:
     transform("shards", "d", *SOME)
     with pytest.MonkeyPatch.context() as patch:
-        interrupt_after(patch, 2)
+        interrupt_after(patch, making.NewFile, 2)
         transform("shards", "c", *SOME, code=130)
     first, second, *_ = sorted((folder / ".c.unfinished" / "result-0").glob("net*.safetensors"))
     at = second.stat().st_mtime_ns
@@ -109,7 +80,7 @@ def test_a_file_of_which_nothing_is_known_is_made_anew(
     record: str, folder: Path, case: Case
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        interrupt_after(patch, 1)
+        interrupt_after(patch, making.NewFile, 1)
         transform("shards", "c", *SOME, code=130)
     (file,) = (folder / ".c.unfinished" / "result-0").glob("net*")
     (known,) = (folder / ".c.unfinished").glob("result-0.records/*")
@@ -139,7 +110,7 @@ def test_a_merged_file_that_was_damaged_is_made_anew(folder: Path) -> None:
     given = ("shards", "a.safetensors", "--combine", "slerp", *SOME, "--out")
     merge(*given, "d")
     with pytest.MonkeyPatch.context() as patch:
-        interrupt_after(patch, 1)
+        interrupt_after(patch, making.NewFile, 1)
         merge(*given, "c", code=130)
     (file,) = (folder / ".c.unfinished" / "result-0").glob("net*")
     damage(file, "a bit")

@@ -26,8 +26,7 @@ from fxrebasin.streaming.archive import Lying
 from fxrebasin.streaming.distributed_folder import DistributedFolder
 from tests.support.commands import invoke
 from tests.support.streamed import IDS, STACK, Case, Stack
-
-SOME = ("--max-memory", "2GiB")
+from tests.support.streamed_command import SOME, interrupt_after
 
 
 def save_folder(path: Path, tree: dict[str, Any]) -> None:
@@ -116,16 +115,8 @@ def test_an_interrupted_run_goes_on(
     folder: Path, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transform("d")
-    write, left = distributed_parts.NewPart.write, [5]
-
-    def interrupted(self: Any, *given: Any) -> None:
-        if left[0] == 0:
-            signal.raise_signal(signal.SIGINT)
-        left[0] -= 1
-        write(self, *given)
-
     with monkeypatch.context() as patch:
-        patch.setattr(distributed_parts.NewPart, "write", interrupted)
+        interrupt_after(patch, distributed_parts.NewPart, 5)
         transform("c", code=130)
     assert not Path("c").exists()
     kept = folder / ".c.unfinished" / "result-0"
@@ -143,20 +134,13 @@ def test_a_finished_file_that_was_damaged_is_made_anew(
     at: str, how: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transform("d")
-    write, left = distributed_parts.NewPart.write, [5]
-
-    def interrupted(self: Any, *given: Any) -> None:
-        if left[0] == 0:
-            signal.raise_signal(signal.SIGINT)
-        left[0] -= 1
-        write(self, *given)
 
     def late(*given: Any) -> None:
         signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         if at == "between files":
-            patch.setattr(distributed_parts.NewPart, "write", interrupted)
+            interrupt_after(patch, distributed_parts.NewPart, 5)
         else:
             patch.setattr(outcome, "_write_beside", late)
         transform("c", code=130)
