@@ -19,8 +19,9 @@ from fxrebasin.errors import CheckpointError, EquivalenceError, ExportError, Inp
 from fxrebasin.exporters.onnx import export as onnx_module
 from fxrebasin.exporters.onnx import write
 from fxrebasin.exporters.onnx.export import export_onnx
-from fxrebasin.exporters.verify import equivalence
-from fxrebasin.exporters.verify.equivalence import NOISE_MULTIPLE, verify
+from fxrebasin.exporters.verify import floors
+from fxrebasin.exporters.verify.equivalence import verify
+from fxrebasin.exporters.verify.floors import NOISE_MULTIPLE
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
 from tests.support.small_nets import CASES, Case, Residual, draw, mlp, unsettled
 
@@ -361,8 +362,8 @@ def test_a_noisy_model_is_held_to_its_own_noise_and_no_further(linear, tmp_path)
 
 def test_a_file_that_rounds_as_well_as_any_needs_no_run_in_float64(linear, tmp_path, monkeypatch):
     runs = []
-    run = equivalence.in_float64
-    monkeypatch.setattr(equivalence, "in_float64", lambda *a, **k: runs.append(1) or run(*a, **k))
+    run = floors.in_float64
+    monkeypatch.setattr(floors, "in_float64", lambda *a, **k: runs.append(1) or run(*a, **k))
     report = export_onnx(linear, tmp_path / "net.onnx", draw(2, 4))
     assert (report.passed, runs) == (True, [])
     assert report.outputs[0].tolerance == NOISE_MULTIPLE * 4 * torch.finfo(torch.float32).eps

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 
 from fxrebasin.choices import choices_for
 from fxrebasin.errors import InputError
+from fxrebasin.exporters.verify.floors import FLOAT64_TOLERANCE, noise_floors, tolerance_of
 from fxrebasin.exporters.verify.input_sets import InputSet, batch_size
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
 from fxrebasin.exporters.verify.outputs import compare_tensors
@@ -21,7 +22,6 @@ from fxrebasin.exporters.verify.runs import (
     Subject,
     Tensors,
     fault_of,
-    in_float64,
     run_float64,
     run_native,
     tensors_of,
@@ -30,25 +30,10 @@ from fxrebasin.exporters.verify.weak_outputs import weak_outputs
 from fxrebasin.models.checks import check_usable, unwrap
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.reports.equivalence import EquivalenceReport, OutputFigures
-from fxrebasin.running.apart import relative_error
+from fxrebasin.running.apart import is_inexact, relative_error
 from fxrebasin.running.outputs import Outputs, Wanted
 from fxrebasin.running.own_structure import own_structure
 from fxrebasin.running.surroundings import in_own_surroundings
-
-# Permuted sums differ by about 1e-16 per term; four orders of magnitude below float32's noise.
-FLOAT64_TOLERANCE = 1e-10
-
-# onnxruntime's error in float32 and PyTorch's are of the same kind and independent, so their
-# difference is a small multiple of either: 0.9 to 2.2 times the measured floor on 22 models of
-# torchvision with random weights at 224 pixels. Ten leaves room for inputs that round well.
-NOISE_MULTIPLE = 10.0
-
-# The measured floor of a small model can be close to zero by luck. Below this many units in the
-# last place of the largest value, a float32 result says nothing.
-FLOOR_ULPS = 4.0
-
-# A model that is chaotic in its own precision would otherwise agree with anything.
-LARGEST_TOLERANCE = 0.05
 
 # Of two models whose relation nobody has proved. Of 425 single bits of a file that changed what a
 # small network computes, 48 passed with 64 rows and none with these.
@@ -287,7 +272,7 @@ def rounding_of(
 def _largest_error(wide: Tensors, run: Tensors | Exception) -> float:
     if isinstance(run, Exception):
         return 0.0
-    shared = [name for name in wide if name in run and _is_float(run[name])]
+    shared = [name for name in wide if name in run and is_inexact(run[name])]
     return max((relative_error(wide[name], run[name]) for name in shared), default=0.0)
 
 
@@ -353,7 +338,7 @@ def compare_onnxruntime(session: OnnxModel, references: References) -> Equivalen
         _renamed(run, like, some=subject.wanted is not None)
         for run, like in zip(candidates, natives, strict=True)
     ]
-    for floors in _noise_floors(own, wide):
+    for floors in noise_floors(own, wide):
         outputs, structure = _judge(own, renamed, floors.by_name, measured=floors.measured)
         if structure or all(figures.passed for figures in outputs):
             break
@@ -401,10 +386,6 @@ def _labels(sets: Sequence[InputSet]) -> tuple[str, ...]:
     )
 
 
-def _is_float(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
 def _judge(
     references: References,
     candidates: Sequence[Tensors],
@@ -424,7 +405,7 @@ def _judge(
             structure[f"outputs {_listed(candidate)} instead of {_listed(reference)}"] = None
         for name in reference.keys() & candidate.keys():
             floor = None if floors is None else floors[name]
-            tolerance = FLOAT64_TOLERANCE if floor is None else _tolerance(floor)
+            tolerance = FLOAT64_TOLERANCE if floor is None else tolerance_of(floor)
             figures = compare_tensors(
                 name,
                 reference[name],
@@ -449,51 +430,6 @@ def _renamed(candidate: Tensors, reference: Tensors, *, some: bool) -> Tensors:
     if candidate.keys() == reference.keys() or len(candidate) != len(reference):
         return candidate
     return dict(zip(reference, candidate.values(), strict=True))
-
-
-@dataclass(frozen=True)
-class _Floors:
-    """Noise floors by output, and whether any of them is more than the least."""
-
-    by_name: Mapping[str, float]
-    measured: bool
-
-
-def _noise_floors(own: References, wides: Sequence[Tensors] | None) -> Iterator[_Floors]:
-    """Noise floors by output: of all sets, or of one more each time if runs are to be made."""
-    floors: dict[str, float] = {}
-    for native in own.runs:
-        for name, tensor in native.items():
-            floors[name] = max(floors.get(name, 0.0), _least_floor(tensor))
-    if wides is not None:
-        for native, wide in zip(own.runs, wides, strict=True):
-            _raise_floors(floors, native, wide)
-        yield _Floors(floors, measured=True)
-        return
-    yield _Floors(floors, measured=False)
-    by_rows = sorted(zip(own.sets, own.runs, strict=True), key=lambda pair: pair[0].rows)
-    with in_float64(own.subject, little_memory=True) as run:
-        for one, native in by_rows:
-            wide = tensors_of(own.subject, one, run(one))
-            own.noise.know(one, wide)
-            _raise_floors(floors, native, wide)
-            yield _Floors(floors, measured=True)
-
-
-def _raise_floors(floors: dict[str, float], native: Tensors, wide: Tensors) -> None:
-    for name, tensor in native.items():
-        if name in wide and wide[name].shape == tensor.shape:
-            floors[name] = max(floors[name], relative_error(wide[name], tensor))
-
-
-def _tolerance(floor: float) -> float:
-    return min(NOISE_MULTIPLE * floor, LARGEST_TOLERANCE)
-
-
-def _least_floor(tensor: torch.Tensor) -> float:
-    if not _is_float(tensor):
-        return 0.0
-    return max(FLOOR_ULPS * torch.finfo(tensor.dtype).eps, FLOAT64_TOLERANCE / NOISE_MULTIPLE)
 
 
 def _coarsest(tensors: Tensors) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fxrebasin.exporters.verify.float64 import widened
 from fxrebasin.exporters.verify.input_sets import InputSet
 from fxrebasin.exporters.verify.runs import Subject, Tensors, in_float64, tensors_of
-from fxrebasin.running.apart import parts
+from fxrebasin.running.apart import is_inexact, parts
 from fxrebasin.running.given import remade
 from fxrebasin.running.modes import modes_off
 from fxrebasin.running.operators import tensors_in, viewed_by, writes
@@ -220,5 +220,4 @@ def _numbers(tensor: Tensor) -> Tensor:
 
 
 def _ulp(tensor: Tensor) -> float:
-    inexact = tensor.is_floating_point() or tensor.is_complex()
-    return torch.finfo(tensor.dtype).eps if inexact else _ULP
+    return torch.finfo(tensor.dtype).eps if is_inexact(tensor) else _ULP

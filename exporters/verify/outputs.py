@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fxrebasin.reports.equivalence import OutputFigures
-from fxrebasin.running.apart import blocks, off_by_own, peak, ratio, unexplained
+from fxrebasin.running.apart import blocks, is_inexact, off_by_own, peak, ratio, unexplained
 
 _OF_ITSELF = 1e3  # times the tolerance: so much may be wrong of a number that is not the largest
 _MOST_OF_ITSELF = 0.05
@@ -40,7 +40,7 @@ def compare_tensors(
     Non-finite values are looked for first: a NaN, or an infinity that the two do not share, fails
     whatever the tolerance; the finite rest is compared.
     """
-    exact = not (reference.is_floating_point() or reference.is_complex())
+    exact = not is_inexact(reference)
     figures = OutputFigures(
         name=name,
         shape=tuple(reference.shape),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fxrebasin.exporters.verify.input_sets import InputSet, same_start
 from fxrebasin.exporters.verify.runs import MadeWhenAsked, Subject, Tensors, in_float64
+from fxrebasin.running.apart import is_inexact
 
 
 def weak_outputs(sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str]:
@@ -40,7 +41,7 @@ def weak_outputs(sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str]
         name
         for name, tensor in shown.items()
         if comparable
-        and _is_float(tensor)
+        and is_inexact(tensor)
         and name in runs[1]
         and _same_first_row(tensor, runs[1][name])
     ]
@@ -49,7 +50,7 @@ def weak_outputs(sets: Sequence[InputSet], runs: Sequence[Tensors]) -> list[str]
         "before it; is the last layer zero?"
         for name in same
     ]
-    whole = [name for name, tensor in shown.items() if not _is_float(tensor)]
+    whole = [name for name, tensor in shown.items() if not is_inexact(tensor)]
     constant = [name for name in whole if comparable and not _varies(name, sets, runs)]
     if len(same) + len(constant) == len(shown):
         notes += [
@@ -96,10 +97,6 @@ def _equal(before: Tensors, after: Tensors) -> bool:
     return before.keys() == after.keys() and all(
         torch.equal(tensor, after[name]) for name, tensor in before.items()
     )
-
-
-def _is_float(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _same_first_row(left: Tensor, right: Tensor) -> bool:

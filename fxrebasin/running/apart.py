@@ -80,6 +80,11 @@ def unexplained(
     return int((error[off] > share * size[off] + largest[last]).sum())
 
 
+def is_inexact(tensor: torch.Tensor) -> bool:
+    """Whether numbers are rounded: real or complex ones, and no whole numbers or booleans."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def parts(tensor: torch.Tensor) -> torch.Tensor:
     """The real and imaginary parts of a complex tensor; any other as it is."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
