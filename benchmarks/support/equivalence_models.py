@@ -99,10 +99,14 @@ def build(name: str, size: int, seed: int) -> Subject:
 
 
 def _images_taken(model: nn.Module, size: int, seed: int) -> Iterator[Tensor]:
-    """Images `[batch, channels, size, size]` on which the model runs; at last those of its size."""
+    """Images `[batch, channels, size, size]` on which the model runs; at last those of its size.
+
+    In between are those of the usual size: a model for large images may refuse small ones because
+    its patches do not fit them.
+    """
     timm = hasattr(model, "pretrained_cfg")
     channels, own = image_size(model)[:2] if timm else (3, FULL_SIZE)
-    for side in (size, own):
+    for side in dict.fromkeys((size, min(FULL_SIZE, own), own)):
         generator = torch.Generator().manual_seed(seed)
         images = torch.randn(BATCH, channels, side, side, generator=generator)
         with torch.no_grad():
