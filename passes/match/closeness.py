@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from fxrebasin.errors import InputError
 from fxrebasin.permutation import Permutation
+from fxrebasin.sharding import is_sharded
 from fxrebasin.solvers.pairs import blocks_of_both, inner, view_of_reals
+
+_AT_ONCE = 1 << 28  # bytes that are permuted
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ def closeness(
 ) -> Closeness:
     """Inner product and distance of the reference and the (permuted) model.
 
-    One tensor is permuted at a time, and long sums are in float64.
+    One tensor is permuted at a time, a large one some rows at a time if none of its rows moves, and
+    long sums are in float64.
 
     Args:
         names: of the tensors that are compared.
@@ -47,12 +51,26 @@ def closeness(
     """
     product = square = 0.0
     for name in names:
-        moved = state_b[name]
-        if permutation is not None:
-            moved = permutation.permute_tensor(name, moved)
-        found = closeness_of(name, state_a[name], moved)
-        product, square = product + found[0], square + found[1]
+        for a, moved in _moved(name, state_a[name], state_b[name], permutation):
+            found = closeness_of(name, a, moved)
+            product, square = product + found[0], square + found[1]
     return Closeness(product, square**0.5)
+
+
+def _moved(
+    name: str, a: torch.Tensor, b: torch.Tensor, permutation: Permutation | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Two tensors, the second permuted, or rows of them: of a table there is no room for a copy."""
+    if permutation is None or name not in permutation.layout:
+        yield a, b
+        return
+    rows_move = any(0 in group.axes for group in permutation.layout[name])
+    if b.nbytes <= _AT_ONCE or rows_move or is_sharded(a) or is_sharded(b):
+        yield a, permutation.permute_tensor(name, b)
+        return
+    rows = max(_AT_ONCE * len(b) // b.nbytes, 1)
+    for one, other in zip(a.split(rows), b.split(rows), strict=True):
+        yield one, permutation.permute_tensor(name, other)
 
 
 def closeness_of(name: str, a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
