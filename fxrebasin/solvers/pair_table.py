@@ -143,7 +143,7 @@ class PairTable:
         elements = max(
             (block.per_problem // block.slots[0].size for block in self._blocks), default=1
         )
-        step = max(1, _MOST_ELEMENTS // elements)
+        step = max(1, _MOST_ELEMENTS // max(1, elements))
         for first in range(0, len(pairs[0]), step):
             part = tuple(index[first : first + step] for index in pairs)
             problems = self._problems(part)
