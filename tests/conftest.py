@@ -24,6 +24,14 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 ensure_torchvision()
+# A new process draws other numbers each time. This is for layers that test modules construct.
+torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def seeded_module() -> None:
+    """Give the layers that are constructed once for a module's tests the same weights."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
