@@ -18,6 +18,7 @@ from fxrebasin.exporters.verify.input_sets import InputSet, batch_size
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
 from fxrebasin.exporters.verify.outputs import compare_tensors
 from fxrebasin.exporters.verify.references import References, reference_runs
+from fxrebasin.exporters.verify.rounding import with_rounding_told
 from fxrebasin.exporters.verify.runs import (
     Subject,
     Tensors,
@@ -30,7 +31,6 @@ from fxrebasin.exporters.verify.weak_outputs import weak_outputs
 from fxrebasin.models.checks import check_usable, unwrap
 from fxrebasin.models.example_inputs import normalise_inputs
 from fxrebasin.reports.equivalence import EquivalenceReport, OutputFigures
-from fxrebasin.running.apart import is_inexact, relative_error
 from fxrebasin.running.outputs import Outputs, Wanted
 from fxrebasin.running.own_structure import own_structure
 from fxrebasin.running.surroundings import in_own_surroundings
@@ -97,7 +97,8 @@ def verify(
     candidate = _candidate(other)
     args, kwargs = normalise_inputs(model, example_inputs, example_kwargs)
     if not isinstance(candidate, OnnxModel):
-        return compare_float64(model, candidate, args, kwargs, wanted, rows=ROWS)
+        report = compare_float64(model, candidate, args, kwargs, wanted, rows=ROWS)
+        return with_rounding_told(report, model, candidate, args, kwargs, wanted)
     dynamic = candidate.batch_is_dynamic(model, args, kwargs)
     subject = Subject(model, wanted=wanted)
     references = reference_runs(subject, args, kwargs, any_batch=dynamic, rows=ROWS)
@@ -229,51 +230,6 @@ def compare_moved(references: References, moved: Mapping[str, torch.Tensor]) -> 
     candidate = Subject(own.model, moved, f"{own.label}, permuted,", own.wanted)
     runs = run_float64(candidate, references.sets, little_memory=True)
     return _float64_report(references, candidate, runs)
-
-
-def rounding_of(
-    model: nn.Module,
-    other: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    wanted: Wanted = None,
-) -> tuple[float, float]:
-    """How far two modules are, in their own precision, from what the first computes in float64.
-
-    Args:
-        model: the reference; any mode, it is run in eval mode.
-        other: a module that takes the same inputs and should compute the same.
-        args: positional inputs.
-        kwargs: keyword inputs.
-        wanted: which outputs count; see `fxrebasin.running.outputs`.
-
-    Returns:
-        Of each, the largest error of an output, relative to its largest value.
-
-    Raises:
-        InputError: the first does not run on these inputs.
-
-    Example:
-        >>> net = nn.Linear(3, 2)
-        >>> one, two = rounding_of(net, net, (torch.ones(4, 3),), {})
-        >>> one == two < 1e-5
-        True
-    """
-    reference = Subject(model, wanted=wanted)
-    candidate = Subject(other, label="the other model", wanted=wanted, strict=False)
-    references = reference_runs(reference, args, kwargs, any_batch=False)
-    errors = []
-    for subject in (reference, candidate):
-        runs = run_native(subject, references.sets)
-        errors.append(max(map(_largest_error, references.runs, runs), default=0.0))
-    return errors[0], errors[1]
-
-
-def _largest_error(wide: Tensors, run: Tensors | Exception) -> float:
-    if isinstance(run, Exception):
-        return 0.0
-    shared = [name for name in wide if name in run and is_inexact(run[name])]
-    return max((relative_error(wide[name], run[name]) for name in shared), default=0.0)
 
 
 def _refused_batch(

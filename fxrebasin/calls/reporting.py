@@ -10,8 +10,8 @@ from dataclasses import replace
 from torch import fx
 
 from fxrebasin.calls.request import Request
-from fxrebasin.exporters.verify.equivalence import rounding_of
 from fxrebasin.exporters.verify.floors import FLOAT64_TOLERANCE
+from fxrebasin.exporters.verify.rounding import rounding_of
 from fxrebasin.passes.match.methods import MatchResult
 from fxrebasin.passes.match.result import AlignmentResult
 from fxrebasin.passes.trace.trace import TraceResult

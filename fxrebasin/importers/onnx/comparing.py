@@ -16,6 +16,7 @@ from fxrebasin.errors import InputError
 from fxrebasin.exporters.verify import equivalence
 from fxrebasin.exporters.verify.equivalence import ROWS, compare_float64
 from fxrebasin.exporters.verify.outputs import compare_tensors
+from fxrebasin.exporters.verify.rounding import with_rounding_told
 from fxrebasin.importers.onnx.finding import made_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, read
 from fxrebasin.importers.onnx.running import check_interpreter, dynamic_batch, on_disk
@@ -129,7 +130,8 @@ def _compare_files(
     for source, runs in ((one, module), (two, candidate)):
         check_interpreter(source, runs, args, wanted)
     dynamic = dynamic_batch(one, module, args) and dynamic_batch(two, candidate, args)
-    return compare_float64(module, candidate, args, {}, wanted, any_batch=dynamic, rows=ROWS)
+    report = compare_float64(module, candidate, args, {}, wanted, any_batch=dynamic, rows=ROWS)
+    return with_rounding_told(report, module, candidate, args, {}, wanted)
 
 
 def _compare_stored(source: OnnxSource, state: Mapping[str, Tensor]) -> EquivalenceReport:
