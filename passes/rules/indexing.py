@@ -83,19 +83,19 @@ def _chosen(call: Call, index: Tensor, target: Sequence[int], what: str) -> list
 
 @rule("_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(call: Call) -> Sequence[Value]:
-    """As `embedding`, with rows summed: [rows, features] -> [bags, features]."""
-    if call.outputs[3].ndim == 2:
-        return pin_everything("the index of a maximum")(call)
+    """As `embedding`, with rows summed, or the largest: [rows, features] -> [bags, features]."""
     indices, what = call.args["indices"], "row chosen by index"
-    if call.args["padding_idx"] >= 0:
-        call.lookup(indices)  # one number stands for nothing
+    says_which = call.outputs[3].ndim == 2  # by feature, the row that the largest is from
+    if says_which or call.args["padding_idx"] >= 0:  # or one number stands for nothing
+        call.lookup(indices)
     table = looked_up(call, call.value("weight"), 0, indices, what)
     others = (call.optional(name) for name in ("offsets", "per_sample_weights"))
     for given in (numbers_in(call, indices), *others):
         if given is not None:
             call.pin_axes(given, [0], "which rows belong to which bag")
     first, reason = call.follow(_BAGS, table, reason=what), f"{what} of {call.op}"
-    return [first, *(pinned_value(out.shape, reason) for out in call.outputs[1:])]
+    others_of = [pinned_value(out.shape, reason) for out in call.outputs[1:3]]
+    return [first, *others_of, first if says_which else pinned_value(call.outputs[3].shape, reason)]
 
 
 @rule("index_select")

@@ -58,7 +58,11 @@ _BAGS = [
         _bags(packet.default, 1),
         _bags(packet.default, 0, p(6)),
         _bags(packet.default, 0, rows=per_unit(6, below=5), missing=POOLED),
-        _bags(packet.default, 2, missing={"*": "the index of a maximum pins all axes"}),
+        _bags(
+            packet.default,
+            2,
+            missing={"out1[0]": "to which bag an index belongs is pinned"},
+        ),
     )
 ]
 
