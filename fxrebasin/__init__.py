@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         EquivalenceError,
         ExportError,
         FxRebasinError,
+        FxRebasinWarning,
         InputError,
         TraceError,
     )
@@ -51,6 +52,7 @@ __all__ = [
     "EquivalenceReport",
     "ExportError",
     "FxRebasinError",
+    "FxRebasinWarning",
     "InputError",
     "MergeStats",
     "Permutation",
@@ -87,7 +89,7 @@ _NAMES_IN = {
     "fxrebasin.api": ("Reference", "analyze", "apply", "match", "transform"),
     "fxrebasin.errors": (
         *("ArchitectureMismatchError", "CheckpointError", "EquivalenceError", "ExportError"),
-        *("FxRebasinError", "InputError", "TraceError"),
+        *("FxRebasinError", "FxRebasinWarning", "InputError", "TraceError"),
     ),
     "fxrebasin.exporters.onnx.export": ("export_onnx",),
     "fxrebasin.importers.onnx.merging": ("onnx_merge",),

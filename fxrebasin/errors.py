@@ -1,4 +1,4 @@
-"""The error family: every refusal of the package is an `FxRebasinError`."""
+"""The error family: every refusal of the package is an `FxRebasinError`; and what it warns with."""
 
 from __future__ import annotations
 
@@ -42,3 +42,7 @@ class EquivalenceError(FxRebasinError):
 
 class ExportError(FxRebasinError):
     """The model could not be exported, checked or run outside PyTorch."""
+
+
+class FxRebasinWarning(UserWarning):
+    """Something was done in another way than asked, or is worth a look; nothing was refused."""

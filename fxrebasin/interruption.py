@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from fxrebasin.errors import FxRebasinWarning
+
 MATCHING_INTERRUPTED = "matching was interrupted: the best permutation so far is used"
 
 
@@ -23,4 +25,4 @@ def interruptible(message: str = MATCHING_INTERRUPTED) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, category=FxRebasinWarning, stacklevel=4)

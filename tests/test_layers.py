@@ -13,7 +13,7 @@ LAYERS = (
     ("colours", "facts", "kinds", "wording"),
     ("errors", "layout", "sharding", "flow", "uniformity", "terminal"),
     (
-        *("counted", "groups", "indexing", "places", "gather"),
+        *("counted", "groups", "indexing", "places", "gather", "rounding"),
         *("interruption", "options", "picturing", "progress", "ranks"),
     ),
     ("architecture", "reliance", "running"),

@@ -10,7 +10,7 @@ import click
 
 from fxrebasin.cli.endings import ending, interrupts
 from fxrebasin.cli.options import ARGUMENTS, DEBUG, debug_option
-from fxrebasin.cli.streams import drop_what_cannot_be_printed, use_standard_streams
+from fxrebasin.cli.streams import drop_what_cannot_be_printed, plain_warnings, use_standard_streams
 from fxrebasin.streaming.started import are_several
 from fxrebasin.wording import speaking_options
 
@@ -50,7 +50,7 @@ class Commands(click.Group):
         """Run a command; a traceback is shown with --debug only."""
         with interrupts() as state:
             try:
-                with speaking_options():
+                with speaking_options(), plain_warnings():
                     return super().invoke(ctx)
             except _OF_CLICK:
                 raise

@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import TextIOWrapper
 from typing import TextIO
+
+import click
+
+from fxrebasin.errors import FxRebasinWarning
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
@@ -64,6 +69,32 @@ def results_apart() -> Iterator[TextIO]:
         ours.flush()  # of those who kept the stream
         os.dup2(kept, _STDOUT)
         os.close(kept)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings of ours as a line on standard error, without the line of code that they are from."""
+    of_others = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if not issubclass(category, FxRebasinWarning):
+            of_others(message, category, filename, lineno, file, line)
+            return
+        with contextlib.suppress(OSError):  # nothing can be said there
+            click.echo(f"Warning: {message}", file=file, err=True)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = of_others
 
 
 def drop_what_cannot_be_printed() -> None:

@@ -17,6 +17,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from fxrebasin.errors import FxRebasinWarning
 from fxrebasin.merge.data import Data
 from fxrebasin.merge.lanes import NotAbreastError
 from fxrebasin.merge.moments import Moments
@@ -108,6 +109,7 @@ def _warn(stage: str, error: NotAbreastError) -> None:
     warnings.warn(
         f"{stage}: batches could not wait for each other inside of the model ({escaped(error, 200)}"
         "), so that they ran one after the other, once for every layer",
+        category=FxRebasinWarning,
         stacklevel=5,
     )
 
@@ -118,6 +120,7 @@ def _warn_of_room(stage: str, missing: int) -> None:
         f"{stage}: what batches hold while they wait for each other takes {missing / 2**30:.1f} GiB"
         " of a temporary file, for which there is no room (the environment variable TMPDIR names "
         "the folder); those that have none run anew for each layer",
+        category=FxRebasinWarning,
         stacklevel=5,
     )
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fxrebasin.errors import InputError
+from fxrebasin.errors import FxRebasinWarning, InputError
 from fxrebasin.merge.calibration import correct_in_order
 from fxrebasin.merge.data import Data
 from fxrebasin.merge.moments import Moments
@@ -130,5 +130,6 @@ def warn_unsettled(what: str) -> None:
     warnings.warn(
         f"{what}: layers that run several times in a model and feed themselves did not "
         "settle; their statistics are close to what they should be, not equal",
+        category=FxRebasinWarning,
         stacklevel=4,
     )

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from fxrebasin.errors import FxRebasinWarning
 from fxrebasin.indexing import Arrays, identity_arrays
 from fxrebasin.interruption import MATCHING_INTERRUPTED
 from fxrebasin.layout import IntArray
@@ -163,7 +164,7 @@ class WeightSearch:
             descent.placement.decide_rest()
             self.interrupted = True
             if self._warn:
-                warnings.warn(MATCHING_INTERRUPTED, stacklevel=4)
+                warnings.warn(MATCHING_INTERRUPTED, category=FxRebasinWarning, stacklevel=4)
         return self._kept(descent.placement, descent.sweeps)
 
     def _kept(self, placement: Placement, sweeps: int) -> Solution:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxrebasin.errors import ArchitectureMismatchError, CheckpointError
+from fxrebasin.rounding import rounded
 from fxrebasin.storage.containers import FILES, INDEX, Content, container_for, read_file
 from fxrebasin.storage.copies import Copy, Wanted, copies, decided
 from fxrebasin.storage.distributed import is_distributed, read_distributed
@@ -126,7 +127,7 @@ def _plain(
     """Tensors by name of the model, in the dtypes that were read."""
     stored = {name: tensor.dtype for name, tensor in like.state.items()}
     return {
-        name: tensor.to(dtype if dtype and tensor.is_floating_point() else stored[name])
+        name: rounded(name, tensor, dtype if dtype and tensor.is_floating_point() else stored[name])
         for name, tensor in state.items()
     }
 

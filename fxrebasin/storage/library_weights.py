@@ -13,6 +13,7 @@ import torch
 from fxrebasin.errors import CheckpointError
 from fxrebasin.gather import storage_identity
 from fxrebasin.models.folders import Library
+from fxrebasin.rounding import rounded
 from fxrebasin.storage.containers import Container, Content, read_file
 from fxrebasin.storage.folder_files import NUMBER_OF_SHARD
 from fxrebasin.storage.folder_weights import FolderWeights, Tree
@@ -135,7 +136,7 @@ def in_files(
         usual = max(set(floating), key=floating.count) if floating else torch.float32
         for name, tensor in saved.items():
             if tensor.is_floating_point():
-                saved[name] = tensor.to(dtype or weights.dtypes.get(name, usual))
+                saved[name] = rounded(name, tensor, dtype or weights.dtypes.get(name, usual))
         if saved.keys() <= weights.dtypes.keys():
             yield _in_order(weights, saved), weights.container
         else:  # names of an older release, which the library does not write

@@ -13,6 +13,7 @@ from torch import nn
 
 from fxrebasin.errors import CheckpointError, InputError
 from fxrebasin.gather import storage_identity
+from fxrebasin.rounding import rounded
 from fxrebasin.running.messages import first_lines
 from fxrebasin.storage.containers import (
     FILES,
@@ -236,7 +237,7 @@ class _Edits:
         result = {}
         for name, value in new.items():
             if is_tensor(old[name]) and old[name].layout is torch.strided:
-                made = self._cast(value, old[name].dtype)
+                made = self._cast(str(name), value, old[name].dtype)
                 first = firsts.setdefault(storage_identity(old[name]), made)
                 value = first if first is not made and _equal(first, made) else made
                 if isinstance(old[name], nn.Parameter):
@@ -244,6 +245,6 @@ class _Edits:
             result[name] = value
         return result
 
-    def _cast(self, tensor: torch.Tensor, stored: torch.dtype) -> torch.Tensor:
-        floating = stored.is_floating_point and self.dtype is not None
-        return tensor.detach().to(self.dtype if floating else stored)
+    def _cast(self, name: str, tensor: torch.Tensor, stored: torch.dtype) -> torch.Tensor:
+        asked = self.dtype if stored.is_floating_point else None
+        return rounded(name, tensor.detach(), asked or stored)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fxrebasin.errors import EquivalenceError
+from fxrebasin.rounding import rounded
 from fxrebasin.running.freed import give_back_memory
 from fxrebasin.storage.distributed import METADATA
 from fxrebasin.streaming.archive import WholeOnlyError
@@ -143,7 +144,9 @@ class NewPart:
             for _, before, made in pieces_of(opened, recipe, self.items[name], source):
                 told.update(bytes_of(before.to(stored.dtype).contiguous()))
                 for part in rows if rows and made.shape == stored.shape else [slice(None)]:
-                    chunk = (made[part] if rows else made).to(stored.dtype).contiguous()
+                    chunk = rounded(
+                        str(name), made[part] if rows else made, stored.dtype
+                    ).contiguous()
                     on_write(chunk.nbytes)
                     yield chunk
             digests[name] = told.hexdigest()

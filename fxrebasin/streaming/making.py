@@ -19,6 +19,7 @@ import torch
 
 from fxrebasin.errors import CheckpointError, EquivalenceError
 from fxrebasin.permutation import Permutation
+from fxrebasin.rounding import rounded
 from fxrebasin.running.freed import give_back_memory
 from fxrebasin.storage.copies import belongs_to
 from fxrebasin.storage.tree import KeyPath
@@ -373,7 +374,7 @@ def _write(
     found = hashlib.sha256()
     for row, source, made in pieces_of(opened, recipe, item, stored):
         found.update(bytes_of(source.to(stored.dtype).contiguous()))
-        write_rows(file, start + row * stored.bytes_of_row, made.to(stored.dtype))
+        write_rows(file, start + row * stored.bytes_of_row, rounded(name, made, stored.dtype))
         on_write(made.numel() * stored.dtype.itemsize)
     give_back_memory()
     return found.hexdigest()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxrebasin.action import Action
 from fxrebasin.charts import Chart, charts_of, condition_of
+from fxrebasin.errors import FxRebasinWarning
 from fxrebasin.interruption import interruptible
 from fxrebasin.options import check_count
 from fxrebasin.passes.match.balance import Balanced, balanced
@@ -179,5 +180,9 @@ def warn_of_far(element: Element) -> str:
         f"on {worst}."
     )
     if conditions[worst] > _FAR:
-        warnings.warn(f"{say} Rounding is as much larger in the result.", stacklevel=5)
+        warnings.warn(
+            f"{say} Rounding is as much larger in the result.",
+            category=FxRebasinWarning,
+            stacklevel=5,
+        )
     return say
