@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from fxrebasin.errors import ArchitectureMismatchError
-from fxrebasin.importers.onnx.graph import Graph, Step
+from fxrebasin.importers.onnx.graph import Graph, Parsed, Step
 from fxrebasin.importers.onnx.joining import joined
 from fxrebasin.importers.onnx.loading import OnnxSource
 from fxrebasin.importers.onnx.partner import Correspondence, Partner
+from fxrebasin.importers.onnx.ports import with_ports_of
+from fxrebasin.importers.onnx.roles import read_as_numbers, weights_of
 from fxrebasin.importers.onnx.skeleton import compare
+from fxrebasin.importers.onnx.tensors import same_bits
 
 _WHAT_NOW = (
     "Both files have to be of one architecture. How exporters spell it matters little, but what "
@@ -37,6 +40,7 @@ def correspondence(
     Raises:
         ArchitectureMismatchError: the graphs differ; the first difference is named.
     """
+    reference = with_ports_of(reference, source)
     faults = []
     for go in (_by_position, _by_names, _by_skeleton):
         found = _Pairing(source, reference, ignored)
@@ -45,7 +49,11 @@ def correspondence(
         except ArchitectureMismatchError as error:
             faults.append(str(error))
             continue
-        return Correspondence(found.partners())
+        if go is _by_skeleton:
+            return Correspondence(found.partners())
+        numbers = found.other_numbers()
+        alike = not numbers and _opsets(source) == _opsets(reference)
+        return Correspondence(found.partners(), alike=alike, numbers=numbers)
     try:
         return joined(source, reference, ignored)
     except ArchitectureMismatchError as error:
@@ -53,6 +61,18 @@ def correspondence(
             f"{reference.label} is no reference for {source.label}: {faults[-1]}\n"
             f"Compared by what reads weights: {error}\n{_WHAT_NOW}"
         ) from error
+
+
+def _opsets(source: OnnxSource) -> dict[str, int | None]:
+    """Versions of what the nodes of a graph are of."""
+    parsed = source.parsed
+    return {step.domain: parsed.opsets.get(step.domain) for _, step in parsed.graph.all_steps()}
+
+
+def _sizes(parsed: Parsed) -> list[list[int]]:
+    """Of the inputs of a graph, nothing for those that are open."""
+    kinds = [kind.tensor_type.shape.dim for kind in parsed.types.values()]
+    return [[dim.dim_value for dim in dims] for dims in kinds]
 
 
 class _Values:
@@ -87,6 +107,22 @@ class _Pairing:
         return {
             mine: Partner(theirs, self._orders.get(mine)) for mine, theirs in self.tensors.items()
         }
+
+    def other_numbers(self) -> tuple[str, ...]:
+        """Tensors that are no weights, and hold something else in the reference.
+
+        Where the files were written for inputs of other sizes, sizes may differ.
+        """
+        own, other = self._source.parsed, self._reference.parsed
+        apart = set(weights_of(own))
+        if _sizes(own) != _sizes(other):
+            numbers = read_as_numbers(own.graph)
+            apart |= {name for name in numbers if not own.tensors[name].is_floating_point()}
+        return tuple(
+            mine
+            for mine, theirs in self.tensors.items()
+            if mine not in apart and not _same(own.tensors[mine], other.tensors[theirs])
+        )
 
     def in_order(self, by_name: bool) -> None:
         """Go through the graphs node by node.
@@ -248,6 +284,15 @@ def _by_names(found: _Pairing) -> None:
 
 def _by_skeleton(found: _Pairing) -> None:
     found.from_the_end()
+
+
+def _same(mine: Tensor, theirs: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, rounded to the shorter of their types."""
+    dtypes = {mine.dtype, theirs.dtype}
+    if len(dtypes) == 1 or not all(dtype.is_floating_point for dtype in dtypes):
+        return same_bits(mine, theirs)
+    shorter = min(dtypes, key=lambda dtype: (dtype.itemsize, str(dtype)))
+    return same_bits(mine.to(shorter), theirs.to(shorter))
 
 
 def _equal(mine: Any, theirs: Any) -> bool:

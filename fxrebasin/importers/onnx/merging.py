@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fxrebasin.errors import InputError
+from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
+from fxrebasin.importers.onnx.alike import prove_alike
 from fxrebasin.importers.onnx.correspondence import correspondence
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
-from fxrebasin.importers.onnx.partner import Partner
+from fxrebasin.importers.onnx.partner import Correspondence, Partner
+from fxrebasin.importers.onnx.ports import with_ports_of
 from fxrebasin.importers.onnx.roles import weights_of
 from fxrebasin.importers.onnx.unread import counterpart, unread
 from fxrebasin.importers.onnx.writing import changed, draft
@@ -131,8 +133,12 @@ def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
 def _tensors(first: OnnxSource, other: OnnxSource) -> Mapping[str, Partner]:
     """The tensors of another file, by the names of the first's.
 
+    With them the first file computes what the other one does; otherwise what is written would be no
+    mean of the two.
+
     Raises:
         InputError: the first has them in two where the other has one, which has no mean.
+        ArchitectureMismatchError: it computes something else.
     """
     found = correspondence(first, other)
     if found.forms:
@@ -141,7 +147,28 @@ def _tensors(first: OnnxSource, other: OnnxSource) -> Mapping[str, Partner]:
             f"({next(iter(found.forms))}): the first file is followed, so put the one first that "
             "has it in one"
         )
+    if found.numbers:
+        raise ArchitectureMismatchError(_other_numbers(first, other, found))
+    if not found.alike:
+        weights = set(weights_of(first.parsed))
+        averaged = {name: found.tensors[name] for name in found.tensors.keys() & weights}
+        try:
+            prove_alike(first, with_ports_of(other, first), averaged, {})
+        except ArchitectureMismatchError as error:
+            raise ArchitectureMismatchError(
+                f"{other.label} has no mean with {first.label}, whose graph would not be its own "
+                f"with the same weights: {error}"
+            ) from error
     return found.tensors
+
+
+def _other_numbers(first: OnnxSource, other: OnnxSource, found: Correspondence) -> str:
+    name, more = found.numbers[0], len(found.numbers) - 1
+    which = f"{name} of {first.label}" + f" (and {more} more)" * bool(more)
+    return (
+        f"{other.label} has no mean with {first.label}: {which} is no weight, which could be "
+        f"averaged, and {found.tensors[name].name} holds other numbers"
+    )
 
 
 def _partner(other: OnnxSource, partner: Partner | None, like: Tensor) -> Tensor:

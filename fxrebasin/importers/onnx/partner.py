@@ -71,12 +71,18 @@ class Correspondence:
             reference has that only: with what follows their layers.
         absorbed: names of tensors of the file that are in the forms of others, and have no partner.
         alone: names of tensors of the file that have none, and that the reference computes.
+        alike: whether it is known that with these tensors the file computes what the reference
+            does: nothing else differs, or both were run.
+        numbers: names of tensors that are no weights, and that hold something else in a reference
+            whose nodes are the same.
     """
 
     tensors: Mapping[str, Partner]
     forms: Mapping[str, Partner] = field(default_factory=dict)
     absorbed: frozenset[str] = frozenset()
     alone: frozenset[str] = frozenset()
+    alike: bool = False
+    numbers: tuple[str, ...] = ()
 
 
 def _read_as(leaf: Leaf, tensor: Tensor) -> Tensor:

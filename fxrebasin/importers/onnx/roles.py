@@ -45,7 +45,7 @@ def weights_of(parsed: Parsed) -> tuple[str, ...]:
     Args:
         parsed: the model.
     """
-    read = _read_as_numbers(parsed.graph)
+    read = read_as_numbers(parsed.graph)
     return tuple(
         name
         for name, tensor in parsed.tensors.items()
@@ -100,8 +100,12 @@ class _Scope:
         return None
 
 
-def _read_as_numbers(graph: Graph) -> set[str]:
-    """Names of the tensors whose values are read as numbers, or go into what is."""
+def read_as_numbers(graph: Graph) -> set[str]:
+    """Names of the tensors whose values are read as sizes, places or bounds, or go into what is.
+
+    Args:
+        graph: of a model.
+    """
     pending = list(_numbers(_Scope(graph, None)))
     seen: set[tuple[int, str]] = set()
     found: set[str] = set()

@@ -133,14 +133,14 @@ def _reads_parts(graph: Graph, places: Sequence[_Place], tensors: Mapping[str, T
     return len(starts) == len(places) == len(set(starts)) and None not in starts
 
 
-def _start(graph: Graph, step: Step, tensors: Mapping[str, Tensor]) -> tuple[int, ...] | None:
-    """Where a slice begins; None if it is none, or that is not known."""
+def _start(graph: Graph, step: Step, tensors: Mapping[str, Tensor]) -> tuple[int, ...] | str | None:
+    """Where a slice begins, or the name of that if it is computed; None if it is no slice."""
     if step.domain or step.kind != "Slice":
         return None
     if "starts" in step.attributes:
         return tuple(step.attributes["starts"])
     name = graph.tensors.get(step.inputs[1])
-    return None if name is None else tuple(tensors[name].reshape(-1).tolist())
+    return step.inputs[1] if name is None else tuple(tensors[name].reshape(-1).tolist())
 
 
 def read_inside(graph: Graph) -> Iterator[str]:
