@@ -14,13 +14,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.overrides import TorchFunctionMode
 
 from fxrebasin.running.literals import with_literals
+from fxrebasin.running.module_calls import ModuleCalls
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _MODULES = str(Path(torch.__file__).parent / "nn" / "modules") + os.sep
@@ -59,22 +56,15 @@ class Places:
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         self._graph = graph
-        self._paths = {id(module): path for path, module in model.named_modules()}
-        self._stack: list[str] = []
+        self._calls = ModuleCalls(model)
         self._last: fx.Node | None = None
         self.found: dict[fx.Node, CalledAt] = {}
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Keep track of the module that is running."""
-        enter = register_module_forward_pre_hook(self._enter)
-        leave = register_module_forward_hook(self._leave, always_call=True)
-        try:
-            with _Lines(self):
-                yield
-        finally:
-            enter.remove()
-            leave.remove()
+        with self._calls.watch(), _Lines(self):
+            yield
 
     def note(self, frame: FrameType | None) -> None:
         """All nodes since the last call were made by the module that runs.
@@ -85,7 +75,7 @@ class Places:
         newest = self._graph._root.prev
         if newest is self._last:
             return
-        module = self._stack[-1] if self._stack else ""
+        module = self._calls.innermost
         line = _line_of(frame)
         place = CalledAt(module) if line is None else CalledAt(module, *line)
         node = newest
@@ -93,13 +83,6 @@ class Places:
             self.found[node] = place
             node = node.prev
         self._last = newest
-
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        self._stack.append(self._paths.get(id(module), type(module).__name__))
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._stack:
-            self._stack.pop()
 
 
 class _Lines(TorchFunctionMode):

@@ -10,19 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from torch import nn
 from torch._ops import OpOverload
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 
 from fxrebasin.passes.fields.origin import Origin
 from fxrebasin.passes.propagate import constants
 from fxrebasin.running import devices, operators
+from fxrebasin.running.module_calls import ModuleCalls
 
 _PASSES, _RUNNING = Path(__file__).parent.parent, Path(operators.__file__).parent
 _TORCH = str(Path(torch.__file__).parent) + os.sep
@@ -36,31 +32,18 @@ class CallSite:
     """Follows the running modules of a model, to name the place of each operator call."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._paths = {id(module): path for path, module in model.named_modules()}
-        self._stack: list[str] = []
+        self._calls = ModuleCalls(model)
         self._counts: Counter[str] = Counter()
 
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Keep track of the module that is running."""
-        enter = register_module_forward_pre_hook(self._enter)
-        leave = register_module_forward_hook(self._leave, always_call=True)
-        try:
+        with self._calls.watch():
             yield
-        finally:
-            enter.remove()
-            leave.remove()
-
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        self._stack.append(self._paths.get(id(module), type(module).__name__))
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._stack:
-            self._stack.pop()
 
     def describe(self, operator: str, op: OpOverload | None = None) -> Origin:
         """Where the call that is being made comes from; its node gets a name of its own."""
-        module = self._stack[-1] if self._stack else ""
+        module = self._calls.innermost
         path = module or "forward"
         self._counts[path] += 1
         count = self._counts[path]
