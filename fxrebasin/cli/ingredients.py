@@ -10,7 +10,7 @@ import torch
 from fxrebasin.cli.aligning import Aligned, moved
 from fxrebasin.cli.work import Bench
 from fxrebasin.merge.combinations import Combination, combine
-from fxrebasin.merge.states import is_number, tied_names
+from fxrebasin.merge.states import tied_names
 from fxrebasin.merge.views import StateView
 from fxrebasin.running.batches import State
 from fxrebasin.storage.reading import Checkpoint
@@ -46,11 +46,8 @@ class Ingredients:
         return tuple(
             name
             for name, tensor in first.items()
-            if is_number(tensor)
-            and (
-                name in ignored
-                or any(name not in state or state[name].shape != tensor.shape for state in others)
-            )
+            if name in ignored
+            or any(name not in state or state[name].shape != tensor.shape for state in others)
         )
 
     def combined(

@@ -13,6 +13,7 @@ import torch
 from fxrebasin.errors import InputError
 from fxrebasin.merge import formulas
 from fxrebasin.merge.by_pattern import ByPattern
+from fxrebasin.merge.states import is_number
 from fxrebasin.merge.views import StateView
 from fxrebasin.running.batches import State
 
@@ -93,6 +94,22 @@ class Combination:
                 parts.append(f"{name} {_worded(value)}")
         return ", ".join([self.formula.value, *parts])
 
+    def heaviest(self, name: str, count: int) -> int:
+        """Index of the model that counts most in a tensor; the first of several.
+
+        What cannot be averaged, such as indices and masks of booleans, is that model's.
+
+        Args:
+            name: of the tensor.
+            count: of the models.
+        """
+        if self.formula is Formula.SLERP:
+            return int(self.t.of(name) > 0.5)
+        if self.weights is None:
+            return 0
+        weights = self.weights.of(name)
+        return max(range(count), key=lambda index: weights[index])
+
     def check(self, count: int, base: bool) -> None:
         """Refuse numbers that do not fit, before any work.
 
@@ -140,6 +157,8 @@ def combine(
 ) -> dict[str, torch.Tensor]:
     """The weights of one model, in the names, the order and the dtypes of the first state.
 
+    Tensors that hold no floating or complex numbers are those of the model that counts most.
+
     Args:
         states: of models whose units are aligned.
         combination: what is computed.
@@ -167,6 +186,10 @@ def combine(
     shares = _shares(len(states), combination)
     found |= formulas.mean([StateView(state, averaged) for state in states], shares)
     found |= _computed([StateView(state, computed) for state in states], combination, base or {})
+    for name in (*averaged, *computed):
+        heaviest = combination.heaviest(name, len(states))
+        if heaviest and not is_number(found[name]):
+            found[name] = states[heaviest][name].detach().to(found[name], copy=True)
     return {name: found[again.get(name, name)] for name in states[0]}
 
 

@@ -50,12 +50,21 @@ class Combining:
         """The parts of a new tensor."""
         first = self.opened[0]
         stored = first.stored[name]
-        if name in self.kept or not (stored.dtype.is_floating_point or stored.dtype.is_complex):
+        number = stored.dtype.is_floating_point or stored.dtype.is_complex
+        count = len(self.opened) - self.combination.formula.needs_base
+        heaviest = 0 if number else self.combination.heaviest(self.firsts.get(name, name), count)
+        if name in self.kept or not (number or heaviest):
             for rows in ranges(stored):
                 tensor = first.reader.read(place, rows)
                 yield (rows.start if rows else 0), tensor, tensor
             return
         name = self.firsts.get(name, name)
+        if not number:
+            side = _Side(self.opened[heaviest], self.permutations[heaviest], name, keep=False)
+            for rows in ranges(stored, cut=side.may_be_cut):
+                tensor = side.read(rows).to(stored.dtype)
+                yield (rows.start if rows else 0), tensor, tensor
+            return
         formula = Formula.MEAN if name in self.buffers else self.combination.formula
         pairs = zip(self.opened, self.permutations, strict=True)
         if formula is Formula.MEAN and name not in self.buffers:
