@@ -65,7 +65,8 @@ class Architecture:
         """
         other = Architecture.of(model)
         found = [f"{name}: missing" for name in self.tensors if name not in other.tensors]
-        found += [f"{name}: not known" for name in other.tensors if name not in self.tensors]
+        strange = (name for name in other.tensors if name not in self.tensors)
+        found += [f"{name}: not known" for name in strange if not _counts(other.tensors[name])]
         for name, kind in self.tensors.items():
             own = other.tensors.get(name)
             if own is not None and (own.shape, _family(own)) != (kind.shape, _family(kind)):
@@ -125,6 +126,11 @@ def _has_storage(tensor: Tensor) -> bool:
         return tensor.untyped_storage().data_ptr() != 0
     except (NotImplementedError, RuntimeError, ValueError):
         return False
+
+
+def _counts(kind: TensorKind) -> bool:
+    """Whether it is one whole number, as of the batches seen; ONNX files hold none of these."""
+    return kind.shape == () and _family(kind) == "integer"
 
 
 def _family(kind: TensorKind) -> str:

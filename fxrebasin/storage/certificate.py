@@ -37,6 +37,7 @@ from fxrebasin.wording import escaped
 
 FORMAT = "fxrebasin.permutation"
 VERSION = "2"
+_SPOKEN = {FORMAT: "a permutation", "fxrebasin.alignment": "an alignment (signs or matrices, too)"}
 _UNCHECKED = "1"  # a version that had no checksum
 
 # A damaged or hostile file must not ask for all the memory there is. The largest models have some
@@ -144,7 +145,9 @@ def unpacked(path: Path, kind: str, spoken: str) -> tuple[dict[str, Array], dict
     with safetensors.safe_open(path, framework="np") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != kind:
-            raise InputError(f"it is a safetensors file, but not {spoken} that was saved here")
+            other = _SPOKEN.get(metadata.get("format", ""))
+            found = f"it holds {other}" if other else "it is a safetensors file"
+            raise InputError(f"{found}, but not {spoken} that was saved here")
         version = metadata.get("version")
         if version not in (VERSION, _UNCHECKED):
             raise InputError(
