@@ -343,3 +343,23 @@ def test_our_own_file_read_by_name_is_no_mixture(tmp_path: Path) -> None:
     for name, array in found.items():
         mean = (one[name].astype(np.float64) + two[name]) / 2
         assert np.array_equal(array, mean.astype(np.float32)), name
+
+
+def test_who_asks_for_sizes_is_no_use_of_a_weight(tmp_path: Path) -> None:
+    """As `torch.onnx.export(optimize=False)` makes the bias of a convolution that has none."""
+    text = """ g (float[n,3,4,4] x) => (float[n,2] y) {{
+        c = Conv(x, w{bias})  m = Mul(c, s)  r = Relu(m)
+        p = GlobalAveragePool(r)  f = Flatten(p)  y = MatMul(f, v) }}"""
+    zeros = "size = Shape<start = 0, end = 1>(w) null = CastLike(zero, w) none = Expand(null, size)"
+    weights = {"w": (6, 3, 3, 3), "s": (6, 1, 1), "v": (6, 2)}
+    b = model(
+        text.format(bias=", none").replace("c = Conv", f"{zeros} c = Conv"),
+        weights | {"zero": np.float64(0)},
+    )
+    assert not read(b).parsed.uses
+    order = np.random.default_rng(0).permutation(6)
+    moved = {t.name: numpy_helper.to_array(t)[order] for t in b.graph.initializer[:-1]}
+    a = model(text.format(bias=""), moved)  # whose exporter leaves the bias out
+    report = fxrebasin.onnx_transform(b, ref=a, out=tmp_path / "out.onnx")
+    assert report.distance_before > 0 == report.distance_after
+    assert tensors_of(tmp_path / "out.onnx").keys() == {*weights, "zero"}
