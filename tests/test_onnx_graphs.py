@@ -405,3 +405,36 @@ def test_experts_that_data_choose_have_orders_of_their_own(
     onnx.save(model(text, weights), path)
     free = log10_factorial(5) * (1 if other else 3)
     assert assert_a_file_is_recovered(path).log10_order == pytest.approx(free)
+
+
+READ = {
+    "a condition": """s = MatMul(h, w2)  m = ReduceMax<keepdims = 0>(s)  c = Greater(m, zero)
+        k = If(c) <then_branch = one () => (float[n,8] t) { t = Tanh(h) },
+                   else_branch = two () => (float[n,8] t) { t = Neg(h) }>""",
+    "a bound": "s = MatMul(h, w2)  m = ReduceMax<keepdims = 0>(s)  k = Clip(h, , m)",
+    "rows": "r = ReduceSum<keepdims = 0>(h, last)  c = Greater(r, zero)  k = Compress<axis=0>(h,c)",
+    "its type": "m = CastLike(one, h)  k = Clip(h, , m)",
+    "its sizes": "u = Shape<start=-1>(h)  z = ConstantOfShape(u)  k = Add(h, z)",
+}
+
+
+@pytest.mark.parametrize("what", READ)
+def test_what_is_computed_from_inputs_may_be_read_as_a_number(what: str, tmp_path: Path) -> None:
+    text = f""" g (float[n,3] x) => (float[m,2] y) {{
+        a = MatMul(x, w1)  h = Relu(a)  {READ[what]}  y = MatMul(k, w3) }}"""
+    weights = TWO_LAYERS | {"zero": np.float32(0.5), "one": np.float64(1), "last": np.array([1])}
+    weights = {
+        name: value for name, value in weights.items() if f"{name})" in text.replace(",", ")")
+    }
+    expected = log(8, 8) if what in ("a condition", "a bound") else log(8)
+    assert order(text, weights, tmp_path) == pytest.approx(expected)
+
+
+def test_weights_before_a_bound_of_their_type_have_a_mean(tmp_path: Path) -> None:
+    """As `torch.onnx.export(optimize=False)` writes relu6."""
+    text = """ g (float[n,3] x) => (float[n,2] y) {
+        a = MatMul(x, w1)  m = CastLike(six, a)  h = Clip(a, , m)  y = MatMul(h, w3) }"""
+    weights = {"w1": (3, 8), "w3": (8, 2), "six": np.float64(6)}
+    a, b = (model(text, weights, seed=seed) for seed in (0, 1))
+    fxrebasin.onnx_merge([a, b], tmp_path / "out", weights=(0, 1))
+    assert fxrebasin.verify(b, tmp_path / "out").passed

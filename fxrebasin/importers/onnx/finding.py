@@ -30,9 +30,6 @@ _LOOKING_UP = ("Gather", "Scatter", "Embed", "OneHot", "Slice", "Loop", "Scan", 
 _LOOKED_THROUGH = 1 << 22
 """The largest tensor, in elements, in which equal numbers are looked for."""
 
-_SIZES_ALONE = frozenset({"Shape", "Size", "EyeLike"})
-"""They make something of the sizes of their input, whatever is in it."""
-
 
 @dataclass(frozen=True, eq=False)
 class Runs:
@@ -280,8 +277,7 @@ def _beside_data(parsed: Parsed) -> set[str]:
     computed = set(graph.inputs)
     alone: set[str] = set()
     for step in graph.steps:
-        reads = step.inputs[:1] if step.kind == "CastLike" else step.inputs
-        if step.kind in _SIZES_ALONE or not computed.intersection(reads):
+        if not computed.intersection(step.used):
             alone.update(step.inputs)
         else:
             computed.update(step.outputs)

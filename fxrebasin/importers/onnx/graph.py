@@ -29,6 +29,9 @@ from fxrebasin.importers.onnx.tensors import dense, is_left, to_torch
 _STANDARD = ("", "ai.onnx")
 _GRAPHS = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 _LISTS = (AttributeProto.FLOATS, AttributeProto.INTS)
+_LOOKED_AT: Mapping[str, int] = {"Shape": 0, "Size": 0, "EyeLike": 0, "CastLike": 1}
+"""Operators, and which of their inputs they ask for its sizes or type only."""
+
 _PLAIN: Mapping[int, str] = {
     AttributeProto.FLOAT: "f",
     AttributeProto.INT: "i",
@@ -89,6 +92,19 @@ class Step:
     alone: Alone
     done: tuple[str, ...] = ()
     rows: Mapping[int, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+
+    def looks_at(self, at: int) -> bool:
+        """Whether it asks an input for its sizes or type only, whatever numbers that holds.
+
+        Args:
+            at: which one.
+        """
+        return not self.domain and _LOOKED_AT.get(self.kind) == at
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Names of the inputs whose numbers count."""
+        return tuple(n for at, n in enumerate(self.inputs) if n and not self.looks_at(at))
 
     def reading(self, inputs: tuple[str, ...], graphs: Mapping[str, Graph]) -> Step:
         """The same node with other names for what it reads.

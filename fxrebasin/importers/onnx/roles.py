@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from fxrebasin.importers.onnx.graph import Graph, Parsed, Step
 from fxrebasin.importers.onnx.tensors import bits_of
 
 _SCAN_WITHOUT_LENGTHS = 9
-_SHAPES_ONLY = ("Shape", "Size")
 _STATE = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _AS_GOOD_AS_INFINITE = 1e38
 _FIRST = 64
@@ -89,6 +89,16 @@ class _Scope:
             name: step for step in graph.steps for name in step.outputs if name
         }
 
+    @cached_property
+    def from_data(self) -> set[str]:
+        """Names of what is computed from what the model is given."""
+        found = set(self.graph.inputs) if self.around is None else set(self.around.from_data)
+        for step in self.graph.steps:
+            inside = (name for body in step.graphs.values() for name in _used_inside(body))
+            if found.intersection((*step.used, *inside)):
+                found.update(name for name in step.outputs if name)
+        return found
+
     def owner(self, name: str) -> _Scope | None:
         """The scope in which a name is made."""
         scope: _Scope | None = self
@@ -100,8 +110,20 @@ class _Scope:
         return None
 
 
+def _used_inside(graph: Graph) -> Iterator[str]:
+    """All names whose values a body uses, its own included."""
+    yield from graph.outputs
+    for _, step in graph.all_steps():
+        yield from step.used
+        for body in step.graphs.values():
+            yield from body.outputs
+
+
 def read_as_numbers(graph: Graph) -> set[str]:
     """Names of the tensors whose values are read as sizes, places or bounds, or go into what is.
+
+    What is computed from inputs is known to nobody before they are there, and so need not be what
+    it is computed with: a condition that asks how sure a network is says nothing of its weights.
 
     Args:
         graph: of a model.
@@ -112,17 +134,16 @@ def read_as_numbers(graph: Graph) -> set[str]:
     while pending:
         scope, name = pending.pop()
         owner = scope.owner(name)
-        if owner is None or (id(owner.graph), name) in seen:
+        if owner is None or (id(owner.graph), name) in seen or name in owner.from_data:
             continue
         seen.add((id(owner.graph), name))
         if name in owner.graph.tensors:
             found.add(owner.graph.tensors[name])
         elif name in owner.maker:
             step = owner.maker[name]
-            if step.kind not in _SHAPES_ONLY:
-                pending += [(owner, item) for item in step.inputs if item]
-                bodies = (_Scope(body, owner) for body in step.graphs.values())
-                pending += [(body, item) for body in bodies for item in body.graph.outputs]
+            pending += [(owner, item) for item in step.used]
+            bodies = (_Scope(body, owner) for body in step.graphs.values())
+            pending += [(body, item) for body in bodies for item in body.graph.outputs]
         elif owner.around is not None:
             pending += _given_to_body(owner, owner.around, name)
     return found

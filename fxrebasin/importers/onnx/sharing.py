@@ -29,9 +29,6 @@ _NEED_NOT_BE_INPUTS = 4
 """Files of an older version of the format say of all tensors that they are inputs, too."""
 
 
-_LOOKED_AT = frozenset({("Shape", 0), ("Size", 0), ("EyeLike", 0), ("CastLike", 1)})
-"""Operators, and which of their inputs they ask for its sizes or type only."""
-
 _PASSED_ON = frozenset({"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze"})
 
 _Place: TypeAlias = tuple[str, int]
@@ -122,7 +119,7 @@ def _shared(graph: Graph, names: frozenset[str]) -> dict[str, list[_Place]]:
         for body in step.graphs.values():
             whole.update(read_inside(body))
         for at, name in enumerate(step.inputs):
-            if graph.tensors.get(name) in names and (step.kind, at) not in _LOOKED_AT:
+            if graph.tensors.get(name) in names and not step.looks_at(at):
                 found.setdefault(name, []).append((step.name, at))
     found = {name: places for name, places in found.items() if len(places) > 1}
     looked_up = set(_looked_up_later(graph)) if found else set()

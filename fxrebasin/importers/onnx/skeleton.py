@@ -28,7 +28,6 @@ _PASSED_THROUGH = frozenset(
 )
 _ONE_KIND = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
 _IN_ANY_ORDER = frozenset({"Add", "Mul", "Max", "Min", "Sum"})
-_OF_SHAPES = frozenset({"Shape", "Size"})
 _LEFT_OUT: Mapping[str, int] = {"pads": 0, "output_padding": 0, "strides": 1, "dilations": 1}
 """What lists of numbers hold where they are left out."""
 
@@ -120,9 +119,8 @@ class Skeleton:
         state = set(self._source.state)
         found = {local for local, name in self._graph.tensors.items() if name not in state}
         for step in self._graph.steps:
-            read = [name for name in step.inputs if name]
-            fixed = bool(read) and all(name in found or self._fixed_around(name) for name in read)
-            if step.kind in _OF_SHAPES or (fixed and not step.graphs):
+            fixed = all(name in found or self._fixed_around(name) for name in step.used)
+            if any(step.inputs) and fixed and not step.graphs:
                 found.update(name for name in step.outputs if name)
         return found
 

@@ -274,8 +274,8 @@ def roi_align(
         tall, wide = y1 - y0, x1 - x0
         if not half:
             tall, wide = max(tall, 1.0), max(wide, 1.0)
-        rows = sampling_ratio or math.ceil(tall / output_height)
-        columns = sampling_ratio or math.ceil(wide / output_width)
+        rows = sampling_ratio or max(math.ceil(tall / output_height), 0)
+        columns = sampling_ratio or max(math.ceil(wide / output_width), 0)
         y = _samples(value.shape[2], y0, tall / output_height, output_height, rows)
         x = _samples(value.shape[3], x0, wide / output_width, output_width, columns)
         image = value.index_select(0, batch.reshape(1)).squeeze(0)
@@ -311,7 +311,7 @@ class _Samples:
         found = torch.zeros(len(self.low), self.size, dtype=torch.float64)
         for places, weights in self.pairs():
             found = found.scatter_add(1, places, weights)
-        return found / self.low.shape[1]
+        return found / max(self.low.shape[1], 1)  # a region that is turned round has no samples
 
 
 def _samples(size: int, start: float, step: float, cells: int, count: int) -> _Samples:
