@@ -170,6 +170,35 @@ def test_what_a_killed_run_left_is_removed_and_what_is_in_use_is_not(tmp_path: P
     assert (tmp_path / "one.txt").read_bytes() == b"whole"
 
 
+def test_what_is_left_of_a_folder_that_was_being_removed_is_removed(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from fxrebasin.storage.files import publish, together\n"
+        "at, folder, unlink = int(sys.argv[1]), Path(sys.argv[2]), os.unlink\n"
+        "done = []\n"
+        "def until(*given, **options):\n"
+        "    unlink(*given, **options)\n"
+        "    done.append(1)\n"
+        "    if len(done) == at:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.unlink = until\n"
+        "with together():\n"
+        "    for name in 'abc':\n"
+        "        publish(folder / name, b'new', overwrite=True)\n"
+    )
+    for at in range(1, 30):
+        for name in "abc":
+            (tmp_path / name).write_bytes(b"old")
+        done = subprocess.run([sys.executable, "-c", program, str(at), str(tmp_path)])
+        publish(tmp_path / "next", b"whole", overwrite=True)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c", "next"], at
+        assert len({(tmp_path / name).read_bytes() for name in "abc"}) == 1
+        if not done.returncode:
+            break
+    assert done.returncode == 0
+    assert at > 8
+
+
 # --- on the command line -----------------------------------------------------------------------
 
 SOURCE = """

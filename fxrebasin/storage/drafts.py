@@ -34,7 +34,7 @@ def drafts_folder(parent: Path) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def remove_leftovers(parent: Path) -> None:
@@ -42,7 +42,22 @@ def remove_leftovers(parent: Path) -> None:
     if not CAN_LOCK:
         return
     for folder in parent.glob(f"{_DRAFTS}*"):
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # only what is empty, and so has no lock any more
         with contextlib.suppress(OSError), (folder / LOCK).open("r+") as held:
             lock(held, wait=False)
             take_back_plan(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, its lock last: without that, nobody would ever remove what a kill leaves."""
+    for item in list(folder.iterdir()):
+        if item.name == LOCK:
+            continue
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                item.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
