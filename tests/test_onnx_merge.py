@@ -167,3 +167,18 @@ def test_inputs_and_outputs_in_another_order_go_by_their_names(tmp_path: Path) -
         for m in (onnx.load(tmp_path / "out"), b)
     )
     assert found == wanted
+
+
+def test_weights_of_one_number_throughout_have_a_mean_whoever_wrote_the_files(
+    tmp_path: Path,
+) -> None:
+    """As biases are before training."""
+    text = "g (float[n,4] x) => (float[n,3] y) {{ {layer} r = Relu(h) y = MatMul(r, w2) }}"
+    one = text.format(layer="h = Gemm(x, w1, b)")
+    two = text.format(layer="p = MatMul(x, w1) h = Add(p, b)")
+    a, b = (
+        model(made, HIDDEN_WEIGHTS | {"b": np.full(6, bias, np.float32)}, seed=at)
+        for at, (made, bias) in enumerate([(one, 0.0), (two, 0.5)])
+    )
+    fxrebasin.onnx_merge([a, b], tmp_path / "out", weights=(0.5, 0.5))
+    assert arrays(tmp_path / "out")["b"].tolist() == [0.25] * 6

@@ -14,6 +14,7 @@ from fxrebasin.errors import ArchitectureMismatchError, InputError
 from fxrebasin.exporters.verify.onnx_session import OnnxModel
 from fxrebasin.importers.onnx.alike import prove_alike
 from fxrebasin.importers.onnx.correspondence import correspondence
+from fxrebasin.importers.onnx.joining import joined
 from fxrebasin.importers.onnx.loading import OnnxSource, Source, read
 from fxrebasin.importers.onnx.partner import Correspondence, Partner
 from fxrebasin.importers.onnx.ports import with_ports_of
@@ -141,25 +142,34 @@ def _tensors(first: OnnxSource, other: OnnxSource) -> Mapping[str, Partner]:
         ArchitectureMismatchError: it computes something else.
     """
     found = correspondence(first, other)
+    if found.numbers:
+        raise ArchitectureMismatchError(_other_numbers(first, other, found))
+    if not found.alike:
+        found = _proved(first, with_ports_of(other, first), found)
     if found.forms:
         raise InputError(
             f"{other.label} has in one what {first.label} has as a layer and what scales it "
             f"({next(iter(found.forms))}): the first file is followed, so put the one first that "
             "has it in one"
         )
-    if found.numbers:
-        raise ArchitectureMismatchError(_other_numbers(first, other, found))
-    if not found.alike:
-        weights = set(weights_of(first.parsed))
-        averaged = {name: found.tensors[name] for name in found.tensors.keys() & weights}
+    return found.tensors
+
+
+def _proved(first: OnnxSource, other: OnnxSource, found: Correspondence) -> Correspondence:
+    """The same tensors, or others, with which the first file computes what the other one does."""
+    weights = set(weights_of(first.parsed))
+    averaged = {name: found.tensors[name] for name in found.tensors.keys() & weights}
+    try:
+        prove_alike(first, other, averaged, {})
+    except ArchitectureMismatchError as error:
         try:
-            prove_alike(first, with_ports_of(other, first), averaged, {})
-        except ArchitectureMismatchError as error:
+            return joined(first, other, ())
+        except ArchitectureMismatchError:
             raise ArchitectureMismatchError(
                 f"{other.label} has no mean with {first.label}, whose graph would not be its own "
                 f"with the same weights: {error}"
             ) from error
-    return found.tensors
+    return found
 
 
 def _other_numbers(first: OnnxSource, other: OnnxSource, found: Correspondence) -> str:
