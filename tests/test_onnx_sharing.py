@@ -57,6 +57,26 @@ def test_a_shared_bias_does_not_tie_layers(tmp_path: Path) -> None:
     assert not np.array_equal(result["v"], result["v@e"])
 
 
+FORMS = """ g (float[n,3] x) => (float[n,2] y) {
+    s = Shape(w1)  z = ConstantOfShape(s)  t = CastLike(x, w2)  m = Size(u)  r = Shape(named)
+    o = Cast<to=1>(m)  a = MatMul(t, w1)  b = Add(a, v)  c = Relu(b)  d = MatMul(c, w2)
+    e = Add(d, u)  f = Relu(e)  h = MatMul(f, w4)  i = ReduceSum<keepdims=0>(z)
+    p = Cast<to=7>(i)  q = ReduceSum<keepdims=0>(r)  j = Mul(p, q)  k = Cast<to=1>(j)
+    l = Mul(k, o)  y = Add(h, l) }"""
+
+
+def test_nodes_that_look_at_a_shape_or_a_type_share_nothing(tmp_path: Path) -> None:
+    made = model(FORMS, {**WEIGHTS, "w4": (6, 2), "u": (6,), "named": (6,)})
+    held = {tensor.name: tensor for tensor in made.graph.initializer}
+    held["named"].raw_data, held["named"].float_data[:] = held["v"].raw_data, held["v"].float_data
+    report = rebased(tmp_path, made)
+    assert report.log10_order == pytest.approx(log(6, 6))
+    found, wanted = tensors_of(tmp_path / "out.onnx"), tensors_of(tmp_path / "a.onnx")
+    assert found.keys() == {tensor.name for tensor in made.graph.initializer}
+    assert all(np.array_equal(found[name], wanted[name]) for name in found if name != "named")
+    assert np.array_equal(found["named"], found["v"])  # another name of a weight
+
+
 def test_all_else_in_the_file_stays(tmp_path: Path) -> None:
     made = model(LAYERS, WEIGHTS)
     rebased(tmp_path, made)

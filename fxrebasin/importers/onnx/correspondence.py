@@ -98,15 +98,12 @@ class _Pairing:
 
     def __init__(self, source: OnnxSource, reference: OnnxSource, ignored: Collection[str]) -> None:
         self._source, self._reference, self._ignored = source, reference, ignored
-        self.tensors: dict[str, str] = {}
-        self._orders: dict[str, tuple[int, ...] | None] = {}
+        self._partners: dict[str, Partner] = {}
         self._taken: dict[str, str] = {}
 
     def partners(self) -> dict[str, Partner]:
         """What was found."""
-        return {
-            mine: Partner(theirs, self._orders.get(mine)) for mine, theirs in self.tensors.items()
-        }
+        return self._partners
 
     def other_numbers(self) -> tuple[str, ...]:
         """Tensors that are no weights, and hold something else in the reference.
@@ -120,8 +117,8 @@ class _Pairing:
             apart |= {name for name in numbers if not own.tensors[name].is_floating_point()}
         return tuple(
             mine
-            for mine, theirs in self.tensors.items()
-            if mine not in apart and not _same(own.tensors[mine], other.tensors[theirs])
+            for mine, theirs in self._partners.items()
+            if mine not in apart and not _same(own.tensors[mine], other.tensors[theirs.name])
         )
 
     def in_order(self, by_name: bool) -> None:
@@ -249,22 +246,23 @@ class _Pairing:
     def _pair(
         self, place: str, mine: str, theirs: str, order: tuple[int, ...] | None = None
     ) -> None:
-        if self.tensors.setdefault(mine, theirs) != theirs:
+        own, other = self._source.parsed.tensors[mine], self._reference.parsed.tensors[theirs]
+        counts = mine in self._source.state and mine not in self._ignored
+        partner = Partner(theirs, order if counts and order and len(order) == other.ndim else None)
+        first = self._partners.setdefault(mine, partner)
+        if first != partner and not self._one_for_both(first, partner):
             raise ArchitectureMismatchError(
                 f"{place} reads {mine!r}, which it shares with other nodes; in the reference it "
                 f"does not share {theirs!r} with them"
             )
-        if self._taken.setdefault(theirs, mine) != mine:
+        before = self._taken.setdefault(theirs, mine)
+        if before != mine and not self._are_copies(before, mine):
             raise ArchitectureMismatchError(
                 f"{place} reads {mine!r}; in the reference it shares {theirs!r} with other nodes"
             )
-        if mine not in self._source.state or mine in self._ignored:
+        if not counts:
             return
-        own = self._source.parsed.tensors[mine]
-        other = self._reference.parsed.tensors[theirs]
-        self._orders[mine] = order
-        if order is not None and len(order) == other.ndim:
-            other = other.permute(order)
+        other = other if partner.order is None else other.permute(partner.order)
         if own.shape != other.shape:
             raise ArchitectureMismatchError(
                 f"{mine} has the shape {tuple(own.shape)}, and {theirs} of the reference "
@@ -272,6 +270,16 @@ class _Pairing:
             )
         if not other.is_floating_point():
             raise ArchitectureMismatchError(f"{theirs} of the reference holds {other.dtype}")
+
+    def _one_for_both(self, first: Partner, second: Partner) -> bool:
+        """Whether a reference has copies where we have one tensor: exporters untie what is tied."""
+        tensors = self._reference.parsed.tensors
+        return same_bits(first.of(tensors), second.of(tensors))
+
+    def _are_copies(self, first: str, second: str) -> bool:
+        """Whether we have copies where a reference has one tensor, each in a form of its own."""
+        tensors = self._source.parsed.tensors
+        return same_bits(*(self._partners[name].undone(tensors[name]) for name in (first, second)))
 
 
 def _by_position(found: _Pairing) -> None:

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from fxrebasin.errors import ArchitectureMismatchError
 from fxrebasin.importers.onnx.alike import OtherInputsError, prove_alike
 from fxrebasin.importers.onnx.loading import OnnxSource
 from fxrebasin.importers.onnx.origins import Anchor, Leaf
 from fxrebasin.importers.onnx.outlined import compare_outlines
-from fxrebasin.importers.onnx.partner import Assembled, Correspondence, Partner
+from fxrebasin.importers.onnx.partner import Assembled, Correspondence, Partner, inverse
 from fxrebasin.importers.onnx.tails import Fold
+from fxrebasin.importers.onnx.tensors import same_bits
 from fxrebasin.wording import listed
 
 _LISTED = 4
+
+_Meeting: TypeAlias = tuple[Leaf, Leaf]
+"""A weight of the file, and one of the reference at its place."""
 
 
 def joined(source: OnnxSource, reference: OnnxSource, ignored: Collection[str]) -> Correspondence:
@@ -54,9 +58,9 @@ def _joined(
     place of the tables: then these stay as they are, and if all the same both compute the same,
     they are what the reference has.
     """
-    met = _Met()
+    met = _Met(source, reference)
     compare_outlines(source, reference, met, loose)
-    found = met.partners(source)
+    found = met.partners()
     absorbed = {name for fold in met.folds.values() for name in fold.names} - found.keys()
     alone = {*source.state} - found.keys() - absorbed - {*ignored}
     if alone and not loose:
@@ -64,9 +68,7 @@ def _joined(
             f"nothing in the reference is in the place of {listed(sorted(alone), _LISTED)}"
         )
     prove_alike(source, reference, found, met.folds)
-    return Correspondence(
-        found, met.forms(source), frozenset(absorbed), frozenset(alone), alike=True
-    )
+    return Correspondence(found, met.forms(), frozenset(absorbed), frozenset(alone), alike=True)
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,19 @@ class _Met:
     """Weights that were at the same places.
 
     Attributes:
+        source: the file.
+        reference: what it is held against.
         parts: of tensors of the file, with what the reference has there.
         whole: tensors of the file, as they are read.
-        taken: the same the other way.
+        taken: of those of the reference, what met them first.
         folds: what went into layers, by where it ends.
     """
 
+    source: OnnxSource
+    reference: OnnxSource
     parts: dict[str, dict[tuple[int, int] | None, Leaf]] = field(default_factory=dict)
     whole: dict[str, Leaf] = field(default_factory=dict)
-    taken: dict[tuple[str, Any], tuple[str, Any]] = field(default_factory=dict)
+    taken: dict[tuple[str, Any], _Meeting] = field(default_factory=dict)
     folds: dict[str, Fold] = field(default_factory=dict)
 
     def meet(self, place: str, mine: Leaf, theirs: Leaf) -> None:
@@ -102,12 +108,36 @@ class _Met:
             )
         self.whole.setdefault(mine.name, mine)
         other = self.parts.setdefault(mine.name, {}).setdefault(mine.part, theirs)
-        key = (mine.name, mine.part)
-        if other != theirs or self.taken.setdefault((theirs.name, theirs.part), key) != key:
-            raise ArchitectureMismatchError(
-                f"{place} reads {mine.name!r}, and {theirs.name!r} in the reference, which only "
-                "one of them shares with other nodes"
-            )
+        if other != theirs and not self._one_for_both((mine, theirs), other):
+            self._refuse(place, mine, theirs)
+        before = self.taken.setdefault((theirs.name, theirs.part), (mine, theirs))
+        same = (before[0].name, before[0].part) == (mine.name, mine.part)
+        if not same and not self._are_copies(before, (mine, theirs)):
+            self._refuse(place, mine, theirs)
+
+    def _refuse(self, place: str, mine: Leaf, theirs: Leaf) -> None:
+        raise ArchitectureMismatchError(
+            f"{place} reads {mine.name!r}, and {theirs.name!r} in the reference, which only "
+            "one of them shares with other nodes"
+        )
+
+    def _one_for_both(self, met: _Meeting, other: Leaf) -> bool:
+        """Whether a reference has copies where we have one tensor: exporters untie what is tied."""
+        mine, theirs = met
+        pairs = (self.whole[mine.name], other), (mine, theirs)
+        if not all(map(_is_whole, (*pairs[0], *pairs[1]))):
+            return False
+        tensors = self.reference.parsed.tensors
+        shape = tuple(self.source.parsed.tensors[mine.name].shape)
+        return same_bits(*(_as_stored(a, b, shape).of(tensors) for a, b in pairs))
+
+    def _are_copies(self, one: _Meeting, two: _Meeting) -> bool:
+        """Whether we have copies where a reference has one tensor, each in a form of its own."""
+        if not all(map(_is_whole, (*one, *two))):
+            return False
+        tensors = self.source.parsed.tensors
+        shape = tuple(self.reference.parsed.tensors[one[1].name].shape)
+        return same_bits(*(_as_stored(b, a, shape).of(tensors) for a, b in (one, two)))
 
     def absorb(self, mine: Anchor) -> None:
         """A layer that is one with what follows it in the reference is at a place.
@@ -118,20 +148,20 @@ class _Met:
         if mine.fold is not None:
             self.folds[mine.fold.end] = mine.fold
 
-    def forms(self, source: OnnxSource) -> dict[str, Partner]:
+    def forms(self) -> dict[str, Partner]:
         """How tensors are read that went together with what follows their layers."""
-        shapes = {name: tuple(source.parsed.tensors[name].shape) for name in self.whole}
+        shapes = {name: tuple(self.source.parsed.tensors[name].shape) for name in self.whole}
         return {
             name: Assembled(name, _inverse(leaf.order), (leaf,), shapes[name], leaf.shape)
             for name, leaf in self.whole.items()
             if leaf.computed is not None
         }
 
-    def partners(self, source: OnnxSource) -> dict[str, Partner]:
+    def partners(self) -> dict[str, Partner]:
         """What was found, for tensors all parts of which were met."""
         found: dict[str, Partner] = {}
         for name, parts in self.parts.items():
-            leaf, shape = self.whole[name], tuple(source.parsed.tensors[name].shape)
+            leaf, shape = self.whole[name], tuple(self.source.parsed.tensors[name].shape)
             places = [part for part in parts if part is not None]
             if None not in parts and not _covers(sorted(places), leaf.shape[-1]):
                 continue
@@ -144,7 +174,16 @@ class _Met:
 
 def _inverse(order: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """How axes are put back that were transposed."""
-    return None if order is None else tuple(sorted(range(len(order)), key=order.__getitem__))
+    return None if order is None else inverse(order)
+
+
+def _is_whole(leaf: Leaf) -> bool:
+    return leaf.part is None and leaf.computed is None
+
+
+def _as_stored(mine: Leaf, theirs: Leaf, shape: tuple[int, ...]) -> Assembled:
+    """What one file has in the form of the other, both being read as they were met."""
+    return Assembled(theirs.name, _inverse(mine.order), (theirs,), shape, mine.shape)
 
 
 def _covers(places: list[tuple[int, int]], size: int) -> bool:

@@ -32,6 +32,14 @@ class Partner:
         found = tensors[self.name]
         return found if self.order is None else found.permute(self.order).contiguous()
 
+    def undone(self, tensor: Tensor) -> Tensor:
+        """A tensor of the file, with its axes as in the reference.
+
+        Args:
+            tensor: in the place of this one.
+        """
+        return tensor if self.order is None else tensor.permute(inverse(self.order))
+
 
 @dataclass(frozen=True)
 class Assembled(Partner):
@@ -89,3 +97,8 @@ def _read_as(leaf: Leaf, tensor: Tensor) -> Tensor:
     found = tensor if leaf.order is None else tensor.permute(leaf.order)
     found = found if leaf.computed is None else leaf.computed.of(found)
     return found if leaf.part is None else found[..., slice(*leaf.part)]
+
+
+def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+    """How axes are put back that were transposed."""
+    return tuple(sorted(range(len(order)), key=order.__getitem__))

@@ -1,4 +1,4 @@
-"""Tensors that no node reads: further names of weights that the graph reads by other ones.
+"""Tensors whose numbers no node reads: further names of weights that the graph reads by other ones.
 
 Exporters keep a tied weight under each of its names, and the graph reads it by some of them. Who
 loads the weights by name would find the two apart, or mixed, if only those that are read changed.
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fxrebasin.importers.onnx.graph import Graph, Parsed
 from fxrebasin.importers.onnx.partner import Partner
-from fxrebasin.importers.onnx.sharing import read_inside
 from fxrebasin.importers.onnx.tensors import same_bits
 
 
@@ -85,5 +84,6 @@ def counterpart(
 def _read_somewhere(graph: Graph) -> set[str]:
     """Names of stored tensors that a node, or the outside, may read by a name within its graph."""
     graphs = [graph, *(body for _, step in graph.all_steps() for body in step.graphs.values())]
-    read = set(read_inside(graph))
+    read = {name for one in graphs for name in one.outputs}
+    read.update(name for one in graphs for step in one.steps for name in step.used)
     return {name for one in graphs for local, name in one.tensors.items() if local in read}
