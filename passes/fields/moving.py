@@ -157,7 +157,7 @@ def move_labels(
     fields: list[Field] = []
     for item in materialised(ledger, value, wanted):
         if not isinstance(item, Labels) or not wanted & set(item.axes):
-            fields.append(item)
+            fields += coarsen(ledger, item, set(range(ndim)) - wanted)
             continue
         before = [
             size if axis in wanted else item.values.shape[axis]

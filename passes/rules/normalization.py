@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fxrebasin.passes.fields.fields import Field, Value, onto_axes
 from fxrebasin.passes.fields.moving import pick_axes
 from fxrebasin.passes.rules.call import Call
-from fxrebasin.passes.rules.registry import rule
+from fxrebasin.passes.rules.registry import pin_everything, rule
 
 
 def parameters(call: Call, names: Sequence[str], axes: Sequence[int], ndim: int) -> list[Field]:
@@ -69,9 +69,11 @@ def _with_channel_statistics(call: Call, fields: list[Field], channel: int) -> l
 @rule("native_layer_norm", "_fused_rms_norm")
 def layer_norm(call: Call) -> Sequence[Value]:
     """Mean and variance over the last axes."""
-    value = call.value("input")
+    value, shape = call.value("input"), tuple(call.args["normalized_shape"])
     ndim = len(value.shape)
-    normalised = range(ndim - len(call.args["normalized_shape"]), ndim)
+    if not shape or value.shape[-len(shape) :] != shape:  # one operator takes these, and broadcasts
+        return pin_everything("a normalised shape that is not the input's")(call)
+    normalised = range(ndim - len(shape), ndim)
     leading = set(range(ndim)) - set(normalised)
     fields = call.with_statistics(value, leading)
     fields += parameters(call, ("weight", "bias"), list(normalised), ndim)

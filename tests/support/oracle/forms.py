@@ -30,12 +30,14 @@ _UNCHECKED = (
     "index_reduce",
     "_weight_norm",
     "_scaled_dot_product",
-    "_fft_r2c",
-    "_fft_c2r",
+    "_fft_",
+    "_grouped_mm",
+    "median.dim",
     "_backward",
 )
 """Parts of names of operators that believe what they are told of shapes and strides: with others
-they crash, hang, or read memory that is not theirs."""
+they crash, hang, read memory that is not theirs, or give other indices for each row (the median of
+an expanded tensor)."""
 
 
 def forms(sample: Sample) -> list[Sample]:
@@ -111,6 +113,8 @@ def _alternatives(kind: str, name: str, given: Any, ndim: int) -> Iterator[Any]:
         yield from (mode for mode in _MODES if mode != given)
     elif kind in ("int", "SymInt", "Optional[int]", "Optional[SymInt]"):
         numbers = (-1, 0, -ndim, ndim - 1) if "dim" in name else _NUMBERS
+        if name == "reduction" or name.endswith("_mode"):  # names stand for these
+            numbers = _NUMBERS[:3]
         yield from (number for number in dict.fromkeys(numbers) if number != given)
     elif "number" in kind or "float" in kind:
         yield from (number for number in (*_NUMBERS, 2.5) if number != given)

@@ -94,7 +94,7 @@ class Trial(nn.Module):
         total = size = 0.0
         for name, output in zip(self.weights, self.outputs(state), strict=True):
             for part in as_floats(output):
-                weighted = part * self.met(state, name)
+                weighted = (part * self.met(state, name)).detach()
                 total, size = total + float(weighted.sum()), size + float(weighted.abs().sum())
         return total, size
 

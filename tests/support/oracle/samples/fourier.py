@@ -13,6 +13,6 @@ _ORDER = {"*": "positions and frequencies are pinned, also those that may be shi
 SAMPLES = [
     sample(aten._fft_r2c.default, p(2, 4, 3), [1], 0, True, missing=_ORDER),
     sample(aten._fft_r2c.default, p(2, 3, 2), [1, 2], 0, True, search=False),
-    sample(aten._fft_c2c.default, complexes(2, 3), [-1], 0, True, missing=_ORDER),
+    sample(aten._fft_c2c.default, complexes(2, 3), [1], 0, True, missing=_ORDER),
     sample(aten._fft_c2r.default, complexes(2, 3, 3), [1], 0, 4, missing=_ORDER),
 ]
