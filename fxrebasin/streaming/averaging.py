@@ -71,7 +71,14 @@ def write_mean(
     reader, _, index = open_reader(folder / _INDEX)
     places = {name: (name,) for name in forms}
     return replace(
-        first, path=folder, reader=reader, places=places, stored=forms, index=index, notes=()
+        first,
+        path=folder,
+        reader=reader,
+        places=places,
+        written=places,
+        stored=forms,
+        index=index,
+        notes=(),
     )
 
 

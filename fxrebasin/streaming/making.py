@@ -248,7 +248,7 @@ def items_of(opened: Opened, *, others: bool) -> dict[KeyPath, Item]:
 def _names(opened: Opened, *, others: bool) -> dict[KeyPath, str]:
     """The names in the model of the tensors at places, those of other copies as well."""
     found: dict[KeyPath, str] = {}
-    for name, place in opened.places.items():
+    for name, place in opened.written.items():
         found.setdefault(place, name)
     for copy in opened.found.others if others else ():
         for name, there in copy.naming.names.items():

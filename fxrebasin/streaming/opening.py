@@ -40,7 +40,9 @@ class Opened:
         kind: of what it is.
         reader: of its tensors.
         found: which of them are the model's.
-        places: of the model's tensors, by their names there; tied ones have one place.
+        places: of the model's tensors, by their names there; tied ones have one place, where they
+            are read.
+        written: where they are themselves, and are written.
         stored: shapes and dtypes of these.
         weights: the file or index that has them.
         index: what an index says; nothing where there is none.
@@ -54,6 +56,7 @@ class Opened:
     reader: Reader
     found: Found
     places: Mapping[str, KeyPath]
+    written: Mapping[str, KeyPath]
     stored: Mapping[str, Stored]
     weights: Path
     index: Mapping[str, Any]
@@ -143,10 +146,11 @@ def _opened(
     path, kind, weights, index = what
     wanted = wanted_of(model, reading.ignore)
     sources = {name: found.taken.source(name, wanted) for name in found.state}
-    places = {n: (*found.taken.place, s) for n, s in sources.items() if s is not None}
+    written = {n: (*found.taken.place, s) for n, s in sources.items() if s is not None}
     firsts: dict[int, KeyPath] = {}
-    for name, place in places.items():  # what is one tensor in a pickle is read once
-        places[name] = firsts.setdefault(id(found.state[name]), place)
+    places = {  # what is one tensor in a pickle is read once
+        name: firsts.setdefault(id(found.state[name]), place) for name, place in written.items()
+    }
     stored = {n: Stored(tuple(found.state[n].shape), found.state[n].dtype) for n in places}
     small = [n for n, s in stored.items() if s.dtype.is_floating_point and s.dtype.itemsize == 1]
     if small and folder is not None:  # a library scales these by other tensors
@@ -159,7 +163,7 @@ def _opened(
         shards = [str(place[0]) for place in reader.files if place]
         left_out += files_left_out(folder.path, [weights.name, *shards])
     return Opened(
-        path, kind, reader, found, places, stored, weights, index, folder, every, left_out
+        path, kind, reader, found, places, written, stored, weights, index, folder, every, left_out
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from fxrebasin.storage.distributed import METADATA
 from fxrebasin.storage.files import put
 from fxrebasin.storage.folder_files import other_files, refuse_folder
 from fxrebasin.storage.reading import Kind, Reading
-from fxrebasin.storage.tree import names_optimiser
+from fxrebasin.storage.tree import KeyPath, names_optimiser
 from fxrebasin.storage.writing import refuse_full_folder
 from fxrebasin.streaming.archive import WholeOnlyError
 from fxrebasin.streaming.dealing import spread
@@ -221,14 +221,13 @@ def _write_pickle(outcome: Outcome, folder: Path, module: nn.Module, reading: Re
     """Turn tensors into a file of `torch.save`; both files are mapped, and take no memory."""
     like, (file,) = outcome.like, _of_safetensors(outcome)
     draft = folder / outcome.out.name
-    names = {place: name for name, place in like.places.items()}
     with safe_open(folder / file.name, framework="pt") as between:
         made = {
-            names[item.place]: between.get_tensor(name)
+            item.name: between.get_tensor(name)
             for name, item in file.items.items()
-            if item.place in names
+            if item.name is not None
         }
-        state = {name: made[names[place]] for name, place in like.places.items()}
+        state = _tied_again(like, made)
         whole = read_checkpoint(like.path, module, reading)
         state = {**whole.state, **state}
         write_checkpoint(draft, whole, state, dtype=outcome.dtype, overwrite=True)
@@ -237,6 +236,17 @@ def _write_pickle(outcome: Outcome, folder: Path, module: nn.Module, reading: Re
     if wrong:
         raise EquivalenceError(f"{draft}: {wrong[0]} is not, bit for bit, what was to be written")
     (folder / file.name).unlink()
+
+
+def _tied_again(like: Opened, made: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """New tensors by all names of the model: one for names that are one still."""
+    firsts: dict[KeyPath, torch.Tensor] = {}
+    found = {}
+    for name, place in like.places.items():
+        own = made[name] if name in made else firsts[place]
+        first = firsts.setdefault(place, own)
+        found[name] = first if own is first or _same(own, first) else own
+    return found
 
 
 def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
