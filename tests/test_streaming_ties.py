@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.support.commands import invoke, load
+from tests.support.commands import document, invoke, load
 from tests.support.small_nets import draw
 
 NETS = """
@@ -94,3 +94,22 @@ def test_merged_models_are_those_that_are_merged_in_memory(out: str) -> None:
         found = read(path)
         assert found.keys() == wanted.keys()
         assert all(torch.equal(tensor, wanted[name]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize("stored_once", [True, False])
+@pytest.mark.parametrize("model", ["Tied", "apart"])
+def test_what_is_one_tensor_is_what_the_model_says_not_the_file(
+    stored_once: bool, model: str
+) -> None:
+    if not stored_once:
+        for path in ("a.pt", "b.pt"):
+            torch.save({name: tensor.clone() for name, tensor in load(path).items()}, path)
+    given = ("transform", f"tied_nets:{model}", "--model-b", "b.pt", "--ref", "a.pt")
+    given = (*given, "--input-shape", "2,4:int64")
+    whole = document(*given, "--out", "whole.safetensors")
+    found = document(*given, "--out", "o.safetensors", *LARGE)
+    for figure in ("distance_before", "distance_after", "objective_after"):
+        assert found[figure] == pytest.approx(whole[figure], rel=1e-6)
+    assert found["units_moved"] == whole["units_moved"] > 0
+    wanted = read("whole.safetensors")
+    assert all(torch.equal(tensor, wanted[n]) for n, tensor in read("o.safetensors").items())

@@ -153,16 +153,16 @@ def _sides(
     faults = []
     sides = {}
     seen = set()
-    for name, _ in module.named_parameters(remove_duplicate=False):
+    for name, parameter in module.named_parameters(remove_duplicate=False):
         a, b = reference.stored.get(name), model.stored.get(name)
-        if name in ignored or a is None or b is None or model.places[name] in seen:
+        if name in ignored or a is None or b is None or id(parameter) in seen:
             continue
         if a.shape != b.shape:
             faults.append(f"{name}: model {b.shape}, reference {a.shape}")
             continue
         faults += [f"{name}: {fault}" for fault in misfits(symmetry.layout.get(name, ()), b.shape)]
         if all(side.dtype.is_floating_point or side.dtype.is_complex for side in (a, b)):
-            seen.add(model.places[name])
+            seen.add(id(parameter))
             sides[name] = (a, b)
     lost = [n for n in symmetry.layout if n not in ignored and n not in model.stored]
     if lost:
