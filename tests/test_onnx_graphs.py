@@ -438,3 +438,19 @@ def test_weights_before_a_bound_of_their_type_have_a_mean(tmp_path: Path) -> Non
     a, b = (model(text, weights, seed=seed) for seed in (0, 1))
     fxrebasin.onnx_merge([a, b], tmp_path / "out", weights=(0, 1))
     assert fxrebasin.verify(b, tmp_path / "out").passed
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        ("k = ArgMax<axis = 1, keepdims = 0>(h)  b = Cast<to = 1>(k)  m = Squeeze(b)", 0.0),
+        ("u = Gather<axis = 1>(h, first)  m = Squeeze(u)", log(7)),
+    ],
+    ids=["place of a unit", "one unit"],
+)
+def test_numbers_that_hang_on_which_unit_is_where_pin_units(number: str, expected: float) -> None:
+    text = f""" g (float[1,3] x) => (float[1,2] y) {{
+        a = MatMul(x, w1)  h = Relu(a)  {number}  k0 = Clip(h, , m)  y = MatMul(k0, w3) }}"""
+    weights = {"w1": (3, 8), "w3": (8, 2), "first": np.array([0])}
+    weights = weights if "first" in text else {name: weights[name] for name in ("w1", "w3")}
+    assert order(text, weights) == pytest.approx(expected)
