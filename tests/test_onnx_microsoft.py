@@ -83,6 +83,14 @@ CASES = (
         ((3, 4), (4, 5)),
         {"activation": "HardSigmoid", "activation_alpha": 0.3, "activation_beta": 0.4},
     ),
+    *(
+        Case("FusedGemm", ((3, 4), (4, 5)), {"activation": name, **given})
+        for name, given in (
+            *(("Elu", {"activation_alpha": 0.7}), ("Softplus", {}), ("Softsign", {})),
+            ("Selu", {"activation_alpha": 0.7, "activation_gamma": 1.3}),
+            ("ThresholdedRelu", {"activation_alpha": 0.3}),
+        )
+    ),
     Case(
         "FusedConv",
         ((1, 2, 5, 5), (3, 2, 3, 3), (3,)),

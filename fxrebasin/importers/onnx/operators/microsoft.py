@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -69,14 +70,21 @@ _ACTIVATIONS: Mapping[str, tuple[Callable[..., Tensor], tuple[float, ...]]] = {
     "Clip": (torch.clamp, (-math.inf, math.inf)),
     "HardSigmoid": (lambda x, a, b: torch.clamp(x * a + b, 0, 1), (0.2, 0.5)),
     "HardSwish": (F.hardswish, ()),
+    "Elu": (F.elu, (1.0,)),
+    "Selu": (lambda x, a, c: c * F.elu(x, a), (1.6732632423543772, 1.0507009873554805)),
+    "Softplus": (lambda x: F.softplus(x, threshold=math.inf), ()),
+    "Softsign": (F.softsign, ()),
+    "ThresholdedRelu": (lambda x, a: torch.where(x > a, x, torch.zeros_like(x)), (1.0,)),
 }
 
 
-def _activated(value: Tensor, name: str, given: list[float]) -> Tensor:
+def _activated(value: Tensor, name: str, given: Sequence[float | None]) -> Tensor:
+    """An activation, with defaults for what is None or missing at the end."""
     if name not in _ACTIVATIONS:
         raise UnsupportedError(f"a fused activation {name}")
     function, defaults = _ACTIVATIONS[name]
-    return function(value, *[*given, *defaults[len(given) :]][: len(defaults)])
+    pairs = zip_longest(given[: len(defaults)], defaults)
+    return function(value, *[default if item is None else item for item, default in pairs])
 
 
 @operator("FusedConv", domain=MICROSOFT)
@@ -109,7 +117,8 @@ def fused_gemm(
     **options: Any,
 ) -> Tensor:
     """A product, and an activation."""
-    given = [item for item in (activation_alpha, activation_beta) if item is not None]
+    second = activation_gamma if activation == "Selu" else activation_beta
+    given = (activation_alpha, second)
     return _activated(gemm(left, right, added, **options), activation, given)
 
 
