@@ -124,7 +124,8 @@ def check_is_file(path: Path) -> None:
         CheckpointError: saying so.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; expected a file of weights ({KINDS}).")
+        found = "is a folder, a pipe or the like" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {found}; expected a file of weights ({KINDS}).")
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty; its download or copy was cut short.")
 

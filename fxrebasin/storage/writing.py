@@ -31,6 +31,9 @@ from fxrebasin.storage.reading import Checkpoint, Kind, Move
 from fxrebasin.storage.tree import KeyPath, at, is_tensor, like_mapping, replaced, without
 from fxrebasin.wording import spoken
 
+_NOT_WRITTEN = ("iostream error", "PytorchStreamWriter failed", "unexpected pos")
+"""What torch says where a disk takes no more; it does not say why."""
+
 Dtype = torch.dtype | None
 
 
@@ -71,7 +74,8 @@ def write_tree(
         with replacing_set(out, overwrite=overwrite) as draft:
             container.write(tree, draft)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{out} cannot be written: {first_lines(error)}") from error
+        full = "the disk may be full: " if any(w in str(error) for w in _NOT_WRITTEN) else ""
+        raise CheckpointError(f"{out} cannot be written: {full}{first_lines(error)}") from error
     return out
 
 

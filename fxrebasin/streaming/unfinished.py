@@ -131,6 +131,9 @@ class Unfinished:
         Args:
             task: which of the run's matches.
             state: of it.
+
+        Raises:
+            CheckpointError: the disk is full.
         """
         tensors = {f"{_ARRAY}{n}": torch.from_numpy(np.array(a)) for n, a in state.arrays.items()}
         document: dict[str, Any] = {}
@@ -140,7 +143,10 @@ class Unfinished:
             tensors |= {f"{_TOTAL}{name}": total for name, total in state.totals.items()}
             document["progress"] = _document(state)
         with replacing(self._state(task)) as draft:
-            save_file(tensors, draft, {"document": json.dumps(document)})
+            try:
+                save_file(tensors, draft, {"document": json.dumps(document)})
+            except SafetensorError as error:
+                raise CheckpointError(f"{self.folder} cannot be written: {error}") from error
         self.mark()
 
 
