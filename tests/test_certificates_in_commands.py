@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from fxrebasin.alignment import Alignment
 from fxrebasin.permutation import Permutation
 from tests.support.commands import document, invoke, lay_out, load
+from tests.support.small_nets import draw
 
 NET = ("transform", "nets:Net")
 
@@ -81,3 +82,52 @@ def test_a_certificate_of_onnx_files_is_one_of_the_checkpoints_that_they_hold() 
     for name, array in held.items():
         if name in moved:
             assert torch.equal(moved[name], torch.from_numpy(array.copy())), name
+
+
+STREAM = """
+import torch
+from torch import nn
+
+class Stream(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(11, 8), nn.Linear(8, 11)
+        self.first, self.last = nn.LayerNorm(8), nn.LayerNorm(8)
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, ids):
+        stream = self.embed(ids)
+        stream = stream + self.down(nn.functional.gelu(self.up(self.first(stream))))
+        return self.head(self.last(stream))
+"""
+
+
+def test_an_alignment_is_undone_as_exactly_as_its_result_was_stored(monkeypatch) -> None:
+    """Biases that were moved through weights come back as they were, the weights rounded."""
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    monkeypatch.delitem(sys.modules, "streams", raising=False)
+    Path("streams.py").write_text(STREAM)
+    names: dict[str, type[torch.nn.Module]] = {}
+    exec(compile(STREAM, "streams.py", "exec"), names)
+    for seed, name in enumerate("sr"):
+        model = names["Stream"]()
+        for at, parameter in enumerate(model.parameters()):
+            parameter.data.copy_(draw(*parameter.shape, seed=20 * seed + at))
+        torch.save(model.state_dict(), f"{name}.pt")
+    shape = ("--input-shape", "2,4:int64")
+    made = ("--out", "t.pt", "--certificate", "p.safetensors", "--symmetry", "all")
+    invoke("transform", "streams:Stream", "--model-b", "s.pt", "--ref", "r.pt", *made, *shape)
+    alignment = Alignment.load("p.safetensors")
+    assert alignment.source.added or alignment.target.added
+    undo = ("apply", "streams:Stream", "p.safetensors", "--inverse", *shape)
+    found = document(*undo, "--weights", "t.pt", "--out", "u.pt")
+    assert 1e-10 < found["equivalence"]["max_rel"] < found["equivalence"]["tolerance"] < 1e-4
+    assert "tolerance is that of rounding" in str(found["equivalence"]["notes"])
+    before, after = load("s.pt"), load("u.pt")
+    for name, tensor in before.items():
+        assert torch.allclose(after[name], tensor, rtol=1e-4, atol=1e-5), name
+    changed = load("t.pt")
+    changed["up.weight"][3] *= 1.001
+    torch.save(changed, "t.pt")
+    assert "another state" in invoke(*undo, "--weights", "t.pt", "--out", "v.pt", code=2).output
+    assert not Path("v.pt").exists()
