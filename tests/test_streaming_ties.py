@@ -113,3 +113,15 @@ def test_what_is_one_tensor_is_what_the_model_says_not_the_file(
     assert found["units_moved"] == whole["units_moved"] > 0
     wanted = read("whole.safetensors")
     assert all(torch.equal(tensor, wanted[n]) for n, tensor in read("o.safetensors").items())
+
+
+@pytest.mark.parametrize("more", [(), LARGE])
+def test_weights_for_the_other_name_of_a_tensor_are_refused(more: tuple[str, ...]) -> None:
+    given = ("merge", "tied_nets:Tied", "a.pt", "b.pt", "--input-shape", "2,4:int64", *more)
+    weights = ("--weights", "1,1", "--weights", "head*=0,1")
+    said = invoke(*given, *weights, "--out", "o.safetensors", code=2).output
+    assert "head.weight is one tensor with embed.weight" in said
+    assert not Path("o.safetensors").exists()
+    both = ("--weights", "1,1", "--weights", "*e*d*.weight=0,1", "--no-report")
+    invoke(*given, *both, "--method", "none", "--out", "o.safetensors")
+    assert torch.equal(read("o.safetensors")["head.weight"], load("b.pt")["embed.weight"])

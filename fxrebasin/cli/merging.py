@@ -44,7 +44,7 @@ from fxrebasin.errors import InputError
 from fxrebasin.facts import counted
 from fxrebasin.merge.by_pattern import ByPattern
 from fxrebasin.merge.combinations import Combination, Formula
-from fxrebasin.merge.states import own_state
+from fxrebasin.merge.states import own_state, tied_names
 from fxrebasin.progress import waiting
 from fxrebasin.running.batches import State
 from fxrebasin.storage.files import publish, together
@@ -285,11 +285,13 @@ def check_patterns(combination: Combination, made_of: Ingredients) -> None:
     Raises:
         InputError: naming what comes nearest.
     """
-    names = list(made_of.checkpoints[0].state)
+    ties = tied_names(made_of.bench.module)
+    tied = {other: first for first, *others in ties for other in others}
+    names = [name for name in made_of.checkpoints[0].state if name not in tied]
     given = (combination.weights, combination.t, combination.density)
     for option, values in zip(("--weights", "--t", "--density"), given, strict=True):
         if values is not None:
-            values.check(names, option)
+            values.check(names, option, tied)
 
 
 def _mended(

@@ -47,18 +47,27 @@ class ByPattern(Generic[T_co]):
         """All values, the one for everywhere first."""
         return (self.everywhere, *(value for _, value in self.rules))
 
-    def check(self, names: Collection[str], label: str) -> None:
+    def check(
+        self, names: Collection[str], label: str, tied: Mapping[str, str] | None = None
+    ) -> None:
         """Refuse patterns that fit nothing, which are misspelt.
 
         Args:
             names: of all tensors.
             label: what messages call the values.
+            tied: other names of these, which nothing goes by, with the name that it goes by.
 
         Raises:
             InputError: a pattern fits no tensor.
         """
         for pattern, _ in self.rules:
             if not any(self._fits(pattern, name) for name in names):
+                other = next((name for name in tied or {} if self._fits(pattern, name)), None)
+                if tied is not None and other is not None:
+                    raise InputError(
+                        f"{label}: {other} is one tensor with {tied[other]}, by which it goes; "
+                        f"{pattern!r} fits nothing else"
+                    )
                 raise InputError(
                     f"{label}: no tensor fits {pattern!r}; there are: {listed(list(names), 5)}"
                 )
