@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import ModelProto, numpy_helper
 from torch import nn
 
 import fxrebasin
@@ -74,6 +74,20 @@ def test_two_files(path: Path, tmp_path: Path) -> None:
     assert not fxrebasin.verify(path, swapped(path)).passed
     assert fxrebasin.verify(mlp(), path).passed
     assert not fxrebasin.verify(mlp(), mlp(1)).passed
+
+
+def test_inputs_and_outputs_in_another_order() -> None:
+    """Two inputs of one shape and type are told by their names, which both files have."""
+    inputs, outputs = ("float[n,3] p", "float[n,3] q"), ("float[n,2] y", "float[n,5] c")
+    body = "{ a = MatMul(p, w1)  b = MatMul(q, v)  c = Sub(a, b)  y = MatMul(c, w2) }"
+    weights = {"w1": (3, 5), "v": (3, 5), "w2": (5, 2)}
+
+    def made(step: int, seed: int = 0) -> ModelProto:
+        ports = (", ".join(names[::step]) for names in (inputs, outputs))
+        return model(" g ({}) => ({}) ".format(*ports) + body, weights, seed)
+
+    assert fxrebasin.verify(made(1), made(-1)).passed
+    assert not fxrebasin.verify(made(1), made(-1, 1)).passed
 
 
 def test_a_difference_below_float32_is_seen(path: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from fxrebasin.exporters.verify.outputs import compare_tensors
 from fxrebasin.exporters.verify.rounding import with_rounding_told
 from fxrebasin.importers.onnx.finding import made_inputs
 from fxrebasin.importers.onnx.loading import OnnxSource, read
+from fxrebasin.importers.onnx.ports import with_ports_of
 from fxrebasin.importers.onnx.running import check_interpreter, dynamic_batch, on_disk
 from fxrebasin.importers.onnx.stored import compare_state
 from fxrebasin.importers.onnx.tensors import bytes_of
@@ -119,17 +120,22 @@ def _compare_with_file(
 def _compare_files(
     one: OnnxSource, two: OnnxSource, example: Any, outputs: Outputs
 ) -> EquivalenceReport:
-    if list(one.parsed.types) != list(two.parsed.types):
+    alike = with_ports_of(two, one)
+    if list(one.parsed.types) != list(alike.parsed.types):
         raise InputError(
             f"{one.label} has the inputs {', '.join(one.parsed.types)}, and {two.label} "
             f"{', '.join(two.parsed.types)}"
         )
-    module, candidate = one.module(), two.module()
+    module, candidate = one.module(), alike.module()
     wanted = choices_for(module, outputs=outputs).outputs
-    args = tuple(made_inputs(one, module, example)[0].values())
-    for source, runs in ((one, module), (two, candidate)):
-        check_interpreter(source, runs, args, wanted)
-    dynamic = dynamic_batch(one, module, args) and dynamic_batch(two, candidate, args)
+    inputs = made_inputs(one, module, example)[0]
+    args = tuple(inputs.values())
+    given = dict(zip(one.parsed.types, args, strict=True))
+    dynamic = True
+    for source, runs in ((one, module), (two, two.module())):  # onnxruntime has the file's order
+        own = tuple(given[name] for name in source.parsed.types)
+        check_interpreter(source, runs, own, wanted)
+        dynamic = dynamic and dynamic_batch(source, runs, own)
     report = compare_float64(module, candidate, args, {}, wanted, any_batch=dynamic, rows=ROWS)
     return with_rounding_told(report, module, candidate, args, {}, wanted)
 
