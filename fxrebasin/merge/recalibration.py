@@ -14,6 +14,7 @@ from fxrebasin.errors import FxRebasinWarning, InputError
 from fxrebasin.merge.calibration import correct_in_order
 from fxrebasin.merge.data import Data
 from fxrebasin.merge.moments import Moments
+from fxrebasin.merge.other_norms import instance_norms, warn_left
 from fxrebasin.merge.sites import Site
 from fxrebasin.merge.states import copy_of, usable
 from fxrebasin.merge.survey import survey
@@ -33,7 +34,8 @@ def recalibrate(
     pass in training mode over a single batch of all the data leaves (with momentum None): means,
     and variances with the divisor n − 1. A layer that is called several times gets the statistics
     of all its calls taken together. Nothing else changes; the copy is in the mode of the model.
-    Sums are in float64.
+    Sums are in float64. Running statistics that are read without such a layer, in graphs from
+    torch.export for one, stay as they are, with a warning.
 
     The loader is gone through twice. The second time all batches stop at each layer until the last
     one is there. What a model holds between two layers, of all batches together, is kept in memory
@@ -65,8 +67,10 @@ def recalibrate(
     data = Data(loader, max_batches)
     result = copy_of(usable(model))
     layers = norms_with_statistics(result)
-    known = survey(result, data, [Site(name, 1, at_input=True) for name in layers])
-    sites = [Site(name, 1, at_input=True) for name in known.calls]
+    kept = [*layers, *instance_norms(result)]
+    known = survey(result, data, [Site(name, 1, at_input=True) for name in kept])
+    warn_left(result, known.means_read, known.calls)
+    sites = [Site(name, 1, at_input=True) for name in known.calls if name in layers]
     found: dict[str, Moments] = {}
 
     def correct(site: Site, moments: Moments) -> float:

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxrebasin.merge.data import Data
 from fxrebasin.merge.held_bytes import HeldBytes, bytes_of
+from fxrebasin.merge.other_norms import MeansRead
 from fxrebasin.merge.sites import Site
 from fxrebasin.running.preserve import Attributes, attributes_of, same_attributes
 
@@ -38,6 +39,7 @@ class Survey:
             something for the next batch, or waits for another one.
         shared: other libraries work in the memory of what operators made.
         modules: number of modules in the model.
+        means_read: identities of the storages of running means that operators read.
     """
 
     paths: tuple[tuple[str, ...], ...]
@@ -46,6 +48,7 @@ class Survey:
     one_by_one: bool
     shared: bool
     modules: int
+    means_read: frozenset[int]
 
     @property
     def batches(self) -> int:
@@ -109,11 +112,12 @@ def survey(model: nn.Module, data: Data, sites: Sequence[Site]) -> Survey:
     paths, held, one_by_one, shared = [], [], False, False
     normalised: set[str] = set()
     kept: Attributes | None = None
+    means = MeansRead()
     with data.running(model) as (running, pending):
         for batch in pending:
             path: list[str] = []
             memory = HeldBytes()
-            with memory, _watching(model, sites, path, normalised, memory):
+            with memory, means, _watching(model, sites, path, normalised, memory):
                 running.call({}, batch)
             paths.append(tuple(path))
             held.append(memory.most + bytes_of((batch.args, batch.kwargs)))
@@ -129,6 +133,7 @@ def survey(model: nn.Module, data: Data, sites: Sequence[Site]) -> Survey:
         one_by_one,
         shared,
         sum(1 for _ in model.modules()),
+        frozenset(means.found),
     )
 
 
