@@ -21,6 +21,8 @@ from fxrebasin.models.by_name import build_model
 from fxrebasin.models.emptied import Emptied, is_emptied
 from tests.support.small_nets import draw, unsettled
 
+pytestmark = pytest.mark.filterwarnings("ignore:.* holds float64, and the model float32")
+
 SOURCE = """
 import torch
 from torch import nn

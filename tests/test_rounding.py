@@ -71,3 +71,24 @@ def test_commands_tell_it_in_one_line(command: str, more: tuple[str, ...], tmp_p
         assert len(lines) == told, done.stderr
         assert all("0.bias: 1 of 6 numbers are beyond float16" in line for line in lines)
         assert int(load_file(out)["0.bias"].isinf().sum()) == told
+
+
+def test_commands_tell_that_a_model_has_fewer_digits_than_a_file(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        save_file(randomise(net(), seed).double().state_dict(), tmp_path / f"{name}.safetensors")
+    files = ["--model-b", tmp_path / "b.safetensors", "--ref", tmp_path / "a.safetensors"]
+    words = ["transform", f"{__name__}:net", *files, "--out", tmp_path / "out.safetensors"]
+    for module, told in ((f"{__name__}:net", 2), (f"{__name__}:wide_net", 0)):
+        words[1] = module
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            done = CliRunner().invoke(
+                main, [*map(str, words), "--input-shape", "2,4", "--overwrite"]
+            )
+        assert done.exit_code == 0, done.output
+        assert done.stderr.count("holds float64, and the model float32") == told
+        assert load_file(tmp_path / "out.safetensors")["0.bias"].dtype is torch.float64
+
+
+def wide_net() -> nn.Module:
+    return net().double()

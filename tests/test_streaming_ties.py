@@ -33,6 +33,7 @@ def apart():
     return Tied(tied=False)
 """
 LARGE = ("--max-memory", "1GiB")
+pytestmark = pytest.mark.filterwarnings("ignore:.* holds float64, and the model float32")
 IDS = torch.tensor([[1, 4, 9, 2], [0, 10, 3, 3]])
 
 

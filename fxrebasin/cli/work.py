@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from fxrebasin.cli.options import RECIPE, HowToRead, Inputs, Target
-from fxrebasin.errors import FxRebasinError, InputError
+from fxrebasin.errors import FxRebasinError, FxRebasinWarning, InputError
 from fxrebasin.ignoring import fits
 from fxrebasin.models.by_name import build_model
 from fxrebasin.models.emptied import Emptied, filled, is_emptied
@@ -54,7 +55,23 @@ class Bench:
             path: of the file or folder.
         """
         with waiting(f"reading {path}"):
-            return read_checkpoint(path, self.module, self.reading)
+            found = read_checkpoint(path, self.module, self.reading)
+        self._tell_rounding(path, found)
+        return found
+
+    def _tell_rounding(self, path: Path, checkpoint: Checkpoint) -> None:
+        """Warn where the model works with fewer digits than a file has: checks are of these."""
+        own = self.module.state_dict()
+        for name, tensor in self.fitting(checkpoint).items():
+            if tensor.dtype == torch.float64 and own[name].dtype == torch.float32:
+                warnings.warn(
+                    f"{path} holds float64, and the model float32: weights are checked as rounded "
+                    "to that, and written so unless they are only permuted or averaged. Build the "
+                    "model in float64 to keep all digits",
+                    category=FxRebasinWarning,
+                    stacklevel=2,
+                )
+                return
 
     def fitting(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         """The weights of a checkpoint that the module takes, as they are stored.
