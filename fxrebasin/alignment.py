@@ -81,7 +81,7 @@ class Alignment(Brief):
     def __post_init__(self) -> None:
         own = self.groups
         needed = Groups(
-            own.kinds,
+            {name: replace(kind, spare=()) for name, kind in own.kinds.items()},
             self.permutation.layout,
             own.turned,
             own.turned_layout,

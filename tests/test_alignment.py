@@ -421,6 +421,22 @@ def test_a_planted_element_is_found_behind_batch_norms() -> None:
     assert apart(moved, net.state_dict()) <= 1e-9
 
 
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh])
+def test_alignments_of_batch_norms_are_equal_to_what_their_files_hold(
+    act: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    a, b = (
+        randomise(nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), act(), nn.Linear(5, 2)), seed)
+        for seed in (1, 2)
+    )
+    found = fxrebasin.match(b.eval(), a.eval(), torch.randn(4, 3), symmetry="all")
+    assert isinstance(found, Alignment)
+    found.save(tmp_path / "found.safetensors")
+    read = Alignment.load(tmp_path / "found.safetensors")
+    assert read == found
+    assert read.compose(found.inverse()).is_identity
+
+
 def test_moments_of_an_optimiser_go_with_signs() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(5)
