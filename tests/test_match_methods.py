@@ -303,6 +303,22 @@ def test_activations_of_tied_weights() -> None:
     assert found == planted.inverse()
 
 
+@pytest.mark.parametrize("symmetry", ["permutation", "signed"])
+def test_a_first_batch_of_equal_rows_does_not_pass_for_units(symmetry: str) -> None:
+    """As many rows as units, all alike: they fit every permutation of the units."""
+    model = unsettled(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), 1).double()
+    planted = fxrebasin.analyze(model).random(seed=2)
+    other = copy.deepcopy(model)
+    other.load_state_dict(planted.permute_state_dict(model.state_dict()))
+    rows = torch.randn(45, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    loader = [rows[:1].repeat(8, 1), rows[:40], rows[40:]]
+    moved = fxrebasin.transform(
+        model, other, rows, method="activation", loader=loader, symmetry=symmetry
+    )
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(moved.state_dict()[name], tensor)
+
+
 class Interrupting:
     """A loader that is interrupted by Ctrl-C at a batch."""
 

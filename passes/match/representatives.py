@@ -24,6 +24,8 @@ from fxrebasin.running.batches import Batch, Runner, State
 
 # Of the spread of an output: rounding is far below it, even in half precision; wrong units are not.
 _TOLERANCE = 0.1
+# What is equal may differ by so many units in the last place.
+_ROUNDING = 16
 # What torch.nn.utils.parametrize puts between a module and its tensors.
 _PARAMETRIZATIONS = ".parametrizations."
 
@@ -209,12 +211,23 @@ def _fitting_dim(
     shapes = [before.shape for before, _, _ in trials]
     least = min(len(shape) for shape in shapes)
     for dim in range(-1, -least - 1, -1):
-        if all(shape[dim] == total for shape in shapes) and all(
-            _moved_alike(before, after, dim, gather_index(group, total, p.arrays))
-            for before, after, p in trials
+        if (
+            all(shape[dim] == total for shape in shapes)
+            and all(
+                _moved_alike(before, after, dim, gather_index(group, total, p.arrays))
+                for before, after, p in trials
+            )
+            and any(_varies(before, dim) for before, _, _ in trials)
         ):
             return dim
     return None
+
+
+def _varies(output: torch.Tensor, dim: int) -> bool:
+    """Whether values along a dimension differ: equal rows of a batch fit any permutation."""
+    wide = output.double()
+    spread = (wide - wide.mean(dim=dim, keepdim=True)).norm()
+    return bool(spread > _ROUNDING * torch.finfo(output.dtype).eps * wide.norm())
 
 
 def _moved_alike(before: torch.Tensor, after: torch.Tensor, dim: int, source: Any) -> bool:
