@@ -19,8 +19,6 @@ from tests.support.elements import elements_of
 from tests.support.randomise import randomise
 from tests.support.structures import STRUCTURES
 
-QUICK = ("DenseNet", "Inception")
-
 
 def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
     with torch.no_grad(), TrueFloat64():
@@ -29,10 +27,7 @@ def _outputs(model: nn.Module, state: Mapping[str, Tensor], inputs: tuple[Tensor
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in STRUCTURES],
-)
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_groups_and_gauges_leave_the_function(name: str) -> None:
     structure = STRUCTURES[name]
     torch.manual_seed(0)

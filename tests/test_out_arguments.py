@@ -100,7 +100,6 @@ def test_an_empty_tensor_to_write_to_gets_the_size_of_the_result(name: str) -> N
     assert not faults_of(*VARIANTS[name], empty)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", TRIED)
 def test_every_overload_with_out_gives_an_empty_tensor_its_size(name: str) -> None:
     assert not faults_of(*VARIANTS[name], empty)

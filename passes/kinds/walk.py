@@ -48,13 +48,19 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
 
 
 def name_of(node: fx.Node) -> str:
-    """The name of a node's operator, without its overload and without `_copy`."""
+    """The name of a node's operator, without its overload; that of a view if it is a copy of one.
+
+    Of other operators the end belongs to the name: `index_copy` is not `index`.
+    """
     found: str | None = node.meta.get(_NAME)
     if found is None:
         target = node.target
-        name = target._schema.name if isinstance(target, torch._ops.OpOverload) else str(target)
-        name = name.removeprefix("aten::")
-        found = node.meta[_NAME] = name if name == "_to_copy" else name.removesuffix("_copy")
+        if isinstance(target, torch._ops.OpOverload):
+            found = target._schema.name.removeprefix("aten::")
+            found = found.removesuffix("_copy") if torch.Tag.view_copy in target.tags else found
+        else:
+            found = str(target)
+        node.meta[_NAME] = found
     return found
 
 
