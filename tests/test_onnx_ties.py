@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -64,7 +65,7 @@ FORMS = ("one tensor", "both names", "folded", "one name, and folded")
 PAIRS = [(one, two) for one in FORMS for two in FORMS if one != two]
 
 
-def tensors_of(path: Path) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def tensors_of(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import fxrebasin
 import fxrebasin.errors
-from fxrebasin.errors import FxRebasinError
+from fxrebasin.errors import FxRebasinError, FxRebasinWarning
 
 PACKAGES = ("fxrebasin", "fxrebasin.exporters", "fxrebasin.passes")
 FUNCTIONS = ("analyze", "match", "apply", "transform", "verify", "export_onnx")
@@ -122,9 +122,22 @@ def test_the_errors_are_one_family() -> None:
         if inspect.isclass(value)
         and issubclass(value, BaseException)
         and value.__module__ == name
-        and not issubclass(value, FxRebasinError)
+        and not issubclass(value, FxRebasinError | FxRebasinWarning)
     ]
     assert not strangers
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_warnings_are_of_the_class_that_commands_show_in_one_line(name: str) -> None:
+    tree = ast.parse(inspect.getsource(importlib.import_module(name)))
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn"
+    ]
+    for call in calls:
+        named = {item.arg: ast.unparse(item.value) for item in call.keywords}
+        assert named.get("category") == "FxRebasinWarning", f"{name}, line {call.lineno}"
 
 
 def raised_names(source: str) -> Iterator[tuple[int, str]]:
@@ -156,5 +169,5 @@ def test_built_in_errors_are_raised_only_where_python_asks_for_them(name: str) -
 def test_every_error_says_when_it_is_raised() -> None:
     for name, value in vars(fxrebasin.errors).items():
         if inspect.isclass(value) and not name.startswith("_"):
-            assert issubclass(value, FxRebasinError)
+            assert issubclass(value, FxRebasinError | FxRebasinWarning)
             assert value.__doc__

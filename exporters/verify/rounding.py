@@ -42,6 +42,7 @@ def rounding_of(
         InputError: the first does not run on these inputs.
 
     Example:
+        >>> import torch
         >>> net = nn.Linear(3, 2)
         >>> one, two = rounding_of(net, net, (torch.ones(4, 3),), {})
         >>> one == two < 1e-5
