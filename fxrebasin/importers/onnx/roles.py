@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxrebasin.importers.onnx.graph import Graph, Parsed, Step
+from fxrebasin.importers.onnx.sharing import read_inside
 from fxrebasin.importers.onnx.tensors import bits_of
 
 _SCAN_WITHOUT_LENGTHS = 9
@@ -94,7 +95,9 @@ class _Scope:
         """Names of what is computed from what the model is given."""
         found = set(self.graph.inputs) if self.around is None else set(self.around.from_data)
         for step in self.graph.steps:
-            inside = (name for body in step.graphs.values() for name in _used_inside(body))
+            inside = (
+                name for body in step.graphs.values() for name in read_inside(body, as_numbers=True)
+            )
             if found.intersection((*step.used, *inside)):
                 found.update(name for name in step.outputs if name)
         return found
@@ -108,15 +111,6 @@ class _Scope:
                 return scope
             scope = scope.around
         return None
-
-
-def _used_inside(graph: Graph) -> Iterator[str]:
-    """All names whose values a body uses, its own included."""
-    yield from graph.outputs
-    for _, step in graph.all_steps():
-        yield from step.used
-        for body in step.graphs.values():
-            yield from body.outputs
 
 
 def read_as_numbers(graph: Graph) -> set[str]:

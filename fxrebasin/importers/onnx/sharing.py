@@ -143,11 +143,16 @@ def _start(graph: Graph, step: Step, tensors: Mapping[str, Tensor]) -> tuple[int
     return step.inputs[1] if name is None else tuple(tensors[name].reshape(-1).tolist())
 
 
-def read_inside(graph: Graph) -> Iterator[str]:
-    """All names that a body reads, its own included."""
+def read_inside(graph: Graph, *, as_numbers: bool = False) -> Iterator[str]:
+    """All names that a graph or a body reads, its own included.
+
+    Args:
+        graph: that reads.
+        as_numbers: leave out what is only asked for its sizes or its type.
+    """
     yield from graph.outputs
     for _, step in graph.all_steps():
-        yield from step.inputs
+        yield from step.used if as_numbers else step.inputs
         for body in step.graphs.values():
             yield from body.outputs
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fxrebasin.importers.onnx.graph import Graph, Parsed
 from fxrebasin.importers.onnx.partner import Partner
+from fxrebasin.importers.onnx.sharing import read_inside
 from fxrebasin.importers.onnx.tensors import same_bits
 
 
@@ -84,6 +85,5 @@ def counterpart(
 def _read_somewhere(graph: Graph) -> set[str]:
     """Names of stored tensors that a node, or the outside, may read by a name within its graph."""
     graphs = [graph, *(body for _, step in graph.all_steps() for body in step.graphs.values())]
-    read = {name for one in graphs for name in one.outputs}
-    read.update(name for one in graphs for step in one.steps for name in step.used)
+    read = set(read_inside(graph, as_numbers=True))
     return {name for one in graphs for local, name in one.tensors.items() if local in read}
